@@ -1,0 +1,106 @@
+//! The one error enum of the engine: fields, not sentences.
+//!
+//! Every variant says what was got, what was expected and where, so that the Python layer can hand the same fields on
+//! as attributes of a typed exception. Nothing here knows how an error is shown to a user beyond one line of text.
+
+use std::path::PathBuf;
+
+/// What every fallible function of the engine returns.
+pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+/// Everything that can go wrong, with the place, what was expected and what was got.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The operating system refused a file operation.
+    #[error("cannot read {}: {source}", path.display())]
+    Io {
+        /// File or folder that was being read.
+        path: PathBuf,
+        /// What the operating system said.
+        source: std::io::Error,
+    },
+    /// A weight file or its index is malformed, or a tensor in it is not what the model needs.
+    #[error("{file}: {}expected {expected}, got {got}", tensor.as_ref().map(|t| format!("tensor {t}: ")).unwrap_or_default())]
+    Checkpoint {
+        /// File (or "tensors in memory") in which it was found.
+        file: String,
+        /// Name of the tensor as written in the file, when one is concerned.
+        tensor: Option<String>,
+        /// What a valid file would hold, and what to do.
+        expected: String,
+        /// What the file holds.
+        got: String,
+    },
+    /// A field of config.json cannot be used.
+    #[error("{file}: {field}: expected {expected}, got {got}")]
+    Config {
+        /// Path of the configuration file.
+        file: String,
+        /// Key in the file.
+        field: String,
+        /// Accepted values.
+        expected: String,
+        /// Value in the file.
+        got: String,
+    },
+    /// The folder is sound but of an architecture that is not supported.
+    #[error("{file}: expected a model_type among {expected}, got {got}")]
+    UnsupportedModel {
+        /// Path of the configuration file.
+        file: String,
+        /// Supported values.
+        expected: String,
+        /// Value in the file.
+        got: String,
+    },
+    /// An argument or option of a call cannot be used.
+    #[error("{option}: expected {expected}, got {got}")]
+    Option {
+        /// Name of the option.
+        option: String,
+        /// Accepted values, and what to do.
+        expected: String,
+        /// Value given.
+        got: String,
+    },
+    /// A request needs more positions than the model has.
+    #[error("expected at most {limit} positions (prompt and new tokens together), got a request for {requested}")]
+    ContextLength {
+        /// Positions of the model.
+        limit: usize,
+        /// Positions asked for.
+        requested: usize,
+    },
+    /// The operating system refused memory.
+    #[error("{what}: expected {bytes} bytes of memory, got none; free memory or choose a smaller model, dtype or length")]
+    OutOfMemory {
+        /// What the memory was for.
+        what: String,
+        /// Size of the refused request in bytes.
+        bytes: usize,
+    },
+    /// An instruction set was forced that this CPU does not have, or that does not exist.
+    #[error("FASTDECODE_ISA: expected one of {available}, got {requested}")]
+    Isa {
+        /// Value of `FASTDECODE_ISA`.
+        requested: String,
+        /// Tables that this CPU can run.
+        available: String,
+    },
+    /// The caller asked the running step to stop.
+    #[error("cancelled")]
+    Cancelled,
+    /// A thread of the team panicked; the step was abandoned and the team is usable again.
+    #[error("internal error: a computing thread panicked: {message}; please report it")]
+    Panicked {
+        /// Message of the panic.
+        message: String,
+    },
+}
+
+impl Error {
+    /// Wraps an I/O error with the path that was being read.
+    pub fn io(path: impl Into<PathBuf>, source: std::io::Error) -> Self {
+        Self::Io { path: path.into(), source }
+    }
+}

@@ -1,0 +1,9 @@
+//! Runs GPT-2- and T5-class Hugging Face folders on a CPU; see ARCHITECTURE.md for the rooms and what each may import.
+
+pub mod error;
+pub mod checkpoint;
+pub mod models;
+pub mod decode;
+pub mod engine;
+
+pub use error::{Error, Result};
