@@ -1,0 +1,283 @@
+//! The values of a config.json, checked one by one as a model asks for them.
+//!
+//! Types are those that transformers 5.23 declares, and it is as strict: no 12.0, "12" or true for an integer, no null
+//! where no null is allowed. Python's JSON writer may emit NaN and Infinity, which no field of a config can mean; they
+//! are an error that names the field. Knows no model: which fields exist, and their defaults, is for `models` to say.
+
+use std::path::Path;
+
+use serde_json::{Map, Value};
+
+use super::source::Source;
+use crate::error::{Error, Result};
+
+/// Name of the file in a Hugging Face folder.
+const FILE: &str = "config.json";
+/// Largest file that is read, in bytes.
+const MAX_FILE: u64 = 64 << 20;
+/// Largest size that is taken for one, so that products of two fit 64 bits.
+const MAX_SIZE: u64 = i32::MAX as u64;
+/// Longest piece of a value that an error repeats, in characters.
+const MAX_SHOWN: usize = 80;
+
+/// The fields of a config.json.
+///
+/// # Examples
+/// ```
+/// use fastdecode::checkpoint::config::ConfigFile;
+/// let mut config = ConfigFile::from_json("config.json", r#"{"hidden_size": 48, "n_inner": null}"#)?;
+/// config.apply_aliases(&[("hidden_size", "n_embd")]);
+/// assert_eq!(config.usize_or("n_embd", 768)?, 48);
+/// assert_eq!(config.usize_opt("n_inner")?, None);
+/// assert_eq!(config.usize_or("n_layer", 12)?, 12);
+/// # Ok::<(), fastdecode::Error>(())
+/// ```
+#[derive(Debug, Clone)]
+pub struct ConfigFile {
+    label: String,
+    values: Map<String, Value>,
+    /// Fields that were given under another name, with that name.
+    aliased: Vec<(String, String)>,
+}
+
+impl ConfigFile {
+    /// Reads the config.json of a folder.
+    ///
+    /// # Errors
+    /// `Io` when it cannot be read, `Config` when it is no JSON object or has a number that is not finite.
+    pub fn open(folder: &Path) -> Result<Self> {
+        let source = Source::open(&folder.join(FILE))?;
+        let label = source.label().to_string();
+        if source.len() > MAX_FILE {
+            let got = format!("{} bytes", source.len());
+            return Err(document_error(label, format!("at most {MAX_FILE} bytes"), got));
+        }
+        let mut bytes = vec![0; source.len() as usize];
+        source.read_at(0, &mut bytes, None)?;
+        let text = String::from_utf8(bytes).map_err(|error| {
+            let got = format!("another byte at {}", error.utf8_error().valid_up_to());
+            document_error(label.clone(), "text in UTF-8".into(), got)
+        })?;
+        Self::from_json(&label, &text)
+    }
+
+    /// Reads the text of a config.json; `label` stands for the file's name in errors.
+    ///
+    /// # Errors
+    /// `Config` when it is no JSON object or has a number that is not finite.
+    pub fn from_json(label: &str, text: &str) -> Result<Self> {
+        match serde_json::from_str(text) {
+            Ok(values) => Ok(Self { label: label.into(), values, aliased: Vec::new() }),
+            Err(error) => Err(match find_non_finite(text) {
+                Some((field, got)) => {
+                    Error::Config { file: label.into(), field, expected: "a finite number".into(), got }
+                }
+                None => document_error(label.into(), "a JSON object".into(), error.to_string()),
+            }),
+        }
+    }
+
+    /// Moves the value of each alias that is present over its field: pairs of (alias, field).
+    ///
+    /// transformers calls this `attribute_map`; where both names are present the alias wins, as there.
+    pub fn apply_aliases(&mut self, aliases: &[(&str, &str)]) {
+        for &(alias, field) in aliases {
+            if let Some(value) = self.values.shift_remove(alias) {
+                self.values.insert(field.into(), value);
+                self.aliased.push((field.into(), alias.into()));
+            }
+        }
+    }
+
+    /// Name of the file, as errors give it.
+    pub fn label(&self) -> &str {
+        &self.label
+    }
+
+    /// The value of a field as it is; a null is a value.
+    pub fn value(&self, field: &str) -> Option<&Value> {
+        self.values.get(field)
+    }
+
+    /// Which architecture the folder is of.
+    ///
+    /// # Errors
+    /// `Config` when the field is missing or no string.
+    pub fn model_type(&self) -> Result<&str> {
+        self.str_opt("model_type")?.ok_or_else(|| self.invalid("model_type", "the architecture's name"))
+    }
+
+    /// A size that has a default: an integer from 1 to 2^31 - 1.
+    ///
+    /// # Errors
+    /// `Config` when the value is anything else, null included.
+    pub fn usize_or(&self, field: &str, default: usize) -> Result<usize> {
+        self.parse_or(field, SIZE, default, as_size)
+    }
+
+    /// A size that must be given: an integer from 1 to 2^31 - 1.
+    ///
+    /// # Errors
+    /// `Config` when it is missing or anything else.
+    pub fn usize(&self, field: &str) -> Result<usize> {
+        self.value(field).and_then(as_size).ok_or_else(|| self.invalid(field, SIZE))
+    }
+
+    /// A size that may be absent or null: an integer from 1 to 2^31 - 1.
+    ///
+    /// # Errors
+    /// `Config` when the value is anything else.
+    pub fn usize_opt(&self, field: &str) -> Result<Option<usize>> {
+        self.parse_opt(field, SIZE, as_size)
+    }
+
+    /// A number that has a default; an integer passes for one.
+    ///
+    /// # Errors
+    /// `Config` when the value is anything else, null included.
+    pub fn f64_or(&self, field: &str, default: f64) -> Result<f64> {
+        self.parse_or(field, "a finite number", default, Value::as_f64)
+    }
+
+    /// A number of single precision that has a default, rounded from double precision as torch rounds it.
+    ///
+    /// # Errors
+    /// `Config` when the value is no number, or too large for single precision.
+    pub fn f32_or(&self, field: &str, default: f32) -> Result<f32> {
+        let narrow = |value: &Value| value.as_f64().map(|x| x as f32).filter(|x| x.is_finite());
+        self.parse_or(field, "a number that fits single precision", default, narrow)
+    }
+
+    /// A truth value that has a default.
+    ///
+    /// # Errors
+    /// `Config` when the value is anything else, null included.
+    pub fn bool_or(&self, field: &str, default: bool) -> Result<bool> {
+        self.parse_or(field, "true or false", default, Value::as_bool)
+    }
+
+    /// A truth value that may be absent or null.
+    ///
+    /// # Errors
+    /// `Config` when the value is anything else.
+    pub fn bool_opt(&self, field: &str) -> Result<Option<bool>> {
+        self.parse_opt(field, "true, false or null", Value::as_bool)
+    }
+
+    /// A string that has a default.
+    ///
+    /// # Errors
+    /// `Config` when the value is anything else, null included.
+    pub fn str_or<'a>(&'a self, field: &str, default: &'a str) -> Result<&'a str> {
+        match self.value(field) {
+            None => Ok(default),
+            Some(value) => value.as_str().ok_or_else(|| self.invalid(field, "a string")),
+        }
+    }
+
+    /// A string that may be absent or null.
+    ///
+    /// # Errors
+    /// `Config` when the value is anything else.
+    pub fn str_opt(&self, field: &str) -> Result<Option<&str>> {
+        match self.value(field) {
+            None | Some(Value::Null) => Ok(None),
+            Some(value) => value.as_str().map(Some).ok_or_else(|| self.invalid(field, "a string or null")),
+        }
+    }
+
+    /// Token ids: one integer or a list of them; `None` where the field is absent, an empty list for null.
+    ///
+    /// # Errors
+    /// `Config` when the value is anything else, or an id is negative or past 2^31 - 1.
+    pub fn token_ids(&self, field: &str) -> Result<Option<Vec<u32>>> {
+        let id = |value: &Value| value.as_u64().filter(|&id| id <= MAX_SIZE).map(|id| id as u32);
+        let ids = |value: &Value| match value {
+            Value::Null => Some(Vec::new()),
+            Value::Array(list) => list.iter().map(id).collect(),
+            one => id(one).map(|id| vec![id]),
+        };
+        let expected = "a token id (an integer of at least 0), a list of them, or null";
+        self.value(field).map(|value| ids(value).ok_or_else(|| self.invalid(field, expected))).transpose()
+    }
+
+    /// An error about a field, with the value that the file gives it.
+    pub fn invalid(&self, field: &str, expected: impl Into<String>) -> Error {
+        let alias = self.aliased.iter().find(|(to, _)| to == field).map(|(_, alias)| alias);
+        let got = self.value(field).map_or_else(|| "no such field".into(), shown);
+        Error::Config {
+            file: self.label.clone(),
+            field: alias.map_or(field, String::as_str).into(),
+            expected: expected.into(),
+            got,
+        }
+    }
+
+    fn parse_or<T>(&self, field: &str, expected: &str, default: T, parse: Parser<T>) -> Result<T> {
+        match self.value(field) {
+            None => Ok(default),
+            Some(value) => parse(value).ok_or_else(|| self.invalid(field, expected)),
+        }
+    }
+
+    fn parse_opt<T>(&self, field: &str, expected: &str, parse: Parser<T>) -> Result<Option<T>> {
+        match self.value(field) {
+            None | Some(Value::Null) => Ok(None),
+            Some(value) => parse(value).map(Some).ok_or_else(|| self.invalid(field, expected)),
+        }
+    }
+}
+
+/// Reads one value, or refuses it.
+type Parser<T> = fn(&Value) -> Option<T>;
+
+const SIZE: &str = "an integer from 1 to 2147483647";
+
+fn as_size(value: &Value) -> Option<usize> {
+    value.as_u64().filter(|size| (1..=MAX_SIZE).contains(size)).map(|size| size as usize)
+}
+
+fn document_error(file: String, expected: String, got: String) -> Error {
+    Error::Config { file, field: "the document".into(), expected, got }
+}
+
+/// A value as JSON, cut to a length that fits a message.
+fn shown(value: &Value) -> String {
+    let text = value.to_string();
+    match text.char_indices().nth(MAX_SHOWN) {
+        Some((end, _)) => format!("{}...", &text[..end]),
+        None => text,
+    }
+}
+
+/// The first NaN or Infinity outside of strings, with the key before it.
+fn find_non_finite(text: &str) -> Option<(String, String)> {
+    let mut key = "the document";
+    let mut rest = text;
+    while let Some(start) = rest.find(['"', 'N', 'I']) {
+        rest = &rest[start..];
+        if let Some(inner) = rest.strip_prefix('"') {
+            let end = string_end(inner)?;
+            let (string, after) = (&inner[..end], &inner[end + 1..]);
+            if after.trim_start().starts_with(':') {
+                key = string;
+            }
+            rest = after;
+        } else if let Some(name) = ["NaN", "Infinity"].into_iter().find(|name| rest.starts_with(name)) {
+            return Some((key.into(), name.into()));
+        } else {
+            rest = &rest[1..];
+        }
+    }
+    None
+}
+
+/// Position of the quote that ends a JSON string, given what follows its opening quote.
+fn string_end(inner: &str) -> Option<usize> {
+    let mut escaped = false;
+    inner.bytes().position(|byte| {
+        let end = byte == b'"' && !escaped;
+        escaped = byte == b'\\' && !escaped;
+        end
+    })
+}

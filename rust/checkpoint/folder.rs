@@ -1,0 +1,109 @@
+//! Which files of a folder hold its weights: one file, or shards that an index lists.
+//!
+//! The order of preference is that of transformers 5.23: `model.safetensors`, its index, `pytorch_model.bin`, its index.
+
+use std::collections::BTreeMap;
+use std::io::ErrorKind;
+use std::path::{Component, Path, PathBuf};
+
+use serde::Deserialize;
+
+use super::Checkpoint;
+use super::source::Source;
+use crate::error::{Error, Result};
+
+const SINGLE: &str = "model.safetensors";
+const INDEX: &str = "model.safetensors.index.json";
+const PICKLES: [&str; 2] = ["pytorch_model.bin", "pytorch_model.bin.index.json"];
+
+/// Longest index that is read, in bytes: the limit of a safetensors header, which names the same tensors.
+const MAX_INDEX: u64 = 100_000_000;
+
+/// The part of an index that is needed.
+#[derive(Deserialize)]
+struct Index {
+    /// Name of each tensor to the file that holds it.
+    weight_map: BTreeMap<String, String>,
+}
+
+/// See [`Checkpoint::open`].
+pub(super) fn open(folder: &Path) -> Result<Checkpoint> {
+    if !std::fs::metadata(folder).map_err(|e| Error::io(folder, e))?.is_dir() {
+        return Err(Error::io(folder, std::io::Error::new(ErrorKind::NotADirectory, "not a folder")));
+    }
+    if folder.join(SINGLE).is_file() {
+        return Checkpoint::open_safetensors(&folder.join(SINGLE));
+    }
+    if folder.join(INDEX).is_file() {
+        return open_shards(folder, &folder.join(INDEX));
+    }
+    if let Some(pickle) = PICKLES.iter().map(|name| folder.join(name)).find(|path| path.is_file()) {
+        return Err(Error::Checkpoint {
+            file: pickle.display().to_string(),
+            tensor: None,
+            expected: format!("{SINGLE}; convert it with `save_pretrained` of a recent transformers"),
+            got: "weights as a Python pickle only".into(),
+        });
+    }
+    let reason = format!("no weights: expected {SINGLE} or {INDEX}");
+    Err(Error::io(folder, std::io::Error::new(ErrorKind::NotFound, reason)))
+}
+
+/// Opens all shards. Every tensor of every shard counts, as in transformers; the index must not promise more.
+fn open_shards(folder: &Path, index_path: &Path) -> Result<Checkpoint> {
+    let index_source = Source::open(index_path)?;
+    let weight_map = read_index(&index_source)?;
+    let mut shards: BTreeMap<&str, PathBuf> = BTreeMap::new();
+    for (name, file) in &weight_map {
+        if shards.contains_key(file.as_str()) {
+            continue;
+        }
+        let path = shard_path(folder, file).ok_or_else(|| {
+            let expected = "a file inside of the folder, by its relative path";
+            index_source.malformed(Some(name), expected, format!("{file:?}"))
+        })?;
+        if !path.is_file() {
+            let expected = format!("the shard {file} beside the index; download the folder again");
+            return Err(index_source.malformed(Some(name), expected, "no such file"));
+        }
+        shards.insert(file, path);
+    }
+
+    let mut checkpoint = Checkpoint::empty(index_path.display().to_string());
+    for path in shards.values() {
+        checkpoint.add_safetensors(Source::open(path)?)?;
+    }
+    for (name, file) in &weight_map {
+        let expected_file = shards.get(file.as_str()).map(|path| path.display().to_string());
+        let found = checkpoint.get(name).map(|info| info.file.to_string());
+        if found.is_none() || found != expected_file {
+            let got = found.unwrap_or_else(|| "it in none of the shards".into());
+            return Err(index_source.malformed(Some(name), format!("the tensor in the shard {file}"), got));
+        }
+    }
+    Ok(checkpoint)
+}
+
+fn read_index(source: &Source) -> Result<BTreeMap<String, String>> {
+    if source.len() > MAX_INDEX {
+        let expected = format!("an index of at most {MAX_INDEX} bytes");
+        return Err(source.malformed(None, expected, format!("{} bytes", source.len())));
+    }
+    let mut text = vec![0; source.len() as usize];
+    source.read_at(0, &mut text, None)?;
+    let index: Index = serde_json::from_slice(&text).map_err(|error| {
+        let expected = "a JSON object whose weight_map gives each tensor's file";
+        source.malformed(None, expected, error.to_string())
+    })?;
+    if index.weight_map.is_empty() {
+        return Err(source.malformed(None, "a weight_map with tensors", "an empty one"));
+    }
+    Ok(index.weight_map)
+}
+
+/// The shard's path, unless it leads out of the folder. Links are followed: the hub's cache consists of them.
+fn shard_path(folder: &Path, file: &str) -> Option<PathBuf> {
+    let relative = Path::new(file);
+    let inside = relative.components().all(|part| matches!(part, Component::Normal(_)));
+    (inside && !file.is_empty() && !file.contains('\0')).then(|| folder.join(relative))
+}
