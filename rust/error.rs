@@ -71,6 +71,16 @@ pub enum Error {
         /// Positions asked for.
         requested: usize,
     },
+    /// The scores of a row leave no token to choose.
+    #[error("row {row}: expected {expected}, got {got}")]
+    Scores {
+        /// Row of the request, prompt by prompt.
+        row: usize,
+        /// What scores must look like, and what to do.
+        expected: String,
+        /// What was found.
+        got: String,
+    },
     /// The operating system refused memory.
     #[error("{what}: expected {bytes} bytes of memory, got none; free memory or choose a smaller model, dtype or length")]
     OutOfMemory {

@@ -1,1 +1,8 @@
-//! (being written)
+//! What happens to logits: processing, choosing, stopping. Ids and scores only; no model, no text, no threads.
+
+pub mod logprobs;
+pub mod processors;
+pub mod sampler;
+pub mod stopping;
+pub mod torch_rng;
+pub mod warpers;

@@ -1,1 +1,13 @@
 //! Integration tests of the engine, one file per law.
+
+mod decode_rng;
+mod engine;
+mod fake;
+
+/// The golden file `name`, made by a script in `tools/`.
+fn golden(name: &str) -> serde_json::Value {
+    let path = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden").join(name);
+    let text = std::fs::read_to_string(&path)
+        .unwrap_or_else(|error| panic!("{}: {error}; the repository holds it", path.display()));
+    serde_json::from_str(&text).unwrap_or_else(|error| panic!("{}: {error}", path.display()))
+}

@@ -1,0 +1,43 @@
+//! Log-probabilities: the log-softmax of raw scores and its best entries.
+
+use crate::decode::sampler::{Best, largest};
+
+/// What is known about one generated token before any processor changed the scores.
+#[derive(Debug, Clone, PartialEq)]
+pub struct TokenLogprobs {
+    /// Natural logarithm of the token's probability under the model.
+    pub logprob: f32,
+    /// The most probable ids with theirs, best first; the lower id first where they are equal.
+    pub best: Vec<(u32, f32)>,
+}
+
+/// The normalizer of a log-softmax: `log_softmax(x) = x - maximum - log_sum`, in this order, in f32 as torch does it.
+#[derive(Debug, Clone, Copy)]
+pub struct Normalizer {
+    maximum: f32,
+    log_sum: f32,
+}
+
+impl Normalizer {
+    /// Of `scores`; the sum is formed in f64. With a NaN, or nothing above minus infinity, every result is NaN.
+    pub fn new(scores: &[f32]) -> Self {
+        let maximum = scores.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+        let sum: f64 = scores.iter().map(|&x| f64::from((x - maximum).exp())).sum();
+        Self { maximum, log_sum: sum.ln() as f32 }
+    }
+
+    /// The log-probability of a score.
+    pub fn apply(self, score: f32) -> f32 {
+        score - self.maximum - self.log_sum
+    }
+}
+
+/// Log-probability of `token` and the `count` best of all, from raw scores.
+pub fn token_logprobs(scores: &[f32], token: u32, count: usize, best: &mut Best) -> TokenLogprobs {
+    let normalizer = Normalizer::new(scores);
+    largest(scores, count, best);
+    TokenLogprobs {
+        logprob: normalizer.apply(scores[token as usize]),
+        best: best.iter().map(|&(id, score)| (id, normalizer.apply(score))).collect(),
+    }
+}
