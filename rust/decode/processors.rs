@@ -84,7 +84,7 @@ impl Processors {
                     penalize(&mut self.seen, context.tokens, *penalty as f32, scores);
                 }
                 Processor::NoRepeatNgram { size } => {
-                    ban_ngrams(context.tokens, context.tokens, *size, scores)
+                    ban_ngrams(context.tokens, context.tokens, *size, scores);
                 }
                 Processor::EncoderNoRepeatNgram { size } => {
                     ban_ngrams(context.source, context.tokens, *size, scores);
