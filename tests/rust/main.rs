@@ -11,3 +11,6 @@ fn golden(name: &str) -> serde_json::Value {
         .unwrap_or_else(|error| panic!("{}: {error}; the repository holds it", path.display()));
     serde_json::from_str(&text).unwrap_or_else(|error| panic!("{}: {error}", path.display()))
 }
+mod checkpoint_config;
+mod checkpoint_folder;
+mod checkpoint_safetensors;
