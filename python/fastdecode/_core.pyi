@@ -1,0 +1,71 @@
+"""The native module: ids in, ids out. Only model.py, state.py, decoding.py and __init__.py import it."""
+
+from collections.abc import Sequence
+from typing import Any, Literal, final
+
+from typing_extensions import Buffer
+
+__version__: str
+
+# A new token: sequence, id, why it was the last one (or None), its log-probability and the best ones (when
+# asked for).
+_Event = tuple[
+    int, int, Literal["eos", "stop", "length"] | None, float | None, list[tuple[int, float]] | None
+]
+
+def cpu_info() -> dict[str, Any]: ...
+
+@final
+class Model:
+    @staticmethod
+    def load(folder: str, dtype: str, compute_dtype: str | None, num_threads: int | None) -> Model: ...
+    @staticmethod
+    def from_tensors(
+        config: str,
+        tensors: Sequence[tuple[str, str, Sequence[int], Buffer]],
+        dtype: str,
+        compute_dtype: str | None,
+        num_threads: int | None,
+    ) -> Model: ...
+    @property
+    def vocab_size(self) -> int: ...
+    @property
+    def width(self) -> int: ...
+    @property
+    def context_limit(self) -> int | None: ...
+    def info(self) -> dict[str, Any]: ...
+    def start(self) -> State: ...
+    def embed(self, ids: Sequence[int]) -> bytearray: ...
+    def trace(self, ids: Sequence[int]) -> list[tuple[str, list[int], bytearray]]: ...
+    def generate(
+        self,
+        prompts: Sequence[Sequence[int]],
+        max_new_tokens: Sequence[int],
+        min_new_tokens: Sequence[int],
+        *,
+        do_sample: bool,
+        temperature: float,
+        top_k: int,
+        top_p: float,
+        min_p: float | None,
+        seeds: Sequence[int],
+        num_return_sequences: int,
+        repetition_penalty: float,
+        eos_token_id: Sequence[int],
+        stop_token_ids: Sequence[int],
+        logprobs: int | None,
+    ) -> Generation: ...
+
+@final
+class State:
+    def __len__(self) -> int: ...
+    def append(self, ids: Sequence[int], *, every: bool = False) -> bytearray: ...
+    def append_embeddings(self, rows: Buffer, *, every: bool = False) -> bytearray: ...
+    def fork(self) -> State: ...
+    def truncate(self, length: int) -> None: ...
+
+@final
+class Generation:
+    def advance(self) -> list[_Event] | None: ...
+    def finish(self, sequence: int) -> None: ...
+    def cancel(self) -> None: ...

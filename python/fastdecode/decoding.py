@@ -1,0 +1,173 @@
+"""One call of generate, run or stream: steps of the native engine in, pieces of text and finished outputs out.
+
+The only loop is in the engine; this file turns its new ids into text, cuts at stop strings and keeps what an
+`Output` reports. Nothing here knows prompts as text, folders or defaults.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from typing import TYPE_CHECKING
+
+from .results import Chunk, Output, Timings, TokenLogprob, Usage
+from .tokenizer import StopText
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from . import _core
+    from .options import Options
+    from .results import FinishReason
+    from .tokenizer import Tokenizer
+
+
+class Decoding:
+    """The sequences of one call on their way.
+
+    Args:
+        core: The native model.
+        prompts: Token ids of each prompt, at least one each.
+        options: Resolved options of the call.
+        tokenizer: Makes the text; None for ids alone.
+        load_seconds: How long the model took to load, for the outputs' timings.
+
+    Raises:
+        ContextLengthError: A prompt and its new tokens are more than the model's context holds.
+        OptionError: An id is beyond the vocabulary, or `max_length` leaves no room.
+    """
+
+    def __init__(
+        self,
+        core: _core.Model,
+        prompts: Sequence[Sequence[int]],
+        options: Options,
+        tokenizer: Tokenizer | None,
+        load_seconds: float,
+    ) -> None:
+        lengths = [options.lengths(len(prompt), core.context_limit) for prompt in prompts]
+        self._began = time.perf_counter()
+        self._load_seconds = load_seconds
+        self._rows = [
+            _Row(index, len(prompts[index // options.num_return_sequences]), options, tokenizer)
+            for index in range(len(prompts) * options.num_return_sequences)
+        ]
+        self._generation = core.generate(
+            prompts,
+            [largest for largest, _ in lengths],
+            [smallest for _, smallest in lengths],
+            do_sample=options.do_sample,
+            temperature=options.temperature,
+            top_k=options.top_k,
+            top_p=options.top_p,
+            min_p=options.min_p,
+            seeds=_seeds(options),
+            num_return_sequences=options.num_return_sequences,
+            repetition_penalty=options.repetition_penalty,
+            eos_token_id=options.eos_token_id,
+            stop_token_ids=options.stop_token_ids,
+            logprobs=options.logprobs,
+        )
+
+    def advance(self) -> list[Chunk] | None:
+        """Runs one step, which may give no text yet; None when all sequences are finished."""
+        events = self._generation.advance()
+        if events is None:
+            return None
+        now = time.perf_counter()
+        chunks = []
+        for index, token, reason, logprob, top in events:
+            row = self._rows[index]
+            if logprob is not None:
+                row.logprobs.append(TokenLogprob(token, logprob, top or []))
+            chunk = row.push(token, reason, now)
+            if chunk is not None:
+                chunks.append(chunk)
+                if chunk.finish_reason is not None and reason is None:
+                    self._generation.finish(index)
+        return chunks
+
+    def cancel(self) -> None:
+        """Stops a step that is running in another thread, and every later one."""
+        self._generation.cancel()
+
+    def chunks(self) -> Iterator[Chunk]:
+        """All pieces, step by step; closing the iterator, or an exception in it, stops the work."""
+        try:
+            while (step := self.advance()) is not None:
+                yield from step
+        finally:
+            self.cancel()
+
+    def outputs(self) -> list[Output]:
+        """Runs to the end and returns every sequence, prompt by prompt."""
+        for _ in self.chunks():
+            pass
+        return [row.output(self._began, self._load_seconds) for row in self._rows]
+
+
+def _seeds(options: Options) -> tuple[int, ...]:
+    if not options.do_sample:
+        return (0,)
+    if options.seed is None:
+        return (int.from_bytes(os.urandom(8), "little"),)
+    return options.seed if isinstance(options.seed, tuple) else (options.seed,)
+
+
+class _Row:
+    """One sequence: its ids, its text so far and what is being held back."""
+
+    def __init__(self, index: int, prompt_tokens: int, options: Options, tokenizer: Tokenizer | None) -> None:
+        self._index = index
+        self._prompt_tokens = prompt_tokens
+        self._want_logprobs = options.logprobs is not None
+        self.logprobs: list[TokenLogprob] = []
+        self._detokenizer = None
+        if tokenizer is not None:
+            self._detokenizer = tokenizer.detokenizer(skip_special_tokens=options.skip_special_tokens)
+        self._stop = StopText(options.stop)
+        self._ids: list[int] = []
+        self._texts: list[str] = []
+        self._given = 0  # ids that are in a chunk already
+        self._reason: FinishReason | None = None
+        self._first = self._last = 0.0
+
+    def push(self, token: int, reason: FinishReason | None, now: float) -> Chunk | None:
+        """Takes the next id; a chunk when it completes a piece of text or ends the sequence."""
+        if not self._ids:
+            self._first = now
+        self._last = now
+        self._ids.append(token)
+        text = None if self._detokenizer is None else self._text(token, last=reason is not None)
+        self._reason = "stop" if self._stop.stopped else reason
+        if text == "" and self._reason is None:
+            return None
+        ids = self._ids[self._given :]
+        self._given = len(self._ids)
+        if text:
+            self._texts.append(text)
+        return Chunk(text, ids, self._index, self._reason)
+
+    def _text(self, token: int, *, last: bool) -> str:
+        assert self._detokenizer is not None
+        piece = self._detokenizer.push([token])
+        if not last:
+            return self._stop.push(piece)
+        text = self._stop.push(piece + self._detokenizer.finish())
+        return text + self._stop.finish()
+
+    def output(self, began: float, load_seconds: float) -> Output:
+        """The finished sequence."""
+        assert self._reason is not None
+        new = len(self._ids)
+        decode = self._last - self._first
+        return Output(
+            text=None if self._detokenizer is None else "".join(self._texts),
+            token_ids=self._ids,
+            finish_reason=self._reason,
+            logprobs=self.logprobs if self._want_logprobs else None,
+            usage=Usage(self._prompt_tokens, new),
+            timings=Timings(
+                load_seconds, self._first - began, decode, (new - 1) / decode if decode > 0 else 0.0
+            ),
+        )

@@ -1,0 +1,180 @@
+"""From a model's name to a folder: a path, a bundled demo model, or an id on the Hugging Face hub.
+
+The only importer of `huggingface_hub`, which owns download, cache, progress, offline mode and credentials.
+Nothing here knows what the files mean.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from .errors import ModelNotFoundError, OptionError
+
+# Bundled models; each is a folder of this name under demo/.
+DEMOS = ("demo-stories",)
+
+# One constant list: huggingface_hub (1.x and later) takes a snapshot for incomplete, offline, when other
+# patterns are asked for than at the download. Repositories also hold the same weights in forms that are not
+# read.
+_PATTERNS = (
+    "config.json",
+    "generation_config.json",
+    "model.safetensors",
+    "model-?????-of-?????.safetensors",
+    "model.safetensors.index.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "merges.txt",
+)
+
+# A name, or owner/name; the hub's own rule, without which a mistyped path would become a request.
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """Where a model comes from.
+
+    Attributes:
+        folder: Its local folder.
+        name: What loads the same files again: the folder's path, a demo's name or a hub id.
+        revision: The commit on the hub, or None for a local folder.
+    """
+
+    folder: Path
+    name: str
+    revision: str | None
+
+
+def locate(
+    model: str | os.PathLike[str],
+    *,
+    revision: str | None = None,
+    token: str | bool | None = None,
+    cache_dir: str | os.PathLike[str] | None = None,
+    local_files_only: bool = False,
+) -> Source:
+    """The folder of a model, downloaded if need be.
+
+    A demo's name wins over a folder of the same name (write `./demo-stories` for that), and a folder that
+    exists wins over a hub id.
+
+    Args:
+        model: Path of a folder, name of a demo model, or hub id.
+        revision: Branch, tag or commit on the hub.
+        token: Access token of the hub; True for the one that is stored on this machine.
+        cache_dir: Where downloads are kept, instead of the hub's usual place.
+        local_files_only: Use only what has been downloaded before.
+
+    Raises:
+        ModelNotFoundError: It is none of these, or the hub does not give it out.
+        OptionError: `model` is not a name, or an option of the hub is given for a local model.
+    """
+    if not isinstance(model, (str, os.PathLike)) or isinstance(path := os.fspath(model), bytes) or not path:
+        raise OptionError(
+            f"model: expected a folder, a demo model's name or a hub id, got {model!r}",
+            option="model",
+            expected="a folder, a demo model's name or a hub id",
+            got=repr(model),
+        )
+    folder = Path(path).expanduser()
+    bundled = path in DEMOS and isinstance(model, str)
+    if bundled:
+        folder = Path(__file__).parent / "demo" / path
+    if bundled or folder.exists():
+        if not folder.is_dir():
+            raise _not_found(path, "a folder with config.json and model.safetensors", "a file")
+        if revision is not None:
+            raise OptionError(
+                f"revision: expected none for a local folder, got {revision!r} for {path}",
+                option="revision",
+                expected="none for a local folder",
+                got=repr(revision),
+            )
+        return Source(folder, path if bundled else str(folder.resolve()), None)
+    if not isinstance(model, str) or _HUB_ID.fullmatch(path) is None:
+        raise _not_found(
+            path, "an existing folder, one of " + ", ".join(DEMOS) + ", or a hub id", "no such folder"
+        )
+    cache = None if cache_dir is None else Path(cache_dir)
+    return _download(path, revision, cache, token=token, local_files_only=local_files_only)
+
+
+def _not_found(model: str, expected: str, got: str) -> ModelNotFoundError:
+    return ModelNotFoundError(
+        f"model {model!r}: expected {expected}, got {got}", model=model, expected=expected, got=got
+    )
+
+
+def _download(
+    name: str,
+    revision: str | None,
+    cache_dir: Path | None,
+    *,
+    token: str | bool | None,
+    local_files_only: bool,
+) -> Source:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import (
+        GatedRepoError,
+        HFValidationError,
+        LocalEntryNotFoundError,
+        RepositoryNotFoundError,
+        RevisionNotFoundError,
+    )
+
+    from . import __version__
+
+    at = "" if revision is None else f" at revision {revision!r}"
+    try:
+        folder = snapshot_download(
+            name,
+            revision=revision,
+            token=token,
+            cache_dir=cache_dir,
+            local_files_only=local_files_only,
+            allow_patterns=list(_PATTERNS),
+            library_name="fastdecode",
+            library_version=__version__,
+        )
+    except GatedRepoError as error:
+        expected = (
+            "access to it (accept its licence on the hub, then pass token= or log in with `hf auth login`)"
+        )
+        raise _not_found(name, expected, f"a refusal of the hub: {_first_line(error)}") from error
+    except RevisionNotFoundError as error:
+        raise _not_found(name, "a revision that the hub has", f"none{at}") from error
+    except RepositoryNotFoundError as error:
+        expected = (
+            "an existing folder, a demo model's name, or a hub id that you may read (token= for private ones)"
+        )
+        raise _not_found(name, expected, "no such folder, and no such repository on the hub") from error
+    except LocalEntryNotFoundError as error:
+        expected = f"the hub to answer, or a complete download{at} from before"
+        raise _not_found(name, expected, f"neither: {_first_line(error)}") from error
+    except HFValidationError as error:
+        raise _not_found(name, "an existing folder or a valid hub id", _first_line(error)) from error
+    except (OSError, _http_error()) as error:
+        expected = "the hub to answer (a model downloaded before also loads with local_files_only=True)"
+        raise _not_found(name, expected, f"{type(error).__name__}: {_first_line(error)}") from error
+    path = Path(folder)
+    commit = path.name if path.parent.name == "snapshots" else revision
+    return Source(path, name, commit)
+
+
+def _http_error() -> type[Exception]:
+    """Base class of the errors of the HTTP library that this version of huggingface_hub uses."""
+    from huggingface_hub.errors import HfHubHTTPError
+
+    base: type[Exception] = HfHubHTTPError.__bases__[0]
+    return base
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

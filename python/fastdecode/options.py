@@ -1,0 +1,539 @@
+"""What a call of generate, run or stream asks for, and the one place where it is resolved.
+
+Precedence: the call, then the folder's generation_config.json (or, where that is missing, the same keys of
+config.json, as transformers 5 does it), then the defaults of transformers. Two things differ from
+transformers, on purpose: without any length 256 new tokens are made (or what the context leaves) instead of
+20, and a length given in the call wins over any length in the file. Nothing here knows models, text or the
+native module.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import numbers
+import operator
+import warnings
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, TypedDict
+
+from .errors import (
+    ConfigError,
+    ContextLengthError,
+    FastdecodeWarning,
+    FileReadError,
+    OptionError,
+    UnknownOptionError,
+)
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+DEFAULT_NEW_TOKENS = 256
+
+
+class GenerateOptions(TypedDict, total=False):
+    """Options of `generate`, `run`, `stream` and `astream`; names and meanings are those of transformers.
+
+    An option that is not given comes from the model's folder, then from the default named here. None switches
+    an option off, whatever the folder says.
+
+    Attributes:
+        max_new_tokens: New tokens per sequence, at least 1. Without any length 256, or what the context
+            leaves.
+        max_length: Prompt and new tokens together; `max_new_tokens` wins over it.
+        min_new_tokens: New tokens before an end token may come; default 0.
+        min_length: The same, counting the prompt.
+        do_sample: Draw tokens instead of taking the most probable one; default False.
+        temperature: Divides the logits, > 0; default 1.
+        top_k: Draw among the `top_k` most probable tokens; 0 means all; default 50.
+        top_p: Draw among the most probable tokens that together have this probability, 0 to 1; default 1.
+        min_p: Drop tokens less probable than `min_p` times the most probable one, 0 to 1.
+        seed: Integer: one stream of draws for the whole call, as with `torch.manual_seed`. List: one seed per
+            prompt; then each prompt draws as it would alone. Without it every call draws anew.
+        num_return_sequences: Sequences drawn for each prompt; needs do_sample when above 1.
+        repetition_penalty: Divides positive and multiplies negative logits of tokens seen before, > 0;
+            default 1.
+        eos_token_id: Token id or ids that end a sequence.
+        stop: String or strings at which the text ends; the text is cut before it, token_ids are not.
+        stop_token_ids: Token id or ids that end a sequence like eos does, with finish_reason "stop".
+        logprobs: Report the log-probability of every new token and of this many best tokens; 0 or more.
+        skip_special_tokens: Leave special tokens out of the text; default True.
+    """
+
+    max_new_tokens: int | None
+    max_length: int | None
+    min_new_tokens: int | None
+    min_length: int | None
+    do_sample: bool | None
+    temperature: float | None
+    top_k: int | None
+    top_p: float | None
+    min_p: float | None
+    seed: int | Sequence[int] | None
+    num_return_sequences: int | None
+    repetition_penalty: float | None
+    eos_token_id: int | Sequence[int] | None
+    stop: str | Sequence[str] | None
+    stop_token_ids: int | Sequence[int] | None
+    logprobs: int | None
+    skip_special_tokens: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Defaults:
+    """What a model's folder asks for.
+
+    Attributes:
+        values: Keys of the file that are not null.
+        file: The file that they are from, for error messages.
+        bos_token_id: Token that an empty prompt starts from, or None.
+    """
+
+    values: Mapping[str, Any]
+    file: str
+    bos_token_id: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """The options of one call, resolved and checked; see `GenerateOptions` for what each means."""
+
+    max_new_tokens: int | None
+    max_length: int | None
+    length_from_call: bool
+    length_source: str
+    min_new_tokens: int | None
+    min_length: int
+    do_sample: bool
+    temperature: float
+    top_k: int
+    top_p: float
+    min_p: float | None
+    seed: int | tuple[int, ...] | None
+    num_return_sequences: int
+    repetition_penalty: float
+    eos_token_id: tuple[int, ...]
+    stop: tuple[str, ...]
+    stop_token_ids: tuple[int, ...]
+    logprobs: int | None
+    skip_special_tokens: bool
+
+    def lengths(self, prompt_length: int, context_limit: int | None) -> tuple[int, int]:
+        """Numbers of new tokens of a prompt: the largest, and the smallest before an end token may come.
+
+        Args:
+            prompt_length: Tokens in the prompt.
+            context_limit: Positions of the model, or None without a limit.
+
+        Raises:
+            ContextLengthError: The call asks for more positions than the model has, or the prompt fills them
+                all.
+            OptionError: The prompt alone is as long as `max_length`.
+        """
+        room = None if context_limit is None else context_limit - prompt_length
+        if self.max_new_tokens is not None:
+            largest = self.max_new_tokens
+        elif self.max_length is not None:
+            largest = self.max_length - prompt_length
+            if largest < 1:
+                raise _bad_option(
+                    "max_length",
+                    f"more than the {prompt_length} tokens of the prompt (or pass max_new_tokens)",
+                    f"{self.max_length}{self.length_source}",
+                )
+        else:
+            largest = DEFAULT_NEW_TOKENS if room is None else max(1, min(DEFAULT_NEW_TOKENS, room))
+        if room is not None and largest > room:
+            if self.length_from_call or room < 1:
+                raise _context_error(prompt_length, largest, prompt_length + room)
+            largest = room
+        if self.min_new_tokens is not None:
+            return largest, self.min_new_tokens
+        return largest, max(0, self.min_length - prompt_length)
+
+
+def _context_error(prompt_length: int, new: int, limit: int) -> ContextLengthError:
+    requested = prompt_length + new
+    return ContextLengthError(
+        f"expected at most {limit} positions (prompt and new tokens together), got a request for {requested} "
+        f"({prompt_length} of the prompt and {new} new); shorten the prompt or ask for fewer new tokens",
+        limit=limit,
+        requested=requested,
+    )
+
+
+def _bad_option(option: str, expected: str, got: object) -> OptionError:
+    return OptionError(
+        f"{option}: expected {expected}, got {got}", option=option, expected=expected, got=str(got)
+    )
+
+
+def _whole(value: object) -> int:
+    if isinstance(value, bool) or not hasattr(value, "__index__"):
+        raise ValueError
+    return operator.index(value)
+
+
+def _at_least(smallest: int) -> Callable[[object], int]:
+    def check(value: object) -> int:
+        number = _whole(value)
+        if number < smallest:
+            raise ValueError
+        return number
+
+    return check
+
+
+def _real(accepts: Callable[[float], bool]) -> Callable[[object], float]:
+    def check(value: object) -> float:
+        if isinstance(value, bool) or not isinstance(value, numbers.Real):
+            raise ValueError
+        number = float(value)
+        if not math.isfinite(number) or not accepts(number):
+            raise ValueError
+        return number
+
+    return check
+
+
+def _boolean(value: object) -> bool:
+    if isinstance(value, bool):
+        return value
+    raise ValueError
+
+
+def _ids(value: object) -> tuple[int, ...]:
+    if isinstance(value, (str, bytes)):
+        raise ValueError
+    items = value if isinstance(value, Iterable) else (value,)
+    ids = tuple(_whole(item) for item in items)
+    if any(item < 0 for item in ids):
+        raise ValueError
+    return ids
+
+
+def _strings(value: object) -> tuple[str, ...]:
+    items = (value,) if isinstance(value, str) else value
+    if not isinstance(items, (Sequence, set, frozenset)) or isinstance(items, bytes):
+        raise ValueError
+    if not all(isinstance(item, str) and item for item in items):
+        raise ValueError
+    return tuple(items)
+
+
+def _seed(value: object) -> int | tuple[int, ...]:
+    if isinstance(value, str):
+        raise ValueError
+    if isinstance(value, Iterable):
+        return tuple(_one_seed(item) for item in value)
+    return _one_seed(value)
+
+
+def _one_seed(value: object) -> int:
+    number = _whole(value)
+    if not -(2**63) <= number < 2**64:
+        raise ValueError
+    return number % 2**64  # torch.manual_seed maps negative seeds in this way.
+
+
+_PROBABILITY = _real(lambda x: 0 <= x <= 1)
+_POSITIVE = _real(lambda x: x > 0)
+
+# Option -> (check that returns the value or raises ValueError, what it accepts). None is handled before.
+_CHECKS: dict[str, tuple[Callable[[object], Any], str]] = {
+    "max_new_tokens": (_at_least(1), "an integer of at least 1"),
+    "max_length": (_at_least(1), "an integer of at least 1"),
+    "min_new_tokens": (_at_least(0), "an integer of at least 0"),
+    "min_length": (_at_least(0), "an integer of at least 0"),
+    "do_sample": (_boolean, "True or False"),
+    "temperature": (
+        _POSITIVE,
+        "a number above 0 (for the most probable token at every step, do_sample=False)",
+    ),
+    "top_k": (_at_least(0), "an integer of at least 0 (0 means all tokens)"),
+    "top_p": (_PROBABILITY, "a number from 0 to 1"),
+    "min_p": (_PROBABILITY, "a number from 0 to 1"),
+    "seed": (_seed, "an integer from -2**63 to 2**64 - 1, or a list of them, one per prompt"),
+    "num_return_sequences": (_at_least(1), "an integer of at least 1"),
+    "repetition_penalty": (_POSITIVE, "a number above 0"),
+    "eos_token_id": (_ids, "a token id or a list of token ids"),
+    "stop": (_strings, "a string that is not empty, or a list of them"),
+    "stop_token_ids": (_ids, "a token id or a list of token ids"),
+    "logprobs": (_at_least(0), "an integer of at least 0"),
+    "skip_special_tokens": (_boolean, "True or False"),
+}
+
+# Values of transformers 5.23 (generation/configuration_utils.py), but for the lengths; see the top of this
+# file.
+_FALLBACKS: dict[str, Any] = {
+    "max_new_tokens": None,
+    "max_length": None,
+    "min_new_tokens": None,
+    "min_length": 0,
+    "do_sample": False,
+    "temperature": 1.0,
+    "top_k": 50,
+    "top_p": 1.0,
+    "min_p": None,
+    "seed": None,
+    "num_return_sequences": 1,
+    "repetition_penalty": 1.0,
+    "eos_token_id": (),
+    "stop": (),
+    "stop_token_ids": (),
+    "logprobs": None,
+    "skip_special_tokens": True,
+}
+
+# What None in a call means where it is not the fallback.
+_OFF: dict[str, Any] = {"top_k": 0}
+
+# Options that change nothing unless tokens are drawn, with the values that change nothing even then (as
+# transformers warns about the others only). A seed is not among them: greedy decoding draws nothing, with or
+# without one.
+_SAMPLING: dict[str, tuple[Any, ...]] = {
+    "temperature": (1.0,),
+    "top_k": (50, 0),
+    "top_p": (1.0,),
+    "min_p": (0.0,),
+}
+
+# Fields of a generation_config.json of transformers 5.23 that would change the ids and are not supported,
+# with the values that change nothing.
+_UNSUPPORTED: dict[str, tuple[Any, ...]] = {
+    "assistant_early_exit": (None,),
+    "bad_words_ids": (None, []),
+    "begin_suppress_tokens": (None, []),
+    "constraints": (None,),
+    "diversity_penalty": (None, 0.0),
+    "dola_layers": (None,),
+    "encoder_no_repeat_ngram_size": (None, 0),
+    "encoder_repetition_penalty": (None, 1.0),
+    "epsilon_cutoff": (None, 0.0),
+    "eta_cutoff": (None, 0.0),
+    "exponential_decay_length_penalty": (None,),
+    "force_words_ids": (None, []),
+    "forced_bos_token_id": (None,),
+    "forced_eos_token_id": (None, []),
+    "guidance_scale": (None, 1),
+    "max_time": (None,),
+    "no_repeat_ngram_size": (None, 0),
+    "num_beam_groups": (None, 1),
+    "num_beams": (None, 1),
+    "penalty_alpha": (None, 0.0),
+    "prompt_lookup_num_tokens": (None,),
+    "remove_invalid_values": (None, False),
+    "renormalize_logits": (None, False),
+    "sequence_bias": (None, {}, []),
+    "suppress_tokens": (None, []),
+    "token_healing": (None, False),
+    "top_h": (None,),
+    "typical_p": (None, 1.0),
+    "watermarking_config": (None,),
+}
+_UNSUPPORTED_SAMPLING = frozenset({"epsilon_cutoff", "eta_cutoff", "top_h", "typical_p"})
+
+# Names that other libraries use.
+_ALIASES = {
+    "best_of": "num_return_sequences",
+    "eos": "eos_token_id",
+    "max_tokens": "max_new_tokens",
+    "min_tokens": "min_new_tokens",
+    "n": "num_return_sequences",
+    "stop_strings": "stop",
+    "temp": "temperature",
+    "top_logprobs": "logprobs",
+}
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The object in a JSON file.
+
+    Raises:
+        FileReadError: The file cannot be read.
+        ConfigError: It is not JSON, or not an object.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise FileReadError(
+            f"cannot read {path}: {error.strerror}", file=str(path), errno=error.errno
+        ) from error
+    except UnicodeDecodeError as error:
+        raise _bad_field(str(path), "", "a JSON object in UTF-8", str(error)) from error
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise _bad_field(str(path), "", "a JSON object", str(error)) from error
+    if not isinstance(value, dict):
+        raise _bad_field(str(path), "", "a JSON object", type(value).__name__)
+    return value
+
+
+def _bad_field(file: str, field: str, expected: str, got: object) -> ConfigError:
+    where = f"{file}: {field}" if field else file
+    return ConfigError(
+        f"{where}: expected {expected}, got {got}", file=file, field=field, expected=expected, got=str(got)
+    )
+
+
+def folder_defaults(folder: Path, config: Mapping[str, Any]) -> Defaults:
+    """What the folder's generation_config.json asks for, or config.json where there is none.
+
+    Args:
+        folder: Folder of the model.
+        config: Contents of its config.json.
+
+    Raises:
+        ConfigError: generation_config.json is not a JSON object, or its bos_token_id is not an integer.
+    """
+    file = folder / "generation_config.json"
+    if not file.is_file():
+        return config_defaults(config, str(folder / "config.json"))
+    return _defaults(read_json(file), str(file), config)
+
+
+def config_defaults(config: Mapping[str, Any], file: str) -> Defaults:
+    """What a config.json asks for by itself.
+
+    Args:
+        config: Contents of config.json.
+        file: Its path, for error messages.
+    """
+    return _defaults(config, file, config)
+
+
+def _defaults(values: Mapping[str, Any], file: str, config: Mapping[str, Any]) -> Defaults:
+    bos = values.get("bos_token_id")
+    if bos is None:
+        bos = config.get("bos_token_id")
+    if bos is not None:
+        try:
+            bos = _whole(bos)
+        except ValueError:
+            raise _bad_field(file, "bos_token_id", "an integer or null", repr(bos)) from None
+    return Defaults({key: value for key, value in values.items() if value is not None}, file, bos)
+
+
+def resolve(call: Mapping[str, Any], defaults: Defaults, prompts: int) -> Options:
+    """The options of a call, with everything that it leaves open filled in.
+
+    Args:
+        call: Options as given by the caller.
+        defaults: What the model's folder asks for.
+        prompts: Number of prompts of the call.
+
+    Raises:
+        UnknownOptionError: No option has this name; the message suggests one.
+        OptionError: An option has a value that it cannot have, or one that has no effect with the others.
+        ConfigError: The same for a value from the folder.
+    """
+    _check_names(call)
+    do_sample = bool(_value("do_sample", call, defaults))
+    _check_unsupported(call, defaults, do_sample=do_sample)
+    values: dict[str, Any] = {}
+    for name in _CHECKS:
+        if name in _SAMPLING and not do_sample:
+            _refuse_sampling(name, call)
+            values[name] = _FALLBACKS[name]
+        else:
+            values[name] = _value(name, call, defaults)
+    values["do_sample"] = do_sample
+
+    from_call = any(call.get(name) is not None for name in ("max_new_tokens", "max_length"))
+    if from_call:
+        if call.get("max_new_tokens") is None:
+            values["max_new_tokens"] = None
+        elif call.get("max_length") is not None:
+            warnings.warn(
+                "both max_new_tokens and max_length are given; max_new_tokens is used",
+                FastdecodeWarning,
+                stacklevel=4,
+            )
+    if call.get("min_new_tokens") is not None or values["min_new_tokens"] is not None:
+        values["min_length"] = 0
+    elif call.get("min_length") is not None:
+        values["min_new_tokens"] = None
+
+    if values["num_return_sequences"] > 1 and not do_sample:
+        raise _bad_option(
+            "num_return_sequences",
+            "1 unless do_sample=True (greedy decoding gives the same sequence every time)",
+            values["num_return_sequences"],
+        )
+    seed = values["seed"]
+    if isinstance(seed, tuple) and len(seed) != prompts:
+        raise _bad_option("seed", f"one seed per prompt, {prompts} in all", f"{len(seed)} seeds")
+    source = "" if from_call else f" (from {defaults.file})"
+    return Options(length_from_call=from_call, length_source=source, **values)
+
+
+def _check_names(call: Mapping[str, Any]) -> None:
+    for name in call:
+        if name in _CHECKS or name in _UNSUPPORTED:
+            continue
+        import difflib
+
+        close = difflib.get_close_matches(name, _CHECKS, n=1)
+        meant = _ALIASES.get(name) or (close[0] if close else None)
+        expected = meant if meant is not None else ", ".join(_CHECKS)
+        hint = f"did you mean {meant}?" if meant is not None else f"the options are: {expected}"
+        raise UnknownOptionError(f"unknown option {name!r}; {hint}", option=name, expected=expected)
+
+
+def _check_unsupported(call: Mapping[str, Any], defaults: Defaults, *, do_sample: bool) -> None:
+    for name, neutral in _UNSUPPORTED.items():
+        if name in call:
+            if call[name] not in neutral:
+                raise _bad_option(
+                    name, f"{neutral[-1]!r} (this version does not support the option)", repr(call[name])
+                )
+        elif defaults.values.get(name) is not None and defaults.values[name] not in neutral:
+            if name in _UNSUPPORTED_SAMPLING and not do_sample:
+                continue
+            raise _bad_field(
+                defaults.file,
+                name,
+                f"{neutral[-1]!r}, as this version does not support the option "
+                f"(pass {name}={neutral[-1]!r} to go without it)",
+                repr(defaults.values[name]),
+            )
+
+
+def _refuse_sampling(name: str, call: Mapping[str, Any]) -> None:
+    value = call.get(name)
+    if value is None:
+        return
+    value = _checked(name, value)
+    if value not in _SAMPLING[name]:
+        raise _bad_option(name, "do_sample=True beside it (without sampling it has no effect)", value)
+
+
+def _checked(name: str, value: object) -> Any:  # noqa: ANN401 (each option has a type of its own)
+    check, expected = _CHECKS[name]
+    try:
+        return check(value)
+    except (ValueError, TypeError, OverflowError):
+        raise _bad_option(name, expected, repr(value)) from None
+
+
+def _value(name: str, call: Mapping[str, Any], defaults: Defaults) -> Any:  # noqa: ANN401 (as above)
+    if name in call:
+        value = call[name]
+        if value is None:
+            return _OFF.get(name, _FALLBACKS[name])
+        return _checked(name, value)
+    key = "stop_strings" if name == "stop" else name
+    value = defaults.values.get(key)
+    if value is None or name in ("seed", "logprobs", "skip_special_tokens", "stop_token_ids"):
+        return _FALLBACKS[name]
+    if name == "eos_token_id":
+        # transformers takes a negative id for "none" (it matches nothing).
+        value = [item for item in (value if isinstance(value, list) else [value]) if item != -1]
+    check, expected = _CHECKS[name]
+    try:
+        return check(value)
+    except (ValueError, TypeError, OverflowError):
+        raise _bad_field(defaults.file, key, expected, repr(value)) from None

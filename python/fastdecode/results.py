@@ -1,0 +1,98 @@
+"""What a call gives back: frozen values, nothing that computes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+FinishReason = Literal["eos", "stop", "length"]
+
+
+@dataclass(frozen=True, slots=True)
+class TokenLogprob:
+    """How probable a new token was, by the log-softmax of the raw logits.
+
+    Attributes:
+        token_id: The token.
+        logprob: Natural logarithm of its probability, 0 or below.
+        top: The most probable tokens at its place, best first, as (token id, log-probability).
+    """
+
+    token_id: int
+    logprob: float
+    top: list[tuple[int, float]]
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """Tokens of one sequence.
+
+    Attributes:
+        prompt_tokens: Tokens in the prompt, with the start token that an empty prompt gets.
+        completion_tokens: New tokens, an end token included.
+    """
+
+    prompt_tokens: int
+    completion_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class Timings:
+    """Where the time went, in seconds of the clock on the wall.
+
+    Attributes:
+        load: Loading the model, once for all calls.
+        prefill: From the beginning of the call to the first new token of this sequence.
+        decode: From its first new token to its last.
+        tokens_per_second: New tokens after the first, per second of decode; 0 with fewer than two new tokens.
+            In a list of prompts the sequences advance together, and each has its own rate.
+    """
+
+    load: float
+    prefill: float
+    decode: float
+    tokens_per_second: float
+
+
+@dataclass(frozen=True, slots=True)
+class Output:
+    """One generated sequence.
+
+    Attributes:
+        text: New text only, cut before a stop string; None without a tokenizer.
+        token_ids: New ids only, an end token included.
+        finish_reason: "eos" (an end token), "stop" (a stop string or stop token) or "length".
+        logprobs: With `logprobs=N`, one entry per new token; None otherwise.
+        usage: Numbers of tokens.
+        timings: Seconds and rate.
+    """
+
+    text: str | None
+    token_ids: list[int]
+    finish_reason: FinishReason
+    logprobs: list[TokenLogprob] | None
+    usage: Usage
+    timings: Timings
+
+    def __str__(self) -> str:
+        return self.text or ""
+
+
+@dataclass(frozen=True, slots=True)
+class Chunk:
+    """The next piece of a generated sequence.
+
+    Attributes:
+        text: New text; the texts of a sequence join to all of it. None without a tokenizer.
+        token_ids: The new ids since the chunk before, an end token included.
+        index: Which sequence of the call it belongs to, prompt by prompt.
+        finish_reason: None until the last chunk of the sequence; then as in `Output`.
+    """
+
+    text: str | None
+    token_ids: list[int]
+    index: int
+    finish_reason: FinishReason | None
+
+    def __str__(self) -> str:
+        return self.text or ""
