@@ -3,8 +3,6 @@
 from collections.abc import Sequence
 from typing import Any, Literal, final
 
-from typing_extensions import Buffer
-
 __version__: str
 
 # A new token: sequence, id, why it was the last one (or None), its log-probability and the best ones (when
@@ -12,6 +10,9 @@ __version__: str
 _Event = tuple[
     int, int, Literal["eos", "stop", "length"] | None, float | None, list[tuple[int, float]] | None
 ]
+
+# Rows whose logits come back.
+_Wanted = Literal["nothing", "last", "every"]
 
 def cpu_info() -> dict[str, Any]: ...
 
@@ -22,7 +23,7 @@ class Model:
     @staticmethod
     def from_tensors(
         config: str,
-        tensors: Sequence[tuple[str, str, Sequence[int], Buffer]],
+        tensors: Sequence[tuple[str, str, Sequence[int], memoryview]],
         dtype: str,
         compute_dtype: str | None,
         num_threads: int | None,
@@ -59,8 +60,8 @@ class Model:
 @final
 class State:
     def __len__(self) -> int: ...
-    def append(self, ids: Sequence[int], *, every: bool = False) -> bytearray: ...
-    def append_embeddings(self, rows: Buffer, *, every: bool = False) -> bytearray: ...
+    def append(self, ids: Sequence[int], wanted: _Wanted = "last") -> bytearray: ...
+    def append_embeddings(self, rows: memoryview, wanted: _Wanted = "last") -> bytearray: ...
     def fork(self) -> State: ...
     def truncate(self, length: int) -> None: ...
 

@@ -1,4 +1,4 @@
-"""One call of generate, run or stream: steps of the native engine in, pieces of text and finished outputs out.
+"""One call of generate, run or stream: steps of the engine in, pieces of text and finished outputs out.
 
 The only loop is in the engine; this file turns its new ids into text, cuts at stop strings and keeps what an
 `Output` reports. Nothing here knows prompts as text, folders or defaults.
@@ -14,7 +14,7 @@ from .results import Chunk, Output, Timings, TokenLogprob, Usage
 from .tokenizer import StopText
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 
     from . import _core
     from .options import Options
@@ -171,3 +171,33 @@ class _Row:
                 load_seconds, self._first - began, decode, (new - 1) / decode if decode > 0 else 0.0
             ),
         )
+
+
+async def astream(start: Callable[[], Decoding | None]) -> AsyncIterator[Chunk]:
+    """All pieces, every step in the event loop's executor.
+
+    Args:
+        start: Makes the decoding, in the executor too; None when there is nothing to do.
+    """
+    import asyncio
+
+    loop = asyncio.get_running_loop()
+    decoding = await loop.run_in_executor(None, start)
+    if decoding is None:
+        return
+    step = loop.run_in_executor(None, decoding.advance)
+    try:
+        while True:
+            # `wait` leaves the step alone when the task is cancelled; the flag below ends it.
+            await asyncio.wait((step,))
+            chunks = step.result()
+            if chunks is None:
+                return
+            for chunk in chunks:
+                yield chunk
+            step = loop.run_in_executor(None, decoding.advance)
+    finally:
+        decoding.cancel()
+        if not step.done():
+            await asyncio.wait((step,))
+        step.exception()  # seen here, so that asyncio does not report it as forgotten

@@ -9,7 +9,6 @@ native module.
 
 from __future__ import annotations
 
-import json
 import math
 import numbers
 import operator
@@ -18,17 +17,11 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypedDict
 
-from .errors import (
-    ConfigError,
-    ContextLengthError,
-    FastdecodeWarning,
-    FileReadError,
-    OptionError,
-    UnknownOptionError,
-)
+from .errors import ContextLengthError, FastdecodeWarning, OptionError, UnknownOptionError
+from .folder import bad_field
 
 if TYPE_CHECKING:
-    from pathlib import Path
+    from .folder import Defaults
 
 DEFAULT_NEW_TOKENS = 256
 
@@ -82,21 +75,6 @@ class GenerateOptions(TypedDict, total=False):
 
 
 @dataclass(frozen=True, slots=True)
-class Defaults:
-    """What a model's folder asks for.
-
-    Attributes:
-        values: Keys of the file that are not null.
-        file: The file that they are from, for error messages.
-        bos_token_id: Token that an empty prompt starts from, or None.
-    """
-
-    values: Mapping[str, Any]
-    file: str
-    bos_token_id: int | None
-
-
-@dataclass(frozen=True, slots=True)
 class Options:
     """The options of one call, resolved and checked; see `GenerateOptions` for what each means."""
 
@@ -147,14 +125,15 @@ class Options:
             largest = DEFAULT_NEW_TOKENS if room is None else max(1, min(DEFAULT_NEW_TOKENS, room))
         if room is not None and largest > room:
             if self.length_from_call or room < 1:
-                raise _context_error(prompt_length, largest, prompt_length + room)
+                raise context_error(prompt_length, largest, prompt_length + room)
             largest = room
         if self.min_new_tokens is not None:
             return largest, self.min_new_tokens
         return largest, max(0, self.min_length - prompt_length)
 
 
-def _context_error(prompt_length: int, new: int, limit: int) -> ContextLengthError:
+def context_error(prompt_length: int, new: int, limit: int) -> ContextLengthError:
+    """The error for a request that needs more positions than the model has."""
     requested = prompt_length + new
     return ContextLengthError(
         f"expected at most {limit} positions (prompt and new tokens together), got a request for {requested} "
@@ -348,75 +327,6 @@ _ALIASES = {
 }
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """The object in a JSON file.
-
-    Raises:
-        FileReadError: The file cannot be read.
-        ConfigError: It is not JSON, or not an object.
-    """
-    try:
-        text = path.read_text(encoding="utf-8")
-    except OSError as error:
-        raise FileReadError(
-            f"cannot read {path}: {error.strerror}", file=str(path), errno=error.errno
-        ) from error
-    except UnicodeDecodeError as error:
-        raise _bad_field(str(path), "", "a JSON object in UTF-8", str(error)) from error
-    try:
-        value = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise _bad_field(str(path), "", "a JSON object", str(error)) from error
-    if not isinstance(value, dict):
-        raise _bad_field(str(path), "", "a JSON object", type(value).__name__)
-    return value
-
-
-def _bad_field(file: str, field: str, expected: str, got: object) -> ConfigError:
-    where = f"{file}: {field}" if field else file
-    return ConfigError(
-        f"{where}: expected {expected}, got {got}", file=file, field=field, expected=expected, got=str(got)
-    )
-
-
-def folder_defaults(folder: Path, config: Mapping[str, Any]) -> Defaults:
-    """What the folder's generation_config.json asks for, or config.json where there is none.
-
-    Args:
-        folder: Folder of the model.
-        config: Contents of its config.json.
-
-    Raises:
-        ConfigError: generation_config.json is not a JSON object, or its bos_token_id is not an integer.
-    """
-    file = folder / "generation_config.json"
-    if not file.is_file():
-        return config_defaults(config, str(folder / "config.json"))
-    return _defaults(read_json(file), str(file), config)
-
-
-def config_defaults(config: Mapping[str, Any], file: str) -> Defaults:
-    """What a config.json asks for by itself.
-
-    Args:
-        config: Contents of config.json.
-        file: Its path, for error messages.
-    """
-    return _defaults(config, file, config)
-
-
-def _defaults(values: Mapping[str, Any], file: str, config: Mapping[str, Any]) -> Defaults:
-    bos = values.get("bos_token_id")
-    if bos is None:
-        bos = config.get("bos_token_id")
-    if bos is not None:
-        try:
-            bos = _whole(bos)
-        except ValueError:
-            raise _bad_field(file, "bos_token_id", "an integer or null", repr(bos)) from None
-    return Defaults({key: value for key, value in values.items() if value is not None}, file, bos)
-
-
 def resolve(call: Mapping[str, Any], defaults: Defaults, prompts: int) -> Options:
     """The options of a call, with everything that it leaves open filled in.
 
@@ -493,7 +403,7 @@ def _check_unsupported(call: Mapping[str, Any], defaults: Defaults, *, do_sample
         elif defaults.values.get(name) is not None and defaults.values[name] not in neutral:
             if name in _UNSUPPORTED_SAMPLING and not do_sample:
                 continue
-            raise _bad_field(
+            raise bad_field(
                 defaults.file,
                 name,
                 f"{neutral[-1]!r}, as this version does not support the option "
@@ -536,4 +446,4 @@ def _value(name: str, call: Mapping[str, Any], defaults: Defaults) -> Any:  # no
     try:
         return check(value)
     except (ValueError, TypeError, OverflowError):
-        raise _bad_field(defaults.file, key, expected, repr(value)) from None
+        raise bad_field(defaults.file, key, expected, repr(value)) from None

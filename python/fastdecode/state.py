@@ -5,11 +5,9 @@ from __future__ import annotations
 import operator
 from typing import TYPE_CHECKING
 
-from .errors import OptionError
+from .arrays import as_floats, bad_option
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     import numpy as np
     from numpy.typing import NDArray
 
@@ -58,9 +56,9 @@ class State:
             last = len(self._tokens) - 1
             self._core.truncate(last)
             if self._tokens[last] == EMBEDDING:
-                self._logits = as_logits(self._core.append_embeddings(self._rows[last]))
+                self._logits = as_floats(self._core.append_embeddings(self._rows[last].data))
             else:
-                self._logits = as_logits(self._core.append([self._tokens[last]]))
+                self._logits = as_floats(self._core.append([self._tokens[last]]))
         return self._logits.copy()
 
     def step(self, token_id: int) -> NDArray[np.float32]:
@@ -78,10 +76,8 @@ class State:
         """
         token = operator.index(token_id)
         if token < 0:
-            expected = "a token id of 0 or above"
-            message = f"token_id: expected {expected}, got {token}"
-            raise OptionError(message, option="token_id", expected=expected, got=str(token))
-        self._logits = as_logits(self._core.append([token]))
+            raise bad_option("token_id", "a token id of 0 or above", token)
+        self._logits = as_floats(self._core.append([token]))
         self._tokens.append(token)
         return self._logits.copy()
 
@@ -100,9 +96,7 @@ class State:
         """
         length = operator.index(n)
         if not 1 <= length <= len(self._tokens):
-            expected = f"a number of tokens from 1 to {len(self._tokens)}"
-            message = f"n: expected {expected}, got {length}"
-            raise OptionError(message, option="n", expected=expected, got=str(length))
+            raise bad_option("n", f"a number of tokens from 1 to {len(self._tokens)}", length)
         if length == len(self._tokens):
             return
         self._core.truncate(length)
@@ -115,27 +109,3 @@ class State:
 
     def __repr__(self) -> str:
         return f"State({len(self._tokens)} tokens)"
-
-
-def as_logits(values: bytearray, rows: int | None = None) -> NDArray[np.float32]:
-    """Floats from the native module as an array of shape `(V,)`, or `(rows, V)`."""
-    import numpy as np
-
-    array = np.frombuffer(values, dtype=np.float32)
-    return array if rows is None else array.reshape(rows, -1)
-
-
-def as_ids(ids: Sequence[int], option: str = "prompt") -> list[int]:
-    """Token ids as plain integers.
-
-    Raises:
-        OptionError: One of them is not an integer of 0 or above.
-    """
-    plain = []
-    for token in ids:
-        if isinstance(token, bool) or not hasattr(token, "__index__") or operator.index(token) < 0:
-            expected = "token ids (integers of 0 or above)"
-            message = f"{option}: expected {expected}, got {token!r}"
-            raise OptionError(message, option=option, expected=expected, got=repr(token))
-        plain.append(operator.index(token))
-    return plain

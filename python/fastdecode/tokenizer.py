@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .errors import OptionError, TokenizerError
-from .options import read_json
+from .folder import optional_json, read_json
 
 if TYPE_CHECKING:
     import tokenizers
@@ -288,7 +288,7 @@ def read_folder(folder: Path, config: Mapping[str, Any]) -> Tokenizer | None:
         ConfigError: tokenizer_config.json is not a JSON object.
         FileReadError: A file cannot be read.
     """
-    settings = _optional_json(folder / "tokenizer_config.json")
+    settings = optional_json(folder / "tokenizer_config.json")
     declared = str(settings.get("tokenizer_class") or config.get("tokenizer_class") or "GPT2Tokenizer")
     is_gpt2 = declared.removesuffix("Fast") == "GPT2Tokenizer"
     file = folder / "tokenizer.json"
@@ -306,7 +306,7 @@ def read_folder(folder: Path, config: Mapping[str, Any]) -> Tokenizer | None:
     else:
         return None
     if "added_tokens_decoder" not in settings:
-        settings = settings | _optional_json(folder / "special_tokens_map.json")
+        settings = settings | optional_json(folder / "special_tokens_map.json")
     named = dict.fromkeys(("bos_token", "eos_token", "unk_token"), "<|endoftext|>") if is_gpt2 else {}
     tokenizer = _finish(backend, named | settings, settings.get("added_tokens_decoder") or {})
     if not file.is_file() and settings.get("add_bos_token") and tokenizer.bos_token is not None:
@@ -317,10 +317,6 @@ def read_folder(folder: Path, config: Mapping[str, Any]) -> Tokenizer | None:
             single=f"{bos} $A", pair=f"{bos} $A {bos} $B", special_tokens=[(bos, tokenizer.bos_token_id)]
         )
     return tokenizer
-
-
-def _optional_json(path: Path) -> dict[str, Any]:
-    return read_json(path) if path.is_file() else {}
 
 
 def _malformed(file: Path, error: Exception) -> TokenizerError:

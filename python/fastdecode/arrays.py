@@ -1,0 +1,106 @@
+"""Values on their way to and from the native module: prompts, arrays of logits, tensors in memory.
+
+numpy is imported where it is used, since `import fastdecode` must stay fast.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from .errors import CheckpointError, OptionError
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+Prompt = str | Sequence[int]
+
+_IN_MEMORY = "tensors in memory"
+
+# numpy's names of element types -> those of safetensors; unsigned 16-bit integers are taken as bits of
+# bfloat16.
+_ELEMENTS = {
+    "bfloat16": "BF16",
+    "bool": "BOOL",
+    "float16": "F16",
+    "float32": "F32",
+    "float64": "F64",
+    "int16": "I16",
+    "int32": "I32",
+    "int64": "I64",
+    "int8": "I8",
+    "uint16": "BF16",
+    "uint8": "U8",
+}
+
+
+def bad_option(option: str, expected: str, got: object) -> OptionError:
+    """The error for an argument that cannot be used."""
+    return OptionError(
+        f"{option}: expected {expected}, got {got}", option=option, expected=expected, got=str(got)
+    )
+
+
+def is_empty(prompt: object) -> bool:
+    """Whether this is a list of no ids."""
+    return not isinstance(prompt, str) and hasattr(prompt, "__len__") and len(prompt) == 0
+
+
+def is_one(prompt: object) -> bool:
+    """Whether this is one prompt, and not a list of them (an empty list is a list of none)."""
+    if isinstance(prompt, str):
+        return True
+    if isinstance(prompt, (bytes, bytearray, Mapping, set, frozenset)) or not isinstance(prompt, Iterable):
+        raise bad_option("prompt", "a string, a list of token ids, or a list of prompts", f"{prompt!r:.80}")
+    if not isinstance(prompt, Sequence) and not hasattr(prompt, "ndim"):
+        return False  # an iterator: of prompts, as its first item cannot be looked at
+    items: Any = prompt
+    return len(items) > 0 and hasattr(items[0], "__index__") and not getattr(items[0], "ndim", 0)
+
+
+def as_ids(ids: Sequence[int], option: str = "prompt") -> list[int]:
+    """Token ids as plain integers.
+
+    Raises:
+        OptionError: One of them is not an integer of 0 or above.
+    """
+    plain = []
+    for token in ids:
+        if isinstance(token, bool) or not hasattr(token, "__index__") or operator.index(token) < 0:
+            raise bad_option(option, "token ids (integers of 0 or above)", repr(token))
+        plain.append(operator.index(token))
+    return plain
+
+
+def as_floats(values: bytearray, rows: int | None = None) -> NDArray[np.float32]:
+    """Floats from the native module as an array of shape `(V,)`, or `(rows, V)`."""
+    import numpy as np
+
+    array = np.frombuffer(values, dtype=np.float32)
+    return array if rows is None else array.reshape(rows, -1)
+
+
+def as_tensor(name: str, array: NDArray[Any]) -> tuple[str, str, list[int], memoryview]:
+    """A tensor for the native module: name, element type, shape and little-endian bytes.
+
+    Raises:
+        CheckpointError: It is not a numpy array of a type that a checkpoint can hold.
+    """
+    import numpy as np
+
+    element = _ELEMENTS.get(getattr(getattr(array, "dtype", None), "name", ""))
+    if element is None:
+        expected = "a numpy array of float32, float16 or bfloat16 (of ml_dtypes, or its bits as uint16)"
+        got = f"{type(array).__name__} of {getattr(array, 'dtype', 'no dtype')}"
+        raise CheckpointError(
+            f"{_IN_MEMORY}: tensor {name}: expected {expected}, got {got}",
+            file=_IN_MEMORY,
+            tensor=name,
+            expected=expected,
+            got=got,
+        )
+    little = array.astype(array.dtype.newbyteorder("<"), copy=False)
+    flat = np.ascontiguousarray(little).reshape(-1).view(np.uint8)
+    return name, element, list(array.shape), flat.data

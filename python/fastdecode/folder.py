@@ -1,0 +1,139 @@
+"""The JSON files of a model's folder: how they are read, and what they say about generation.
+
+Nothing here knows which values are sensible; `options` does, and the native side for the model's sizes.
+"""
+
+from __future__ import annotations
+
+import json
+import operator
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from .errors import ConfigError, FileReadError
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+class Config(Mapping[str, Any]):
+    """The contents of config.json, by key (`config["n_layer"]`) or as attributes (`config.n_layer`)."""
+
+    __slots__ = ("_values",)
+
+    def __init__(self, values: Mapping[str, Any]) -> None:
+        object.__setattr__(self, "_values", dict(values))
+
+    def __getitem__(self, key: str) -> Any:  # noqa: ANN401 (values of a JSON file)
+        return self._values[key]
+
+    def __getattr__(self, name: str) -> Any:  # noqa: ANN401 (as above)
+        if name.startswith("__") or name == "_values" or name not in self._values:
+            raise AttributeError(f"config.json has no {name!r}")
+        return self._values[name]
+
+    def __setattr__(self, name: str, value: object) -> None:
+        raise AttributeError(f"a loaded model's config is fixed, got {name} = {value!r}")
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._values)
+
+    def __len__(self) -> int:
+        return len(self._values)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Config, (self._values,)
+
+    def __repr__(self) -> str:
+        return f"Config({self._values!r})"
+
+
+@dataclass(frozen=True, slots=True)
+class Defaults:
+    """What a model's folder asks for.
+
+    Attributes:
+        values: Keys of the file that are not null.
+        file: The file that they are from, for error messages.
+        bos_token_id: Token that an empty prompt starts from, or None.
+    """
+
+    values: Mapping[str, Any]
+    file: str
+    bos_token_id: int | None
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The object in a JSON file.
+
+    Raises:
+        FileReadError: The file cannot be read.
+        ConfigError: It is not JSON, or not an object.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise FileReadError(
+            f"cannot read {path}: {error.strerror}", file=str(path), errno=error.errno
+        ) from error
+    except UnicodeDecodeError as error:
+        raise bad_field(str(path), "", "a JSON object in UTF-8", str(error)) from error
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise bad_field(str(path), "", "a JSON object", str(error)) from error
+    if not isinstance(value, dict):
+        raise bad_field(str(path), "", "a JSON object", type(value).__name__)
+    return value
+
+
+def optional_json(path: Path) -> dict[str, Any]:
+    """As `read_json`; empty where there is no such file."""
+    return read_json(path) if path.is_file() else {}
+
+
+def bad_field(file: str, field: str, expected: str, got: object) -> ConfigError:
+    """The error for a value in a JSON file."""
+    where = f"{file}: {field}" if field else file
+    return ConfigError(
+        f"{where}: expected {expected}, got {got}", file=file, field=field, expected=expected, got=str(got)
+    )
+
+
+def folder_defaults(folder: Path, config: Mapping[str, Any]) -> Defaults:
+    """What the folder's generation_config.json asks for, or config.json where there is none.
+
+    Args:
+        folder: Folder of the model.
+        config: Contents of its config.json.
+
+    Raises:
+        ConfigError: generation_config.json is not a JSON object, or its bos_token_id is not an integer.
+    """
+    file = folder / "generation_config.json"
+    if not file.is_file():
+        return config_defaults(config, str(folder / "config.json"))
+    return _defaults(read_json(file), str(file), config)
+
+
+def config_defaults(config: Mapping[str, Any], file: str) -> Defaults:
+    """What a config.json asks for by itself.
+
+    Args:
+        config: Contents of config.json.
+        file: Its path, for error messages.
+    """
+    return _defaults(config, file, config)
+
+
+def _defaults(values: Mapping[str, Any], file: str, config: Mapping[str, Any]) -> Defaults:
+    bos = values.get("bos_token_id")
+    if bos is None:
+        bos = config.get("bos_token_id")
+    if bos is not None:
+        try:
+            bos = operator.index(bos)
+        except TypeError:
+            raise bad_field(file, "bos_token_id", "an integer or null", repr(bos)) from None
+    return Defaults({key: value for key, value in values.items() if value is not None}, file, bos)
