@@ -12,7 +12,7 @@ _Event = tuple[
 ]
 
 # Rows whose logits come back.
-_Wanted = Literal["nothing", "last", "every"]
+_Wanted = Literal["last", "every"]
 
 def cpu_info() -> dict[str, Any]: ...
 
@@ -35,21 +35,22 @@ class Model:
     @property
     def context_limit(self) -> int | None: ...
     def info(self) -> dict[str, Any]: ...
-    def start(self) -> State: ...
+    def start(self, length: int) -> State: ...
     def embed(self, ids: Sequence[int]) -> bytearray: ...
     def trace(self, ids: Sequence[int]) -> list[tuple[str, list[int], bytearray]]: ...
     def generate(
         self,
         prompts: Sequence[Sequence[int]],
-        max_new_tokens: Sequence[int],
-        min_new_tokens: Sequence[int],
         *,
+        limit: tuple[Literal["new_tokens", "length", "up_to_new_tokens"], int],
+        min_new_tokens: int,
+        min_length: int,
         do_sample: bool,
         temperature: float,
         top_k: int,
         top_p: float,
         min_p: float | None,
-        seeds: Sequence[int],
+        seed: int | Sequence[int] | None,
         num_return_sequences: int,
         repetition_penalty: float,
         eos_token_id: Sequence[int],

@@ -6,7 +6,6 @@ The only loop is in the engine; this file turns its new ids into text, cuts at s
 
 from __future__ import annotations
 
-import os
 import time
 from typing import TYPE_CHECKING
 
@@ -45,7 +44,6 @@ class Decoding:
         tokenizer: Tokenizer | None,
         load_seconds: float,
     ) -> None:
-        lengths = [options.lengths(len(prompt), core.context_limit) for prompt in prompts]
         self._began = time.perf_counter()
         self._load_seconds = load_seconds
         self._rows = [
@@ -54,14 +52,15 @@ class Decoding:
         ]
         self._generation = core.generate(
             prompts,
-            [largest for largest, _ in lengths],
-            [smallest for _, smallest in lengths],
+            limit=options.limit,
+            min_new_tokens=options.min_new_tokens,
+            min_length=options.min_length,
             do_sample=options.do_sample,
             temperature=options.temperature,
             top_k=options.top_k,
             top_p=options.top_p,
             min_p=options.min_p,
-            seeds=_seeds(options),
+            seed=options.seed,
             num_return_sequences=options.num_return_sequences,
             repetition_penalty=options.repetition_penalty,
             eos_token_id=options.eos_token_id,
@@ -104,14 +103,6 @@ class Decoding:
         for _ in self.chunks():
             pass
         return [row.output(self._began, self._load_seconds) for row in self._rows]
-
-
-def _seeds(options: Options) -> tuple[int, ...]:
-    if not options.do_sample:
-        return (0,)
-    if options.seed is None:
-        return (int.from_bytes(os.urandom(8), "little"),)
-    return options.seed if isinstance(options.seed, tuple) else (options.seed,)
 
 
 class _Row:

@@ -22,6 +22,7 @@ __all__ = [
     "ModelNotFoundError",
     "OptionError",
     "OutOfMemoryError",
+    "ScoresError",
     "TokenizerError",
     "TokenizerMissing",
     "UnknownOptionError",
@@ -136,6 +137,20 @@ class ContextLengthError(FastdecodeError, ValueError):
 
     limit: int | None = None
     requested: int | None = None
+
+
+class ScoresError(FastdecodeError, ValueError):
+    """The scores of a sequence leave no token to choose: weights that overflow, or options that forbid every token.
+
+    Attributes:
+        row: The sequence, prompt by prompt.
+        expected: What scores must look like.
+        got: What was found.
+    """
+
+    row: int | None = None
+    expected: str | None = None
+    got: str | None = None
 
 
 class OutOfMemoryError(FastdecodeError, MemoryError):

@@ -17,7 +17,7 @@ from .decoding import Decoding, astream
 from .errors import ConfigError, FastdecodeWarning, TokenizerMissing
 from .folder import Config, config_defaults, folder_defaults, read_json
 from .hub import locate
-from .options import GenerateOptions, context_error, resolve
+from .options import GenerateOptions, resolve
 from .state import EMBEDDING, State
 from .tokenizer import Tokenizer, as_tokenizer, read_folder
 
@@ -36,9 +36,6 @@ if TYPE_CHECKING:
 
 Dtype = Literal["auto", "float32", "float16", "bfloat16"]
 ComputeDtype = Literal["float32", "bfloat16"]
-
-# Tokens per native call when a prompt is read by hand, so that Ctrl-C is seen in between.
-_CHUNK = 256
 
 
 def load(
@@ -229,8 +226,10 @@ class CausalLM:
         """
         return self._core.info() | {"load_seconds": self._load_seconds}
 
-    @overload  # type: ignore[overload-overlap]
-    def generate(self, prompt: Prompt, **options: Unpack[GenerateOptions]) -> str: ...
+    @overload
+    def generate(  # type: ignore[overload-overlap]
+        self, prompt: Prompt, **options: Unpack[GenerateOptions]
+    ) -> str: ...
     @overload
     def generate(self, prompt: Sequence[Prompt], **options: Unpack[GenerateOptions]) -> list[str]: ...
     def generate(
@@ -263,8 +262,10 @@ class CausalLM:
             return [str(output) for output in outputs]
         return str(outputs)
 
-    @overload  # type: ignore[overload-overlap]
-    def run(self, prompt: Prompt, **options: Unpack[GenerateOptions]) -> Output: ...
+    @overload
+    def run(  # type: ignore[overload-overlap]
+        self, prompt: Prompt, **options: Unpack[GenerateOptions]
+    ) -> Output: ...
     @overload
     def run(self, prompt: Sequence[Prompt], **options: Unpack[GenerateOptions]) -> list[Output]: ...
     def run(
@@ -373,23 +374,16 @@ class CausalLM:
         if (prompt is None) == (embeddings is None):
             got = "neither" if prompt is None else "both"
             raise bad_option("prompt", "either a prompt or embeddings=", got)
-        core = self._core.start()
         if embeddings is None:
             assert prompt is not None
             ids = self._ids(prompt)
-            self._check_context(len(ids))
-            logits = None
-            for at in range(0, len(ids), _CHUNK):
-                last = at + _CHUNK >= len(ids)
-                logits = core.append(ids[at : at + _CHUNK], "last" if last else "nothing")
-            return State(core, ids, {}, as_floats(logits or bytearray()))
+            core = self._core.start(len(ids))
+            logits = core.append(ids, "last")
+            return State(core, ids, {}, as_floats(logits))
         rows = self._embedding_rows(embeddings)
-        self._check_context(len(rows))
-        logits = None
-        for at in range(0, len(rows), _CHUNK):
-            last = at + _CHUNK >= len(rows)
-            logits = core.append_embeddings(rows[at : at + _CHUNK].data, "last" if last else "nothing")
-        return State(core, [EMBEDDING] * len(rows), dict(enumerate(rows)), as_floats(logits or bytearray()))
+        core = self._core.start(len(rows))
+        logits = core.append_embeddings(rows.data, "last")
+        return State(core, [EMBEDDING] * len(rows), dict(enumerate(rows)), as_floats(logits))
 
     def logits(self, prompt: Prompt) -> NDArray[np.float32]:
         """Logits after every token of a prompt, in one pass.
@@ -405,16 +399,8 @@ class CausalLM:
             ContextLengthError: The prompt is longer than the model's context.
             TokenizerMissing: Text is given and the model has no tokenizer.
         """
-        import numpy as np
-
         ids = self._ids(prompt)
-        self._check_context(len(ids))
-        core = self._core.start()
-        out = np.empty((len(ids), self._core.vocab_size), dtype=np.float32)
-        for at in range(0, len(ids), _CHUNK):
-            chunk = ids[at : at + _CHUNK]
-            out[at : at + len(chunk)] = as_floats(core.append(chunk, "every"), len(chunk))
-        return out
+        return as_floats(self._core.start(len(ids)).append(ids, "every"), len(ids))
 
     def embed(self, prompt: Prompt) -> NDArray[np.float32]:
         """Token embeddings alone, without positions: float32, shape `(T, D)`.
@@ -442,7 +428,6 @@ class CausalLM:
             ContextLengthError: The prompt is longer than the model's context.
         """
         ids = self._ids(prompt)
-        self._check_context(len(ids))
         return {name: as_floats(values).reshape(shape) for name, shape, values in self._core.trace(ids)}
 
     def _need_tokenizer(self, what: str) -> Tokenizer:
@@ -461,7 +446,7 @@ class CausalLM:
     ) -> tuple[list[list[int]], bool, Options]:
         one = is_one(prompt)
         prompts: list[Any] = [prompt] if one else list(prompt)
-        resolved = resolve(options, self._defaults, len(prompts))
+        resolved = resolve(options, self._defaults, len(prompts), self._core.context_limit)
         if resolved.stop:
             self._need_tokenizer("stop")
         return [self._ids(item) for item in prompts], one, resolved
@@ -485,11 +470,6 @@ class CausalLM:
             expected = f"at least one token (an empty prompt needs a bos_token_id, and {file} has none)"
             raise bad_option("prompt", expected, "an empty prompt")
         return [self._defaults.bos_token_id]
-
-    def _check_context(self, length: int) -> None:
-        limit = self._core.context_limit
-        if limit is not None and length > limit:
-            raise context_error(length, 0, limit)
 
     def _embedding_rows(self, embeddings: NDArray[np.floating[Any]]) -> NDArray[np.float32]:
         import numpy as np

@@ -15,15 +15,17 @@ import operator
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, TypedDict
+from typing import TYPE_CHECKING, Any, Literal, TypedDict
 
-from .errors import ContextLengthError, FastdecodeWarning, OptionError, UnknownOptionError
+from .errors import FastdecodeWarning, OptionError, UnknownOptionError
 from .folder import bad_field
 
 if TYPE_CHECKING:
     from .folder import Defaults
 
 DEFAULT_NEW_TOKENS = 256
+
+LimitKind = Literal["new_tokens", "length", "up_to_new_tokens"]
 
 
 class GenerateOptions(TypedDict, total=False):
@@ -76,13 +78,15 @@ class GenerateOptions(TypedDict, total=False):
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """The options of one call, resolved and checked; see `GenerateOptions` for what each means."""
+    """The options of one call, resolved and checked; see `GenerateOptions` for what each means.
 
-    max_new_tokens: int | None
-    max_length: int | None
-    length_from_call: bool
-    length_source: str
-    min_new_tokens: int | None
+    Attributes:
+        limit: "new_tokens" or "length" (prompt included): exactly this, or an error where the context is
+            smaller; "up_to_new_tokens": this, or what the context leaves.
+    """
+
+    limit: tuple[LimitKind, int]
+    min_new_tokens: int
     min_length: int
     do_sample: bool
     temperature: float
@@ -97,50 +101,6 @@ class Options:
     stop_token_ids: tuple[int, ...]
     logprobs: int | None
     skip_special_tokens: bool
-
-    def lengths(self, prompt_length: int, context_limit: int | None) -> tuple[int, int]:
-        """Numbers of new tokens of a prompt: the largest, and the smallest before an end token may come.
-
-        Args:
-            prompt_length: Tokens in the prompt.
-            context_limit: Positions of the model, or None without a limit.
-
-        Raises:
-            ContextLengthError: The call asks for more positions than the model has, or the prompt fills them
-                all.
-            OptionError: The prompt alone is as long as `max_length`.
-        """
-        room = None if context_limit is None else context_limit - prompt_length
-        if self.max_new_tokens is not None:
-            largest = self.max_new_tokens
-        elif self.max_length is not None:
-            largest = self.max_length - prompt_length
-            if largest < 1:
-                raise _bad_option(
-                    "max_length",
-                    f"more than the {prompt_length} tokens of the prompt (or pass max_new_tokens)",
-                    f"{self.max_length}{self.length_source}",
-                )
-        else:
-            largest = DEFAULT_NEW_TOKENS if room is None else max(1, min(DEFAULT_NEW_TOKENS, room))
-        if room is not None and largest > room:
-            if self.length_from_call or room < 1:
-                raise context_error(prompt_length, largest, prompt_length + room)
-            largest = room
-        if self.min_new_tokens is not None:
-            return largest, self.min_new_tokens
-        return largest, max(0, self.min_length - prompt_length)
-
-
-def context_error(prompt_length: int, new: int, limit: int) -> ContextLengthError:
-    """The error for a request that needs more positions than the model has."""
-    requested = prompt_length + new
-    return ContextLengthError(
-        f"expected at most {limit} positions (prompt and new tokens together), got a request for {requested} "
-        f"({prompt_length} of the prompt and {new} new); shorten the prompt or ask for fewer new tokens",
-        limit=limit,
-        requested=requested,
-    )
 
 
 def _bad_option(option: str, expected: str, got: object) -> OptionError:
@@ -327,13 +287,16 @@ _ALIASES = {
 }
 
 
-def resolve(call: Mapping[str, Any], defaults: Defaults, prompts: int) -> Options:
+def resolve(
+    call: Mapping[str, Any], defaults: Defaults, prompts: int, context_limit: int | None = None
+) -> Options:
     """The options of a call, with everything that it leaves open filled in.
 
     Args:
         call: Options as given by the caller.
         defaults: What the model's folder asks for.
         prompts: Number of prompts of the call.
+        context_limit: Positions of the model, or None without a limit.
 
     Raises:
         UnknownOptionError: No option has this name; the message suggests one.
@@ -352,21 +315,7 @@ def resolve(call: Mapping[str, Any], defaults: Defaults, prompts: int) -> Option
             values[name] = _value(name, call, defaults)
     values["do_sample"] = do_sample
 
-    from_call = any(call.get(name) is not None for name in ("max_new_tokens", "max_length"))
-    if from_call:
-        if call.get("max_new_tokens") is None:
-            values["max_new_tokens"] = None
-        elif call.get("max_length") is not None:
-            warnings.warn(
-                "both max_new_tokens and max_length are given; max_new_tokens is used",
-                FastdecodeWarning,
-                stacklevel=4,
-            )
-    if call.get("min_new_tokens") is not None or values["min_new_tokens"] is not None:
-        values["min_length"] = 0
-    elif call.get("min_length") is not None:
-        values["min_new_tokens"] = None
-
+    _settle_minimum(values, call)
     if values["num_return_sequences"] > 1 and not do_sample:
         raise _bad_option(
             "num_return_sequences",
@@ -376,8 +325,35 @@ def resolve(call: Mapping[str, Any], defaults: Defaults, prompts: int) -> Option
     seed = values["seed"]
     if isinstance(seed, tuple) and len(seed) != prompts:
         raise _bad_option("seed", f"one seed per prompt, {prompts} in all", f"{len(seed)} seeds")
-    source = "" if from_call else f" (from {defaults.file})"
-    return Options(length_from_call=from_call, length_source=source, **values)
+    limit = _limit(values.pop("max_new_tokens"), values.pop("max_length"), call, context_limit)
+    return Options(limit=limit, **values)
+
+
+def _limit(
+    new_tokens: int | None, length: int | None, call: Mapping[str, Any], context_limit: int | None
+) -> tuple[LimitKind, int]:
+    """A length of the call is meant as it is; one of the file gives way to it, and to the context."""
+    if call.get("max_new_tokens") is not None:
+        if call.get("max_length") is not None:
+            message = "both max_new_tokens and max_length are given; max_new_tokens is used"
+            warnings.warn(message, FastdecodeWarning, stacklevel=5)
+        return "new_tokens", call["max_new_tokens"]
+    if call.get("max_length") is not None:
+        return "length", call["max_length"]
+    if new_tokens is not None:
+        return "up_to_new_tokens", new_tokens
+    if length is not None:
+        return "length", length if context_limit is None else min(length, context_limit)
+    return "up_to_new_tokens", DEFAULT_NEW_TOKENS
+
+
+def _settle_minimum(values: dict[str, Any], call: Mapping[str, Any]) -> None:
+    """min_new_tokens wins over min_length, as in transformers; and one of the call over one of the file."""
+    if call.get("min_length") is not None and call.get("min_new_tokens") is None:
+        values["min_new_tokens"] = 0
+    elif values["min_new_tokens"] is not None:
+        values["min_length"] = 0
+    values["min_new_tokens"] = values["min_new_tokens"] or 0
 
 
 def _check_names(call: Mapping[str, Any]) -> None:

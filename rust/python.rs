@@ -1,0 +1,219 @@
+//! The Python module `fastdecode._core`: conversions, released locks and exceptions, no arithmetic.
+//!
+//! Every call into the engine runs detached from the interpreter, inside of one function that turns errors and panics
+//! into exceptions of `fastdecode.errors`. Nothing here knows text; the Python side does.
+
+mod decoding;
+mod exceptions;
+
+use std::path::Path;
+use std::sync::Arc;
+
+use pyo3::buffer::PyBuffer;
+use pyo3::prelude::*;
+use pyo3::types::{PyByteArray, PyDict};
+
+use crate::checkpoint::{Checkpoint, Dtype, MemoryTensor};
+use crate::engine::{Limit, Options, Seed};
+use crate::error::Error;
+use crate::kernels;
+use crate::models::{self, Decoder, LoadOptions};
+use decoding::{Generation, State};
+use exceptions::detached;
+
+/// Floats as bytes that numpy can view without another copy.
+fn bytes<'py>(py: Python<'py>, values: &[f32]) -> PyResult<Bound<'py, PyByteArray>> {
+    PyByteArray::new_with(py, size_of_val(values), |out| {
+        for (out, value) in out.chunks_exact_mut(size_of::<f32>()).zip(values) {
+            out.copy_from_slice(&value.to_ne_bytes());
+        }
+        Ok(())
+    })
+}
+
+/// Weights and what is known about them; immutable, shared by every state and generation.
+#[pyclass(frozen, module = "fastdecode._core")]
+struct Model(Arc<models::Model>);
+
+#[pymethods]
+impl Model {
+    #[staticmethod]
+    fn load(
+        py: Python<'_>,
+        folder: &str,
+        dtype: &str,
+        compute_dtype: Option<&str>,
+        num_threads: Option<usize>,
+    ) -> PyResult<Self> {
+        detached(py, || {
+            let options = LoadOptions::parse(dtype, compute_dtype, num_threads)?;
+            Ok(Self(Arc::new(models::Model::load(Path::new(folder), &options)?)))
+        })
+    }
+
+    #[staticmethod]
+    fn from_tensors(
+        py: Python<'_>,
+        config: &str,
+        tensors: Vec<(String, String, Vec<usize>, PyBuffer<u8>)>,
+        dtype: &str,
+        compute_dtype: Option<&str>,
+        num_threads: Option<usize>,
+    ) -> PyResult<Self> {
+        const ELEMENTS: [Dtype; 10] = [
+            Dtype::F32,
+            Dtype::F16,
+            Dtype::BF16,
+            Dtype::F64,
+            Dtype::I64,
+            Dtype::I32,
+            Dtype::I16,
+            Dtype::I8,
+            Dtype::U8,
+            Dtype::BOOL,
+        ];
+        let mut memory = Vec::with_capacity(tensors.len());
+        for (name, element, shape, buffer) in tensors {
+            let dtype = ELEMENTS.into_iter().find(|dtype| dtype.name() == element).unwrap_or(Dtype::F64);
+            memory.push(MemoryTensor { name, dtype, shape, bytes: Arc::new(buffer.to_vec(py)?) });
+        }
+        detached(py, || {
+            let options = LoadOptions::parse(dtype, compute_dtype, num_threads)?;
+            let checkpoint = Checkpoint::from_memory(memory)?;
+            Ok(Self(Arc::new(models::Model::from_checkpoint(config, checkpoint, &options)?)))
+        })
+    }
+
+    #[getter]
+    fn vocab_size(&self) -> usize {
+        self.0.vocab_size()
+    }
+
+    #[getter]
+    fn width(&self) -> usize {
+        self.0.width()
+    }
+
+    #[getter]
+    fn context_limit(&self) -> Option<usize> {
+        self.0.context_limit()
+    }
+
+    fn info<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
+        let info = self.0.info();
+        let values = PyDict::new(py);
+        values.set_item("architecture", info.architecture)?;
+        values.set_item("parameters", info.parameters)?;
+        values.set_item("memory_bytes", info.memory_bytes)?;
+        values.set_item("dtype", info.dtype)?;
+        values.set_item("compute_dtype", info.compute_dtype)?;
+        values.set_item("isa", info.isa)?;
+        values.set_item("num_threads", info.num_threads)?;
+        values.set_item("context_length", self.0.context_limit())?;
+        values.set_item("vocab_size", self.0.vocab_size())?;
+        values.set_item("warnings", info.warnings)?;
+        Ok(values)
+    }
+
+    /// An empty sequence that is meant to hold `length` tokens.
+    fn start(&self, py: Python<'_>, length: usize) -> PyResult<State> {
+        detached(py, || {
+            if let Some(limit) = self.0.context_limit().filter(|&limit| length > limit) {
+                return Err(Error::ContextLength { limit, requested: length });
+            }
+            Ok(State::new(&self.0))
+        })
+    }
+
+    fn embed<'py>(&self, py: Python<'py>, ids: Vec<u32>) -> PyResult<Bound<'py, PyByteArray>> {
+        bytes(py, &detached(py, || self.0.embed(&ids))?)
+    }
+
+    fn trace<'py>(
+        &self,
+        py: Python<'py>,
+        ids: Vec<u32>,
+    ) -> PyResult<Vec<(String, Vec<usize>, Bound<'py, PyByteArray>)>> {
+        let activations = detached(py, || self.0.trace(&ids))?;
+        activations.into_iter().map(|(name, shape, values)| Ok((name, shape, bytes(py, &values)?))).collect()
+    }
+
+    #[pyo3(signature = (prompts, *, limit, min_new_tokens, min_length, do_sample, temperature, top_k, top_p, min_p,
+        seed, num_return_sequences, repetition_penalty, eos_token_id, stop_token_ids, logprobs))]
+    #[expect(clippy::too_many_arguments, reason = "one keyword per option, as the stub lists them")]
+    fn generate(
+        &self,
+        py: Python<'_>,
+        prompts: Vec<Vec<u32>>,
+        limit: (&str, usize),
+        min_new_tokens: usize,
+        min_length: usize,
+        do_sample: bool,
+        temperature: f64,
+        top_k: usize,
+        top_p: f64,
+        min_p: Option<f64>,
+        seed: Option<SeedArgument>,
+        num_return_sequences: usize,
+        repetition_penalty: f64,
+        eos_token_id: Vec<u32>,
+        stop_token_ids: Vec<u32>,
+        logprobs: Option<usize>,
+    ) -> PyResult<Generation> {
+        let options = Options {
+            limit: match limit.0 {
+                "new_tokens" => Limit::NewTokens(limit.1),
+                "length" => Limit::Length(limit.1),
+                _ => Limit::UpToNewTokens(limit.1),
+            },
+            min_new_tokens,
+            min_length,
+            do_sample,
+            temperature,
+            top_k: Some(top_k),
+            top_p,
+            min_p,
+            repetition_penalty,
+            eos_token_ids: eos_token_id,
+            stop_token_ids,
+            num_return_sequences,
+            logprobs,
+            seed: match seed {
+                None => Seed::Entropy,
+                Some(SeedArgument::One(seed)) => Seed::One(seed),
+                Some(SeedArgument::PerPrompt(seeds)) => Seed::PerPrompt(seeds),
+            },
+            ..Options::default()
+        };
+        detached(py, || Generation::new(&self.0, prompts, options))
+    }
+}
+
+#[derive(FromPyObject)]
+enum SeedArgument {
+    One(u64),
+    PerPrompt(Vec<u64>),
+}
+
+/// What this CPU offers and which kernels were chosen.
+#[pyfunction]
+fn cpu_info(py: Python<'_>) -> PyResult<Bound<'_, PyDict>> {
+    let info = detached(py, kernels::cpu_info)?;
+    let values = PyDict::new(py);
+    values.set_item("model", info.model)?;
+    values.set_item("isa", info.isa)?;
+    values.set_item("available", info.available)?;
+    values.set_item("num_threads", info.num_threads)?;
+    Ok(values)
+}
+
+// Free-threaded builds are not supported yet: they would need every lock here looked at again.
+#[pymodule(gil_used = true)]
+mod _core {
+    #[pymodule_export]
+    use super::{Generation, Model, State, cpu_info};
+
+    #[pymodule_export]
+    #[expect(non_upper_case_globals, reason = "the name that Python expects")]
+    const __version__: &str = env!("CARGO_PKG_VERSION");
+}
