@@ -7,8 +7,8 @@ use pyo3::buffer::PyBuffer;
 use pyo3::prelude::*;
 use pyo3::types::PyByteArray;
 
-use super::exceptions::detached;
 use super::bytes;
+use super::exceptions::detached;
 use crate::engine::{Generation as EngineGeneration, Options, PREFILL_CHUNK, Prompt};
 use crate::error::Result;
 use crate::models::{Decoder, Input, Model, Segment, Sequence, Wanted};
