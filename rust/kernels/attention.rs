@@ -1,0 +1,299 @@
+//! Attention of a few query rows of one head over the cached keys and values of one sequence.
+//!
+//! Keys lie in blocks of sixteen tokens, one line of sixteen lanes per dimension (so scores come out sixteen tokens
+//! wide); values lie token by token. Keys are reduced in chunks of 256 absolute positions from key 0, each alone (maximum,
+//! sum, weighted values, from zero), and merged in ascending order. A chunk's result does not depend on how many queries
+//! go through it together: per query and output there is one accumulator, ascending in the dimension, then in the token.
+//! Masked and unwritten lanes have weight exactly 0 and unwritten blocks hold zeros, so they add exact zeros.
+
+use super::activation::rounded;
+use super::lanes::{Lanes, WIDTH};
+use super::math;
+
+/// Tokens in a block.
+pub const BLOCK: usize = WIDTH;
+/// Keys that are reduced together; a multiple of [`BLOCK`].
+pub const CHUNK: usize = 256;
+/// Query rows of a tile, at most.
+const MAX_ROWS: usize = 6;
+
+/// Which keys a query row may see.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Visible {
+    /// Row `i` sees keys `0..=first + i`.
+    Causal {
+        /// Position of the first query row.
+        first: usize,
+    },
+    /// Every row sees keys `0..keys`.
+    All {
+        /// Number of keys.
+        keys: usize,
+    },
+}
+
+impl Visible {
+    /// Number of keys that row `i` sees.
+    #[inline(always)]
+    fn keys(self, i: usize) -> usize {
+        match self {
+            Self::Causal { first } => first + i + 1,
+            Self::All { keys } => keys,
+        }
+    }
+}
+
+/// A score's addend by distance: key `j` and query position `p` take `at[j - p]`.
+#[derive(Debug, Clone, Copy)]
+pub struct Bias {
+    /// The value at distance 0; readable from the smallest distance to the largest one, rounded up to whole blocks of keys.
+    pub at: *const f32,
+    /// Position of the first query row.
+    pub first: usize,
+}
+
+/// Query rows of one head of one sequence.
+#[derive(Debug, Clone, Copy)]
+pub struct Attention<'a> {
+    /// First query row's head, `d` floats.
+    pub q: *const f32,
+    /// Floats from one query row to the next.
+    pub q_stride: usize,
+    /// Query rows.
+    pub rows: usize,
+    /// Head dimension.
+    pub d: usize,
+    /// The sequence's blocks, each holding 16 tokens of every layer and head.
+    pub blocks: &'a [*const u8],
+    /// Bytes from a block's start to this head's keys: `d` lines of 16 elements.
+    pub keys: usize,
+    /// Bytes from a block's start to this head's values: 16 rows of `d` elements, padded to whole vectors.
+    pub values: usize,
+    /// Which keys a row may see.
+    pub visible: Visible,
+    /// Multiplies the scores.
+    pub scale: f32,
+    /// Added to the scaled scores.
+    pub bias: Option<Bias>,
+    /// First result row's head, `d` floats.
+    pub out: *mut f32,
+    /// Floats from one result row to the next.
+    pub out_stride: usize,
+    /// Whether results are rounded to bf16.
+    pub round: bool,
+    /// Working memory of [`scratch`] floats.
+    pub scratch: *mut f32,
+}
+
+/// Floats of working memory for head dimension `d`.
+pub fn scratch(d: usize) -> usize {
+    MAX_ROWS * (CHUNK + d.next_multiple_of(WIDTH)) + WIDTH
+}
+
+/// An element of the cache.
+pub(super) trait Element<L: Lanes> {
+    const BYTES: usize;
+    unsafe fn load(p: *const u8) -> L::F;
+}
+
+/// f32 cache.
+pub(super) struct Full;
+/// bf16 cache.
+pub(super) struct Half;
+
+impl<L: Lanes> Element<L> for Full {
+    const BYTES: usize = 4;
+    #[inline(always)]
+    unsafe fn load(p: *const u8) -> L::F {
+        // SAFETY: the caller grants sixteen elements.
+        unsafe { L::load(p.cast()) }
+    }
+}
+
+impl<L: Lanes> Element<L> for Half {
+    const BYTES: usize = 2;
+    #[inline(always)]
+    unsafe fn load(p: *const u8) -> L::F {
+        // SAFETY: the caller grants sixteen elements.
+        unsafe { L::load_bf16(p.cast()) }
+    }
+}
+
+/// Attention of `job.rows` rows.
+///
+/// # Safety
+/// As for [`Lanes`]; the pointers of `job` hold what its fields say, and `blocks` cover every visible key.
+#[inline(always)]
+pub(super) unsafe fn attention<L: Lanes, E: Element<L>>(job: &Attention<'_>) {
+    // SAFETY: handed on from the caller.
+    unsafe {
+        let mut i = 0;
+        while i + MAX_ROWS <= job.rows {
+            rows::<L, E, MAX_ROWS>(job, i);
+            i += MAX_ROWS;
+        }
+        while i + 2 <= job.rows {
+            rows::<L, E, 2>(job, i);
+            i += 2;
+        }
+        while i < job.rows {
+            rows::<L, E, 1>(job, i);
+            i += 1;
+        }
+    }
+}
+
+/// What is known of a row's softmax after some chunks.
+#[derive(Clone, Copy)]
+struct Running {
+    max: f32,
+    sum: f32,
+    /// Factors of the older chunks and of the newest one in this merge.
+    older: f32,
+    newest: f32,
+}
+
+/// `R` rows from row `i0` on, through every chunk that the last of them sees.
+#[inline(always)]
+unsafe fn rows<L: Lanes, E: Element<L>, const R: usize>(job: &Attention<'_>, i0: usize) {
+    // SAFETY: handed on from the caller.
+    unsafe {
+        let width = job.d.next_multiple_of(WIDTH);
+        let scores = job.scratch;
+        let total = scores.add(R * CHUNK);
+        for x in 0..R * width {
+            *total.add(x) = 0.0;
+        }
+        let mut run = [Running { max: f32::NEG_INFINITY, sum: 0.0, older: 0.0, newest: 0.0 }; R];
+        let keys = job.visible.keys(i0 + R - 1);
+        for c0 in (0..keys).step_by(CHUNK) {
+            let blocks = (keys - c0).min(CHUNK).div_ceil(BLOCK);
+            for b in 0..blocks {
+                score::<L, E, R>(job, i0, c0 / BLOCK + b, scores.add(b * BLOCK));
+            }
+            for (r, run) in run.iter_mut().enumerate() {
+                let seen = job.visible.keys(i0 + r).saturating_sub(c0).min(CHUNK);
+                weigh::<L>(scores.add(r * CHUNK), blocks, seen, run);
+            }
+            for v in (0..width).step_by(WIDTH) {
+                let newest = values::<L, E, R>(job, c0 / BLOCK, blocks, v, scores);
+                for (r, run) in run.iter().enumerate() {
+                    // A row that sees nothing of the chunk has weights 0 there, and factors 1 and 0.
+                    let t = total.add(r * width + v);
+                    let older = L::mul(L::load(t), L::splat(run.older));
+                    L::store(t, L::fma(newest[r], L::splat(run.newest), older));
+                }
+            }
+        }
+        for (r, run) in run.iter().enumerate() {
+            let scale = L::splat(run.sum);
+            for v in (0..job.d).step_by(WIDTH) {
+                let mut x = L::div(L::load(total.add(r * width + v)), scale);
+                if job.round {
+                    x = rounded::<L>(x);
+                }
+                let out = job.out.add((i0 + r) * job.out_stride + v);
+                let rest = (job.d - v).min(WIDTH);
+                if rest == WIDTH { L::store(out, x) } else { L::store_part(out, x, rest) }
+            }
+        }
+    }
+}
+
+/// Scores of one block of keys: scaled, biased, masked with -inf.
+#[inline(always)]
+unsafe fn score<L: Lanes, E: Element<L>, const R: usize>(
+    job: &Attention<'_>,
+    i0: usize,
+    block: usize,
+    out: *mut f32,
+) {
+    // SAFETY: handed on from the caller; the block is one of the sequence's.
+    unsafe {
+        let keys = job.blocks[block].add(job.keys);
+        let q = job.q.add(i0 * job.q_stride);
+        let mut acc = [L::splat(0.0); R];
+        for x in 0..job.d {
+            let line = E::load(keys.add(x * WIDTH * E::BYTES));
+            for (r, acc) in acc.iter_mut().enumerate() {
+                *acc = L::fma(L::splat(*q.add(r * job.q_stride + x)), line, *acc);
+            }
+        }
+        let first_key = block * BLOCK;
+        for (r, acc) in acc.iter().enumerate() {
+            let mut s = L::mul(*acc, L::splat(job.scale));
+            if let Some(bias) = job.bias {
+                let p = (bias.first + i0 + r).cast_signed();
+                s = L::add(s, L::load(bias.at.offset(first_key.cast_signed() - p)));
+            }
+            let seen = job.visible.keys(i0 + r);
+            if seen < first_key + BLOCK {
+                let mut a = L::to_array(s);
+                a[seen.saturating_sub(first_key)..].fill(f32::NEG_INFINITY);
+                s = L::from_array(a);
+            }
+            L::store(out.add(r * CHUNK), s);
+        }
+    }
+}
+
+/// Turns a chunk's scores into weights relative to the chunk's own maximum, and updates the row's softmax.
+#[inline(always)]
+unsafe fn weigh<L: Lanes>(scores: *mut f32, blocks: usize, seen: usize, run: &mut Running) {
+    // SAFETY: the caller grants `blocks` blocks of scores.
+    unsafe {
+        if seen == 0 {
+            for b in 0..blocks {
+                L::store(scores.add(b * BLOCK), L::splat(0.0));
+            }
+            (run.older, run.newest) = (1.0, 0.0);
+            return;
+        }
+        let mut max = L::splat(f32::NEG_INFINITY);
+        for b in 0..blocks {
+            max = L::max(L::load(scores.add(b * BLOCK)), max);
+        }
+        let max = L::largest(max);
+        let mut sum = L::splat(0.0);
+        for b in 0..blocks {
+            let p = scores.add(b * BLOCK);
+            let e = math::exp::<L>(L::sub(L::load(p), L::splat(max)));
+            L::store(p, e);
+            sum = L::add(sum, e);
+        }
+        let merged = if run.max > max { run.max } else { max };
+        let factors = math::exp::<L>(L::from_array(std::array::from_fn(|i| {
+            if i == 0 { run.max - merged } else { max - merged }
+        })));
+        let factors = L::to_array(factors);
+        (run.older, run.newest) = (factors[0], factors[1]);
+        run.sum = run.sum * run.older + L::sum(sum) * run.newest;
+        run.max = merged;
+    }
+}
+
+/// Weighted values of a chunk, sixteen dimensions from `v` on, for every row.
+#[inline(always)]
+unsafe fn values<L: Lanes, E: Element<L>, const R: usize>(
+    job: &Attention<'_>,
+    first_block: usize,
+    blocks: usize,
+    v: usize,
+    weights: *const f32,
+) -> [L::F; R] {
+    // SAFETY: handed on from the caller.
+    unsafe {
+        let width = job.d.next_multiple_of(WIDTH);
+        let mut acc = [L::splat(0.0); R];
+        for b in 0..blocks {
+            let p = job.blocks[first_block + b].add(job.values + v * E::BYTES);
+            for t in 0..BLOCK {
+                let line = E::load(p.add(t * width * E::BYTES));
+                for (r, acc) in acc.iter_mut().enumerate() {
+                    *acc = L::fma(L::splat(*weights.add(r * CHUNK + b * BLOCK + t)), line, *acc);
+                }
+            }
+        }
+        acc
+    }
+}

@@ -1,0 +1,143 @@
+//! Sixteen lanes as two 256-bit registers: AVX2, FMA and F16C (Haswell, Zen 1 and later).
+
+use std::arch::x86_64::*;
+
+use super::lanes::Lanes;
+
+/// Lanes of the AVX2 table.
+#[derive(Debug, Clone, Copy)]
+pub struct Avx2;
+
+/// Low and high eight lanes.
+#[derive(Debug, Clone, Copy)]
+pub struct Pair(__m256, __m256);
+
+/// Whether this CPU can run the table.
+pub(super) fn detected() -> bool {
+    is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") && is_x86_feature_detected!("f16c")
+}
+
+// SAFETY: AVX2, FMA and F16C intrinsics alone; the table is handed out only after `detected()`. Pointers' room is the
+// caller's to grant, and every memory access is an unaligned one.
+#[allow(clippy::undocumented_unsafe_blocks, reason = "one contract for all functions, stated on the impl")]
+unsafe impl Lanes for Avx2 {
+    type F = Pair;
+    const ROWS: usize = 6;
+    const PANELS: usize = 1;
+
+    #[inline(always)]
+    unsafe fn splat(x: f32) -> Pair {
+        unsafe {
+            let v = _mm256_set1_ps(x);
+            Pair(v, v)
+        }
+    }
+    #[inline(always)]
+    unsafe fn load(p: *const f32) -> Pair {
+        unsafe { Pair(_mm256_loadu_ps(p), _mm256_loadu_ps(p.add(8))) }
+    }
+    #[inline(always)]
+    unsafe fn store(p: *mut f32, v: Pair) {
+        unsafe {
+            _mm256_storeu_ps(p, v.0);
+            _mm256_storeu_ps(p.add(8), v.1);
+        }
+    }
+    #[inline(always)]
+    unsafe fn add(a: Pair, b: Pair) -> Pair {
+        unsafe { Pair(_mm256_add_ps(a.0, b.0), _mm256_add_ps(a.1, b.1)) }
+    }
+    #[inline(always)]
+    unsafe fn sub(a: Pair, b: Pair) -> Pair {
+        unsafe { Pair(_mm256_sub_ps(a.0, b.0), _mm256_sub_ps(a.1, b.1)) }
+    }
+    #[inline(always)]
+    unsafe fn mul(a: Pair, b: Pair) -> Pair {
+        unsafe { Pair(_mm256_mul_ps(a.0, b.0), _mm256_mul_ps(a.1, b.1)) }
+    }
+    #[inline(always)]
+    unsafe fn div(a: Pair, b: Pair) -> Pair {
+        unsafe { Pair(_mm256_div_ps(a.0, b.0), _mm256_div_ps(a.1, b.1)) }
+    }
+    #[inline(always)]
+    unsafe fn max(a: Pair, b: Pair) -> Pair {
+        unsafe { Pair(_mm256_max_ps(a.0, b.0), _mm256_max_ps(a.1, b.1)) }
+    }
+    #[inline(always)]
+    unsafe fn min(a: Pair, b: Pair) -> Pair {
+        unsafe { Pair(_mm256_min_ps(a.0, b.0), _mm256_min_ps(a.1, b.1)) }
+    }
+    #[inline(always)]
+    unsafe fn fma(a: Pair, b: Pair, c: Pair) -> Pair {
+        unsafe { Pair(_mm256_fmadd_ps(a.0, b.0, c.0), _mm256_fmadd_ps(a.1, b.1, c.1)) }
+    }
+    #[inline(always)]
+    unsafe fn round(a: Pair) -> Pair {
+        unsafe {
+            Pair(
+                _mm256_round_ps::<{ _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC }>(a.0),
+                _mm256_round_ps::<{ _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC }>(a.1),
+            )
+        }
+    }
+    #[inline(always)]
+    unsafe fn pow2(n: Pair) -> Pair {
+        unsafe {
+            let f = |v: __m256| {
+                let e = _mm256_add_epi32(_mm256_cvtps_epi32(v), _mm256_set1_epi32(127));
+                _mm256_castsi256_ps(_mm256_slli_epi32::<23>(e))
+            };
+            Pair(f(n.0), f(n.1))
+        }
+    }
+    #[inline(always)]
+    unsafe fn select_lt(a: Pair, b: Pair, yes: Pair, no: Pair) -> Pair {
+        unsafe {
+            Pair(
+                _mm256_blendv_ps(no.0, yes.0, _mm256_cmp_ps::<_CMP_LT_OQ>(a.0, b.0)),
+                _mm256_blendv_ps(no.1, yes.1, _mm256_cmp_ps::<_CMP_LT_OQ>(a.1, b.1)),
+            )
+        }
+    }
+    #[inline(always)]
+    unsafe fn load_bf16(p: *const u16) -> Pair {
+        unsafe {
+            let f = |p: *const u16| {
+                let v = _mm256_cvtepu16_epi32(_mm_loadu_si128(p.cast()));
+                _mm256_castsi256_ps(_mm256_slli_epi32::<16>(v))
+            };
+            Pair(f(p), f(p.add(8)))
+        }
+    }
+    #[inline(always)]
+    unsafe fn load_f16(p: *const u16) -> Pair {
+        unsafe {
+            Pair(
+                _mm256_cvtph_ps(_mm_loadu_si128(p.cast())),
+                _mm256_cvtph_ps(_mm_loadu_si128(p.add(8).cast())),
+            )
+        }
+    }
+    #[inline(always)]
+    unsafe fn load_bf16_pairs(p: *const u16) -> (Pair, Pair) {
+        unsafe {
+            let (v, w) = (_mm256_loadu_si256(p.cast()), _mm256_loadu_si256(p.add(16).cast()));
+            let high = _mm256_set1_epi32(0xffff_0000_u32.cast_signed());
+            let even = |v| _mm256_castsi256_ps(_mm256_slli_epi32::<16>(v));
+            let odd = |v| _mm256_castsi256_ps(_mm256_and_si256(v, high));
+            (Pair(even(v), even(w)), Pair(odd(v), odd(w)))
+        }
+    }
+    #[inline(always)]
+    unsafe fn dot_bf16(acc: Pair, line: *const u16, pair: u32) -> Pair {
+        unsafe {
+            let (even, odd) = Self::load_bf16_pairs(line);
+            let acc = Self::fma(Self::splat(f32::from_bits(pair & 0xffff_0000)), odd, acc);
+            Self::fma(Self::splat(f32::from_bits(pair << 16)), even, acc)
+        }
+    }
+    #[inline(always)]
+    unsafe fn prefetch(p: *const u8) {
+        unsafe { _mm_prefetch::<_MM_HINT_T0>(p.cast()) }
+    }
+}

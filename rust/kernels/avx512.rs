@@ -1,0 +1,155 @@
+//! Sixteen lanes as one 512-bit register: AVX-512 F, BW, DQ and VL (Skylake-X, Zen 4 and later).
+//!
+//! [`Avx512Bf16`] is the same table with `vdpbf16ps` for the bf16 dot.
+
+use std::arch::x86_64::*;
+
+use super::lanes::Lanes;
+
+/// Lanes of the AVX-512 table.
+#[derive(Debug, Clone, Copy)]
+pub struct Avx512;
+
+/// Lanes of the AVX-512 table with the bf16 dot instruction.
+#[derive(Debug, Clone, Copy)]
+pub struct Avx512Bf16;
+
+/// Whether this CPU can run [`Avx512`].
+pub(super) fn detected() -> bool {
+    is_x86_feature_detected!("avx512f")
+        && is_x86_feature_detected!("avx512bw")
+        && is_x86_feature_detected!("avx512dq")
+        && is_x86_feature_detected!("avx512vl")
+        && is_x86_feature_detected!("avx2")
+        && is_x86_feature_detected!("fma")
+        && is_x86_feature_detected!("f16c")
+}
+
+/// Whether this CPU can run [`Avx512Bf16`].
+pub(super) fn detected_bf16() -> bool {
+    detected() && is_x86_feature_detected!("avx512bf16")
+}
+
+/// The bf16 dot by two fused multiply-adds, odd product first, as the instruction orders them.
+#[inline(always)]
+unsafe fn dot_by_fma(acc: __m512, line: *const u16, pair: u32) -> __m512 {
+    // SAFETY: the caller grants a whole line and AVX-512F.
+    unsafe {
+        let (even, odd) = Avx512::load_bf16_pairs(line);
+        let acc = Avx512::fma(Avx512::splat(f32::from_bits(pair & 0xffff_0000)), odd, acc);
+        Avx512::fma(Avx512::splat(f32::from_bits(pair << 16)), even, acc)
+    }
+}
+
+/// The bf16 dot by its instruction.
+#[inline(always)]
+unsafe fn dot_by_instruction(acc: __m512, line: *const u16, pair: u32) -> __m512 {
+    // SAFETY: the caller grants a whole line and AVX512-BF16; the vectors are reinterpreted at equal size.
+    unsafe {
+        let w: __m512bh = std::mem::transmute(_mm512_loadu_si512(line.cast()));
+        let x: __m512bh = std::mem::transmute(_mm512_set1_epi32(pair.cast_signed()));
+        _mm512_dpbf16_ps(acc, x, w)
+    }
+}
+
+macro_rules! lanes {
+    ($name:ty, $dot:path) => {
+        // SAFETY: AVX-512 F/BW/DQ/VL intrinsics alone (and BF16 where `detected_bf16()` was asked); the table is handed
+        // out only after detection. Pointers' room is the caller's to grant; every access is an unaligned one.
+        #[allow(clippy::undocumented_unsafe_blocks, reason = "one contract for all functions, stated on the impl")]
+        unsafe impl Lanes for $name {
+            type F = __m512;
+            const ROWS: usize = 12;
+            const PANELS: usize = 2;
+
+            #[inline(always)]
+            unsafe fn splat(x: f32) -> __m512 {
+                unsafe { _mm512_set1_ps(x) }
+            }
+            #[inline(always)]
+            unsafe fn load(p: *const f32) -> __m512 {
+                unsafe { _mm512_loadu_ps(p) }
+            }
+            #[inline(always)]
+            unsafe fn store(p: *mut f32, v: __m512) {
+                unsafe { _mm512_storeu_ps(p, v) }
+            }
+            #[inline(always)]
+            unsafe fn add(a: __m512, b: __m512) -> __m512 {
+                unsafe { _mm512_add_ps(a, b) }
+            }
+            #[inline(always)]
+            unsafe fn sub(a: __m512, b: __m512) -> __m512 {
+                unsafe { _mm512_sub_ps(a, b) }
+            }
+            #[inline(always)]
+            unsafe fn mul(a: __m512, b: __m512) -> __m512 {
+                unsafe { _mm512_mul_ps(a, b) }
+            }
+            #[inline(always)]
+            unsafe fn div(a: __m512, b: __m512) -> __m512 {
+                unsafe { _mm512_div_ps(a, b) }
+            }
+            #[inline(always)]
+            unsafe fn max(a: __m512, b: __m512) -> __m512 {
+                unsafe { _mm512_max_ps(a, b) }
+            }
+            #[inline(always)]
+            unsafe fn min(a: __m512, b: __m512) -> __m512 {
+                unsafe { _mm512_min_ps(a, b) }
+            }
+            #[inline(always)]
+            unsafe fn fma(a: __m512, b: __m512, c: __m512) -> __m512 {
+                unsafe { _mm512_fmadd_ps(a, b, c) }
+            }
+            #[inline(always)]
+            unsafe fn round(a: __m512) -> __m512 {
+                unsafe { _mm512_roundscale_ps::<{ _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC }>(a) }
+            }
+            #[inline(always)]
+            unsafe fn pow2(n: __m512) -> __m512 {
+                unsafe {
+                    let e = _mm512_add_epi32(_mm512_cvtps_epi32(n), _mm512_set1_epi32(127));
+                    _mm512_castsi512_ps(_mm512_slli_epi32::<23>(e))
+                }
+            }
+            #[inline(always)]
+            unsafe fn select_lt(a: __m512, b: __m512, yes: __m512, no: __m512) -> __m512 {
+                unsafe { _mm512_mask_blend_ps(_mm512_cmp_ps_mask::<_CMP_LT_OQ>(a, b), no, yes) }
+            }
+            #[inline(always)]
+            unsafe fn load_bf16(p: *const u16) -> __m512 {
+                unsafe {
+                    let v = _mm512_cvtepu16_epi32(_mm256_loadu_si256(p.cast()));
+                    _mm512_castsi512_ps(_mm512_slli_epi32::<16>(v))
+                }
+            }
+            #[inline(always)]
+            unsafe fn load_f16(p: *const u16) -> __m512 {
+                unsafe { _mm512_cvtph_ps(_mm256_loadu_si256(p.cast())) }
+            }
+            #[inline(always)]
+            unsafe fn load_bf16_pairs(p: *const u16) -> (__m512, __m512) {
+                unsafe {
+                    let v = _mm512_loadu_si512(p.cast());
+                    let high = _mm512_set1_epi32(0xffff_0000_u32.cast_signed());
+                    (
+                        _mm512_castsi512_ps(_mm512_slli_epi32::<16>(v)),
+                        _mm512_castsi512_ps(_mm512_and_si512(v, high)),
+                    )
+                }
+            }
+            #[inline(always)]
+            unsafe fn dot_bf16(acc: __m512, line: *const u16, pair: u32) -> __m512 {
+                unsafe { $dot(acc, line, pair) }
+            }
+            #[inline(always)]
+            unsafe fn prefetch(p: *const u8) {
+                unsafe { _mm_prefetch::<_MM_HINT_T0>(p.cast()) }
+            }
+        }
+    };
+}
+
+lanes!(Avx512, dot_by_fma);
+lanes!(Avx512Bf16, dot_by_instruction);

@@ -1,0 +1,536 @@
+//! `C = epilogue(A · W)` for rows of f32 activations and packed weight panels: one algorithm for one row and for many.
+//!
+//! The law of this file: every output has one f32 accumulator, and k ascends by the format's step, whatever the number of
+//! rows, the tile, the block or the thread. A block of K may end in a stored f32 that the next block loads again, which
+//! changes no bits. So a row's result does not depend on its company.
+//!
+//! A panel is sixteen outputs; its lines are 64 bytes: sixteen lanes of one k (f32), of two (bf16: pairs in a lane; f16:
+//! sixteen of k, then sixteen of k + 1). Up to [`Lanes`]' tile height the rows are multiplied straight from the weights'
+//! stream, several panels side by side to hide latency; above it, blocks of K are taken through row tiles, weights of 16
+//! bits being widened once per block for all of them.
+
+use super::activation::Epilogue;
+use super::lanes::{Lanes, WIDTH, round_bf16};
+
+/// Bytes of a line of a panel.
+pub const LINE: usize = 64;
+/// Rows that the largest tile of any table takes.
+pub const MAX_ROWS: usize = 12;
+/// Above this many rows the activations are packed into tiles first.
+const PACK_FROM: usize = 16;
+
+/// How the weights are stored and how products are formed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Format {
+    /// f32 weights, f32 products.
+    F32,
+    /// bf16 weights widened, f32 products.
+    Bf16,
+    /// f16 weights widened, f32 products.
+    F16,
+    /// bf16 weights and activations, the bf16 dot.
+    Bf16Dot,
+}
+
+/// Sizes that change speed and no bits; one set per CPU family, see `cpu.rs`.
+#[derive(Debug, Clone, Copy)]
+pub struct Tuning {
+    /// Panels side by side for one row: 1, 2 or 4.
+    pub panels: usize,
+    /// Bytes ahead of the stream that are prefetched; 0 for none.
+    pub prefetch: usize,
+    /// Floats of K in a block of f32 weights (for 16-bit weights half of it is taken, see `widened`).
+    pub block_k: usize,
+    /// Floats of K in a block of widened weights.
+    pub widened: usize,
+    /// Rows of activations packed at a time.
+    pub block_m: usize,
+}
+
+impl Tuning {
+    /// Floats of scratch that one thread needs for any product.
+    pub fn scratch(&self, max_k: usize) -> usize {
+        let k = self.block_k.max(self.widened) + LINE;
+        let packed = (self.block_m + MAX_ROWS) * k;
+        // Unpacked pairs for the bf16 dot of a few rows, and a widened block of two panels.
+        packed + PACK_FROM * (max_k + LINE) + 2 * WIDTH * k
+    }
+}
+
+/// One product over a run of panels.
+#[derive(Debug, Clone, Copy)]
+pub struct Matmul {
+    /// Activations, `m` rows of `k` floats, padded with finite values to an even number.
+    pub a: *const f32,
+    /// Floats from one row of activations to the next.
+    pub a_stride: usize,
+    /// Rows.
+    pub m: usize,
+    /// Inputs.
+    pub k: usize,
+    /// First panel; panels follow each other.
+    pub w: *const u8,
+    /// Number of panels.
+    pub panels: usize,
+    /// Output of the first panel, `m` rows of `16 * panels` floats.
+    pub c: *mut f32,
+    /// Floats from one row of output to the next.
+    pub c_stride: usize,
+    /// What finishes an output; its pointers are those of the first panel.
+    pub epilogue: Epilogue,
+    /// Working memory of [`Tuning::scratch`] floats.
+    pub scratch: *mut f32,
+    /// Sizes of blocks.
+    pub tuning: Tuning,
+    /// The table's epilogue routine.
+    pub finish: unsafe fn(*mut f32, usize, usize, usize, &Epilogue),
+}
+
+/// A storage format as the algorithm sees it: lines of a panel, words of activations.
+pub(super) trait Kind<L: Lanes> {
+    /// Inputs in a line.
+    const STEP: usize;
+    /// 32-bit words of activations that a line needs.
+    const WORDS: usize;
+    /// Whether many rows take the line widened to f32.
+    const WIDEN: bool;
+    /// Whether activations must be turned into bf16 pairs first.
+    const PAIRS: bool;
+    /// A line in registers.
+    type Line: Copy;
+    unsafe fn line(p: *const u8) -> Self::Line;
+    /// One more line: `x` points at the first word, the next one is `next` words on.
+    unsafe fn apply(acc: L::F, line: Self::Line, x: *const f32, next: usize) -> L::F;
+    /// The line as f32, `WORDS` vectors.
+    unsafe fn widen(p: *const u8, out: *mut f32);
+}
+
+/// f32 weights.
+pub(super) struct F32;
+/// bf16 weights, f32 products.
+pub(super) struct Bf16;
+/// f16 weights, f32 products.
+pub(super) struct F16;
+/// bf16 weights and activations.
+pub(super) struct Bf16Dot;
+
+#[allow(clippy::undocumented_unsafe_blocks, reason = "each function's contract is that of `Lanes` and a whole line")]
+mod kinds {
+    use super::*;
+
+    impl<L: Lanes> Kind<L> for F32 {
+        const STEP: usize = 1;
+        const WORDS: usize = 1;
+        const WIDEN: bool = false;
+        const PAIRS: bool = false;
+        type Line = L::F;
+        #[inline(always)]
+        unsafe fn line(p: *const u8) -> L::F {
+            unsafe { L::load(p.cast()) }
+        }
+        #[inline(always)]
+        unsafe fn apply(acc: L::F, line: L::F, x: *const f32, _: usize) -> L::F {
+            unsafe { L::fma(L::splat(*x), line, acc) }
+        }
+        #[inline(always)]
+        unsafe fn widen(p: *const u8, out: *mut f32) {
+            unsafe { L::store(out, L::load(p.cast())) }
+        }
+    }
+
+    macro_rules! sixteen_bits {
+        ($kind:ty, $line:expr) => {
+            impl<L: Lanes> Kind<L> for $kind {
+                const STEP: usize = 2;
+                const WORDS: usize = 2;
+                const WIDEN: bool = true;
+                const PAIRS: bool = false;
+                type Line = (L::F, L::F);
+                #[inline(always)]
+                unsafe fn line(p: *const u8) -> (L::F, L::F) {
+                    unsafe { $line(p.cast::<u16>()) }
+                }
+                #[inline(always)]
+                unsafe fn apply(acc: L::F, line: (L::F, L::F), x: *const f32, next: usize) -> L::F {
+                    unsafe {
+                        let acc = L::fma(L::splat(*x), line.0, acc);
+                        L::fma(L::splat(*x.add(next)), line.1, acc)
+                    }
+                }
+                #[inline(always)]
+                unsafe fn widen(p: *const u8, out: *mut f32) {
+                    unsafe {
+                        let (even, odd) = <Self as Kind<L>>::line(p);
+                        L::store(out, even);
+                        L::store(out.add(WIDTH), odd);
+                    }
+                }
+            }
+        };
+    }
+    sixteen_bits!(Bf16, |p| L::load_bf16_pairs(p));
+    sixteen_bits!(F16, |p: *const u16| (L::load_f16(p), L::load_f16(p.add(WIDTH))));
+
+    impl<L: Lanes> Kind<L> for Bf16Dot {
+        const STEP: usize = 2;
+        const WORDS: usize = 1;
+        const WIDEN: bool = false;
+        const PAIRS: bool = true;
+        type Line = *const u16;
+        #[inline(always)]
+        unsafe fn line(p: *const u8) -> *const u16 {
+            p.cast()
+        }
+        #[inline(always)]
+        unsafe fn apply(acc: L::F, line: *const u16, x: *const f32, _: usize) -> L::F {
+            unsafe { L::dot_bf16(acc, line, (*x).to_bits()) }
+        }
+        #[inline(always)]
+        unsafe fn widen(_: *const u8, _: *mut f32) {}
+    }
+}
+
+/// Activations as a tile reads them: word `w` of row `r` is at `r * row + w * word`.
+#[derive(Clone, Copy)]
+struct Rows {
+    at: *const f32,
+    row: usize,
+    word: usize,
+}
+
+/// Adds `lines` lines of `N` panels to `M` rows of accumulators.
+#[inline(always)]
+unsafe fn tile<L: Lanes, K: Kind<L>, const M: usize, const N: usize>(
+    acc: &mut [[L::F; N]; M],
+    a: Rows,
+    w: [*const u8; N],
+    lines: usize,
+    prefetch: usize,
+) {
+    // SAFETY: the caller grants `lines` lines of every panel and `lines * WORDS` words of every row.
+    unsafe {
+        let mut step = |l: usize| {
+            let line: [K::Line; N] = std::array::from_fn(|j| K::line(w[j].add(l * LINE)));
+            if prefetch > 0 {
+                for p in w {
+                    L::prefetch(p.wrapping_add(l * LINE + prefetch));
+                }
+            }
+            for (r, acc) in acc.iter_mut().enumerate() {
+                let x = a.at.add(r * a.row + l * K::WORDS * a.word);
+                for j in 0..N {
+                    acc[j] = K::apply(acc[j], line[j], x, a.word);
+                }
+            }
+        };
+        let whole = lines - lines % 4;
+        let mut l = 0;
+        while l < whole {
+            step(l);
+            step(l + 1);
+            step(l + 2);
+            step(l + 3);
+            l += 4;
+        }
+        while l < lines {
+            step(l);
+            l += 1;
+        }
+    }
+}
+
+/// A tile over one block of K: accumulators from zero or from `c`, and back to `c`.
+#[inline(always)]
+#[allow(clippy::too_many_arguments, reason = "the innermost seam: everything is a register")]
+unsafe fn block<L: Lanes, K: Kind<L>, const M: usize, const N: usize>(
+    c: *mut f32,
+    c_stride: usize,
+    a: Rows,
+    w: *const u8,
+    w_stride: usize,
+    lines: usize,
+    first: bool,
+    prefetch: usize,
+) {
+    // SAFETY: the caller grants the tile of `c`, the lines and the words.
+    unsafe {
+        let at = |r: usize, j: usize| c.add(r * c_stride + j * WIDTH);
+        let mut acc = [[L::splat(0.0); N]; M];
+        if !first {
+            for (r, acc) in acc.iter_mut().enumerate() {
+                for (j, acc) in acc.iter_mut().enumerate() {
+                    *acc = L::load(at(r, j));
+                }
+            }
+        }
+        tile::<L, K, M, N>(&mut acc, a, std::array::from_fn(|j| w.add(j * w_stride)), lines, prefetch);
+        for (r, acc) in acc.iter().enumerate() {
+            for (j, acc) in acc.iter().enumerate() {
+                L::store(at(r, j), *acc);
+            }
+        }
+    }
+}
+
+/// [`block`] for a number of rows known only at run time; never more than `L::ROWS`.
+macro_rules! by_rows {
+    ($rows:expr, $L:ty, $K:ty, $N:literal, $args:tt) => {
+        match $rows {
+            1 => block::<$L, $K, 1, $N> $args,
+            2 => block::<$L, $K, 2, $N> $args,
+            3 => block::<$L, $K, 3, $N> $args,
+            4 => block::<$L, $K, 4, $N> $args,
+            5 if <$L>::ROWS >= 5 => block::<$L, $K, 5, $N> $args,
+            6 if <$L>::ROWS >= 6 => block::<$L, $K, 6, $N> $args,
+            7 if <$L>::ROWS >= 7 => block::<$L, $K, 7, $N> $args,
+            8 if <$L>::ROWS >= 8 => block::<$L, $K, 8, $N> $args,
+            9 if <$L>::ROWS >= 9 => block::<$L, $K, 9, $N> $args,
+            10 if <$L>::ROWS >= 10 => block::<$L, $K, 10, $N> $args,
+            11 if <$L>::ROWS >= 11 => block::<$L, $K, 11, $N> $args,
+            12 if <$L>::ROWS >= 12 => block::<$L, $K, 12, $N> $args,
+            n => unreachable!("a tile of {n} rows"),
+        }
+    };
+}
+
+/// `C = epilogue(A · W)`.
+///
+/// # Safety
+/// As for [`Lanes`]; the pointers of `job` hold what its fields say.
+#[inline(always)]
+pub(super) unsafe fn matmul<L: Lanes, K: Kind<L>>(job: &Matmul) {
+    let mut job = *job;
+    let words = job.k.div_ceil(K::STEP) * K::WORDS;
+    // SAFETY: handed on from the caller; the scratch has room for the pairs of `PACK_FROM` rows.
+    unsafe {
+        if K::PAIRS && job.m <= PACK_FROM {
+            for r in 0..job.m {
+                pair_row(job.a.add(r * job.a_stride), job.k, job.scratch.add(r * words), 1);
+            }
+            job.a = job.scratch;
+            job.a_stride = words;
+            job.scratch = job.scratch.add(PACK_FROM * words);
+        }
+        if job.m <= L::ROWS {
+            stream::<L, K>(&job);
+        } else {
+            blocks::<L, K>(&job);
+        }
+    }
+}
+
+/// One row of activations as words of bf16 pairs, `step` words apart.
+#[inline(always)]
+unsafe fn pair_row(a: *const f32, k: usize, out: *mut f32, step: usize) {
+    // SAFETY: the caller grants `k` floats and room for the words.
+    unsafe {
+        for i in 0..k.div_ceil(2) {
+            let low = u32::from(round_bf16(*a.add(2 * i)));
+            let high = if 2 * i + 1 < k { u32::from(round_bf16(*a.add(2 * i + 1))) } else { 0 };
+            *out.add(i * step) = f32::from_bits(low | (high << 16));
+        }
+    }
+}
+
+/// A few rows: every panel's whole K in one go, straight from the stream of weights.
+#[inline(always)]
+unsafe fn stream<L: Lanes, K: Kind<L>>(job: &Matmul) {
+    // SAFETY: handed on from the caller.
+    unsafe {
+        let lines = job.k.div_ceil(K::STEP);
+        let panel = lines * LINE;
+        let a = Rows { at: job.a, row: job.a_stride, word: 1 };
+        let ahead = job.tuning.prefetch;
+        let mut done = 0;
+        macro_rules! panels {
+            ($m:literal, $n:literal) => {
+                while job.panels - done >= $n {
+                    let c = job.c.add(done * WIDTH);
+                    let w = job.w.add(done * panel);
+                    block::<L, K, $m, $n>(c, job.c_stride, a, w, panel, lines, true, ahead);
+                    finish(job, done, $n, 0, $m);
+                    done += $n;
+                }
+            };
+        }
+        let wide = L::ROWS >= 12;
+        match job.m {
+            1 => {
+                if job.tuning.panels >= 4 {
+                    panels!(1, 4);
+                }
+                if job.tuning.panels >= 2 {
+                    panels!(1, 2);
+                }
+            }
+            2 => {
+                if wide {
+                    panels!(2, 4);
+                }
+                panels!(2, 2);
+            }
+            3 => {
+                if wide {
+                    panels!(3, 4);
+                }
+                panels!(3, 2);
+            }
+            4 if wide => panels!(4, 4),
+            5 if wide => panels!(5, 4),
+            6 if wide => panels!(6, 4),
+            7 if wide => panels!(7, 2),
+            8 if wide => panels!(8, 2),
+            9 if wide => panels!(9, 2),
+            10 if wide => panels!(10, 2),
+            11 if wide => panels!(11, 2),
+            12 if wide => panels!(12, 2),
+            _ => {}
+        }
+        while done < job.panels {
+            let c = job.c.add(done * WIDTH);
+            let w = job.w.add(done * panel);
+            by_rows!(job.m, L, K, 1, (c, job.c_stride, a, w, panel, lines, true, ahead));
+            finish(job, done, 1, 0, job.m);
+            done += 1;
+        }
+    }
+}
+
+/// Hands the outputs of `panels` panels from `panel` on, `rows` rows from `row` on, to the epilogue.
+#[inline(always)]
+unsafe fn finish(job: &Matmul, panel: usize, panels: usize, row: usize, rows: usize) {
+    if job.epilogue.is_none() {
+        return;
+    }
+    // SAFETY: handed on from the caller: the tile lies inside the job.
+    unsafe {
+        let mut e = job.epilogue;
+        if !e.bias.is_null() {
+            e.bias = e.bias.add(panel * WIDTH);
+        }
+        if !e.residual.is_null() {
+            e.residual = e.residual.add(row * e.residual_stride + panel * WIDTH);
+        }
+        let c = job.c.add(row * job.c_stride + panel * WIDTH);
+        (job.finish)(c, job.c_stride, rows, panels * WIDTH, &e);
+    }
+}
+
+/// Many rows: blocks of K, row tiles inside, weights of 16 bits widened once per block.
+#[inline(always)]
+unsafe fn blocks<L: Lanes, K: Kind<L>>(job: &Matmul) {
+    // SAFETY: handed on from the caller.
+    unsafe {
+        if K::WIDEN && job.m > 2 * L::ROWS {
+            blocked::<L, K, F32>(job);
+        } else {
+            blocked::<L, K, K>(job);
+        }
+    }
+}
+
+/// As [`blocks`]; `T` is the kind that the tiles multiply: `K` itself, or f32 after widening.
+#[inline(always)]
+unsafe fn blocked<L: Lanes, K: Kind<L>, T: Kind<L>>(job: &Matmul) {
+    let widen = K::STEP != T::STEP;
+    let lines = job.k.div_ceil(K::STEP);
+    let panel = lines * LINE;
+    let t = &job.tuning;
+    let per_block = if widen { t.widened } else { t.block_k }.div_ceil(K::STEP).max(1);
+    let packed = job.m > PACK_FROM;
+    let block_m = if packed { t.block_m } else { job.m };
+    let side_by_side = L::PANELS;
+    // SAFETY: handed on from the caller; the scratch holds the packed rows and after them the widened block.
+    unsafe {
+        let widened = job.scratch.add((t.block_m + MAX_ROWS) * (t.block_k.max(t.widened) + LINE));
+        for m0 in (0..job.m).step_by(block_m) {
+            let rows = block_m.min(job.m - m0);
+            let a_rows = job.a.add(m0 * job.a_stride);
+            // Tiles of equal height, as few as there can be.
+            let tiles = rows.div_ceil(L::ROWS);
+            let height = |t: usize| rows / tiles + usize::from(t < rows % tiles);
+            for l0 in (0..lines).step_by(per_block) {
+                let n = per_block.min(lines - l0);
+                let (first, last) = (l0 == 0, l0 + n == lines);
+                let words = n * K::WORDS;
+                if packed {
+                    pack::<L, K>(job, a_rows, rows, tiles, l0, n);
+                }
+                let mut p = 0;
+                while p < job.panels {
+                    let np = side_by_side.min(job.panels - p);
+                    let mut w = job.w.add(p * panel + l0 * LINE);
+                    let mut w_stride = panel;
+                    let mut tile_lines = n;
+                    if widen {
+                        for j in 0..np {
+                            for l in 0..n {
+                                K::widen(
+                                    w.add(j * panel + l * LINE),
+                                    widened.add((j * words + l * K::WORDS) * WIDTH),
+                                );
+                            }
+                        }
+                        w = widened.cast();
+                        w_stride = words * LINE;
+                        tile_lines = words;
+                    }
+                    let mut r = 0;
+                    for ti in 0..tiles {
+                        let h = height(ti);
+                        let a = if packed {
+                            Rows { at: job.scratch.add(r * words), row: 1, word: h }
+                        } else {
+                            let at = a_rows.add(r * job.a_stride + l0 * K::WORDS);
+                            Rows { at, row: job.a_stride, word: 1 }
+                        };
+                        let c = job.c.add((m0 + r) * job.c_stride + p * WIDTH);
+                        let ahead = if ti == 0 && !widen { t.prefetch } else { 0 };
+                        if L::PANELS == 2 && np == 2 {
+                            by_rows!(h, L, T, 2, (c, job.c_stride, a, w, w_stride, tile_lines, first, ahead));
+                        } else {
+                            by_rows!(h, L, T, 1, (c, job.c_stride, a, w, w_stride, tile_lines, first, ahead));
+                        }
+                        if last {
+                            finish(job, p, np, m0 + r, h);
+                        }
+                        r += h;
+                    }
+                    p += np;
+                }
+            }
+        }
+    }
+}
+
+/// Copies the words of lines `l0..l0 + n` of `rows` rows into tiles: word by word, the tile's rows side by side.
+#[inline(always)]
+unsafe fn pack<L: Lanes, K: Kind<L>>(
+    job: &Matmul,
+    a: *const f32,
+    rows: usize,
+    tiles: usize,
+    l0: usize,
+    n: usize,
+) {
+    // SAFETY: handed on from the caller.
+    unsafe {
+        let words = n * K::WORDS;
+        let mut r = 0;
+        for t in 0..tiles {
+            let h = rows / tiles + usize::from(t < rows % tiles);
+            let out = job.scratch.add(r * words);
+            for i in 0..h {
+                let from = a.add((r + i) * job.a_stride + l0 * K::STEP);
+                if K::PAIRS {
+                    pair_row(from, (n * K::STEP).min(job.k - l0 * K::STEP), out.add(i), h);
+                } else {
+                    for w in 0..words {
+                        *out.add(w * h + i) = *from.add(w);
+                    }
+                }
+            }
+            r += h;
+        }
+    }
+}

@@ -1,0 +1,208 @@
+//! Numerics of one operation at a time: one thread, pointers and sizes in, no allocation, no threads.
+//!
+//! An algorithm is written once over [`lanes::Lanes`]; the tables below instantiate it per instruction set. This
+//! directory knows nothing of models, caches or threads.
+
+mod activation;
+mod attention;
+#[cfg(target_arch = "x86_64")]
+mod avx2;
+#[cfg(target_arch = "x86_64")]
+mod avx512;
+mod cpu;
+pub mod lanes;
+mod math;
+mod matmul;
+mod norm;
+mod portable;
+pub mod probe;
+
+use std::sync::OnceLock;
+
+pub use activation::{Activation, Epilogue};
+pub use attention::{Attention, BLOCK, Bias, CHUNK, Visible, scratch as attention_scratch};
+pub use cpu::{Cpu, Family, identify};
+pub use lanes::WIDTH;
+pub use matmul::{Format, LINE, Matmul, Tuning};
+pub use norm::Norm;
+
+use crate::error::{Error, Result};
+
+/// A finishing routine of a tile, see [`Epilogue`].
+type Finish = unsafe fn(*mut f32, usize, usize, usize, &Epilogue);
+
+/// The kernels of one instruction set. Handed out only where the CPU has it.
+#[derive(Debug, Clone, Copy)]
+pub struct Kernels {
+    /// Name as `FASTDECODE_ISA` takes it.
+    pub name: &'static str,
+    /// Whether the bf16 dot is one instruction.
+    pub has_bf16_dot: bool,
+    detected: fn() -> bool,
+    /// By [`Format`], in the order of its variants.
+    matmul: [unsafe fn(&Matmul); 4],
+    finish: Finish,
+    layer_norm: unsafe fn(&Norm),
+    rms_norm: unsafe fn(&Norm),
+    /// f32 cache, bf16 cache.
+    attention: [unsafe fn(&Attention<'_>); 2],
+    multiply: unsafe fn(*mut f32, *const f32, usize, bool),
+    probe: probe::Probes,
+}
+
+/// Wraps a shared algorithm in a function compiled for the features of one table.
+macro_rules! shim {
+    ([$($attr:meta),*] $name:ident($($arg:ident: $ty:ty),*) $(-> $out:ty)?, $body:expr) => {
+        $(#[$attr])*
+        unsafe fn $name($($arg: $ty),*) $(-> $out)? {
+            // SAFETY: handed on from the caller; a table is handed out only where its features are.
+            unsafe { $body }
+        }
+    };
+}
+
+/// The table of one instruction set.
+macro_rules! table {
+    ($module:ident, $lanes:ty, $name:literal, bf16: $bf16:literal, $detected:expr, $attrs:tt) => {
+        mod $module {
+            use super::*;
+            shim!($attrs matmul_f32(j: &Matmul), matmul::matmul::<$lanes, matmul::F32>(j));
+            shim!($attrs matmul_bf16(j: &Matmul), matmul::matmul::<$lanes, matmul::Bf16>(j));
+            shim!($attrs matmul_f16(j: &Matmul), matmul::matmul::<$lanes, matmul::F16>(j));
+            shim!($attrs matmul_dot(j: &Matmul), matmul::matmul::<$lanes, matmul::Bf16Dot>(j));
+            shim!($attrs finish(c: *mut f32, stride: usize, rows: usize, cols: usize, e: &Epilogue),
+                activation::epilogue::<$lanes>(c, stride, rows, cols, e));
+            shim!($attrs layer_norm(j: &Norm), norm::layer_norm::<$lanes>(j));
+            shim!($attrs rms_norm(j: &Norm), norm::rms_norm::<$lanes>(j));
+            shim!($attrs attention_f32(j: &Attention<'_>), attention::attention::<$lanes, attention::Full>(j));
+            shim!($attrs attention_bf16(j: &Attention<'_>), attention::attention::<$lanes, attention::Half>(j));
+            shim!($attrs multiply(g: *mut f32, u: *const f32, n: usize, round: bool),
+                activation::multiply::<$lanes>(g, u, n, round));
+            shim!($attrs fma(n: usize) -> f32, probe::fma::<$lanes>(n));
+            shim!($attrs dot(n: usize) -> f32, probe::dot::<$lanes>(n));
+            shim!($attrs read(p: *const f32, n: usize, ahead: usize) -> f32, probe::read::<$lanes>(p, n, ahead));
+
+            pub(super) const TABLE: Kernels = Kernels {
+                name: $name,
+                has_bf16_dot: $bf16,
+                detected: $detected,
+                matmul: [matmul_f32, matmul_bf16, matmul_f16, matmul_dot],
+                finish,
+                layer_norm,
+                rms_norm,
+                attention: [attention_f32, attention_bf16],
+                multiply,
+                probe: probe::Probes { fma, dot, read, chains: <$lanes as lanes::Lanes>::ROWS },
+            };
+        }
+    };
+}
+
+table!(portable_table, portable::Portable, "portable", bf16: false, || true, []);
+#[cfg(target_arch = "x86_64")]
+table!(avx2_table, avx2::Avx2, "avx2", bf16: false, avx2::detected, [target_feature(enable = "avx2,fma,f16c")]);
+#[cfg(target_arch = "x86_64")]
+table!(avx512_table, avx512::Avx512, "avx512", bf16: false, avx512::detected,
+    [target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")]);
+#[cfg(target_arch = "x86_64")]
+table!(avx512_bf16_table, avx512::Avx512Bf16, "avx512bf16", bf16: true, avx512::detected_bf16,
+    [target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,avx2,fma,f16c")]);
+
+/// Every table of this architecture, the best first.
+#[cfg(target_arch = "x86_64")]
+const TABLES: [Kernels; 4] =
+    [avx512_bf16_table::TABLE, avx512_table::TABLE, avx2_table::TABLE, portable_table::TABLE];
+/// Every table of this architecture, the best first.
+#[cfg(not(target_arch = "x86_64"))]
+const TABLES: [Kernels; 1] = [portable_table::TABLE];
+
+impl Kernels {
+    /// Every table that this CPU can run, the best first.
+    pub fn available() -> Vec<Self> {
+        TABLES.into_iter().filter(|t| (t.detected)()).collect()
+    }
+
+    /// The table called `name`.
+    ///
+    /// # Errors
+    /// [`Error::Isa`] when there is none, or this CPU cannot run it.
+    pub fn named(name: &str) -> Result<Self> {
+        let available = Self::available();
+        available.iter().find(|t| t.name == name).copied().ok_or_else(|| Error::Isa {
+            requested: name.to_owned(),
+            available: available.iter().map(|t| t.name).collect::<Vec<_>>().join(", "),
+        })
+    }
+
+    /// The table that `FASTDECODE_ISA` names, or the best one; decided once per process.
+    ///
+    /// # Errors
+    /// [`Error::Isa`] when the variable names a table that this CPU cannot run.
+    pub fn chosen() -> Result<Self> {
+        static CHOSEN: OnceLock<std::result::Result<Kernels, String>> = OnceLock::new();
+        let chosen = CHOSEN.get_or_init(|| match std::env::var("FASTDECODE_ISA") {
+            Ok(name) if !name.is_empty() => Self::named(&name).map_err(|_| name),
+            _ => Ok(Self::available()[0]),
+        });
+        match chosen {
+            Ok(table) => Ok(*table),
+            Err(name) => Self::named(name),
+        }
+    }
+
+    /// Runs one product.
+    ///
+    /// # Safety
+    /// The pointers of `job` hold what its fields say, and no other thread touches the outputs.
+    pub unsafe fn matmul(&self, format: Format, job: &Matmul) {
+        debug_assert!(job.c_stride >= job.panels * WIDTH || job.m <= 1, "rows of the output overlap");
+        // SAFETY: handed on; the table is only handed out where its features are.
+        unsafe { self.matmul[format as usize](job) }
+    }
+
+    /// The routine that finishes a tile, for [`Matmul::finish`].
+    pub fn finish(&self) -> Finish {
+        self.finish
+    }
+
+    /// Layer normalization of one row.
+    ///
+    /// # Safety
+    /// As for [`Kernels::matmul`].
+    pub unsafe fn layer_norm(&self, job: &Norm) {
+        // SAFETY: handed on.
+        unsafe { (self.layer_norm)(job) }
+    }
+
+    /// Root-mean-square normalization of one row.
+    ///
+    /// # Safety
+    /// As for [`Kernels::matmul`].
+    pub unsafe fn rms_norm(&self, job: &Norm) {
+        // SAFETY: handed on.
+        unsafe { (self.rms_norm)(job) }
+    }
+
+    /// Attention of some rows of one head; `bf16` says how the cache is stored.
+    ///
+    /// # Safety
+    /// As for [`Kernels::matmul`].
+    pub unsafe fn attention(&self, bf16: bool, job: &Attention<'_>) {
+        // SAFETY: handed on.
+        unsafe { self.attention[usize::from(bf16)](job) }
+    }
+
+    /// `gate *= up` for `n` floats, a multiple of 16, rounded to bf16 when asked.
+    ///
+    /// # Safety
+    /// Both pointers hold `n` floats, and no other thread touches them.
+    pub unsafe fn multiply(&self, gate: *mut f32, up: *const f32, n: usize, round: bool) {
+        // SAFETY: handed on.
+        unsafe { (self.multiply)(gate, up, n, round) }
+    }
+
+    /// The probes of this table's limits.
+    pub fn probes(&self) -> probe::Probes {
+        self.probe
+    }
+}

@@ -1,0 +1,103 @@
+//! Sixteen lanes as an array: runs on every CPU and is the reading copy of what the other tables do.
+//!
+//! A product and a sum are rounded apart here (`a * b + c`): without an FMA instruction a fused one is a library call.
+
+use super::lanes::{Lanes, WIDTH, widen_bf16};
+
+/// Lanes without any instruction set of their own.
+#[derive(Debug, Clone, Copy)]
+pub struct Portable;
+
+#[inline(always)]
+fn each(f: impl Fn(usize) -> f32) -> [f32; WIDTH] {
+    std::array::from_fn(f)
+}
+
+// SAFETY: plain Rust on arrays; only the pointers' room is the caller's to grant.
+unsafe impl Lanes for Portable {
+    type F = [f32; WIDTH];
+    const ROWS: usize = 4;
+    const PANELS: usize = 1;
+
+    #[inline(always)]
+    unsafe fn splat(x: f32) -> Self::F {
+        [x; WIDTH]
+    }
+    #[inline(always)]
+    unsafe fn load(p: *const f32) -> Self::F {
+        // SAFETY: the caller grants sixteen readable floats.
+        unsafe { p.cast::<[f32; WIDTH]>().read_unaligned() }
+    }
+    #[inline(always)]
+    unsafe fn store(p: *mut f32, v: Self::F) {
+        // SAFETY: the caller grants room for sixteen floats.
+        unsafe { p.cast::<[f32; WIDTH]>().write_unaligned(v) }
+    }
+    #[inline(always)]
+    unsafe fn add(a: Self::F, b: Self::F) -> Self::F {
+        each(|i| a[i] + b[i])
+    }
+    #[inline(always)]
+    unsafe fn sub(a: Self::F, b: Self::F) -> Self::F {
+        each(|i| a[i] - b[i])
+    }
+    #[inline(always)]
+    unsafe fn mul(a: Self::F, b: Self::F) -> Self::F {
+        each(|i| a[i] * b[i])
+    }
+    #[inline(always)]
+    unsafe fn div(a: Self::F, b: Self::F) -> Self::F {
+        each(|i| a[i] / b[i])
+    }
+    #[inline(always)]
+    unsafe fn max(a: Self::F, b: Self::F) -> Self::F {
+        each(|i| if a[i] > b[i] { a[i] } else { b[i] })
+    }
+    #[inline(always)]
+    unsafe fn min(a: Self::F, b: Self::F) -> Self::F {
+        each(|i| if a[i] < b[i] { a[i] } else { b[i] })
+    }
+    #[inline(always)]
+    unsafe fn fma(a: Self::F, b: Self::F, c: Self::F) -> Self::F {
+        each(|i| a[i] * b[i] + c[i])
+    }
+    #[inline(always)]
+    unsafe fn round(a: Self::F) -> Self::F {
+        each(|i| a[i].round_ties_even())
+    }
+    #[inline(always)]
+    unsafe fn pow2(n: Self::F) -> Self::F {
+        each(|i| f32::from_bits((((n[i] as i32) + 127) << 23) as u32))
+    }
+    #[inline(always)]
+    unsafe fn select_lt(a: Self::F, b: Self::F, yes: Self::F, no: Self::F) -> Self::F {
+        each(|i| if a[i] < b[i] { yes[i] } else { no[i] })
+    }
+    #[inline(always)]
+    unsafe fn load_bf16(p: *const u16) -> Self::F {
+        // SAFETY: the caller grants sixteen readable values.
+        let v = unsafe { p.cast::<[u16; WIDTH]>().read_unaligned() };
+        each(|i| widen_bf16(v[i]))
+    }
+    #[inline(always)]
+    unsafe fn load_f16(p: *const u16) -> Self::F {
+        // SAFETY: the caller grants sixteen readable values.
+        let v = unsafe { p.cast::<[u16; WIDTH]>().read_unaligned() };
+        each(|i| half::f16::from_bits(v[i]).to_f32())
+    }
+    #[inline(always)]
+    unsafe fn load_bf16_pairs(p: *const u16) -> (Self::F, Self::F) {
+        // SAFETY: the caller grants thirty-two readable values.
+        let v = unsafe { p.cast::<[u16; 2 * WIDTH]>().read_unaligned() };
+        (each(|i| widen_bf16(v[2 * i])), each(|i| widen_bf16(v[2 * i + 1])))
+    }
+    #[inline(always)]
+    unsafe fn dot_bf16(acc: Self::F, line: *const u16, pair: u32) -> Self::F {
+        // SAFETY: the caller grants a whole line.
+        let (even, odd) = unsafe { Self::load_bf16_pairs(line) };
+        let (x0, x1) = (f32::from_bits(pair << 16), f32::from_bits(pair & 0xffff_0000));
+        each(|i| (acc[i] + odd[i] * x1) + even[i] * x0)
+    }
+    #[inline(always)]
+    unsafe fn prefetch(_: *const u8) {}
+}

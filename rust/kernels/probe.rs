@@ -1,0 +1,128 @@
+//! What the machine can do at most: register-only multiply-adds and plain reads, the limits that speed is stated against.
+//!
+//! A probe is code, too: its chains stay in registers and stay distinct, or it shows half of the peak, or three times it.
+
+use std::time::Instant;
+
+use super::lanes::{Lanes, WIDTH};
+
+/// The probes of one table; each is one thread's work.
+#[derive(Debug, Clone, Copy)]
+pub struct Probes {
+    pub(super) fma: unsafe fn(usize) -> f32,
+    pub(super) dot: unsafe fn(usize) -> f32,
+    pub(super) read: unsafe fn(*const f32, usize, usize) -> f32,
+    pub(super) chains: usize,
+}
+
+impl Probes {
+    /// FLOP per second of f32 multiply-adds of the calling thread, over about `seconds`.
+    pub fn fma_flops(&self, seconds: f64) -> f64 {
+        // SAFETY: the table is only handed out where its features are.
+        self.rate(seconds, 2.0, |n| unsafe { (self.fma)(n) })
+    }
+
+    /// FLOP per second of the bf16 dot of the calling thread, over about `seconds`.
+    pub fn dot_flops(&self, seconds: f64) -> f64 {
+        // SAFETY: the table is only handed out where its features are.
+        self.rate(seconds, 4.0, |n| unsafe { (self.dot)(n) })
+    }
+
+    fn rate(&self, seconds: f64, per_lane: f64, run: impl Fn(usize) -> f32) -> f64 {
+        let steps = 20_000;
+        let (mut best, mut total) = (f64::INFINITY, 0.0);
+        while total < seconds {
+            let start = Instant::now();
+            std::hint::black_box(run(std::hint::black_box(steps)));
+            let t = start.elapsed().as_secs_f64();
+            best = best.min(t);
+            total += t;
+        }
+        steps as f64 * (self.chains * WIDTH) as f64 * per_lane / best
+    }
+
+    /// Reads the whole slice once, in order; `ahead` bytes of prefetch.
+    pub fn read(&self, data: &[f32], ahead: usize) {
+        // SAFETY: the table is only handed out where its features are; the slice is readable.
+        std::hint::black_box(unsafe { (self.read)(data.as_ptr(), data.len(), ahead) });
+    }
+}
+
+/// As many independent chains of multiply-adds as the tile has rows, `n` steps each.
+#[inline(always)]
+pub(super) unsafe fn fma<L: Lanes>(n: usize) -> f32 {
+    // SAFETY: the caller's contract is that of `Lanes`.
+    unsafe {
+        match L::ROWS {
+            4 => fma_chains::<L, 4>(n),
+            6 => fma_chains::<L, 6>(n),
+            12 => fma_chains::<L, 12>(n),
+            rows => unreachable!("no probe with {rows} chains"),
+        }
+    }
+}
+
+#[inline(always)]
+unsafe fn fma_chains<L: Lanes, const N: usize>(n: usize) -> f32 {
+    // SAFETY: the caller's contract is that of `Lanes`.
+    unsafe {
+        let mut acc: [L::F; N] = std::array::from_fn(|i| L::splat(std::hint::black_box(i as f32)));
+        let (a, b) = (L::splat(std::hint::black_box(0.999)), L::splat(std::hint::black_box(0.001)));
+        for _ in 0..n {
+            for x in &mut acc {
+                *x = L::fma(*x, a, b);
+            }
+        }
+        acc.into_iter().fold(0.0, |s, x| s + L::sum(x))
+    }
+}
+
+/// As [`fma`], for the bf16 dot.
+#[inline(always)]
+pub(super) unsafe fn dot<L: Lanes>(n: usize) -> f32 {
+    // SAFETY: the caller's contract is that of `Lanes`.
+    unsafe {
+        match L::ROWS {
+            4 => dot_chains::<L, 4>(n),
+            6 => dot_chains::<L, 6>(n),
+            12 => dot_chains::<L, 12>(n),
+            rows => unreachable!("no probe with {rows} chains"),
+        }
+    }
+}
+
+#[inline(always)]
+unsafe fn dot_chains<L: Lanes, const N: usize>(n: usize) -> f32 {
+    // SAFETY: the caller's contract is that of `Lanes`; the line is 64 bytes.
+    unsafe {
+        let line = std::hint::black_box([0x3c00_u16; 2 * WIDTH]);
+        let mut acc: [L::F; N] = std::array::from_fn(|i| L::splat(std::hint::black_box(i as f32)));
+        let pair = std::hint::black_box(0x3c00_3c00);
+        for _ in 0..n {
+            for x in &mut acc {
+                *x = L::dot_bf16(*x, line.as_ptr(), pair);
+            }
+        }
+        acc.into_iter().fold(0.0, |s, x| s + L::sum(x))
+    }
+}
+
+/// Sums `n` floats from `p` on, four lines at a time.
+#[inline(always)]
+pub(super) unsafe fn read<L: Lanes>(p: *const f32, n: usize, ahead: usize) -> f32 {
+    // SAFETY: the caller grants `n` readable floats.
+    unsafe {
+        let mut acc = [L::splat(0.0); 4];
+        let step = 4 * WIDTH;
+        for i in (0..n - n % step).step_by(step) {
+            for (j, acc) in acc.iter_mut().enumerate() {
+                let at = p.add(i + j * WIDTH);
+                if ahead > 0 {
+                    L::prefetch(at.cast::<u8>().wrapping_add(ahead));
+                }
+                *acc = L::add(*acc, L::load(at));
+            }
+        }
+        acc.into_iter().fold(0.0, |s, x| s + L::sum(x))
+    }
+}

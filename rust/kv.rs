@@ -1,0 +1,384 @@
+//! The key-value cache: sequences made of blocks of sixteen tokens that forks share. Four verbs: append, fork, truncate, and
+//! free by dropping.
+//!
+//! A block holds sixteen tokens of every layer: per head the keys as `head_dim` lines of sixteen tokens, and the values token
+//! by token, padded to whole vectors. Blocks are zeroed when handed out, and everything past a sequence's length stays
+//! zero, so that masked lanes add exact zeros. A shared last block is copied when it is written.
+
+use std::alloc::{Layout, alloc_zeroed, dealloc};
+use std::sync::{Arc, Mutex};
+
+use crate::error::{Error, Result};
+use crate::kernels::lanes::round_bf16;
+use crate::kernels::{BLOCK, WIDTH};
+
+/// Sizes of a cache.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Shape {
+    /// Layers.
+    pub layers: usize,
+    /// Key-value heads of a layer.
+    pub heads: usize,
+    /// Width of a head.
+    pub head_dim: usize,
+    /// Whether elements are bf16 instead of f32.
+    pub bf16: bool,
+}
+
+impl Shape {
+    fn element(&self) -> usize {
+        if self.bf16 { 2 } else { 4 }
+    }
+
+    /// Width of a value row in elements.
+    fn value_width(&self) -> usize {
+        self.head_dim.next_multiple_of(WIDTH)
+    }
+
+    fn head_bytes(&self) -> usize {
+        BLOCK * (self.head_dim + self.value_width()) * self.element()
+    }
+
+    /// Bytes of a block: sixteen tokens of every layer and head.
+    pub fn block_bytes(&self) -> usize {
+        self.layers * self.heads * self.head_bytes()
+    }
+
+    /// Bytes from a block's start to the keys of a head.
+    pub fn keys(&self, layer: usize, head: usize) -> usize {
+        (layer * self.heads + head) * self.head_bytes()
+    }
+
+    /// Bytes from a block's start to the values of a head.
+    pub fn values(&self, layer: usize, head: usize) -> usize {
+        self.keys(layer, head) + BLOCK * self.head_dim * self.element()
+    }
+}
+
+/// Memory of blocks, reused within a model.
+#[derive(Debug)]
+pub struct Pool {
+    shape: Shape,
+    free: Mutex<Vec<Memory>>,
+}
+
+/// Blocks that a pool keeps for reuse, in bytes.
+const KEEP_BYTES: usize = 64 << 20;
+
+/// One block's memory.
+#[derive(Debug)]
+struct Memory {
+    at: *mut u8,
+    layout: Layout,
+}
+
+// SAFETY: plain memory, owned by one value.
+unsafe impl Send for Memory {}
+// SAFETY: reached through a sequence; writers are kept apart by `Sequence::reserve`'s contract.
+unsafe impl Sync for Memory {}
+
+impl Drop for Memory {
+    fn drop(&mut self) {
+        // SAFETY: allocated with this layout.
+        unsafe { dealloc(self.at, self.layout) };
+    }
+}
+
+/// A block; when the last sequence lets go of it, its memory goes back to the pool.
+#[derive(Debug)]
+struct Block {
+    memory: Option<Memory>,
+    pool: Arc<Pool>,
+}
+
+impl Block {
+    fn at(&self) -> *mut u8 {
+        self.memory.as_ref().map_or(std::ptr::null_mut(), |m| m.at)
+    }
+}
+
+impl Drop for Block {
+    fn drop(&mut self) {
+        // A lock that another thread holds, or held when this process was forked, is not waited for.
+        if let (Some(memory), Ok(mut free)) = (self.memory.take(), self.pool.free.try_lock())
+            && (free.len() + 1) * memory.layout.size() <= KEEP_BYTES
+        {
+            free.push(memory);
+        }
+    }
+}
+
+impl Pool {
+    /// An empty pool.
+    pub fn new(shape: Shape) -> Arc<Self> {
+        Arc::new(Self { shape, free: Mutex::new(Vec::new()) })
+    }
+
+    /// Sizes of the cache.
+    pub fn shape(&self) -> &Shape {
+        &self.shape
+    }
+
+    /// A zeroed block.
+    fn block(self: &Arc<Self>) -> Result<Arc<Block>> {
+        let bytes = self.shape.block_bytes();
+        let reused = self.free.try_lock().ok().and_then(|mut free| free.pop());
+        let memory = match reused {
+            Some(memory) => {
+                // SAFETY: the memory is this block's alone, of this size.
+                unsafe { memory.at.write_bytes(0, bytes) };
+                memory
+            }
+            None => {
+                let refused = || Error::OutOfMemory { what: "key-value cache".to_owned(), bytes };
+                let layout = Layout::from_size_align(bytes.max(64), 64).map_err(|_| refused())?;
+                // SAFETY: the layout has a size above zero.
+                let at = unsafe { alloc_zeroed(layout) };
+                if at.is_null() {
+                    return Err(refused());
+                }
+                Memory { at, layout }
+            }
+        };
+        Ok(Arc::new(Block { memory: Some(memory), pool: Arc::clone(self) }))
+    }
+}
+
+/// A run of cached positions.
+#[derive(Debug)]
+pub struct Sequence {
+    pool: Arc<Pool>,
+    blocks: Vec<Arc<Block>>,
+    len: usize,
+}
+
+impl Sequence {
+    /// An empty sequence.
+    pub fn new(pool: &Arc<Pool>) -> Self {
+        Self { pool: Arc::clone(pool), blocks: Vec::new(), len: 0 }
+    }
+
+    /// Cached positions.
+    pub fn len(&self) -> usize {
+        self.len
+    }
+
+    /// Whether nothing is cached.
+    pub fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
+    /// A second sequence with the same contents, sharing every block.
+    #[must_use]
+    pub fn fork(&self) -> Self {
+        Self { pool: Arc::clone(&self.pool), blocks: self.blocks.clone(), len: self.len }
+    }
+
+    /// Forgets all but the first `len` positions.
+    ///
+    /// # Panics
+    /// When there are fewer.
+    pub fn truncate(&mut self, len: usize) {
+        assert!(len <= self.len, "a sequence of {} cannot be truncated to {len}", self.len);
+        self.len = len;
+        self.settle();
+    }
+
+    /// Drops blocks past the length and zeroes what lies past it in the last one, unless a fork shares it.
+    fn settle(&mut self) {
+        self.blocks.truncate(self.len.div_ceil(BLOCK));
+        if !self.len.is_multiple_of(BLOCK)
+            && let Some(last) = self.blocks.last_mut()
+            && let Some(block) = Arc::get_mut(last)
+        {
+            clear(&self.pool.shape, block.at(), self.len % BLOCK);
+        }
+    }
+
+    /// Gets blocks for `more` positions past the length, this sequence's alone from the first new position on.
+    ///
+    /// # Errors
+    /// [`Error::OutOfMemory`]; the sequence is then as it was.
+    pub fn reserve(&mut self, more: usize) -> Result<()> {
+        let tail = self.len % BLOCK;
+        if tail != 0
+            && let Some(last) = self.blocks.last_mut()
+            && Arc::get_mut(last).is_none()
+        {
+            let copy = self.pool.block()?;
+            // SAFETY: both blocks have the pool's size, and the copy is nobody else's yet.
+            unsafe {
+                std::ptr::copy_nonoverlapping(last.at(), copy.at(), self.pool.shape.block_bytes());
+            }
+            clear(&self.pool.shape, copy.at(), tail);
+            *last = copy;
+        }
+        while self.blocks.len() * BLOCK < self.len + more {
+            match self.pool.block() {
+                Ok(block) => self.blocks.push(block),
+                Err(e) => {
+                    self.settle();
+                    return Err(e);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Makes `more` reserved positions, now written, part of the sequence.
+    pub fn advance(&mut self, more: usize) {
+        self.len += more;
+        debug_assert!(self.len <= self.blocks.len() * BLOCK, "positions were reserved");
+    }
+
+    /// Gives up what was reserved and not made part of the sequence.
+    pub fn abandon(&mut self) {
+        self.settle();
+    }
+
+    /// Appends the first byte of every block to `out`.
+    pub fn pointers(&self, out: &mut Vec<*const u8>) {
+        out.extend(self.blocks.iter().map(|b| b.at().cast_const()));
+    }
+}
+
+/// Zeroes the tokens from `from` on of every head of a block.
+fn clear(shape: &Shape, block: *mut u8, from: usize) {
+    let e = shape.element();
+    for layer in 0..shape.layers {
+        for head in 0..shape.heads {
+            // SAFETY: the offsets lie in the block, which is the caller's alone.
+            unsafe {
+                let keys = block.add(shape.keys(layer, head));
+                for d in 0..shape.head_dim {
+                    keys.add((d * BLOCK + from) * e).write_bytes(0, (BLOCK - from) * e);
+                }
+                let row = shape.value_width() * e;
+                block.add(shape.values(layer, head) + from * row).write_bytes(0, (BLOCK - from) * row);
+            }
+        }
+    }
+}
+
+/// Writes one token's key and value of one head, `head_dim` floats each, into its block.
+///
+/// # Safety
+/// `block` is the token's block, reserved by the sequence that is written, and no other thread touches this head's token.
+pub unsafe fn write(
+    shape: &Shape,
+    block: *mut u8,
+    token: usize,
+    layer: usize,
+    head: usize,
+    key: *const f32,
+    value: *const f32,
+) {
+    debug_assert!(token < BLOCK, "a block has {BLOCK} tokens");
+    // SAFETY: the offsets lie in the block; the caller grants the floats and the block.
+    unsafe {
+        let keys = block.add(shape.keys(layer, head));
+        let values = block.add(shape.values(layer, head));
+        if shape.bf16 {
+            let (keys, values) = (keys.cast::<u16>(), values.cast::<u16>().add(token * shape.value_width()));
+            for d in 0..shape.head_dim {
+                *keys.add(d * BLOCK + token) = round_bf16(*key.add(d));
+                *values.add(d) = round_bf16(*value.add(d));
+            }
+        } else {
+            let (keys, values) = (keys.cast::<f32>(), values.cast::<f32>().add(token * shape.value_width()));
+            for d in 0..shape.head_dim {
+                *keys.add(d * BLOCK + token) = *key.add(d);
+            }
+            std::ptr::copy_nonoverlapping(value, values, shape.head_dim);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SHAPE: Shape = Shape { layers: 2, heads: 3, head_dim: 5, bf16: false };
+
+    fn append(s: &mut Sequence, values: &[f32]) {
+        s.reserve(values.len()).unwrap();
+        let mut blocks = Vec::new();
+        s.pointers(&mut blocks);
+        for (i, &x) in values.iter().enumerate() {
+            let at = s.len() + i;
+            for (layer, head) in (0..2).flat_map(|l| (0..3).map(move |h| (l, h))) {
+                let row = [x + (layer * 3 + head) as f32; 5];
+                // SAFETY: reserved, one thread.
+                unsafe {
+                    let block = blocks[at / BLOCK].cast_mut();
+                    write(&SHAPE, block, at % BLOCK, layer, head, row.as_ptr(), row.as_ptr());
+                }
+            }
+        }
+        s.advance(values.len());
+    }
+
+    /// Key and value of every position up to whole blocks, of one head.
+    fn contents(s: &Sequence) -> Vec<(f32, f32)> {
+        let mut blocks = Vec::new();
+        s.pointers(&mut blocks);
+        (0..blocks.len() * BLOCK)
+            .map(|i| {
+                // SAFETY: the offsets lie in the block.
+                unsafe {
+                    let b = blocks[i / BLOCK];
+                    let key = *b.add(SHAPE.keys(1, 2)).cast::<f32>().add(4 * BLOCK + i % BLOCK);
+                    let value = *b.add(SHAPE.values(1, 2)).cast::<f32>().add((i % BLOCK) * 16 + 4);
+                    (key, value)
+                }
+            })
+            .collect()
+    }
+
+    fn expect(s: &Sequence, values: &[f32]) {
+        let mut want: Vec<(f32, f32)> = values.iter().map(|x| (x + 5.0, x + 5.0)).collect();
+        want.resize(values.len().next_multiple_of(BLOCK), (0.0, 0.0));
+        assert_eq!(contents(s), want, "contents, and zeros past the end");
+        assert_eq!(s.len(), values.len(), "length");
+    }
+
+    #[test]
+    fn append_fork_truncate_keep_contents_and_zeros() {
+        let pool = Pool::new(SHAPE);
+        let all: Vec<f32> = (0..40).map(|i| i as f32).collect();
+        let mut a = Sequence::new(&pool);
+        append(&mut a, &all[..20]);
+        let mut b = a.fork();
+        append(&mut b, &[100.0, 101.0]);
+        append(&mut a, &all[20..40]);
+        expect(&a, &all);
+        let mut want = all[..20].to_vec();
+        want.extend([100.0, 101.0]);
+        expect(&b, &want);
+        let mut c = a.fork();
+        c.truncate(18);
+        append(&mut c, &[7.0]);
+        want = all[..18].to_vec();
+        want.push(7.0);
+        expect(&c, &want);
+        expect(&a, &all);
+        a.truncate(33);
+        expect(&a, &all[..33]);
+        a.truncate(0);
+        assert!(a.is_empty(), "nothing is left");
+        drop((a, b, c));
+        let mut d = Sequence::new(&pool);
+        append(&mut d, &[1.0]);
+        expect(&d, &[1.0]);
+    }
+
+    #[test]
+    fn what_was_reserved_and_given_up_leaves_no_trace() {
+        let pool = Pool::new(SHAPE);
+        let mut a = Sequence::new(&pool);
+        append(&mut a, &[1.0, 2.0]);
+        a.reserve(30).unwrap();
+        a.abandon();
+        expect(&a, &[1.0, 2.0]);
+    }
+}
