@@ -5,6 +5,7 @@ pub mod kernels;
 pub mod team;
 pub mod packed;
 pub mod kv;
+pub mod layers;
 pub mod checkpoint;
 pub mod models;
 pub mod decode;

@@ -376,7 +376,7 @@ mod tests {
                 Err(Error::Panicked { message }) => assert!(message.contains("told to fail"), "{message}"),
                 other => panic!("expected a panic to be reported, got {other:?}"),
             }
-            run(threads, &off, Member::barrier).unwrap();
+            run(threads, &off, |m| m.barrier()).unwrap();
         }
     }
 

@@ -6,11 +6,11 @@ use super::lanes::Lanes;
 
 /// Lanes of the AVX2 table.
 #[derive(Debug, Clone, Copy)]
-pub struct Avx2;
+pub(super) struct Avx2;
 
 /// Low and high eight lanes.
 #[derive(Debug, Clone, Copy)]
-pub struct Pair(__m256, __m256);
+pub(super) struct Pair(__m256, __m256);
 
 /// Whether this CPU can run the table.
 pub(super) fn detected() -> bool {

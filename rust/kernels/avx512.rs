@@ -8,11 +8,11 @@ use super::lanes::Lanes;
 
 /// Lanes of the AVX-512 table.
 #[derive(Debug, Clone, Copy)]
-pub struct Avx512;
+pub(super) struct Avx512;
 
 /// Lanes of the AVX-512 table with the bf16 dot instruction.
 #[derive(Debug, Clone, Copy)]
-pub struct Avx512Bf16;
+pub(super) struct Avx512Bf16;
 
 /// Whether this CPU can run [`Avx512`].
 pub(super) fn detected() -> bool {

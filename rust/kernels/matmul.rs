@@ -15,7 +15,7 @@ use super::lanes::{Lanes, WIDTH, round_bf16};
 /// Bytes of a line of a panel.
 pub const LINE: usize = 64;
 /// Rows that the largest tile of any table takes.
-pub const MAX_ROWS: usize = 12;
+const MAX_ROWS: usize = 12;
 /// Above this many rows the activations are packed into tiles first.
 const PACK_FROM: usize = 16;
 

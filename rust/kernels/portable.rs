@@ -6,7 +6,7 @@ use super::lanes::{Lanes, WIDTH, widen_bf16};
 
 /// Lanes without any instruction set of their own.
 #[derive(Debug, Clone, Copy)]
-pub struct Portable;
+pub(super) struct Portable;
 
 #[inline(always)]
 fn each(f: impl Fn(usize) -> f32) -> [f32; WIDTH] {

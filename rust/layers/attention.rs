@@ -1,0 +1,119 @@
+//! Causal self-attention over a ragged batch: new keys and values go into the cache, then every row attends to its sequence.
+
+use super::{Context, Rows};
+use crate::kernels::{self, BLOCK, Visible};
+use crate::kv::{self, Shape};
+
+/// Query rows of one task: enough to amortize, few enough to spread over the members.
+const TASK_ROWS: usize = 24;
+
+/// New rows of one sequence in a step.
+#[derive(Debug, Clone, Copy)]
+pub struct Span {
+    /// First row of the step.
+    pub row: usize,
+    /// Number of rows.
+    pub rows: usize,
+    /// Position of the first row in its sequence.
+    pub position: usize,
+    /// Index of the sequence's first block in [`Batch::blocks`].
+    pub block: usize,
+}
+
+/// The sequences of a step as attention sees them.
+#[derive(Debug, Default)]
+pub struct Batch {
+    /// One span per sequence, in the order of the rows.
+    pub spans: Vec<Span>,
+    /// Blocks of all sequences, each covering its new rows.
+    pub blocks: Vec<*const u8>,
+}
+
+// SAFETY: the blocks are kept alive and exclusively reserved by the step that made the batch.
+unsafe impl Send for Batch {}
+// SAFETY: as above; members write different heads.
+unsafe impl Sync for Batch {}
+
+/// Sizes of a layer's heads; queries and keys have the same number.
+#[derive(Debug, Clone, Copy)]
+pub struct Heads {
+    /// Number of heads.
+    pub heads: usize,
+    /// Width of a head.
+    pub head_dim: usize,
+    /// Multiplies the scores.
+    pub scale: f32,
+}
+
+impl Heads {
+    /// Puts this member's share of the new keys and values into the cache. Rows of `keys` and `values` hold the heads side by
+    /// side from the given column on.
+    pub fn append(
+        &self,
+        ctx: &Context<'_>,
+        shape: &Shape,
+        layer: usize,
+        batch: &Batch,
+        keys: (Rows<'_>, usize),
+        values: (Rows<'_>, usize),
+    ) {
+        for task in ctx.member.share(batch.spans.len() * self.heads) {
+            let (span, head) = (&batch.spans[task / self.heads], task % self.heads);
+            for i in 0..span.rows {
+                let p = span.position + i;
+                let block = batch.blocks[span.block + p / BLOCK].cast_mut();
+                let column = head * self.head_dim;
+                let key = keys.0.at(span.row + i, keys.1 + column);
+                let value = values.0.at(span.row + i, values.1 + column);
+                // SAFETY: the block is reserved for this row, and the head is this member's alone.
+                unsafe { kv::write(shape, block, p % BLOCK, layer, head, key, value) }
+            }
+        }
+    }
+
+    /// Attends with this member's share of (sequence, head, rows); every new key must be in the cache (a barrier).
+    pub fn forward(
+        &self,
+        ctx: &Context<'_>,
+        shape: &Shape,
+        layer: usize,
+        batch: &Batch,
+        queries: Rows<'_>,
+        out: Rows<'_>,
+    ) {
+        let mut task = 0;
+        for span in &batch.spans {
+            let blocks = &batch.blocks[span.block..];
+            let blocks = &blocks[..(span.position + span.rows).div_ceil(BLOCK)];
+            // Later rows see more keys: neighbours go to different members, which evens the work out.
+            for first in (0..span.rows).step_by(TASK_ROWS) {
+                for head in 0..self.heads {
+                    let mine = task % ctx.member.count() == ctx.member.index();
+                    task += 1;
+                    if !mine {
+                        continue;
+                    }
+                    let column = head * self.head_dim;
+                    let job = kernels::Attention {
+                        q: queries.at(span.row + first, column),
+                        q_stride: queries.stride(),
+                        rows: TASK_ROWS.min(span.rows - first),
+                        d: self.head_dim,
+                        blocks,
+                        keys: shape.keys(layer, head),
+                        values: shape.values(layer, head),
+                        visible: Visible::Causal { first: span.position + first },
+                        scale: self.scale,
+                        bias: None,
+                        out: out.at(span.row + first, column),
+                        out_stride: out.stride(),
+                        round: ctx.runtime.bf16,
+                        scratch: ctx.scratch,
+                    };
+                    // SAFETY: the blocks cover every visible key; these rows' head is this member's alone.
+                    unsafe { ctx.runtime.kernels.attention(shape.bf16, &job) }
+                }
+            }
+        }
+    }
+}

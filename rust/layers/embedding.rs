@@ -1,0 +1,53 @@
+//! Token embeddings, read from the same packed matrix that a tied head multiplies with.
+
+use super::{Context, Rows};
+use crate::packed::Packed;
+
+/// What a segment appends to its sequence.
+#[derive(Debug, Clone, Copy)]
+pub enum Input<'a> {
+    /// Token ids, each below the vocabulary size.
+    Tokens(&'a [u32]),
+    /// Embedding rows, `T × D` row-major, to which positions are added.
+    Embeddings(&'a [f32]),
+}
+
+/// Rows of the step that come from one segment.
+#[derive(Debug, Clone, Copy)]
+pub struct Source<'a> {
+    /// First row of the step.
+    pub row: usize,
+    /// Position of the first row in its sequence.
+    pub position: usize,
+    /// Tokens or embedding rows.
+    pub input: Input<'a>,
+}
+
+/// Writes this member's share of the rows: token embedding plus position embedding.
+///
+/// `positions` holds one row of the model's width per position, or nothing.
+pub fn forward(ctx: &Context<'_>, wte: &Packed, positions: &[f32], sources: &[Source<'_>], out: Rows<'_>) {
+    let width = out.width();
+    let mine = ctx.member.share(out.rows());
+    for s in sources {
+        let rows = match s.input {
+            Input::Tokens(ids) => ids.len(),
+            Input::Embeddings(e) => e.len() / width,
+        };
+        for i in mine.start.max(s.row)..mine.end.min(s.row + rows) {
+            // SAFETY: row `i` is this member's alone until the next barrier.
+            let row = unsafe { out.row_mut(i) };
+            let t = i - s.row;
+            match s.input {
+                Input::Tokens(ids) => wte.gather(ids[t] as usize, row),
+                Input::Embeddings(e) => row.copy_from_slice(&e[t * width..(t + 1) * width]),
+            }
+            if !positions.is_empty() {
+                let p = s.position + t;
+                for (x, y) in row.iter_mut().zip(&positions[p * width..(p + 1) * width]) {
+                    *x += y;
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,86 @@
+//! Normalization of rows, each by itself.
+
+use super::{Context, Rows};
+use crate::kernels;
+use crate::team::Stop;
+
+/// Rows up to which every member normalizes all of them into memory of its own: cheaper than a barrier.
+pub const PRIVATE_ROWS: usize = 4;
+
+/// Which statistics a row is divided by.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kind {
+    /// Mean and variance, with a bias (GPT-2).
+    Layer,
+    /// Root mean square, without a bias (T5).
+    Rms,
+}
+
+/// A normalization layer.
+#[derive(Debug, Clone)]
+pub struct Norm {
+    /// Statistics.
+    pub kind: Kind,
+    /// Scale by column.
+    pub weight: Vec<f32>,
+    /// Shift by column; empty for none.
+    pub bias: Vec<f32>,
+    /// Added to the variance.
+    pub eps: f32,
+}
+
+impl Norm {
+    /// Normalizes row `r` of `x` into row `to` of `out`; the result feeds a product.
+    fn row(&self, ctx: &Context<'_>, x: Rows<'_>, r: usize, out: Rows<'_>, to: usize) {
+        assert!(x.width() == self.weight.len() && out.width() == x.width(), "widths agree");
+        assert!(r < x.rows() && to < out.rows(), "rows exist");
+        let job = kernels::Norm {
+            x: x.at(r, 0),
+            out: out.at(to, 0),
+            n: x.width(),
+            weight: self.weight.as_ptr(),
+            bias: if self.bias.is_empty() { std::ptr::null() } else { self.bias.as_ptr() },
+            eps: self.eps,
+            round: ctx.runtime.bf16,
+        };
+        // SAFETY: the rows are padded to whole panels; the output row is this member's alone.
+        unsafe {
+            match self.kind {
+                Kind::Layer => ctx.runtime.kernels.layer_norm(&job),
+                Kind::Rms => ctx.runtime.kernels.rms_norm(&job),
+            }
+        }
+    }
+
+    /// Normalizes every row and returns where to read them: each member's own `private` rows for up to
+    /// [`PRIVATE_ROWS`], otherwise `shared` ones behind a barrier.
+    ///
+    /// # Errors
+    /// [`Stop`] from the barrier.
+    pub fn forward<'a>(
+        &self,
+        ctx: &Context<'_>,
+        x: Rows<'_>,
+        shared: Rows<'a>,
+        private: Rows<'a>,
+    ) -> Result<Rows<'a>, Stop> {
+        if x.rows() <= PRIVATE_ROWS {
+            for r in 0..x.rows() {
+                self.row(ctx, x, r, private, r);
+            }
+            return Ok(private.first(x.rows()));
+        }
+        for r in ctx.member.share(x.rows()) {
+            self.row(ctx, x, r, shared, r);
+        }
+        ctx.member.barrier()?;
+        Ok(shared.first(x.rows()))
+    }
+
+    /// Normalizes the rows listed into the first rows of `out`, this member's share of them.
+    pub fn gather(&self, ctx: &Context<'_>, x: Rows<'_>, rows: &[usize], out: Rows<'_>) {
+        for i in ctx.member.share(rows.len()) {
+            self.row(ctx, x, rows[i], out, i);
+        }
+    }
+}

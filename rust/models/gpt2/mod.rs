@@ -1,0 +1,264 @@
+//! GPT-2 (Radford et al. 2019): embeddings, blocks of attention and feed-forward with norms before them, a head.
+//!
+//! Letters: `M` rows of the step, `D` width, `V` vocabulary, `W` rows whose logits are wanted. Phases of a block that a barrier
+//! separates: qkv | append | attend | project | widen | narrow; norms of a few rows cost none.
+
+pub mod config;
+pub mod weights;
+
+use std::sync::atomic::AtomicBool;
+use std::sync::{Arc, Mutex};
+
+use super::step::{Plan, Trace};
+use super::Segment;
+use crate::error::Result;
+use crate::kernels::Activation;
+use crate::kv::{Pool, Sequence, Shape};
+use crate::layers::linear::{Linear, Then};
+use crate::layers::norm::PRIVATE_ROWS;
+use crate::layers::{self, Buffer, Context, Rows, Runtime};
+use crate::layers::{embedding, stride};
+use crate::team::{self, Member, Stop};
+use config::Config;
+use weights::{Block, Weights};
+
+/// A loaded GPT-2 model.
+#[derive(Debug)]
+pub struct Gpt2 {
+    /// Sizes and switches.
+    pub config: Config,
+    /// Weights, shared and never written.
+    pub weights: Weights,
+    /// Kernels and threads.
+    pub runtime: Runtime,
+    /// Memory of the cache's blocks.
+    pub pool: Arc<Pool>,
+    states: Mutex<Vec<State>>,
+}
+
+/// Activations of one step at a time, reused.
+#[derive(Debug, Default)]
+struct State {
+    residual: [Buffer; 2],
+    normed: Buffer,
+    qkv: Buffer,
+    attended: Buffer,
+    inner: Buffer,
+    logits: Buffer,
+    members: Buffer,
+    unfused: Buffer,
+}
+
+/// Logits that a state keeps room for, in floats; more is given back after the step.
+const KEEP_LOGITS: usize = 1 << 20;
+
+/// One step's views of a state.
+struct Step<'a> {
+    plan: &'a Plan<'a>,
+    /// `M × D`, before and after attention's residual.
+    x: [Rows<'a>; 2],
+    /// `M × D`.
+    normed: Rows<'a>,
+    /// `M × 3 D`: queries, keys, values.
+    qkv: Rows<'a>,
+    /// `M × D`.
+    attended: Rows<'a>,
+    /// `M × n_inner`.
+    inner: Rows<'a>,
+    /// `W × V`.
+    logits: Rows<'a>,
+    /// One row of working memory per member: its normed rows, then its scratch.
+    members: Rows<'a>,
+    /// Room for a product before its activation or residual, when a trace wants it: `M × max(D, n_inner)`.
+    unfused: Rows<'a>,
+    /// Where the logits go, `W × V` without padding.
+    out: *mut f32,
+}
+
+// SAFETY: the pointer is written by each member in columns of its own.
+unsafe impl Sync for Step<'_> {}
+
+impl Gpt2 {
+    /// A model of these parts.
+    pub fn new(config: Config, weights: Weights, runtime: Runtime) -> Self {
+        let shape = Shape {
+            layers: config.n_layer,
+            heads: config.n_head,
+            head_dim: config.head_dim(),
+            bf16: runtime.bf16,
+        };
+        Self { config, weights, runtime, pool: Pool::new(shape), states: Mutex::new(Vec::new()) }
+    }
+
+    /// Token embeddings alone, `T × D`; every id is below the vocabulary size.
+    pub fn embed(&self, ids: &[u32]) -> Vec<f32> {
+        let d = self.config.n_embd;
+        let mut out = vec![0.0; ids.len() * d];
+        for (&id, row) in std::iter::zip(ids, out.chunks_exact_mut(d)) {
+            self.weights.wte.gather(id as usize, row);
+        }
+        out
+    }
+
+    /// One step: see [`super::Decoder::forward`]; with a trace, every activation is shown by name.
+    ///
+    /// # Errors
+    /// As for [`super::Decoder::forward`].
+    pub fn forward(
+        &self,
+        batch: &mut [Segment<'_, Sequence>],
+        logits: &mut Vec<f32>,
+        cancel: &AtomicBool,
+        trace: Option<&Trace>,
+    ) -> Result<()> {
+        let (c, limit) = (&self.config, Some(self.config.n_positions));
+        super::step::run(batch, c.n_embd, c.vocab_size, limit, logits, |plan, out| {
+            let mut state = self.states.try_lock().ok().and_then(|mut s| s.pop()).unwrap_or_default();
+            let result = self.step(plan, &mut state, out, cancel, trace);
+            state.logits.shrink(KEEP_LOGITS);
+            if let Ok(mut states) = self.states.try_lock() {
+                states.push(state);
+            }
+            result
+        })
+    }
+
+    fn step(
+        &self,
+        plan: &Plan<'_>,
+        state: &mut State,
+        out: &mut [f32],
+        cancel: &AtomicBool,
+        trace: Option<&Trace>,
+    ) -> Result<()> {
+        let (c, rows, wanted) = (&self.config, plan.rows, plan.wanted.len());
+        let own = PRIVATE_ROWS * stride(c.n_embd);
+        let scratch = layers::scratch(&self.runtime, c.n_embd.max(c.n_inner), c.head_dim());
+        let [x0, x1] = &mut state.residual;
+        let traced = if trace.is_some() { rows } else { 0 };
+        let s = Step {
+            plan,
+            x: [x0.rows(rows, c.n_embd)?, x1.rows(rows, c.n_embd)?],
+            normed: state.normed.rows(rows.max(wanted), c.n_embd)?,
+            qkv: state.qkv.rows(rows, 3 * c.n_embd)?,
+            attended: state.attended.rows(rows, c.n_embd)?,
+            inner: state.inner.rows(rows, c.n_inner)?,
+            logits: state.logits.rows(wanted, c.vocab_size)?,
+            members: state.members.rows(self.runtime.threads, own + scratch)?,
+            unfused: state.unfused.rows(traced, c.n_embd.max(c.n_inner))?,
+            out: out.as_mut_ptr(),
+        };
+        team::run(self.runtime.threads, cancel, |member| self.member(member, &s, trace))
+    }
+
+    /// What every member of the team does in a step.
+    fn member(&self, member: &Member<'_>, s: &Step<'_>, trace: Option<&Trace>) -> Result<(), Stop> {
+        let w = &self.weights;
+        let memory = s.members.at(member.index(), 0);
+        // SAFETY: the row holds the member's normed rows first, and its scratch after them.
+        let scratch = unsafe { memory.add(PRIVATE_ROWS * stride(self.config.n_embd)) };
+        let ctx = Context { member, runtime: &self.runtime, scratch };
+        embedding::forward(&ctx, &w.wte, &w.wpe, &s.plan.sources, s.x[0]); // (M, D)
+        member.barrier()?;
+        show(&ctx, trace, "x", s.x[0])?;
+        for (i, block) in w.h.iter().enumerate() {
+            self.block(&ctx, s, i, block, trace)?;
+        }
+        // Members agree on the barrier here because all see the same number of wanted rows.
+        w.ln_f.gather(&ctx, s.x[0], &s.plan.wanted, s.normed); // (W, D)
+        member.barrier()?;
+        let last = s.normed.first(s.plan.wanted.len());
+        show(&ctx, trace, "ln_f", last)?;
+        w.lm_head.forward(&ctx, last, s.logits, Then::NOTHING); // (W, V)
+        self.hand_out(&ctx, s);
+        member.barrier()?;
+        show(&ctx, trace, "lm_head", s.logits)
+    }
+
+    /// One block, from `x[0]` to `x[0]`.
+    fn block(
+        &self,
+        ctx: &Context<'_>,
+        s: &Step<'_>,
+        i: usize,
+        w: &Block,
+        trace: Option<&Trace>,
+    ) -> Result<(), Stop> {
+        let name = |part: &str| format!("h.{i}.{part}");
+        let (d, shape, batch) = (self.config.n_embd, self.pool.shape(), &s.plan.batch);
+        let private = s.members.window(ctx.member.index(), PRIVATE_ROWS, d);
+
+        let x = w.ln_1.forward(ctx, s.x[0], s.normed, private)?; // (M, D)
+        show(ctx, trace, &name("ln_1"), x)?;
+        w.c_attn.forward(ctx, x, s.qkv, Then::NOTHING); // (M, 3 D)
+        ctx.member.barrier()?;
+        show(ctx, trace, &name("attn.c_attn"), s.qkv)?;
+        w.heads.append(ctx, shape, i, batch, (s.qkv, d), (s.qkv, 2 * d));
+        ctx.member.barrier()?;
+        w.heads.forward(ctx, shape, i, batch, s.qkv, s.attended); // (M, D)
+        ctx.member.barrier()?;
+        show(ctx, trace, &name("attn.heads"), s.attended)?;
+        self.unfused(ctx, s, &w.attn_c_proj, s.attended, trace, &name("attn.c_proj"))?;
+        let then = Then { residual: Some(s.x[0]), ..Then::NOTHING };
+        w.attn_c_proj.forward(ctx, s.attended, s.x[1], then); // (M, D)
+        ctx.member.barrier()?;
+        show(ctx, trace, &name("attn.residual"), s.x[1])?;
+
+        let x = w.ln_2.forward(ctx, s.x[1], s.normed, private)?; // (M, D)
+        show(ctx, trace, &name("ln_2"), x)?;
+        self.unfused(ctx, s, &w.c_fc, x, trace, &name("mlp.c_fc"))?;
+        let activation = self.config.activation_function;
+        w.c_fc.forward(ctx, x, s.inner, Then { activation, feeds: true, ..Then::NOTHING }); // (M, n_inner)
+        ctx.member.barrier()?;
+        show(ctx, trace, &name("mlp.act"), s.inner)?;
+        self.unfused(ctx, s, &w.mlp_c_proj, s.inner, trace, &name("mlp.c_proj"))?;
+        let then = Then { residual: Some(s.x[1]), activation: Activation::Linear, feeds: false };
+        w.mlp_c_proj.forward(ctx, s.inner, s.x[0], then); // (M, D)
+        ctx.member.barrier()?;
+        show(ctx, trace, &name("mlp.residual"), s.x[0])
+    }
+
+    /// For a trace alone: the layer's product with its bias, before what is fused behind it.
+    fn unfused(
+        &self,
+        ctx: &Context<'_>,
+        s: &Step<'_>,
+        layer: &Linear,
+        x: Rows<'_>,
+        trace: Option<&Trace>,
+        name: &str,
+    ) -> Result<(), Stop> {
+        if trace.is_none() {
+            return Ok(());
+        }
+        let out = s.unfused.narrow(layer.weight().outputs());
+        layer.forward(ctx, x, out, Then::NOTHING);
+        ctx.member.barrier()?;
+        show(ctx, trace, name, out)
+    }
+
+    /// Copies this member's columns of the logits to the caller, without the padding.
+    fn hand_out(&self, ctx: &Context<'_>, s: &Step<'_>) {
+        let vocab = self.config.vocab_size;
+        let columns = self.weights.lm_head.columns(ctx);
+        for r in 0..s.logits.rows() {
+            // SAFETY: the same member wrote these columns; the output has a row of `V` per wanted row.
+            unsafe {
+                let from = s.logits.at(r, columns.start);
+                std::ptr::copy_nonoverlapping(from, s.out.add(r * vocab + columns.start), columns.len());
+            }
+        }
+    }
+}
+
+/// Shows rows to the trace, if there is one: the first member copies, the others wait.
+fn show(ctx: &Context<'_>, trace: Option<&Trace>, name: &str, rows: Rows<'_>) -> Result<(), Stop> {
+    let Some(trace) = trace else { return Ok(()) };
+    ctx.member.barrier()?;
+    if ctx.member.index() == 0 {
+        // SAFETY: all members are between this barrier and the next, and write nothing.
+        let values = (0..rows.rows()).flat_map(|r| unsafe { rows.row(r) }).copied().collect();
+        trace.note(name, [rows.rows(), rows.width()], values);
+    }
+    ctx.member.barrier()
+}
