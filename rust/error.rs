@@ -64,7 +64,9 @@ pub enum Error {
         got: String,
     },
     /// A request needs more positions than the model has.
-    #[error("expected at most {limit} positions (prompt and new tokens together), got a request for {requested}")]
+    #[error(
+        "expected at most {limit} positions (prompt and new tokens together), got a request for {requested}"
+    )]
     ContextLength {
         /// Positions of the model.
         limit: usize,
@@ -82,7 +84,9 @@ pub enum Error {
         got: String,
     },
     /// The operating system refused memory.
-    #[error("{what}: expected {bytes} bytes of memory, got none; free memory or choose a smaller model, dtype or length")]
+    #[error(
+        "{what}: expected {bytes} bytes of memory, got none; free memory or choose a smaller model, dtype or length"
+    )]
     OutOfMemory {
         /// What the memory was for.
         what: String,

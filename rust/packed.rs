@@ -445,7 +445,10 @@ mod tests {
                         let mut got = vec![0.0; inputs];
                         m.gather(o, &mut got);
                         let want: Vec<f32> = (0..inputs).map(|i| value(o, i)).collect();
-                        assert_eq!(got, want, "{from:?} to {to:?}, {orientation:?}, {outputs}x{inputs}, row {o}");
+                        assert_eq!(
+                            got, want,
+                            "{from:?} to {to:?}, {orientation:?}, {outputs}x{inputs}, row {o}"
+                        );
                     }
                 }
             }
@@ -465,7 +468,9 @@ mod tests {
 
     #[test]
     fn narrow_storage_is_recognized() {
-        assert!(Storage::Bf16.holds(Storage::F32, &bytes(Storage::F32, &[1.5, -0.0, 3e38_f32.floor()])) == false);
+        assert!(
+            Storage::Bf16.holds(Storage::F32, &bytes(Storage::F32, &[1.5, -0.0, 3e38_f32.floor()])) == false
+        );
         assert!(Storage::Bf16.holds(Storage::F32, &bytes(Storage::F32, &[1.5, -0.0, f32::INFINITY])));
         assert!(!Storage::Bf16.holds(Storage::F32, &bytes(Storage::F32, &[1.5, 1.0009766])));
         assert!(Storage::F16.holds(Storage::F32, &bytes(Storage::F32, &[1.5, 1.0009766])));

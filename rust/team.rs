@@ -177,9 +177,7 @@ impl Member<'_> {
             m.phase.store(phase.wrapping_add(1), Ordering::SeqCst);
             m.waiting.wake();
         } else {
-            m.waiting.until(|| {
-                m.phase.load(Ordering::SeqCst) != phase || m.panicked.load(Ordering::SeqCst)
-            });
+            m.waiting.until(|| m.phase.load(Ordering::SeqCst) != phase || m.panicked.load(Ordering::SeqCst));
         }
         if m.panicked.load(Ordering::SeqCst) || m.cancelled.load(Ordering::SeqCst) {
             Err(Stop)

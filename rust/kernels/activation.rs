@@ -107,10 +107,7 @@ impl Epilogue {
 
     /// Whether there is nothing to do.
     pub(super) fn is_none(&self) -> bool {
-        self.bias.is_null()
-            && self.residual.is_null()
-            && self.activation == Activation::Linear
-            && !self.round
+        self.bias.is_null() && self.residual.is_null() && self.activation == Activation::Linear && !self.round
     }
 }
 
@@ -131,7 +128,6 @@ macro_rules! function {
         }
     };
 }
-
 
 /// The identity.
 struct Linear;
@@ -217,13 +213,7 @@ pub(super) unsafe fn epilogue<L: Lanes>(c: *mut f32, stride: usize, rows: usize,
 }
 
 #[inline(always)]
-unsafe fn finish<L: Lanes, F: Function>(
-    c: *mut f32,
-    stride: usize,
-    rows: usize,
-    cols: usize,
-    e: &Epilogue,
-) {
+unsafe fn finish<L: Lanes, F: Function>(c: *mut f32, stride: usize, rows: usize, cols: usize, e: &Epilogue) {
     // SAFETY: the caller grants the tile; `cols` is a multiple of the width.
     unsafe {
         for r in 0..rows {

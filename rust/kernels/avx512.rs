@@ -56,7 +56,10 @@ macro_rules! lanes {
     ($name:ty, $dot:path) => {
         // SAFETY: AVX-512 F/BW/DQ/VL intrinsics alone (and BF16 where `detected_bf16()` was asked); the table is handed
         // out only after detection. Pointers' room is the caller's to grant; every access is an unaligned one.
-        #[allow(clippy::undocumented_unsafe_blocks, reason = "one contract for all functions, stated on the impl")]
+        #[allow(
+            clippy::undocumented_unsafe_blocks,
+            reason = "one contract for all functions, stated on the impl"
+        )]
         unsafe impl Lanes for $name {
             type F = __m512;
             const ROWS: usize = 12;

@@ -58,7 +58,9 @@ pub fn identify() -> Cpu {
     // AMD publishes family 0x19 for Zen 3 (models 0x00-0x0f, 0x20-0x5f) and Zen 4 (0x10-0x1f, 0x60-0xaf), 0x1a for Zen 5.
     let family = match (vendor.as_str(), family) {
         ("AuthenticAMD", 0x1a) => Family::Zen5,
-        ("AuthenticAMD", 0x19) if (0x10..0x20).contains(&model) || (0x60..0xb0).contains(&model) => Family::Zen4,
+        ("AuthenticAMD", 0x19) if (0x10..0x20).contains(&model) || (0x60..0xb0).contains(&model) => {
+            Family::Zen4
+        }
         ("AuthenticAMD", 0x17 | 0x19) => Family::Zen,
         // Skylake-SP, Ice Lake-SP and -D, Sapphire Rapids, Emerald Rapids.
         ("GenuineIntel", 6) if [0x55, 0x6a, 0x6c, 0x8f, 0xcf].contains(&model) => Family::Xeon,
@@ -78,7 +80,9 @@ impl Family {
     pub fn tuning(self) -> Tuning {
         match self {
             Self::Zen => Tuning { panels: 2, prefetch: 0, block_k: 256, widened: 256, block_m: 192 },
-            Self::Zen4 | Self::Zen5 => Tuning { panels: 1, prefetch: 0, block_k: 256, widened: 256, block_m: 384 },
+            Self::Zen4 | Self::Zen5 => {
+                Tuning { panels: 1, prefetch: 0, block_k: 256, widened: 256, block_m: 384 }
+            }
             Self::Xeon => Tuning { panels: 4, prefetch: 2048, block_k: 768, widened: 256, block_m: 512 },
             Self::Unknown => Tuning { panels: 2, prefetch: 0, block_k: 256, widened: 256, block_m: 192 },
         }

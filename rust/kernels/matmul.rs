@@ -114,7 +114,10 @@ pub(super) struct F16;
 /// bf16 weights and activations.
 pub(super) struct Bf16Dot;
 
-#[allow(clippy::undocumented_unsafe_blocks, reason = "each function's contract is that of `Lanes` and a whole line")]
+#[allow(
+    clippy::undocumented_unsafe_blocks,
+    reason = "each function's contract is that of `Lanes` and a whole line"
+)]
 mod kinds {
     use super::*;
 

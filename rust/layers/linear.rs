@@ -74,7 +74,10 @@ impl Linear {
             bias: if self.bias.is_empty() { std::ptr::null() } else { self.bias[first..].as_ptr() },
             activation: then.activation,
             residual: then.residual.map_or(std::ptr::null(), |r| {
-                assert!(r.rows() == x.rows() && r.width() == out.width(), "the residual has the output's shape");
+                assert!(
+                    r.rows() == x.rows() && r.width() == out.width(),
+                    "the residual has the output's shape"
+                );
                 r.at(0, first).cast_const()
             }),
             residual_stride: then.residual.map_or(0, |r| r.stride()),

@@ -120,7 +120,11 @@ impl<'a> Rows<'a> {
     #[must_use]
     pub fn window(self, r: usize, rows: usize, width: usize) -> Rows<'a> {
         let stride = stride(width);
-        assert!(r < self.rows && rows * stride <= self.stride, "{rows} x {stride} in a row of {}", self.stride);
+        assert!(
+            r < self.rows && rows * stride <= self.stride,
+            "{rows} x {stride} in a row of {}",
+            self.stride
+        );
         Rows { at: self.at(r, 0), stride, rows, width, memory: PhantomData }
     }
 

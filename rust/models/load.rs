@@ -189,8 +189,7 @@ impl<'a> Loader<'a> {
         if self.weights == Weights::Auto {
             self.narrow()?;
         }
-        let too_large =
-            || Error::OutOfMemory { what: "weights".to_owned(), bytes: usize::MAX };
+        let too_large = || Error::OutOfMemory { what: "weights".to_owned(), bytes: usize::MAX };
         let mut offsets = Vec::with_capacity(self.planned.len());
         let mut total = 0usize;
         for p in &self.planned {

@@ -115,9 +115,7 @@ impl LoadOptions {
             Some("float32") => Ok(Weights::As(Storage::F32)),
             Some("bfloat16") => Ok(Weights::As(Storage::Bf16)),
             Some("float16") => Ok(Weights::As(Storage::F16)),
-            Some(other) => {
-                Err(option("dtype", "\"auto\", \"float32\", \"bfloat16\" or \"float16\"", other))
-            }
+            Some(other) => Err(option("dtype", "\"auto\", \"float32\", \"bfloat16\" or \"float16\"", other)),
         }
     }
 
@@ -218,7 +216,11 @@ impl Model {
         dtypes.dedup();
         if bf16 && dtypes != [Storage::Bf16.name()] {
             let expected = "\"float32\", or bfloat16 weights: load with dtype=\"bfloat16\"";
-            return Err(option("compute_dtype", expected, &format!("bfloat16 with weights in {}", dtypes.join(", "))));
+            return Err(option(
+                "compute_dtype",
+                expected,
+                &format!("bfloat16 with weights in {}", dtypes.join(", ")),
+            ));
         }
         let (parameters, unknown_tensors) = (loader.parameters(), loader.unknown());
         let model = Gpt2::new(config, weights, runtime);

@@ -121,9 +121,8 @@ pub fn run(
         .try_reserve(floats)
         .map_err(|_| Error::OutOfMemory { what: "logits".to_owned(), bytes: floats * 4 })?;
     logits.resize(floats, 0.0);
-    let result = reserve(segments, &counts, &mut plan).and_then(|()| {
-        if plan.rows == 0 { Ok(()) } else { forward(&plan, logits) }
-    });
+    let result = reserve(segments, &counts, &mut plan)
+        .and_then(|()| if plan.rows == 0 { Ok(()) } else { forward(&plan, logits) });
     for (s, n) in segments.iter_mut().zip(counts) {
         match result {
             Ok(()) => s.sequence.advance(n),

@@ -58,9 +58,8 @@ impl Config {
             });
         }
         let name = file.str_or("activation_function", "gelu_new")?.to_owned();
-        let activation_function = Activation::from_name(&name).ok_or_else(|| {
-            file.invalid("activation_function", format!("one of {}", Activation::names()))
-        })?;
+        let activation_function = Activation::from_name(&name)
+            .ok_or_else(|| file.invalid("activation_function", format!("one of {}", Activation::names())))?;
         if file.bool_or("add_cross_attention", false)? {
             return Err(file.invalid("add_cross_attention", "false: a decoder without an encoder"));
         }

@@ -9,8 +9,8 @@ pub mod weights;
 use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex};
 
-use super::step::{Plan, Trace};
 use super::Segment;
+use super::step::{Plan, Trace};
 use crate::error::Result;
 use crate::kernels::Activation;
 use crate::kv::{Pool, Sequence, Shape};
