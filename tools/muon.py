@@ -1,0 +1,51 @@
+"""The Muon optimizer in float32, for training small models on a CPU.
+
+torch.optim.Muon makes its products in bfloat16, which CPUs without bf16 instructions emulate
+slowly, and knows neither GPT-2's fused query-key-value weight nor its (in, out) layout.
+"""
+
+from __future__ import annotations
+
+import torch
+
+
+def orthogonalize(matrices: torch.Tensor) -> torch.Tensor:
+    """Brings the singular values of (..., m, n) matrices near 1 by five Newton-Schulz steps.
+
+    The quintic's coefficients are those of Jordan et al., "Muon: An optimizer for hidden layers
+    in neural networks" (2024).
+    """
+    tall = matrices.shape[-2] > matrices.shape[-1]
+    x = matrices.mT.contiguous() if tall else matrices
+    x = x / (x.norm(dim=(-2, -1), keepdim=True) + 1e-7)
+    for _ in range(5):
+        a = x @ x.mT
+        x = 3.4445 * x + (2.0315 * (a @ a) - 4.7750 * a) @ x
+    return x.mT if tall else x
+
+
+class Muon(torch.optim.Optimizer):  # type: ignore[misc]  # torch is not checked
+    """Momentum whose step is made orthogonal; in f32, since CPUs without bf16 are the target.
+
+    Weights are (in, out), as GPT-2's Conv1D stores them; the fused query-key-value weight counts
+    as three matrices.
+    """
+
+    def __init__(self, weights: list[torch.nn.Parameter], lr: float, weight_decay: float) -> None:
+        super().__init__(weights, {"lr": lr, "weight_decay": weight_decay, "momentum": 0.95})
+
+    @torch.no_grad()  # type: ignore[untyped-decorator]
+    def step(self) -> None:
+        """Updates all weights once."""
+        for group in self.param_groups:
+            for weight in group["params"]:
+                velocity = self.state[weight].setdefault("velocity", torch.zeros_like(weight))
+                velocity.lerp_(weight.grad, 1 - group["momentum"])
+                ahead = weight.grad.lerp(velocity, group["momentum"])
+                rows, columns = weight.shape
+                parts = 3 if columns == 3 * rows else 1
+                split = ahead.view(rows, parts, -1).transpose(0, 1).contiguous()
+                update = orthogonalize(split).transpose(0, 1).reshape_as(weight)
+                scale = max(1.0, columns / parts / rows) ** 0.5
+                weight.mul_(1 - group["lr"] * group["weight_decay"])
+                weight.add_(update, alpha=-group["lr"] * scale)
