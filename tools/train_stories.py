@@ -389,10 +389,11 @@ Both losses are those of the bfloat16 weights in this folder, computed in f32.
 
     python tools/train_stories.py --data BOOKS --out RUN {budget} --seed {options.seed}
 
-Muon (rate {options.matrix_rate:g}) for the matrices of the layers, AdamW ({options.other_rate:g}) for the rest;
-{options.warmup} steps of warm-up, a plateau, and a straight line to zero over the last {options.decay:.0%}; windows cut in two for the first {options.short:.0%}. Titles, prefaces,
-notes and page furniture were left out, quotes and dashes brought to one form, and each story or
-chapter stands between `{END_OF_TEXT}`.
+Muon (rate {options.matrix_rate:g}) for the matrices of the layers, AdamW
+({options.other_rate:g}) for the rest; {options.warmup} steps of warm-up, a plateau, and a straight
+line to zero over the last {options.decay:.0%}; windows cut in two for the first
+{options.short:.0%}. Titles, prefaces, notes and page furniture were left out, quotes and dashes
+brought to one form, and each story or chapter stands between `{END_OF_TEXT}`.
 
 ## Sample
 
@@ -403,11 +404,11 @@ settings of `generation_config.json`:
 
 ## Limits
 
-It has read {len(run.train.ids) / 1e6:.0f} million tokens of books from the nineteenth and early twentieth century and
-nothing else. Its words hold together, its stories do not: people change names, and a sentence
-may forget how it began. It knows no facts, follows no instructions, and repeats the views and
-words of its sources, some of which are hurtful today. English only; it cannot go past
-{options.context} tokens.
+It has read {len(run.train.ids) / 1e6:.0f} million tokens of books from the nineteenth and early
+twentieth century and nothing else. Its words hold together, its stories do not: people change
+names, and a sentence may forget how it began. It knows no facts, follows no instructions, and
+repeats the views and words of its sources, some of which are hurtful today. English only; it
+cannot go past {options.context} tokens.
 
 ## Books and licence
 
