@@ -27,25 +27,30 @@ def orthogonalize(matrices: torch.Tensor) -> torch.Tensor:
 class Muon(torch.optim.Optimizer):  # type: ignore[misc]  # torch is not checked
     """Momentum whose step is made orthogonal; in f32, since CPUs without bf16 are the target.
 
-    Weights are (in, out), as GPT-2's Conv1D stores them; the fused query-key-value weight counts
-    as three matrices.
+    Weights are (out, in) or, with `inputs_first`, (in, out) as in GPT-2's Conv1D, where the fused
+    query-key-value weight counts as three matrices.
     """
 
-    def __init__(self, weights: list[torch.nn.Parameter], lr: float, weight_decay: float) -> None:
+    def __init__(
+        self, weights: list[torch.nn.Parameter], lr: float, weight_decay: float, *, inputs_first: bool
+    ) -> None:
         super().__init__(weights, {"lr": lr, "weight_decay": weight_decay, "momentum": 0.95})
+        self._inputs_first = inputs_first
 
     @torch.no_grad()  # type: ignore[untyped-decorator]
     def step(self) -> None:
         """Updates all weights once."""
         for group in self.param_groups:
             for weight in group["params"]:
+                if weight.grad is None:
+                    continue
                 velocity = self.state[weight].setdefault("velocity", torch.zeros_like(weight))
                 velocity.lerp_(weight.grad, 1 - group["momentum"])
                 ahead = weight.grad.lerp(velocity, group["momentum"])
                 rows, columns = weight.shape
-                parts = 3 if columns == 3 * rows else 1
+                parts = 3 if self._inputs_first and columns == 3 * rows else 1
                 split = ahead.view(rows, parts, -1).transpose(0, 1).contiguous()
                 update = orthogonalize(split).transpose(0, 1).reshape_as(weight)
-                scale = max(1.0, columns / parts / rows) ** 0.5
+                shape = (columns / parts, rows) if self._inputs_first else (rows, columns)
                 weight.mul_(1 - group["lr"] * group["weight_decay"])
-                weight.add_(update, alpha=-group["lr"] * scale)
+                weight.add_(update, alpha=-group["lr"] * max(1.0, shape[0] / shape[1]) ** 0.5)

@@ -19,21 +19,22 @@ import argparse
 import csv
 import json
 import math
-import time
-from dataclasses import asdict, dataclass
-from pathlib import Path
-from typing import Any
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 import torch
 from books import read_books
-from muon import Muon
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from training import TrainingOptions, TrainingRun, add_arguments, options_from
 from transformers import (
     AutoModelForCausalLM,
     GPT2Config,
     GPT2LMHeadModel,
     PreTrainedTokenizerFast,
 )
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 END_OF_TEXT = "<|endoftext|>"
 # Whole books kept for validation: a tale collection, a modern animal story and a novel, none of
@@ -44,26 +45,18 @@ CARD_PROMPT = "Once upon a time"
 CARD_SEED = 7
 
 
-@dataclass(frozen=True)
-class Options:
-    """Everything that decides the result besides the books; stored in the checkpoint."""
+@dataclass(frozen=True, kw_only=True)
+class Options(TrainingOptions):
+    """Everything that decides the result besides the books."""
 
+    epochs: float = 12.0
+    batch: int = 8  # windows per step
     vocab_size: int = 4000
     width: int = 256
     layers: int = 4
     head_dim: int = 64
     context: int = 512  # tokens: n_positions, and the length of a training window
-    batch: int = 8  # windows per step
-    epochs: float = 12.0
-    minutes: float | None = None  # wall time; replaces epochs as the measure of progress
-    matrix_rate: float = 0.02  # Muon, for the matrices of the layers
-    other_rate: float = 0.003  # AdamW, for embeddings, biases and norms
-    weight_decay: float = 0.05
-    warmup: int = 100  # steps
     short: float = 0.5  # the first share of the run, on windows cut in two: attention costs less
-    decay: float = 0.7  # the last share of the run, over which the rate falls to zero
-    clip: float = 1.0
-    seed: int = 0
     held_out: tuple[str, ...] = HELD_OUT
 
 
@@ -119,17 +112,6 @@ class Stream:
         return rows[:, :-1].contiguous(), rows[:, 1:].contiguous()
 
 
-def make_optimizers(model: GPT2LMHeadModel, options: Options) -> list[torch.optim.Optimizer]:
-    """Muon for the layers' matrices, AdamW for everything else."""
-    matrices = [p for p in model.transformer.h.parameters() if p.ndim == 2]
-    known = {id(p) for p in matrices}
-    others = [p for p in model.parameters() if id(p) not in known]
-    return [
-        Muon(matrices, lr=options.matrix_rate, weight_decay=options.weight_decay),
-        torch.optim.AdamW(others, lr=options.other_rate, betas=(0.9, 0.95), weight_decay=0.0, eps=1e-10),
-    ]
-
-
 # --- Training ---------------------------------------------------------------------------------
 
 
@@ -169,18 +151,21 @@ def evaluate(model: GPT2LMHeadModel, stream: Stream, windows: int) -> float:
     starts = torch.linspace(0, len(stream.ids) - stream.context - 1, count).long()
     total = 0.0
     for part in starts.split(8):
-        total += loss_of(model, *stream.windows(part)).item() * len(part)
+        total += float(loss_of(model, *stream.windows(part))) * len(part)
     model.train()
     return total / count
 
 
-class Run:
-    """A training run and its folder: model, optimizers, place in the data, clock."""
+class Run(TrainingRun):
+    """A run over stories, and its folder."""
+
+    options: Options
+    model: GPT2LMHeadModel
 
     def __init__(self, data: Path, out: Path, options: Options) -> None:
-        self.out = out
-        self.options = options
         out.mkdir(parents=True, exist_ok=True)
+        model = make_model(options)
+        super().__init__(out, options, model, [model.transformer.h], inputs_first=True)
         train, held = read_books(data, options.held_out)
         tokenizer_file = out / "tokenizer.json"
         if not tokenizer_file.exists():
@@ -188,114 +173,30 @@ class Run:
         self.tokenizer = Tokenizer.from_file(str(tokenizer_file))
         self.train = Stream(self.tokenizer, train, options.context)
         self.held = Stream(self.tokenizer, held, options.context)
-        self.stories = (len(train), len(held))
-        self.model = make_model(options)
-        self.optimizers = make_optimizers(self.model, options)
         self.steps_per_epoch = (self.train.count + len(self.train.starts)) // options.batch
         if self.steps_per_epoch < 1:
             raise SystemExit("the books are shorter than one batch; lower --batch")
-        self.step = 0
-        self.seconds = 0.0
-        self._resume()
+        print(
+            f"{len(train)} stories, {len(self.train.ids):,} tokens to train on; "
+            f"{len(held)} stories, {len(self.held.ids):,} tokens held out; "
+            f"{self.steps_per_epoch} steps per epoch",
+            flush=True,
+        )
+        self.resume(("vocab_size", "width", "layers", "head_dim", "context", "batch", "seed"))
 
-    def _resume(self) -> None:
-        file = self.out / "checkpoint.pt"
-        if not file.exists():
-            return
-        saved = torch.load(file, weights_only=True)
-        shape = ("vocab_size", "width", "layers", "head_dim", "context", "batch", "seed")
-        for name in shape:
-            if saved["options"][name] != getattr(self.options, name):
-                raise SystemExit(
-                    f"{file} was made with {name}={saved['options'][name]}, this run asks for "
-                    f"{getattr(self.options, name)}; give the same value or another --out"
-                )
-        self.model.load_state_dict(saved["model"])
-        for optimizer, state in zip(self.optimizers, saved["optimizers"], strict=True):
-            optimizer.load_state_dict(state)
-        self.step = saved["step"]
-        self.seconds = saved["seconds"]
-        print(f"continuing from step {self.step}", flush=True)
-
-    def save(self) -> None:
-        """Writes the checkpoint; the old one stays whole until the new one is."""
-        state = {
-            "model": self.model.state_dict(),
-            "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
-            "step": self.step,
-            "seconds": self.seconds,
-            "options": asdict(self.options),
-        }
-        part = self.out / "checkpoint.part"
-        torch.save(state, part)
-        part.replace(self.out / "checkpoint.pt")
-
-    def progress(self) -> float:
-        """The share of the run that is done, 0 to 1: of the steps, or of the minutes."""
-        if self.options.minutes is not None:
-            return self.seconds / (60 * self.options.minutes)
-        return self.step / max(1, round(self.options.epochs * self.steps_per_epoch))
-
-    def set_rates(self) -> None:
-        """Warm-up, a plateau, then a straight line to zero."""
-        left = min(1.0, max(0.0, 1 - self.progress()) / self.options.decay)
-        factor = left * min(1.0, (self.step + 1) / self.options.warmup)
-        rates = (self.options.matrix_rate, self.options.other_rate)
-        for optimizer, rate in zip(self.optimizers, rates, strict=True):
-            for group in optimizer.param_groups:
-                group["lr"] = rate * factor
-
-    def train_step(self) -> float:
-        """One batch; returns its loss."""
-        epoch, place = divmod(self.step, self.steps_per_epoch)
+    def loss(self, epoch: int, place: int) -> tuple[torch.Tensor, int]:
+        """The loss of one batch of windows."""
         starts = self.train.epoch(self.options.seed, epoch)
         batch = starts[place * self.options.batch : (place + 1) * self.options.batch]
-        self.set_rates()
         inputs, targets = self.train.windows(batch)
         if self.progress() < self.options.short:
             length = max(1, self.options.context // 2)
             inputs, targets = inputs.reshape(-1, length), targets.reshape(-1, length)
-        loss = loss_of(self.model, inputs, targets)
-        self.model.zero_grad(set_to_none=True)
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.options.clip)
-        for optimizer in self.optimizers:
-            optimizer.step()
-        self.step += 1
-        return float(loss.item())
+        return loss_of(self.model, inputs, targets), inputs.numel()
 
-    def go(self, stop_after: int | None, report_every: int, save_every: float) -> None:
-        """Trains to the end, or to step `stop_after`; saves every `save_every` seconds."""
-        print(
-            f"{self.stories[0]} stories, {len(self.train.ids):,} tokens to train on; "
-            f"{self.stories[1]} stories, {len(self.held.ids):,} tokens held out; "
-            f"{self.steps_per_epoch} steps per epoch",
-            flush=True,
-        )
-        begun = time.monotonic() - self.seconds
-        last_save = reported = time.monotonic()
-        mean = math.nan
-        while self.progress() < 1 and self.step != stop_after:
-            loss = self.train_step()
-            now = time.monotonic()
-            self.seconds = now - begun
-            mean = loss if math.isnan(mean) else mean + 0.02 * (loss - mean)
-            if self.step % report_every == 0:
-                speed = report_every * self.options.batch * self.options.context / (now - reported)
-                note = ""
-                if self.step % (10 * report_every) == 0:
-                    note = f"  held out {evaluate(self.model, self.held, 64):.4f}"
-                print(
-                    f"{100 * self.progress():5.1f}%  step {self.step}  epoch "
-                    f"{self.step / self.steps_per_epoch:.2f}  loss {mean:.4f}{note}  "
-                    f"{speed:,.0f} tokens/s  {self.seconds / 60:.1f} min",
-                    flush=True,
-                )
-                reported = time.monotonic()
-            if now - last_save > save_every:
-                self.save()
-                last_save = now
-        self.save()
+    def held_out_loss(self) -> float:
+        """The loss on 64 windows of the held-out books."""
+        return evaluate(self.model, self.held, 64)
 
 
 # --- Export -----------------------------------------------------------------------------------
@@ -423,30 +324,14 @@ The weights are under the licence of fastdecode, MIT OR Apache-2.0.
 
 def main() -> None:
     """Command line."""
-    defaults = Options()
     parser = argparse.ArgumentParser(
         description="Trains the demo model demo-stories and exports it as a Hugging Face folder."
     )
-    add = parser.add_argument
-    add("--data", type=Path, required=True, help="folder of books, one .txt each")
-    add("--out", type=Path, required=True, help="folder for checkpoint, tokenizer and model")
-    add("--epochs", type=float, default=defaults.epochs, help="length of the run")
-    add("--minutes", type=float, help="length of the run in wall time, instead of --epochs")
-    add("--seed", type=int, default=defaults.seed)
-    for name in ("vocab_size", "width", "layers", "head_dim", "context", "batch", "warmup"):
-        add(f"--{name.replace('_', '-')}", type=int, default=getattr(defaults, name))
-    add("--held-out", nargs="+", default=defaults.held_out, help="how held-out books' names start")
-    add("--threads", type=int, default=2)
-    add("--stop-after", type=int, help="leave at this step with a checkpoint, without export")
-    add("--report-every", type=int, default=20, help="steps between lines of progress")
-    add("--save-every", type=float, default=180.0, help="seconds between checkpoints")
-    add("--export-only", action="store_true", help="only export the last checkpoint")
+    add_arguments(parser, Options(), data="folder of books, one .txt each")
+    parser.add_argument("--held-out", nargs="+", default=HELD_OUT, help="how held-out books' names start")
     arguments = vars(parser.parse_args())
     arguments["held_out"] = tuple(arguments["held_out"])
-    options = Options(**{k: v for k, v in arguments.items() if k in asdict(defaults)})
-    torch.set_num_threads(arguments["threads"])
-    torch.set_flush_denormal(True)
-    run = Run(arguments["data"], arguments["out"], options)
+    run = Run(arguments["data"], arguments["out"], options_from(arguments, Options))
     if not arguments["export_only"]:
         run.go(arguments["stop_after"], arguments["report_every"], arguments["save_every"])
     if arguments["stop_after"] is None:
