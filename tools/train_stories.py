@@ -143,15 +143,15 @@ def loss_of(model: GPT2LMHeadModel, inputs: torch.Tensor, targets: torch.Tensor)
     return torch.nn.functional.cross_entropy(logits.flatten(0, 1), targets.flatten())
 
 
-@torch.no_grad()  # type: ignore[untyped-decorator]
 def evaluate(model: GPT2LMHeadModel, stream: Stream, windows: int) -> float:
     """Mean loss over that many windows, evenly spaced over the stream (all, if fewer)."""
-    model.eval()
     count = min(windows, stream.count)
     starts = torch.linspace(0, len(stream.ids) - stream.context - 1, count).long()
     total = 0.0
-    for part in starts.split(8):
-        total += float(loss_of(model, *stream.windows(part))) * len(part)
+    model.eval()
+    with torch.no_grad():
+        for part in starts.split(8):
+            total += float(loss_of(model, *stream.windows(part))) * len(part)
     model.train()
     return total / count
 
