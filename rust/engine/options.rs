@@ -32,7 +32,7 @@ pub enum Seed {
 pub struct Options {
     /// How long rows may become.
     pub limit: Limit,
-    /// New tokens before which a row does not end by an id.
+    /// New tokens before which a row does not end by an id; above 0 it wins over `min_length`.
     pub min_new_tokens: usize,
     /// Positions, prompt included, before which a row does not end by an id.
     pub min_length: usize,
@@ -169,7 +169,8 @@ impl Options {
         if self.encoder_no_repeat_ngram_size > 0 {
             list.push(Processor::EncoderNoRepeatNgram { size: self.encoder_no_repeat_ngram_size });
         }
-        if self.min_length > 0 && !ending.is_empty() {
+        // transformers sets min_length from min_new_tokens where both are given.
+        if self.min_length > 0 && self.min_new_tokens == 0 && !ending.is_empty() {
             list.push(Processor::MinLength { length: self.min_length, ending: ending.clone() });
         }
         if self.min_new_tokens > 0 && !ending.is_empty() {

@@ -1,5 +1,6 @@
 //! Integration tests of the engine, one file per law.
 
+mod decode_golden;
 mod decode_rng;
 mod engine;
 mod fake;
