@@ -1,5 +1,8 @@
 //! Integration tests of the engine, one file per law.
 
+mod checkpoint_config;
+mod checkpoint_folder;
+mod checkpoint_safetensors;
 mod decode_golden;
 mod decode_rng;
 mod engine;
@@ -12,6 +15,3 @@ fn golden(name: &str) -> serde_json::Value {
         .unwrap_or_else(|error| panic!("{}: {error}; the repository holds it", path.display()));
     serde_json::from_str(&text).unwrap_or_else(|error| panic!("{}: {error}", path.display()))
 }
-mod checkpoint_config;
-mod checkpoint_folder;
-mod checkpoint_safetensors;
