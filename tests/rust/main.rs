@@ -1,5 +1,6 @@
 //! Integration tests of the engine, one file per law.
 
+mod architecture;
 mod checkpoint_config;
 mod checkpoint_folder;
 mod checkpoint_safetensors;

@@ -1,0 +1,82 @@
+"""The core laws against answers that were fixed beforehand; nothing here needs torch or transformers."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from pathlib import Path
+from typing import Any
+
+import fastdecode
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+
+GOLDEN = Path(__file__).resolve().parent.parent / "golden"
+MADE = sorted(folder.parent.name for folder in GOLDEN.glob("random-*/expected.json"))
+DTYPES = ["float32", "float16", "bfloat16"]
+
+
+def expected(name: str) -> dict[str, Any]:
+    answers: dict[str, Any] = json.loads((GOLDEN / name / "expected.json").read_text())
+    return answers
+
+
+def test_the_made_folders_are_there() -> None:
+    assert len(MADE) >= 6, f"tests/golden holds {MADE}; make them with `make golden`"
+
+
+@pytest.mark.parametrize("name", MADE)
+def test_logits_equal_transformers(name: str) -> None:
+    want = load_file(GOLDEN / name / "expected.safetensors")["logits"]
+    got = fastdecode.load(GOLDEN / name).logits(expected(name)["prompt"])
+    assert got.dtype == np.float32
+    assert got.shape == want.shape
+    assert np.abs(got - want).max() <= 1e-4 * max(1.0, np.abs(want).max())
+
+
+@pytest.mark.parametrize("name", MADE)
+def test_greedy_ids_equal_transformers(name: str) -> None:
+    answers = expected(name)
+    out = fastdecode.load(GOLDEN / name).run(answers["prompt"], max_new_tokens=len(answers["greedy"]))
+    assert list(out.token_ids) == answers["greedy"]
+    assert out.finish_reason == "length"
+
+
+@pytest.mark.parametrize("name", MADE)
+def test_sampled_ids_equal_transformers(name: str) -> None:
+    answers = expected(name)
+    out = fastdecode.load(GOLDEN / name).run(answers["prompt"], **answers["sampling"])
+    assert list(out.token_ids) == answers["sampled"]
+
+
+@pytest.mark.parametrize("row", [0, 1])
+def test_tiny_random_gpt2_gives_what_onnxruntime_fixed(row: int) -> None:
+    name = "ortgenai-tiny-random-gpt2"
+    answers, model = expected(name), fastdecode.load(GOLDEN / name)
+    prompt, full = answers["input_ids"][row], answers["greedy"][row]
+    want = np.array(answers["prompt_logits_every_200th"][row])
+    np.testing.assert_allclose(model.logits(prompt)[:, ::200], want, rtol=0, atol=1e-6)
+    out = model.run(prompt, max_length=answers["max_length"])
+    assert prompt + list(out.token_ids) == full
+    state = model.prefill(prompt)
+    after = state.step(full[len(prompt)])
+    want = np.array(answers["logits_after_first_new_token_every_200th"][row])
+    np.testing.assert_allclose(after[::200], want, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_the_sort_model_sorts_every_input(dtype: str) -> None:
+    # The task was trained in float32; its decisions survive 16-bit weights.
+    model = fastdecode.load(GOLDEN / "llmviz-gpt-nano-sort", dtype=dtype)
+    inputs = [list(digits) for digits in itertools.product(range(3), repeat=6)]
+    outs = model.run(inputs, max_new_tokens=6)
+    right = sum(list(out.token_ids) == sorted(digits) for digits, out in zip(inputs, outs, strict=True))
+    assert right == len(inputs) == 729
+
+
+def test_the_sort_model_gives_pytorchs_logits() -> None:
+    model = fastdecode.load(GOLDEN / "llmviz-gpt-nano-sort")
+    partials = load_file(GOLDEN / "llmviz-gpt-nano-sort" / "partials.safetensors")
+    for ids, want in zip(partials["idx"].astype(int).tolist(), partials["lm_head"], strict=True):
+        np.testing.assert_allclose(model.logits(ids), want, rtol=0, atol=2e-5)

@@ -1,0 +1,95 @@
+"""Makes the small random folders under tests/golden with the reference's answers for them.
+
+They let the core laws of parity run where torch is not installed. Weights are drawn by tests/python/reference.py from
+fixed seeds; the answers are transformers' own, in float32. Run it with `make golden`; it replaces what is there.
+"""
+
+from __future__ import annotations
+
+import json
+import platform
+import shutil
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT / "tests" / "python"))
+
+import numpy as np  # noqa: E402  (the line above makes the next import possible)
+import reference  # noqa: E402
+from reference import Recipe, config  # noqa: E402
+from safetensors.numpy import save_file  # noqa: E402
+
+# Seeds were chosen so that the greedy text varies and no choice in it is close. One folder per corner of the format; together a few hundred kilobytes.
+RECIPES = {
+    "random-plain": Recipe(config(), seed=49),
+    "random-f16-sharded": Recipe(
+        config(vocab=257), dtype="float16", prefix=False, shards=3, buffers=True, seed=40
+    ),
+    "random-bf16-untied": Recipe(
+        config(vocab=100, tie_word_embeddings=False), "bfloat16", head="untied", seed=45
+    ),
+    "random-tied-different": Recipe(config(heads=2, head_dim=32, layers=1), head="tied, different", seed=2),
+    "random-odd": Recipe(
+        config(
+            heads=3,
+            head_dim=17,
+            layers=3,
+            activation_function="relu2",
+            n_inner=1,
+            scale_attn_by_inverse_layer_idx=True,
+            scale_attn_weights=False,
+            layer_norm_epsilon=1e-3,
+        ),
+        seed=16,
+    ),
+    "random-smallest": Recipe(config(heads=2, head_dim=1, vocab=3, positions=24, n_inner=5), seed=2),
+}
+SAMPLING = {
+    "do_sample": True,
+    "temperature": 0.8,
+    "top_k": 20,
+    "top_p": 0.95,
+    "repetition_penalty": 1.2,
+    "max_new_tokens": 12,
+}
+
+
+def make(name: str, recipe: Recipe) -> None:
+    """Writes one folder: config.json, weights, expected.json and the logits in expected.safetensors."""
+    recipe = replace(recipe, spread=1.5)
+    folder = ROOT / "tests" / "golden" / name
+    shutil.rmtree(folder, ignore_errors=True)
+    model = reference.Reference(reference.write(recipe, folder))
+    prompt = np.random.default_rng(recipe.seed).integers(0, recipe.config["vocab_size"], 9).tolist()
+    greedy = model.generate([prompt], do_sample=False, max_new_tokens=12)
+    sampled = model.generate([prompt], seed=recipe.seed, **SAMPLING)
+    margins = [float(step[0].topk(2).values.diff().abs()) for step in greedy.logits]
+    bound = 2 * reference.tolerance(greedy.logits[0][0].numpy())
+    assert min(margins) > bound, f"{name}: a greedy choice is too close to call; take another seed"
+    expected = {
+        "made_by": "tools/make_golden.py",
+        "versions": {
+            "transformers": reference.transformers.__version__,
+            "torch": reference.torch.__version__,
+            "python": platform.python_version(),
+        },
+        "prompt": prompt,
+        "greedy": greedy.ids[0],
+        "sampling": {**SAMPLING, "seed": recipe.seed},
+        "sampled": sampled.ids[0],
+    }
+    (folder / "expected.json").write_text(json.dumps(expected, indent=1) + "\n")
+    save_file({"logits": model.logits(prompt)}, folder / "expected.safetensors")
+    size = sum(file.stat().st_size for file in folder.iterdir())
+    sys.stdout.write(f"{name}: {size / 1e3:.0f} kB\n")
+
+
+def main() -> None:
+    for name, recipe in RECIPES.items():
+        make(name, recipe)
+
+
+if __name__ == "__main__":
+    main()
