@@ -21,8 +21,8 @@ import reference  # noqa: E402
 from reference import Recipe, config  # noqa: E402
 from safetensors.numpy import save_file  # noqa: E402
 
-# One folder per corner of the format; together about a megabyte. Seeds were chosen so that the greedy text varies and no
-# choice in it is close.
+# One folder per corner of the format; together about a megabyte. Seeds were chosen so that the greedy text varies and
+# no choice in it is close.
 RECIPES = {
     "random-plain": Recipe(config(), seed=49),
     "random-f16-sharded": Recipe(

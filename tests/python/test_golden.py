@@ -66,7 +66,7 @@ def test_tiny_random_gpt2_gives_what_onnxruntime_fixed(row: int) -> None:
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_the_sort_model_sorts_every_input(dtype: str) -> None:
+def test_the_sort_model_sorts_every_input(dtype: Any) -> None:
     # The task was trained in float32; its decisions survive 16-bit weights.
     model = fastdecode.load(GOLDEN / "llmviz-gpt-nano-sort", dtype=dtype)
     inputs = [list(digits) for digits in itertools.product(range(3), repeat=6)]

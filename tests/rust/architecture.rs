@@ -29,6 +29,9 @@ const ONLY_IN: &[(&str, &[&str], &str)] = &[
     ("serde_json", &["checkpoint"], "JSON is read where the files are read"),
 ];
 
+/// Files under rust/models/ that serve every model; the others are models.
+const SHARED_BY_MODELS: &[&str] = &["mod", "load", "step"];
+
 /// Python modules that alone may import a package (`_core` is the native module).
 const PYTHON_ONLY_IN: &[(&str, &[&str])] = &[
     ("tokenizers", &["tokenizer.py"]),

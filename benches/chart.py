@@ -1,0 +1,63 @@
+"""Draws a result of benches/decode.py as bars: python benches/chart.py benches/results/FILE.json [OUT.svg]."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import matplotlib as mpl
+
+mpl.use("svg")
+from matplotlib import pyplot as plt
+
+LABELS = {
+    "fastdecode": "fastdecode",
+    "transformers": "transformers",
+    "ctranslate2": "CTranslate2",
+    "llama_cpp": "llama.cpp",
+    "openvino": "OpenVINO GenAI",
+}
+WORKS = {"decode": "decode, 1 sequence", "prefill": "prefill of 512", "batch 8": "decode, 8 sequences"}
+OURS, THEIRS, TEXT = "#d9480f", "#adb5bd", "#6c757d"
+
+
+def main() -> None:
+    source = Path(sys.argv[1])
+    target = Path(sys.argv[2]) if len(sys.argv) > 2 else source.with_suffix(".svg")
+    report = json.loads(source.read_text())
+    groups = [g for g in report["groups"] if g["model"] == "gpt2" and g["precision"] in ("f32", "bf16")]
+    plt.rcParams.update(
+        {"svg.fonttype": "none", "svg.hashsalt": "fastdecode", "text.color": TEXT, "font.size": 9}
+    )
+    figure, axes = plt.subplots(len(groups), len(WORKS), figsize=(9, 1.9 * len(groups)), squeeze=False)
+    for row, group in zip(axes, groups, strict=True):
+        for axis, (work, title) in zip(row, WORKS.items(), strict=True):
+            medians = group["summary"]["medians"][work]
+            names = [name for name in LABELS if name in medians][::-1]
+            values = [medians[name] for name in names]
+            bars = axis.barh(
+                [LABELS[n] for n in names],
+                values,
+                color=[OURS if n == "fastdecode" else THEIRS for n in names],
+            )
+            axis.bar_label(bars, fmt="%.0f", padding=3, color=TEXT)
+            axis.set_title(f"{title}, {group['precision']}", color=TEXT, fontsize=9)
+            axis.set_xlim(0, max(values) * 1.2)
+            axis.xaxis.set_visible(False)
+            axis.tick_params(colors=TEXT, length=0)
+            axis.spines[:].set_visible(False)
+            if axis is not row[0]:
+                axis.yaxis.set_visible(len(names) != len(row[0].get_yticks()))
+    threads = groups[0]["threads"]
+    figure.suptitle(
+        f"GPT-2 (124M), tokens per second, longer is better; {report['cpu']}, {threads} threads, {report['date']}",
+        color=TEXT,
+        fontsize=9,
+    )
+    figure.tight_layout()
+    figure.savefig(target, transparent=True, metadata={"Date": None})
+
+
+if __name__ == "__main__":
+    main()

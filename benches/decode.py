@@ -1,0 +1,356 @@
+"""End to end against the peers, in interleaved rounds: decode, prefill, a batch of eight; start-up and memory.
+
+    python benches/decode.py                                  every model and precision, five rounds
+    python benches/decode.py --models gpt2 --precisions f32   one group; --merge FILE adds it to earlier ones
+
+Engines of one precision live at the same time, each in its own process, and take turns within a round; the machine's
+limits are measured in every round with them. Every call gets a prompt of its own: some peers keep prefixes
+across calls.
+Nothing is converted or loaded while the clock runs. A peer that is not installed is named as missing.
+
+What is counted (B sequences, T prompt tokens, S new tokens; seconds are whole calls, medians over the rounds):
+    decode   (S - 1) * B / (seconds(T, S) - seconds(T, 1)), T = 32, S = 128; batch 8: T = 32, S = 65, contexts 32 to 96
+    prefill  T / seconds(T, 1), T = 512
+Fractions of the limit count bytes of weights and cache read per step, or FLOPs of matrices, attention and head.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import random
+import statistics
+import subprocess
+import sys
+import time
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from folders import MODELS, Shape, build
+
+HERE = Path(__file__).resolve().parent
+# Our own engine first, then the peers; the precisions each has. int8 stands for 8-bit weights of any scheme.
+ENGINES = {
+    "fastdecode": ["f32", "bf16"],
+    "transformers": ["f32", "bf16"],
+    "ctranslate2": ["f32", "int8"],
+    "llama_cpp": ["f32", "bf16", "int8"],
+    "openvino": ["f32", "bf16"],
+}
+PRECISIONS = ["f32", "bf16", "int8"]
+# (sequences, prompt tokens, new tokens)
+DECODE, PREFILL, BATCH = (1, 32, 128), (1, 512, 1), (8, 32, 65)
+START_UP_RUN = (1, 16, 64)
+
+Json = dict[str, Any]
+
+
+class Worker:
+    """One engine in its own process and virtual environment."""
+
+    def __init__(self, engine: str, peers: Path) -> None:
+        own = peers / engine / "bin" / "python"
+        # A peer without an environment of its own may be installed beside the package.
+        self.python = str(own if own.exists() else Path(sys.executable))
+        script = HERE / "peers" / f"run_{engine}.py"
+        self.engine = engine
+        self.process = subprocess.Popen(
+            [self.python, str(script)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+
+    def ask(self, **request: Any) -> Json:
+        """Sends a request and returns the answer.
+
+        Raises:
+            RuntimeError: The worker reports an error, or has ended.
+        """
+        assert self.process.stdin is not None
+        assert self.process.stdout is not None
+        try:
+            self.process.stdin.write(json.dumps(request) + "\n")
+            self.process.stdin.flush()
+        except BrokenPipeError:
+            pass
+        line = self.process.stdout.readline()
+        if not line:
+            assert self.process.stderr is not None
+            last = self.process.stderr.read().strip().splitlines()[-1:]
+            raise RuntimeError(last[0] if last else f"the worker of {self.engine} ended")
+        answer: Json = json.loads(line)
+        if "error" in answer:
+            raise RuntimeError(answer["error"])
+        return answer
+
+    def close(self) -> None:
+        assert self.process.stdin is not None
+        self.process.stdin.close()
+        self.process.wait(timeout=60)
+
+
+def prompts(count: int, length: int, vocab: int) -> list[list[int]]:
+    """Draws prompts that no call has had before."""
+    return [[random.randrange(vocab) for _ in range(length)] for _ in range(count)]
+
+
+def call(worker: Worker, work: tuple[int, int, int], vocab: int) -> float:
+    """Returns the seconds of one call with fresh prompts, after a pause in which other engines' threads go to sleep."""
+    time.sleep(0.3)
+    count, length, new = work
+    seconds: float = worker.ask(do="generate", prompts=prompts(count, length, vocab), new=new)["seconds"]
+    return seconds
+
+
+def rate(worker: Worker, work: tuple[int, int, int], vocab: int) -> float:
+    """Returns tokens per second: of prefill where one token is asked for, else of the steps after the first token."""
+    count, length, new = work
+    if new == 1:
+        return count * length / call(worker, work, vocab)
+    first = call(worker, (count, length, 1), vocab)
+    return count * (new - 1) / (call(worker, work, vocab) - first)
+
+
+def measure(shape: Shape, precision: str, options: argparse.Namespace) -> Json:
+    """Runs the rounds of one model at one precision and returns what every engine reached."""
+    cache: Path = options.cache
+    folders = {kind: build(shape, kind, cache) for kind in ("f32", "bf16")}
+    workers, missing, versions = {}, {}, {}
+    for engine, has in ENGINES.items():
+        # Without 8-bit weights of our own, our 16-bit ones stand beside the peers'.
+        kind = "bf16" if engine == "fastdecode" and precision == "int8" else precision
+        if kind not in has:
+            continue
+        # Peers that convert start from float32, as their users do.
+        folder = folders["bf16" if engine == "fastdecode" and kind == "bf16" else "f32"]
+        worker = Worker(engine, options.peers)
+        try:
+            place = {"folder": str(folder), "cache": str(cache), "precision": kind}
+            worker.ask(do="prepare", **place)
+            versions[engine] = worker.ask(do="load", threads=options.threads, **place)["version"]
+            worker.ask(do="generate", prompts=prompts(1, 16, shape.vocab), new=4)
+        except RuntimeError as error:
+            missing[engine] = str(error)
+            sys.stdout.write(f"  MISSING {engine} {kind}: {error}\n")
+            worker.close()
+            continue
+        workers[engine] = (kind, worker)
+    works = {"decode": DECODE, "prefill": PREFILL, "batch 8": BATCH}
+    rates: dict[str, dict[str, list[float]]] = {name: {engine: [] for engine in workers} for name in works}
+    limits: list[Json] = []
+    size = shape.weight_bytes(4 if precision == "f32" else 2)
+    ours = workers["fastdecode"][1]
+    for turn in range(options.rounds):
+        limits.append(ours.ask(do="limits", bytes=size))
+        order = list(workers)
+        random.shuffle(order)
+        for engine in order:
+            for name, work in works.items():
+                rates[name][engine].append(rate(workers[engine][1], work, shape.vocab))
+        shown = ", ".join(f"{engine} {rates['decode'][engine][-1]:.1f}" for engine in workers)
+        sys.stdout.write(f"  round {turn + 1}: decode {shown}\n")
+        sys.stdout.flush()
+    limits.append(ours.ask(do="limits", bytes=size))
+    for _, worker in workers.values():
+        worker.close()
+    return {
+        "model": shape.name,
+        "precision": precision,
+        "threads": options.threads,
+        "rounds": options.rounds,
+        "versions": versions,
+        "missing": missing,
+        "precisions": {engine: kind for engine, (kind, _) in workers.items()},
+        "limits": {
+            key: max(found[key] for found in limits if found.get(key)) for key in limits[0] if limits[0][key]
+        },
+        "tokens_per_second": rates,
+    }
+
+
+def start_up(shape: Shape, options: argparse.Namespace) -> list[Json]:
+    """Measures import, load and peak memory of every engine, each time in a fresh process."""
+    rows = []
+    modules = {
+        "fastdecode": "fastdecode",
+        "transformers": "torch, transformers.models.auto",
+        "ctranslate2": "ctranslate2",
+        "llama_cpp": "llama_cpp",
+        "openvino": "openvino_genai",
+    }
+    for engine, has in ENGINES.items():
+        for precision in (kind for kind in has if kind != "int8"):
+            folder = build(
+                shape, "bf16" if engine == "fastdecode" and precision == "bf16" else "f32", options.cache
+            )
+            place = {"folder": str(folder), "cache": str(options.cache), "precision": precision}
+            loads, peaks, python = [], [], sys.executable
+            try:
+                for _ in range(options.rounds):
+                    worker = Worker(engine, options.peers)
+                    python = worker.python
+                    worker.ask(do="prepare", **place)
+                    loads.append(worker.ask(do="load", threads=options.threads, **place)["seconds"])
+                    count, length, new = START_UP_RUN
+                    worker.ask(do="generate", prompts=prompts(count, length, shape.vocab), new=new)
+                    peaks.append(worker.ask(do="memory")["peak"])
+                    worker.close()
+            except RuntimeError as error:
+                sys.stdout.write(f"  MISSING {engine} {precision}: {error}\n")
+                rows.append({"engine": engine, "precision": precision, "missing": str(error)})
+                continue
+            imports = [
+                seconds(python, f"import {modules[engine]}") - seconds(python, "pass") for _ in range(5)
+            ]
+            row = {
+                "engine": engine,
+                "precision": precision,
+                "import_seconds": statistics.median(imports),
+                "load_seconds": statistics.median(loads),
+                "peak_bytes": statistics.median(peaks),
+                "interpreter_bytes": interpreter_peak(python),
+            }
+            rows.append(row)
+            sys.stdout.write(
+                f"  {engine:13} {precision:5} import {row['import_seconds'] * 1e3:6.0f} ms, "
+                f"load {row['load_seconds'] * 1e3:6.0f} ms, peak {row['peak_bytes'] / 1e6:6.0f} MB\n"
+            )
+    return rows
+
+
+def seconds(python: str, code: str) -> float:
+    """Returns the wall time of a fresh interpreter that runs `code`."""
+    start = time.perf_counter()
+    subprocess.run([python, "-c", code], check=True, capture_output=True)
+    return time.perf_counter() - start
+
+
+def interpreter_peak(python: str) -> int:
+    """Returns the largest resident size of an interpreter that does nothing, in bytes."""
+    code = "print([l.split()[1] for l in open('/proc/self/status') if l.startswith('VmHWM')][0])"
+    found = subprocess.run([python, "-c", code], check=True, capture_output=True, text=True)
+    return int(found.stdout) * 1024
+
+
+def fractions(shape: Shape, result: Json) -> Json:
+    """Returns what our engine's medians are of the machine's limits, and its ratio to every peer."""
+    medians = {
+        work: {engine: statistics.median(values) for engine, values in by.items()}
+        for work, by in result["tokens_per_second"].items()
+    }
+    limits, width = result["limits"], 4 if result["precisions"]["fastdecode"] == "f32" else 2
+    ours = {work: by["fastdecode"] for work, by in medians.items()}
+    _, prompt, new = DECODE
+    read = shape.weight_bytes(width) + shape.cache_bytes(prompt + new / 2)
+    return {
+        "medians": medians,
+        "of_limit": {
+            "decode": ours["decode"] * read / limits["read_bytes_per_second"],
+            "prefill": ours["prefill"]
+            * shape.prefill_flops(PREFILL[1])
+            / PREFILL[1]
+            / limits["f32_flops_per_second"],
+        },
+        "batch_8_over_1": ours["batch 8"] / ours["decode"],
+        "ratios": {
+            work: {engine: ours[work] / value for engine, value in by.items() if engine != "fastdecode"}
+            for work, by in medians.items()
+        },
+    }
+
+
+def show(result: Json) -> None:
+    """Prints one group as a table of medians and ratios."""
+    summary = result["summary"]
+    sys.stdout.write(
+        f"\n{result['model']}, {result['precision']}, {result['threads']} threads, tokens/s (ratio)\n"
+    )
+    for work, by in summary["medians"].items():
+        cells = [f"fastdecode {by['fastdecode']:.1f}"]
+        cells += [
+            f"{e} {v:.1f} ({summary['ratios'][work][e]:.2f}x)" for e, v in by.items() if e != "fastdecode"
+        ]
+        sys.stdout.write(f"  {work:8} " + "   ".join(cells) + "\n")
+    of = summary["of_limit"]
+    sys.stdout.write(
+        f"  of the machine's limit: decode {of['decode']:.2f} of read bandwidth, prefill {of['prefill']:.2f} of f32 FMA"
+        f"; batch 8 is {summary['batch_8_over_1']:.1f}x batch 1\n"
+    )
+    for engine, reason in result["missing"].items():
+        sys.stdout.write(f"  MISSING {engine}: {reason}\n")
+
+
+def cpu_name() -> str:
+    for line in Path("/proc/cpuinfo").read_text().splitlines():
+        if line.startswith("model name"):
+            return line.split(":", 1)[1].strip()
+    return platform.processor()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--models", nargs="+", default=list(MODELS), choices=list(MODELS))
+    parser.add_argument("--precisions", nargs="+", default=PRECISIONS, choices=PRECISIONS)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--start-up", action="store_true", help="measure import, load and memory instead")
+    parser.add_argument("--peers", type=Path, default=Path(".peers"), help="folder of virtual environments")
+    parser.add_argument(
+        "--cache", type=Path, default=Path(".peers/models"), help="folder for models made here"
+    )
+    parser.add_argument("--merge", type=Path, help="result file to which the groups of this run are added")
+    parser.add_argument("--prepare", action="store_true", help="only build and convert the models")
+    options = parser.parse_args()
+    options.cache.mkdir(parents=True, exist_ok=True)
+    today = datetime.now(UTC).date().isoformat()
+    target: Path = options.merge or HERE / "results" / f"{today}.json"
+    report: Json = {"date": today, "cpu": cpu_name(), "groups": [], "start_up": []}
+    if options.merge and target.exists():
+        report = json.loads(target.read_text())
+    if options.prepare:
+        prepare(options)
+        return
+    for name in options.models:
+        shape = MODELS[name]
+        if options.start_up:
+            report["start_up"] += [{"model": name, **row} for row in start_up(shape, options)]
+            continue
+        for precision in options.precisions:
+            sys.stdout.write(f"{name} {precision}\n")
+            result = measure(shape, precision, options)
+            result["summary"] = fractions(shape, result)
+            show(result)
+            report["groups"].append(result)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    target.write_text(json.dumps(report, indent=1) + "\n")
+    sys.stdout.write(f"\nwrote {target}; the chart: python benches/chart.py {target}\n")
+
+
+def prepare(options: argparse.Namespace) -> None:
+    """Builds and converts everything that the run needs, so that a timed run starts at once."""
+    for name in options.models:
+        folders = {kind: build(MODELS[name], kind, options.cache) for kind in ("f32", "bf16")}
+        for engine, has in ENGINES.items():
+            for precision in has:
+                worker = Worker(engine, options.peers)
+                try:
+                    worker.ask(
+                        do="prepare",
+                        folder=str(folders["f32"]),
+                        cache=str(options.cache),
+                        precision=precision,
+                    )
+                    sys.stdout.write(f"  ready: {engine} {name} {precision}\n")
+                except RuntimeError as error:
+                    sys.stdout.write(f"  MISSING {engine} {precision}: {error}\n")
+                worker.close()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,42 @@
+"""transformers with torch: float32 and bfloat16 as they are."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+import transformers
+from worker import serve
+
+
+class Transformers:
+    @staticmethod
+    def version() -> str:
+        return f"{transformers.__version__}, torch {torch.__version__}"
+
+    @staticmethod
+    def prepare(folder: Path, cache: Path, precision: str) -> None:
+        pass
+
+    def __init__(self, folder: Path, cache: Path, precision: str, threads: int) -> None:  # noqa: ARG002
+        torch.set_num_threads(threads)
+        torch.set_grad_enabled(mode=False)
+        dtype = {"f32": torch.float32, "bf16": torch.bfloat16}[precision]
+        self.model = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=dtype).eval()
+
+    def generate(self, prompts: list[list[int]], new: int) -> list[list[int]]:
+        ids = torch.tensor(prompts)
+        out = self.model.generate(
+            ids,
+            attention_mask=torch.ones_like(ids),
+            do_sample=False,
+            min_new_tokens=new,
+            max_new_tokens=new,
+            pad_token_id=0,
+        )
+        rows: list[list[int]] = out[:, ids.shape[1] :].tolist()
+        return rows
+
+
+if __name__ == "__main__":
+    serve(Transformers)
