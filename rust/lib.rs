@@ -9,6 +9,8 @@ pub mod kv;
 pub mod layers;
 pub mod models;
 pub mod packed;
+#[cfg(feature = "python")]
+mod python;
 pub mod team;
 
 pub use error::{Error, Result};

@@ -16,8 +16,9 @@ use pyo3::types::{PyByteArray, PyDict};
 use crate::checkpoint::{Checkpoint, Dtype, MemoryTensor};
 use crate::engine::{Limit, Options, Seed};
 use crate::error::Error;
-use crate::kernels;
+use crate::kernels::{self, Kernels};
 use crate::models::{self, Decoder, LoadOptions};
+use crate::team;
 use decoding::{Generation, State};
 use exceptions::detached;
 
@@ -29,6 +30,14 @@ fn bytes<'py>(py: Python<'py>, values: &[f32]) -> PyResult<Bound<'py, PyByteArra
         }
         Ok(())
     })
+}
+
+fn load_options(dtype: &str, compute_dtype: Option<&str>, num_threads: Option<usize>) -> LoadOptions {
+    LoadOptions {
+        dtype: Some(dtype.to_owned()),
+        compute_dtype: compute_dtype.map(str::to_owned),
+        num_threads,
+    }
 }
 
 /// Weights and what is known about them; immutable, shared by every state and generation.
@@ -46,7 +55,7 @@ impl Model {
         num_threads: Option<usize>,
     ) -> PyResult<Self> {
         detached(py, || {
-            let options = LoadOptions::parse(dtype, compute_dtype, num_threads)?;
+            let options = load_options(dtype, compute_dtype, num_threads);
             Ok(Self(Arc::new(models::Model::load(Path::new(folder), &options)?)))
         })
     }
@@ -78,9 +87,9 @@ impl Model {
             memory.push(MemoryTensor { name, dtype, shape, bytes: Arc::new(buffer.to_vec(py)?) });
         }
         detached(py, || {
-            let options = LoadOptions::parse(dtype, compute_dtype, num_threads)?;
+            let options = load_options(dtype, compute_dtype, num_threads);
             let checkpoint = Checkpoint::from_memory(memory)?;
-            Ok(Self(Arc::new(models::Model::from_checkpoint(config, checkpoint, &options)?)))
+            Ok(Self(Arc::new(models::Model::from_checkpoint(config, &checkpoint, &options)?)))
         })
     }
 
@@ -104,14 +113,15 @@ impl Model {
         let values = PyDict::new(py);
         values.set_item("architecture", info.architecture)?;
         values.set_item("parameters", info.parameters)?;
-        values.set_item("memory_bytes", info.memory_bytes)?;
-        values.set_item("dtype", info.dtype)?;
+        values.set_item("weight_bytes", info.weight_bytes)?;
+        values.set_item("cache_bytes_per_token", info.cache_bytes_per_token)?;
+        values.set_item("dtype", info.dtypes.join(", "))?;
         values.set_item("compute_dtype", info.compute_dtype)?;
         values.set_item("isa", info.isa)?;
         values.set_item("num_threads", info.num_threads)?;
         values.set_item("context_length", self.0.context_limit())?;
         values.set_item("vocab_size", self.0.vocab_size())?;
-        values.set_item("warnings", info.warnings)?;
+        values.set_item("unknown_tensors", info.unknown_tensors.clone())?;
         Ok(values)
     }
 
@@ -135,7 +145,7 @@ impl Model {
         ids: Vec<u32>,
     ) -> PyResult<Vec<(String, Vec<usize>, Bound<'py, PyByteArray>)>> {
         let activations = detached(py, || self.0.trace(&ids))?;
-        activations.into_iter().map(|(name, shape, values)| Ok((name, shape, bytes(py, &values)?))).collect()
+        activations.into_iter().map(|a| Ok((a.name, a.shape.to_vec(), bytes(py, &a.values)?))).collect()
     }
 
     #[pyo3(signature = (prompts, *, limit, min_new_tokens, min_length, do_sample, temperature, top_k, top_p, min_p,
@@ -198,12 +208,15 @@ enum SeedArgument {
 /// What this CPU offers and which kernels were chosen.
 #[pyfunction]
 fn cpu_info(py: Python<'_>) -> PyResult<Bound<'_, PyDict>> {
-    let info = detached(py, kernels::cpu_info)?;
+    let isa = detached(py, Kernels::chosen)?.name;
+    let cpu = kernels::identify();
     let values = PyDict::new(py);
-    values.set_item("model", info.model)?;
-    values.set_item("isa", info.isa)?;
-    values.set_item("available", info.available)?;
-    values.set_item("num_threads", info.num_threads)?;
+    values.set_item("vendor", cpu.vendor)?;
+    values.set_item("name", cpu.name)?;
+    values.set_item("family", format!("{:?}", cpu.family).to_lowercase())?;
+    values.set_item("isa", isa)?;
+    values.set_item("available", Kernels::available().iter().map(|table| table.name).collect::<Vec<_>>())?;
+    values.set_item("num_threads", team::default_threads())?;
     Ok(values)
 }
 

@@ -140,7 +140,7 @@ class ContextLengthError(FastdecodeError, ValueError):
 
 
 class ScoresError(FastdecodeError, ValueError):
-    """The scores of a sequence leave no token to choose: weights that overflow, or options that forbid every token.
+    """The scores of a sequence leave no token to choose (weights that overflow, options that forbid all).
 
     Attributes:
         row: The sequence, prompt by prompt.

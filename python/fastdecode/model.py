@@ -144,7 +144,8 @@ class CausalLM:
         self._load_seconds = 0.0
         self._tokenizer = None if tokenizer is None else as_tokenizer(tokenizer)
         self._tokenizer_read = tokenizer is not None
-        for message in core.info()["warnings"]:
+        if unknown := core.info()["unknown_tensors"]:
+            message = f"the checkpoint has tensors that the model does not use: {', '.join(unknown)}"
             warnings.warn(message, FastdecodeWarning, stacklevel=3)
 
     @classmethod
@@ -220,9 +221,9 @@ class CausalLM:
         """What was loaded and how it computes.
 
         Returns:
-            `architecture`, `parameters` (tied ones counted once), `memory_bytes` (packed weights), `dtype`,
-            `compute_dtype`, `isa`, `num_threads`, `context_length` (tokens), `vocab_size`, `warnings` and
-            `load_seconds`.
+            `architecture`, `parameters` (tied ones counted once), `weight_bytes` (packed),
+            `cache_bytes_per_token`, `dtype`, `compute_dtype`, `isa`, `num_threads`, `context_length`,
+            `vocab_size`, `unknown_tensors` (names) and `load_seconds`.
         """
         return self._core.info() | {"load_seconds": self._load_seconds}
 

@@ -73,8 +73,8 @@ class Tokenizer:
             raise _bad_text(f"a {type(text).__name__}")
         try:
             return list(self.backend.encode(text).ids)
-        except UnicodeEncodeError as error:
-            raise _bad_text(f"a character that is none, at {error.start}: {error.reason}") from error
+        except (TypeError, UnicodeEncodeError) as error:
+            raise _bad_text("a string with a lone surrogate, which is no character") from error
 
     def decode(self, ids: Iterable[int], *, skip_special_tokens: bool = False) -> str:
         """Text of ids; bytes that are not UTF-8 become U+FFFD, ids beyond the vocabulary become nothing.
@@ -307,7 +307,11 @@ def read_folder(folder: Path, config: Mapping[str, Any]) -> Tokenizer | None:
         return None
     if "added_tokens_decoder" not in settings:
         settings = settings | optional_json(folder / "special_tokens_map.json")
-    named = dict.fromkeys(("bos_token", "eos_token", "unk_token"), "<|endoftext|>") if is_gpt2 else {}
+    named: dict[str, Any] = {}
+    if is_gpt2:
+        named = dict.fromkeys(("bos_token", "eos_token", "unk_token"), "<|endoftext|>")
+    elif backend.padding is not None:
+        named = {"pad_token": backend.padding["pad_token"]}
     tokenizer = _finish(backend, named | settings, settings.get("added_tokens_decoder") or {})
     if not file.is_file() and settings.get("add_bos_token") and tokenizer.bos_token is not None:
         from tokenizers.processors import TemplateProcessing

@@ -11,7 +11,7 @@ use super::bytes;
 use super::exceptions::detached;
 use crate::engine::{Generation as EngineGeneration, Options, PREFILL_CHUNK, Prompt};
 use crate::error::Result;
-use crate::models::{Decoder, Input, Model, Segment, Sequence, Wanted};
+use crate::models::{Decoder, Input, Model, Segment, Wanted};
 
 type ModelSequence = <Model as Decoder>::Sequence;
 

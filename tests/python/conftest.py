@@ -1,12 +1,20 @@
-"""Set-up of every Python test: how many examples hypothesis draws, and the excused choices shown at the end."""
+"""Set-up of every Python test: examples that hypothesis draws, shared models, excused choices shown at the end."""
 
 from __future__ import annotations
 
 import os
 import sys
+from typing import TYPE_CHECKING
 
+import fastdecode
 import pytest
+import tiny
 from hypothesis import HealthCheck, settings
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    import tokenizers
 
 # Property tests take the number of examples from here; FASTDECODE_EXAMPLES multiplies them for a long run.
 settings.register_profile(
@@ -31,3 +39,30 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     terminalreporter.line(f"{tally.choices} choices compared, {len(tally.excused)} too close to call")
     for line in tally.excused:
         terminalreporter.line(f"  {line}")
+
+
+@pytest.fixture(scope="session")
+def byte_level() -> tokenizers.Tokenizer:
+    return tiny.byte_level(320)
+
+
+@pytest.fixture(scope="session")
+def folder(tmp_path_factory: pytest.TempPathFactory, byte_level: tokenizers.Tokenizer) -> Path:
+    """A folder with weights and a tokenizer; every id of the model has a text."""
+    return tiny.write_folder(tmp_path_factory.mktemp("models") / "tiny", tokenizer=byte_level)
+
+
+@pytest.fixture(scope="session")
+def ids_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder without a tokenizer."""
+    return tiny.write_folder(tmp_path_factory.mktemp("models") / "ids", vocab_size=48)
+
+
+@pytest.fixture(scope="session")
+def model(folder: Path) -> fastdecode.CausalLM:
+    return fastdecode.load(folder, num_threads=2)
+
+
+@pytest.fixture(scope="session")
+def ids_model(ids_folder: Path) -> fastdecode.CausalLM:
+    return fastdecode.load(ids_folder, num_threads=1)

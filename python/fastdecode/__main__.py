@@ -1,0 +1,7 @@
+"""`python -m fastdecode` is the command `fastdecode`."""
+
+import sys
+
+from .cli import main
+
+sys.exit(main())

@@ -1,0 +1,198 @@
+"""The command `fastdecode`: run, info and bench; text to stdout, everything else to stderr.
+
+A thin layer over the public interface; it knows arguments and how things are shown, nothing else.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+import time
+import warnings
+from typing import TYPE_CHECKING, Any
+
+from . import __version__, cpu_info, errors, load
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from .model import CausalLM
+
+# Options of a call, as flags: name, type, what the help says.
+_NUMBERS: tuple[tuple[str, type, str], ...] = (
+    ("max_new_tokens", int, "new tokens, at most"),
+    ("max_length", int, "tokens of prompt and new text together, at most"),
+    ("min_new_tokens", int, "new tokens before the text may end"),
+    ("temperature", float, "divides the logits; needs --do-sample"),
+    ("top_k", int, "draw among this many most probable tokens; needs --do-sample"),
+    ("top_p", float, "draw among the most probable tokens of this probability together; needs --do-sample"),
+    ("min_p", float, "drop tokens less probable than this share of the best; needs --do-sample"),
+    ("seed", int, "makes a draw repeatable"),
+    ("num_return_sequences", int, "texts to draw; above 1 needs --do-sample"),
+    ("repetition_penalty", float, "above 1 makes tokens seen before less probable"),
+)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs the command.
+
+    Args:
+        arguments: Command line without the program's name; `sys.argv` by default.
+
+    Returns:
+        Exit status: 0, 1 after an error, 130 after Ctrl-C. Wrong arguments exit with 2.
+    """
+    parsed = _parser().parse_args(arguments)
+    with warnings.catch_warnings():
+        warnings.simplefilter("always", errors.FastdecodeWarning)
+        warnings.showwarning = _show_warning
+        try:
+            parsed.command(parsed)
+        except (errors.FastdecodeError, OSError) as error:
+            if isinstance(error, BrokenPipeError):
+                # The reader of the text has gone; what is still buffered goes nowhere.
+                os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            else:
+                print(f"fastdecode: error: {error}", file=sys.stderr)
+            return 1
+        except KeyboardInterrupt:
+            print(file=sys.stderr)
+            return 130
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="fastdecode", description="Runs GPT-2 folders from Hugging Face on a CPU."
+    )
+    parser.add_argument("--version", action="version", version=f"fastdecode {__version__}")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    run = commands.add_parser("run", help="continue a prompt", description="Continues a prompt.")
+    _add_model(run)
+    run.add_argument("prompt", nargs="?", default="", help="text to continue; - reads it from stdin")
+    for name, kind, text in _NUMBERS:
+        run.add_argument(f"--{name.replace('_', '-')}", type=kind, metavar="N", help=text)
+    run.add_argument(
+        "--do-sample",
+        action=argparse.BooleanOptionalAction,
+        help="draw tokens, or take the best one always; the model's folder decides otherwise",
+    )
+    run.add_argument("--stop", action="append", metavar="TEXT", help="end before this text (may be repeated)")
+    run.add_argument("--echo", action="store_true", help="show the prompt before the new text")
+    run.add_argument("--quiet", action="store_true", help="no statistics")
+    run.set_defaults(command=_run)
+
+    info = commands.add_parser("info", help="about a model and this machine")
+    _add_model(info, optional=True)
+    info.add_argument("--json", action="store_true", help="one JSON object")
+    info.set_defaults(command=_info)
+    return parser
+
+
+def _add_model(parser: argparse.ArgumentParser, *, optional: bool = False) -> None:
+    parser.add_argument("model", nargs="?" if optional else None, help="folder, hub id or demo-stories")
+    parser.add_argument("--dtype", default="auto", choices=("auto", "float32", "float16", "bfloat16"))
+    parser.add_argument("--compute-dtype", choices=("float32", "bfloat16"))
+    parser.add_argument("--num-threads", type=int, metavar="N", help="all that may be used, by default")
+    parser.add_argument(
+        "--tokenizer", metavar="PATH", help="folder or tokenizer.json, instead of the model's"
+    )
+    parser.add_argument("--revision", help="branch, tag or commit on the hub")
+    parser.add_argument("--cache-dir", metavar="FOLDER", help="where downloads are kept")
+    parser.add_argument("--local-files-only", action="store_true", help="download nothing")
+
+
+def _load(parsed: argparse.Namespace) -> CausalLM:
+    names = (
+        "dtype",
+        "compute_dtype",
+        "num_threads",
+        "tokenizer",
+        "revision",
+        "cache_dir",
+        "local_files_only",
+    )
+    return load(parsed.model, **{name: getattr(parsed, name) for name in names})
+
+
+def _run(parsed: argparse.Namespace) -> None:
+    prompt = parsed.prompt
+    if prompt == "-":
+        prompt = sys.stdin.read().removesuffix("\n")
+    names = [*(name for name, _, _ in _NUMBERS), "do_sample", "stop"]
+    options: dict[str, Any] = {
+        name: getattr(parsed, name) for name in names if getattr(parsed, name) is not None
+    }
+    model = _load(parsed)
+    began = time.perf_counter()
+    stream = model.stream(prompt, **options)
+    if parsed.echo:
+        print(prompt, end="", flush=True)
+    # Sequences are drawn together and shown one after the other.
+    waiting: dict[int, list[str]] = {}
+    ended: set[int] = set()
+    shown = tokens = 0
+    first = 0.0
+    for chunk in stream:
+        first = first or time.perf_counter()
+        tokens += len(chunk.token_ids)
+        waiting.setdefault(chunk.index, []).append(str(chunk))
+        if chunk.finish_reason is not None:
+            ended.add(chunk.index)
+        while shown in waiting:
+            print("".join(waiting.pop(shown)), end="", flush=True)
+            if shown not in ended:
+                break
+            print()
+            shown += 1
+    if not parsed.quiet:
+        _show_statistics(model, prompt, tokens, (began, first, time.perf_counter()))
+
+
+def _show_statistics(model: CausalLM, prompt: str, tokens: int, times: tuple[float, float, float]) -> None:
+    began, first, end = times
+    prompt_tokens = len(model.tokenizer.encode(prompt)) if model.tokenizer is not None else 0
+    rate = (tokens - 1) / (end - first) if tokens > 1 and end > first else 0.0
+    parts = (
+        f"load {model.info()['load_seconds']:.2f} s",
+        f"prompt {prompt_tokens} tokens",
+        f"first text after {first - began:.2f} s",
+        f"{tokens} new tokens in {end - began:.2f} s",
+        f"{rate:.1f} tokens/s",
+    )
+    print("\n" + "; ".join(parts), file=sys.stderr)
+
+
+def _info(parsed: argparse.Namespace) -> None:
+    values: dict[str, Any] = {"version": __version__, "cpu": cpu_info()}
+    if parsed.model is not None:
+        values["model"] = {"name": parsed.model} | _load(parsed).info()
+    if parsed.json:
+        print(json.dumps(values, indent=2))
+        return
+    for key, value in values.items():
+        if isinstance(value, dict):
+            print(f"{key}:")
+            for name, item in value.items():
+                print(f"  {name.replace('_', ' '):<16} {_shown(name, item)}")
+        else:
+            print(f"{key:<18} {value}")
+
+
+def _shown(name: str, value: object) -> str:
+    if isinstance(value, (list, tuple)):
+        return ", ".join(str(item) for item in value) or "none"
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        return str(value)
+    if name.endswith("bytes"):
+        return f"{value / 1e6:,.1f} MB"
+    if name.endswith("seconds"):
+        return f"{value:.3f} s"
+    return f"{value:,}"
+
+
+def _show_warning(message: Warning | str, *_: object, **__: object) -> None:
+    print(f"fastdecode: warning: {message}", file=sys.stderr)
