@@ -3,7 +3,8 @@
 from collections.abc import Sequence
 from typing import Any, Literal, final
 
-__all__: list[str]
+__all__ = ["Generation", "Model", "State", "__version__", "cpu_info"]
+
 __version__: str
 
 # A new token: sequence, id, why it was the last one (or None), its log-probability and the best ones (when

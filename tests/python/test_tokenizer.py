@@ -33,7 +33,7 @@ TEXTS = [
 ]
 
 
-def reference(folder: Path) -> Any:  # noqa: ANN401 (a tokenizer of transformers)
+def reference(folder: Path) -> Any:
     from transformers import AutoTokenizer
 
     (folder / "config.json").write_text(json.dumps(tiny.config()), encoding="utf-8")
