@@ -12,9 +12,24 @@ use super::Checkpoint;
 use super::source::Source;
 use crate::error::{Error, Result};
 
-const SINGLE: &str = "model.safetensors";
-const INDEX: &str = "model.safetensors.index.json";
-const PICKLES: [&str; 2] = ["pytorch_model.bin", "pytorch_model.bin.index.json"];
+/// A format that weights come in.
+struct Format {
+    /// Name of the file, where there is one only.
+    single: &'static str,
+    /// Name of the file that lists shards.
+    index: &'static str,
+    add: fn(&mut Checkpoint, Source) -> Result<()>,
+}
+
+/// The formats, the preferred one first.
+const FORMATS: [Format; 2] = [
+    Format {
+        single: "model.safetensors",
+        index: "model.safetensors.index.json",
+        add: Checkpoint::add_safetensors,
+    },
+    Format { single: "pytorch_model.bin", index: "pytorch_model.bin.index.json", add: Checkpoint::add_torch },
+];
 
 /// Longest index that is read, in bytes: the limit of a safetensors header, which names the same tensors.
 const MAX_INDEX: u64 = 100_000_000;
@@ -31,26 +46,24 @@ pub(super) fn open(folder: &Path) -> Result<Checkpoint> {
     if !std::fs::metadata(folder).map_err(|e| Error::io(folder, e))?.is_dir() {
         return Err(Error::io(folder, std::io::Error::new(ErrorKind::NotADirectory, "not a folder")));
     }
-    if folder.join(SINGLE).is_file() {
-        return Checkpoint::open_safetensors(&folder.join(SINGLE));
+    for format in &FORMATS {
+        let (single, index) = (folder.join(format.single), folder.join(format.index));
+        if single.is_file() {
+            let mut checkpoint = Checkpoint::empty(single.display().to_string());
+            (format.add)(&mut checkpoint, Source::open(&single)?)?;
+            return Ok(checkpoint);
+        }
+        if index.is_file() {
+            return open_shards(folder, &index, format);
+        }
     }
-    if folder.join(INDEX).is_file() {
-        return open_shards(folder, &folder.join(INDEX));
-    }
-    if let Some(pickle) = PICKLES.iter().map(|name| folder.join(name)).find(|path| path.is_file()) {
-        return Err(Error::Checkpoint {
-            file: pickle.display().to_string(),
-            tensor: None,
-            expected: format!("{SINGLE}; convert it with `save_pretrained` of a recent transformers"),
-            got: "weights as a Python pickle only".into(),
-        });
-    }
-    let reason = format!("no weights: expected {SINGLE} or {INDEX}");
+    let names: Vec<&str> = FORMATS.iter().flat_map(|format| [format.single, format.index]).collect();
+    let reason = format!("no weights: expected one of {}", names.join(", "));
     Err(Error::io(folder, std::io::Error::new(ErrorKind::NotFound, reason)))
 }
 
 /// Opens all shards. Every tensor of every shard counts, as in transformers; the index must not promise more.
-fn open_shards(folder: &Path, index_path: &Path) -> Result<Checkpoint> {
+fn open_shards(folder: &Path, index_path: &Path, format: &Format) -> Result<Checkpoint> {
     let index_source = Source::open(index_path)?;
     let weight_map = read_index(&index_source)?;
     let mut shards: BTreeMap<&str, PathBuf> = BTreeMap::new();
@@ -71,7 +84,7 @@ fn open_shards(folder: &Path, index_path: &Path) -> Result<Checkpoint> {
 
     let mut checkpoint = Checkpoint::empty(index_path.display().to_string());
     for path in shards.values() {
-        checkpoint.add_safetensors(Source::open(path)?)?;
+        (format.add)(&mut checkpoint, Source::open(path)?)?;
     }
     for (name, file) in &weight_map {
         let expected_file = shards.get(file.as_str()).map(|path| path.display().to_string());

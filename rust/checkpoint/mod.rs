@@ -1,4 +1,5 @@
-//! Bytes on disk to named tensors and config values: safetensors (single, sharded) and config.json.
+//! Bytes on disk to named tensors and config values: safetensors and torch's zip archives, single and in shards, and
+//! config.json.
 //!
 //! Only headers are read when a checkpoint is opened; weights are read by position, piece by piece, by whoever packs
 //! them. Hostile input is an error that names file, tensor, expected and got. Knows names, types and shapes, but no
@@ -7,8 +8,10 @@
 pub mod config;
 mod dtype;
 mod folder;
+mod pickle;
 mod safetensors;
 mod source;
+mod torch_zip;
 
 use std::collections::{BTreeMap, HashSet};
 use std::path::Path;
@@ -36,6 +39,17 @@ pub struct TensorInfo {
     /// Size in bytes: the number of elements times the size of one.
     pub bytes: usize,
     source: usize,
+}
+
+/// A tensor as a reader of one format found it in a source.
+struct Entry {
+    name: String,
+    dtype: Dtype,
+    shape: Vec<usize>,
+    /// Position of the first byte.
+    offset: u64,
+    /// Number of bytes.
+    bytes: usize,
 }
 
 /// A tensor handed in from memory; little-endian, row-major, contiguous.
@@ -73,11 +87,11 @@ pub struct Checkpoint {
 
 impl Checkpoint {
     /// Opens the weights of a Hugging Face folder: `model.safetensors`, else the shards that
-    /// `model.safetensors.index.json` lists.
+    /// `model.safetensors.index.json` lists, else `pytorch_model.bin` or its shards in the same way.
     ///
     /// # Errors
     /// `Io` when there are no weights or the system refuses to read them; `Checkpoint` when a file is malformed, cut
-    /// short, not where the index says, or only in a format that is not supported.
+    /// short, not where the index says, or a pickle that wants anything but tensors.
     pub fn open(folder: &Path) -> Result<Self> {
         folder::open(folder)
     }
@@ -89,6 +103,19 @@ impl Checkpoint {
     pub fn open_safetensors(file: &Path) -> Result<Self> {
         let mut checkpoint = Self::empty(file.display().to_string());
         checkpoint.add_safetensors(Source::open(file)?)?;
+        Ok(checkpoint)
+    }
+
+    /// Opens one file of `torch.save`, in the zip form that torch writes since 1.6.
+    ///
+    /// Nothing in it is executed: it is read as a description of tensors, and anything else in it is an error. Tensors
+    /// that are no contiguous part of their storage are put in order in memory.
+    ///
+    /// # Errors
+    /// `Io` when the system refuses to read it, `Checkpoint` when it is malformed or holds anything but tensors.
+    pub fn open_torch(file: &Path) -> Result<Self> {
+        let mut checkpoint = Self::empty(file.display().to_string());
+        checkpoint.add_torch(Source::open(file)?)?;
         Ok(checkpoint)
     }
 
@@ -105,7 +132,7 @@ impl Checkpoint {
                 let expected = format!("as many bytes as {dtype} {shape:?} has");
                 return Err(source.malformed(Some(&name), expected, format!("{} bytes", source.len())));
             };
-            checkpoint.add(&source, safetensors::Entry { name, dtype, shape, offset: 0, bytes: size })?;
+            checkpoint.add(&source, Entry { name, dtype, shape, offset: 0, bytes: size })?;
             checkpoint.sources.push(source);
         }
         Ok(checkpoint)
@@ -124,9 +151,25 @@ impl Checkpoint {
         Ok(())
     }
 
+    /// Adds every tensor of a torch archive.
+    fn add_torch(&mut self, source: Source) -> Result<()> {
+        let contents = torch_zip::read_contents(&source)?;
+        for entry in contents.in_file {
+            self.add(&source, entry)?;
+        }
+        let label = source.label().clone();
+        self.sources.push(source);
+        for (entry, bytes) in contents.in_memory {
+            let source = Source::memory(&label, bytes);
+            self.add(&source, entry)?;
+            self.sources.push(source);
+        }
+        Ok(())
+    }
+
     /// Adds a tensor of the source that is about to be pushed.
-    fn add(&mut self, source: &Source, entry: safetensors::Entry) -> Result<()> {
-        let safetensors::Entry { name, dtype, shape, offset, bytes } = entry;
+    fn add(&mut self, source: &Source, entry: Entry) -> Result<()> {
+        let Entry { name, dtype, shape, offset, bytes } = entry;
         if let Some(other) = self.tensors.get(&name) {
             let got = format!("it a second time, after {}", other.file);
             return Err(source.malformed(Some(&name), "each tensor once", got));

@@ -8,6 +8,7 @@ use std::collections::HashMap;
 
 use serde::Deserialize;
 
+use super::Entry;
 use super::dtype::Dtype;
 use super::source::Source;
 use crate::error::{Error, Result};
@@ -18,20 +19,6 @@ const MAX_HEADER: u64 = 100_000_000;
 const LENGTH_BYTES: u64 = 8;
 /// How a file starts that Git LFS has not replaced by its contents.
 const LFS_POINTER: &[u8; 8] = b"version ";
-
-/// A tensor as the header declares it.
-pub(super) struct Entry {
-    /// Key in the header.
-    pub(super) name: String,
-    /// Type of the elements.
-    pub(super) dtype: Dtype,
-    /// Extents, outermost first.
-    pub(super) shape: Vec<usize>,
-    /// Position of the first byte in the file.
-    pub(super) offset: u64,
-    /// Number of bytes.
-    pub(super) bytes: usize,
-}
 
 /// The JSON document of a header.
 ///

@@ -1,0 +1,499 @@
+//! An unpickler that knows state dicts of tensors and nothing else.
+//!
+//! A pickle is a program for a stack machine that may name any Python function and call it. This one knows six names,
+//! none of which does anything but describe a tensor; any other is an error that says which. What it builds lies in one
+//! list of nodes that refer to each other by index, so that no nesting or cycle can exhaust the stack, and every
+//! instruction adds a bounded amount: memory is proportional to the pickle's length. The instructions are those of
+//! protocols 2 to 5, as `pickletools` of CPython documents them.
+
+use std::collections::{BTreeMap, HashMap};
+
+use super::dtype::Dtype;
+use super::source::Source;
+use crate::error::{Error, Result};
+
+/// More dimensions than any weight has.
+const MAX_DIMS: usize = 8;
+/// Longer than any name of a storage, which is a number.
+const MAX_KEY: usize = 64;
+
+/// A tensor as a pickle describes it: a strided view of a storage.
+#[derive(Debug, Clone)]
+pub(super) struct StoredTensor {
+    /// Type of the elements.
+    pub(super) dtype: Dtype,
+    /// Name of the storage in the archive.
+    pub(super) storage: String,
+    /// Elements of the storage.
+    pub(super) storage_len: usize,
+    /// First element of the view.
+    pub(super) offset: usize,
+    /// Extents, outermost first.
+    pub(super) shape: Vec<usize>,
+    /// Distance in elements between neighbours along each dimension.
+    pub(super) strides: Vec<usize>,
+}
+
+/// Runs the pickle in `bytes` and gives the tensors of the dict that it builds.
+///
+/// # Errors
+/// `Checkpoint` when it is malformed, names anything but tensors, or builds anything but a flat dict of them.
+pub(super) fn read_state_dict(source: &Source, bytes: &[u8]) -> Result<BTreeMap<String, StoredTensor>> {
+    let mut machine =
+        Machine { source, bytes, at: 0, nodes: Vec::new(), stack: Vec::new(), memo: HashMap::new() };
+    let root = machine.run()?;
+    machine.state_dict(root)
+}
+
+/// Index of a node.
+type Id = usize;
+
+/// What an instruction may push.
+enum Node {
+    Mark,
+    None,
+    Bool,
+    Int(i64),
+    Float,
+    Bytes,
+    Text(String),
+    Tuple(Vec<Id>),
+    List(Vec<Id>),
+    Dict(Vec<(Id, Id)>),
+    Global(Global),
+    Storage(Box<Storage>),
+    Tensor(Box<StoredTensor>),
+}
+
+impl Node {
+    fn kind(&self) -> &'static str {
+        match self {
+            Self::Mark => "a mark",
+            Self::None => "None",
+            Self::Bool => "a bool",
+            Self::Int(_) => "an int",
+            Self::Float => "a float",
+            Self::Bytes => "bytes",
+            Self::Text(_) => "a str",
+            Self::Tuple(_) => "a tuple",
+            Self::List(_) => "a list",
+            Self::Dict(_) => "a dict",
+            Self::Global(_) => "a function or class",
+            Self::Storage(_) => "a storage without a tensor",
+            Self::Tensor(_) => "a tensor",
+        }
+    }
+}
+
+/// What a persistent id stands for.
+struct Storage {
+    dtype: Dtype,
+    key: String,
+    len: usize,
+}
+
+/// The names that a pickle may use.
+#[derive(Clone, Copy)]
+enum Global {
+    OrderedDict,
+    /// `_rebuild_tensor(storage, offset, size, stride)`, or `_v2` with three or four more that carry no data.
+    RebuildTensor,
+    /// A parameter is its tensor, the first argument.
+    RebuildParameter,
+    Storage(Dtype),
+}
+
+impl Global {
+    fn named(module: &str, name: &str) -> Option<Self> {
+        Some(match (module, name) {
+            ("collections", "OrderedDict") => Self::OrderedDict,
+            ("torch._utils", "_rebuild_tensor" | "_rebuild_tensor_v2") => Self::RebuildTensor,
+            ("torch._utils", "_rebuild_parameter" | "_rebuild_parameter_with_state") => {
+                Self::RebuildParameter
+            }
+            ("torch", storage) => Self::Storage(match storage {
+                "FloatStorage" => Dtype::F32,
+                "HalfStorage" => Dtype::F16,
+                "BFloat16Storage" => Dtype::BF16,
+                "DoubleStorage" => Dtype::F64,
+                "LongStorage" => Dtype::I64,
+                "IntStorage" => Dtype::I32,
+                "ShortStorage" => Dtype::I16,
+                "CharStorage" => Dtype::I8,
+                "ByteStorage" => Dtype::U8,
+                "BoolStorage" => Dtype::BOOL,
+                "ComplexFloatStorage" => Dtype::C64,
+                _ => return None,
+            }),
+            _ => return None,
+        })
+    }
+}
+
+struct Machine<'a> {
+    source: &'a Source,
+    bytes: &'a [u8],
+    at: usize,
+    nodes: Vec<Node>,
+    stack: Vec<Id>,
+    memo: HashMap<usize, Id>,
+}
+
+impl Machine<'_> {
+    /// Executes instructions up to the final one and returns what is on top of the stack then.
+    fn run(&mut self) -> Result<Id> {
+        loop {
+            match self.take(1)?[0] {
+                0x80 => self.protocol()?,
+                0x95 => drop(self.take(8)?), // FRAME: a hint for buffering.
+                b'.' => return self.pop(),
+                b'(' => self.push(Node::Mark),
+                b'0' => drop(self.pop()?),
+                b'1' => drop(self.pop_to_mark()?),
+                b'2' => {
+                    let top = self.top()?;
+                    self.stack.push(top);
+                }
+                b'N' => self.push(Node::None),
+                0x88 | 0x89 => self.push(Node::Bool),
+                b'G' => {
+                    self.take(8)?;
+                    self.push(Node::Float);
+                }
+                b'K' => self.integer(1, false)?,
+                b'M' => self.integer(2, false)?,
+                b'J' => self.integer(4, true)?,
+                0x8a => {
+                    let width = self.length(1)?;
+                    self.integer(width, true)?;
+                }
+                0x8c | b'U' => self.text(1)?,
+                b'X' | b'T' => self.text(4)?,
+                0x8d => self.text(8)?,
+                b'C' => self.opaque(1)?,
+                b'B' => self.opaque(4)?,
+                0x8e => self.opaque(8)?,
+                b'}' => self.push(Node::Dict(Vec::new())),
+                b']' => self.push(Node::List(Vec::new())),
+                b')' => self.push(Node::Tuple(Vec::new())),
+                count @ 0x85..=0x87 => {
+                    let start = self.below_top(usize::from(count - 0x84))?;
+                    let items = self.stack.split_off(start);
+                    self.push(Node::Tuple(items));
+                }
+                b't' => {
+                    let items = self.pop_to_mark()?;
+                    self.push(Node::Tuple(items));
+                }
+                b'a' => {
+                    let item = self.pop()?;
+                    self.extend_list(vec![item])?;
+                }
+                b'e' => {
+                    let items = self.pop_to_mark()?;
+                    self.extend_list(items)?;
+                }
+                b's' => {
+                    let start = self.below_top(2)?;
+                    let items = self.stack.split_off(start);
+                    self.extend_dict(&items)?;
+                }
+                b'u' => {
+                    let items = self.pop_to_mark()?;
+                    self.extend_dict(&items)?;
+                }
+                b'q' => {
+                    let slot = self.length(1)?;
+                    self.remember(slot)?;
+                }
+                b'r' => {
+                    let slot = self.length(4)?;
+                    self.remember(slot)?;
+                }
+                0x94 => self.remember(self.memo.len())?,
+                b'h' => {
+                    let slot = self.length(1)?;
+                    self.recall(slot)?;
+                }
+                b'j' => {
+                    let slot = self.length(4)?;
+                    self.recall(slot)?;
+                }
+                b'c' => self.global()?,
+                0x93 => self.stack_global()?,
+                b'Q' => self.storage()?,
+                b'R' => self.reduce()?,
+                b'b' => self.build()?,
+                other => {
+                    let got = format!("instruction 0x{other:02x}, which builds something else");
+                    return Err(self.unwanted(got));
+                }
+            }
+        }
+    }
+
+    fn protocol(&mut self) -> Result<()> {
+        match self.take(1)?[0] {
+            2..=5 => Ok(()),
+            other => Err(self.malformed(format!("protocol {other} instead of 2 to 5"))),
+        }
+    }
+
+    fn integer(&mut self, width: usize, signed: bool) -> Result<()> {
+        if width > 8 {
+            return Err(self.malformed("an integer of more than 64 bits"));
+        }
+        let digits = self.take(width)?;
+        let negative = signed && digits.last().is_some_and(|&byte| byte >= 0x80);
+        let mut value = [if negative { 0xff } else { 0 }; 8];
+        value[..width].copy_from_slice(digits);
+        self.push(Node::Int(i64::from_le_bytes(value)));
+        Ok(())
+    }
+
+    fn text(&mut self, width: usize) -> Result<()> {
+        let length = self.length(width)?;
+        match std::str::from_utf8(self.take(length)?) {
+            Ok(text) => {
+                let text = text.to_owned();
+                self.push(Node::Text(text));
+                Ok(())
+            }
+            Err(_) => Err(self.malformed("a string that is not UTF-8")),
+        }
+    }
+
+    fn opaque(&mut self, width: usize) -> Result<()> {
+        let length = self.length(width)?;
+        self.take(length)?;
+        self.push(Node::Bytes);
+        Ok(())
+    }
+
+    fn global(&mut self) -> Result<()> {
+        let mut line = || {
+            let length = self.bytes[self.at..].iter().position(|&byte| byte == b'\n');
+            let text =
+                length.map(|length| String::from_utf8_lossy(&self.bytes[self.at..][..length]).into_owned());
+            self.at += length.map_or(0, |length| length + 1);
+            text
+        };
+        let (module, name) = (line(), line());
+        match module.zip(name) {
+            Some((module, name)) => self.push_global(&module, &name),
+            None => Err(self.malformed("an end inside of a name")),
+        }
+    }
+
+    fn stack_global(&mut self) -> Result<()> {
+        let (name, module) = (self.pop()?, self.pop()?);
+        match (&self.nodes[module], &self.nodes[name]) {
+            (Node::Text(module), Node::Text(name)) => {
+                let (module, name) = (module.clone(), name.clone());
+                self.push_global(&module, &name)
+            }
+            _ => Err(self.malformed("a name that is no str")),
+        }
+    }
+
+    fn push_global(&mut self, module: &str, name: &str) -> Result<()> {
+        let Some(global) = Global::named(module, name) else {
+            let shown: String = format!("{module}.{name}").chars().take(200).collect();
+            return Err(self.unwanted(format!("a request for {shown}")));
+        };
+        self.push(Node::Global(global));
+        Ok(())
+    }
+
+    /// A persistent id: `("storage", type, key, location, number of elements)`.
+    fn storage(&mut self) -> Result<()> {
+        let id = self.pop()?;
+        let Node::Tuple(parts) = &self.nodes[id] else {
+            return Err(self.malformed("a persistent id that is no tuple"));
+        };
+        let parts: Vec<&Node> = parts.iter().take(6).map(|&part| &self.nodes[part]).collect();
+        let [Node::Text(tag), Node::Global(Global::Storage(dtype)), Node::Text(key), _, Node::Int(len)] =
+            parts[..]
+        else {
+            return Err(self.malformed("a persistent id that is no storage"));
+        };
+        let (Ok(len), "storage", 0..=MAX_KEY) = (usize::try_from(*len), tag.as_str(), key.len()) else {
+            return Err(self.malformed("a persistent id that is no storage"));
+        };
+        let storage = Storage { dtype: *dtype, key: key.clone(), len };
+        self.push(Node::Storage(Box::new(storage)));
+        Ok(())
+    }
+
+    /// A call of one of the functions that are known.
+    fn reduce(&mut self) -> Result<()> {
+        let (arguments, function) = (self.pop()?, self.pop()?);
+        let (Node::Global(function), Node::Tuple(arguments)) =
+            (&self.nodes[function], &self.nodes[arguments])
+        else {
+            return Err(self.malformed("a call of something that is no function"));
+        };
+        match (function, &arguments[..]) {
+            (Global::OrderedDict, []) => self.push(Node::Dict(Vec::new())),
+            (Global::RebuildParameter, &[tensor, ..]) if matches!(self.nodes[tensor], Node::Tensor(_)) => {
+                self.stack.push(tensor);
+            }
+            (Global::RebuildTensor, &[storage, offset, size, stride, ..]) => {
+                let tensor = self.tensor(storage, offset, size, stride)?;
+                self.push(Node::Tensor(Box::new(tensor)));
+            }
+            _ => return Err(self.malformed("a call with arguments that do not fit")),
+        }
+        Ok(())
+    }
+
+    fn tensor(&self, storage: Id, offset: Id, size: Id, stride: Id) -> Result<StoredTensor> {
+        let Node::Storage(storage) = &self.nodes[storage] else {
+            return Err(self.malformed("a tensor without a storage"));
+        };
+        let (offset, shape, strides) = (self.extent(offset)?, self.extents(size)?, self.extents(stride)?);
+        if shape.len() != strides.len() {
+            return Err(self.malformed("a tensor with as many strides as it has not dimensions"));
+        }
+        let Storage { dtype, ref key, len } = **storage;
+        Ok(StoredTensor { dtype, storage: key.clone(), storage_len: len, offset, shape, strides })
+    }
+
+    fn extent(&self, id: Id) -> Result<usize> {
+        match self.nodes[id] {
+            Node::Int(value) if value >= 0 => Ok(value as usize),
+            _ => Err(self.malformed("a tensor whose extents are no integers of at least 0")),
+        }
+    }
+
+    fn extents(&self, id: Id) -> Result<Vec<usize>> {
+        match &self.nodes[id] {
+            Node::Tuple(items) | Node::List(items) if items.len() <= MAX_DIMS => {
+                items.iter().map(|&item| self.extent(item)).collect()
+            }
+            _ => Err(self.malformed(format!("a tensor whose extents are no tuple of at most {MAX_DIMS}"))),
+        }
+    }
+
+    /// Attributes of an `OrderedDict`; modules keep version numbers there. Everything else has none.
+    fn build(&mut self) -> Result<()> {
+        let _attributes = self.pop()?;
+        match self.nodes[self.top()?] {
+            Node::Dict(_) => Ok(()),
+            _ => Err(self.malformed("attributes of something that has none")),
+        }
+    }
+
+    fn extend_list(&mut self, items: Vec<Id>) -> Result<()> {
+        let list = self.top()?;
+        match &mut self.nodes[list] {
+            Node::List(list) => list.extend(items),
+            _ => return Err(self.malformed("items for something that is no list")),
+        }
+        Ok(())
+    }
+
+    fn extend_dict(&mut self, items: &[Id]) -> Result<()> {
+        let dict = self.top()?;
+        match &mut self.nodes[dict] {
+            Node::Dict(dict) if items.len().is_multiple_of(2) => {
+                dict.extend(items.chunks_exact(2).map(|pair| (pair[0], pair[1])));
+            }
+            _ => return Err(self.malformed("items for something that is no dict")),
+        }
+        Ok(())
+    }
+
+    fn state_dict(self, root: Id) -> Result<BTreeMap<String, StoredTensor>> {
+        let Node::Dict(items) = &self.nodes[root] else {
+            return Err(self.unwanted(format!("{} instead of a dict of tensors", self.nodes[root].kind())));
+        };
+        let mut tensors = BTreeMap::new();
+        for &(key, value) in items {
+            match (&self.nodes[key], &self.nodes[value]) {
+                (Node::Text(name), Node::Tensor(tensor)) => tensors.insert(name.clone(), (**tensor).clone()),
+                (Node::Text(name), other) => {
+                    let expected = "a tensor, as in a model's state_dict()";
+                    return Err(self.source.malformed(Some(name), expected, other.kind()));
+                }
+                (other, _) => return Err(self.unwanted(format!("a name that is {}", other.kind()))),
+            };
+        }
+        Ok(tensors)
+    }
+
+    fn take(&mut self, count: usize) -> Result<&[u8]> {
+        match self.at.checked_add(count).filter(|&end| end <= self.bytes.len()) {
+            Some(end) => {
+                let start = std::mem::replace(&mut self.at, end);
+                Ok(&self.bytes[start..end])
+            }
+            None => Err(self.malformed("an end inside of an instruction")),
+        }
+    }
+
+    /// An unsigned number of `width` bytes that says how long something is, or where.
+    fn length(&mut self, width: usize) -> Result<usize> {
+        let mut value = [0; 8];
+        value[..width].copy_from_slice(self.take(width)?);
+        usize::try_from(u64::from_le_bytes(value))
+            .map_err(|_| self.malformed("a length past the address space"))
+    }
+
+    fn push(&mut self, node: Node) {
+        self.stack.push(self.nodes.len());
+        self.nodes.push(node);
+    }
+
+    fn top(&self) -> Result<Id> {
+        self.stack.last().copied().ok_or_else(|| self.malformed("an empty stack"))
+    }
+
+    fn pop(&mut self) -> Result<Id> {
+        let top = self.top()?;
+        self.stack.pop();
+        Ok(top)
+    }
+
+    /// Position in the stack of the item that has `count` items from it to the top.
+    fn below_top(&self, count: usize) -> Result<usize> {
+        self.stack.len().checked_sub(count).ok_or_else(|| self.malformed("too short a stack"))
+    }
+
+    /// What was pushed since the last mark, which goes too.
+    fn pop_to_mark(&mut self) -> Result<Vec<Id>> {
+        match self.stack.iter().rposition(|&id| matches!(self.nodes[id], Node::Mark)) {
+            Some(mark) => {
+                let items = self.stack.split_off(mark + 1);
+                self.stack.pop();
+                Ok(items)
+            }
+            None => Err(self.malformed("no mark where one is needed")),
+        }
+    }
+
+    fn remember(&mut self, slot: usize) -> Result<()> {
+        let top = self.top()?;
+        self.memo.insert(slot, top);
+        Ok(())
+    }
+
+    fn recall(&mut self, slot: usize) -> Result<()> {
+        match self.memo.get(&slot) {
+            Some(&id) => self.stack.push(id),
+            None => return Err(self.malformed("a reference to nothing")),
+        }
+        Ok(())
+    }
+
+    fn malformed(&self, got: impl AsRef<str>) -> Error {
+        let got = format!("{} before byte {} of it", got.as_ref(), self.at);
+        self.source.malformed(None, "a sound pickle, as torch.save writes it", got)
+    }
+
+    fn unwanted(&self, got: String) -> Error {
+        let expected =
+            "a pickle of tensors and nothing else (save a model's state_dict(), best as safetensors)";
+        self.source.malformed(None, expected, got)
+    }
+}
