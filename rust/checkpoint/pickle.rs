@@ -338,7 +338,16 @@ impl Machine<'_> {
             (Global::RebuildParameter, &[tensor, ..]) if matches!(self.nodes[tensor], Node::Tensor(_)) => {
                 self.stack.push(tensor);
             }
-            (Global::RebuildTensor, &[storage, offset, size, stride, ..]) => {
+            (Global::RebuildTensor, &[storage, offset, size, stride, ref rest @ ..]) => {
+                // `requires_grad` and `backward_hooks` change no value; the marks of a lazy negation would.
+                let lazy = rest
+                    .get(2)
+                    .is_some_and(|&marks| !matches!(&self.nodes[marks], Node::Dict(m) if m.is_empty()));
+                if lazy {
+                    return Err(self.unwanted(
+                        "a tensor whose values are a lazy view; save it with .resolve_neg()".into(),
+                    ));
+                }
                 let tensor = self.tensor(storage, offset, size, stride)?;
                 self.push(Node::Tensor(Box::new(tensor)));
             }

@@ -117,7 +117,12 @@ fn folders_without_usable_weights() {
     let folder = tempdir().unwrap();
     let error = Checkpoint::open(folder.path()).unwrap_err();
     assert!(matches!(&error, Error::Io { .. }), "{error:?}");
-    assert!(error.to_string().contains("expected model.safetensors"), "{error}");
+    assert!(
+        error
+            .to_string()
+            .contains("expected one of model.safetensors, model.safetensors.index.json, pytorch_model.bin"),
+        "{error}"
+    );
 
     fs::create_dir(folder.path().join("model.safetensors")).unwrap();
     assert!(matches!(Checkpoint::open(folder.path()), Err(Error::Io { .. })));

@@ -3,6 +3,7 @@
 mod architecture;
 mod checkpoint_config;
 mod checkpoint_folder;
+mod checkpoint_pickle;
 mod checkpoint_safetensors;
 mod decode_golden;
 mod decode_rng;
