@@ -80,3 +80,43 @@ def test_the_sort_model_gives_pytorchs_logits() -> None:
     partials = load_file(GOLDEN / "llmviz-gpt-nano-sort" / "partials.safetensors")
     for ids, want in zip(partials["idx"].astype(int).tolist(), partials["lm_head"], strict=True):
         np.testing.assert_allclose(model.logits(ids), want, rtol=0, atol=2e-5)
+
+
+# Names of the trace, and of the same activation in the file that PyTorch wrote. Block 0 is there in full.
+TRACED = {
+    "x": "x",
+    "h.0.ln_1": "ln1",
+    "h.0.attn.c_attn": "qkv",
+    "h.0.attn.heads": "y",
+    "h.0.attn.c_proj": "yProj",
+    "h.0.attn.residual": "attnResid",
+    "h.0.ln_2": "ln2",
+    "h.0.mlp.c_fc": "fc",
+    "h.0.mlp.act": "gelu",
+    "h.0.mlp.c_proj": "mlp",
+    "h.0.mlp.residual": "mlpResid",
+    "h.1.mlp.residual": "block1",
+    "h.2.mlp.residual": "block2",
+    "ln_f": "ln_f",
+    "lm_head": "lm_head",
+}
+
+
+@pytest.mark.parametrize("row", [0, 1, 2])
+def test_the_trace_shows_pytorchs_activations(row: int) -> None:
+    folder = GOLDEN / "llmviz-gpt-nano-sort"
+    model, partials = fastdecode.load(folder), load_file(folder / "partials.safetensors")
+    ids = partials["idx"][row].astype(int).tolist()
+    trace = model.trace(ids)
+    for mine, theirs in TRACED.items():
+        want = partials[theirs][row]
+        np.testing.assert_allclose(trace[mine], want, rtol=0, atol=2e-5, err_msg=f"{mine} / {theirs}")
+    # Queries, keys and values are three thirds of one product, split into three heads of 16.
+    thirds = trace["h.0.attn.c_attn"].reshape(11, 3, 3, 16).transpose(1, 2, 0, 3)
+    for mine, theirs in zip(thirds, "qkv", strict=True):
+        np.testing.assert_allclose(mine, partials[theirs][row], rtol=0, atol=2e-5)
+    np.testing.assert_array_equal(model.embed(ids), partials["tok_emb"][row])
+    raised = np.exp(trace["lm_head"] - trace["lm_head"].max(-1, keepdims=True))
+    np.testing.assert_allclose(
+        raised / raised.sum(-1, keepdims=True), partials["probs"][row], rtol=0, atol=2e-5
+    )

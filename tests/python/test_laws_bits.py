@@ -91,7 +91,13 @@ def test_batch_equals_single(folder: Path, types: dict[str, Any]) -> None:
 
 def test_a_list_of_seeds_draws_as_single_runs_do(folder: Path, types: dict[str, Any]) -> None:
     model = fastdecode.load(folder, **types)
-    options: dict[str, Any] = {"max_new_tokens": 9, "logprobs": 2, "do_sample": True, "temperature": 1.3, "top_k": 0}
+    options: dict[str, Any] = {
+        "max_new_tokens": 9,
+        "logprobs": 2,
+        "do_sample": True,
+        "temperature": 1.3,
+        "top_k": 0,
+    }
     seeds = list(range(100, 100 + len(RAGGED)))
     together = model.run(ragged(), seed=seeds, **options)
     for prompt, seed, output in zip(ragged(), seeds, together, strict=True):
