@@ -36,7 +36,16 @@ def tokenizer(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathF
     return fastdecode.load(folder(tmp_path_factory.mktemp("gpt2"), request.param)).tokenizer
 
 
+def cleaned(text: str) -> str:
+    """What transformers.js does to decoded text by default, and transformers 5 no longer does."""
+    for mark in (".", "?", "!", ",", "n't", "'m", "'s", "'ve", "'re"):
+        text = text.replace(f" {mark}", mark)
+    return text.replace(" ' ", "'")
+
+
 @pytest.mark.parametrize("case", CASES, ids=lambda case: f"{case['source']}-{case['name']}")
 def test_ids_and_text(tokenizer: Any, case: dict[str, Any]) -> None:
     assert list(tokenizer.encode(case["text"])) == case["ids"]
-    assert tokenizer.decode(case["ids"], skip_special_tokens=False) == case["decoded"]
+    text = tokenizer.decode(case["ids"], skip_special_tokens=False)
+    assert text == case["text"]
+    assert (cleaned(text) if case["source"] == "transformers.js" else text) == case["decoded"]
