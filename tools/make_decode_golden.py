@@ -1,7 +1,9 @@
 """Writes tests/golden/decode.json: what transformers' generate() makes of logits that are a hash of the tokens so far.
 
-The model computes nothing, so that its twin in tests/rust/fake.rs gives the same logits to the bit, and every difference
-in ids is one of decoding. Run in an environment with torch and transformers:  python tools/make_decode_golden.py
+The model computes nothing, so that its twin in tests/rust/fake.rs gives the same logits to the bit, and every
+difference in ids is one of decoding. Run in an environment with torch and transformers:
+
+    python tools/make_decode_golden.py
 """
 
 from __future__ import annotations
@@ -63,7 +65,9 @@ class HashModel(PreTrainedModel, GenerationMixin):
         return CausalLMOutput(logits=torch.from_numpy(logits)[:, None, :])
 
 
-def common_options(rng: random.Random, vocab_size: int, prompt_length: int, equal_lengths: bool) -> dict[str, Any]:
+def common_options(
+    rng: random.Random, vocab_size: int, prompt_length: int, equal_lengths: bool
+) -> dict[str, Any]:
     """Options that do not ask for sampling. What looks at pads is left to prompts of equal length."""
     new_tokens = rng.choice([1, 2, 5, 12, 20])
     options: dict[str, Any] = {"max_new_tokens": new_tokens}
@@ -171,7 +175,12 @@ def main() -> None:
                 answer(case)
             except RuntimeError as error:
                 # torch refuses to draw where every token is forbidden, and to choose more candidates than there are.
-                known = ("probability tensor contains", "invalid multinomial", "selected index k out of range", "n_sample")
+                known = (
+                    "probability tensor contains",
+                    "invalid multinomial",
+                    "selected index k out of range",
+                    "n_sample",
+                )
                 if not any(text in str(error) for text in known):
                     raise
                 continue

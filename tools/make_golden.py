@@ -18,6 +18,8 @@ sys.path.insert(0, str(ROOT / "tests" / "python"))
 
 import numpy as np  # noqa: E402  (the line above makes the next import possible)
 import reference  # noqa: E402
+import torch  # noqa: E402
+import transformers  # noqa: E402
 from reference import Recipe, config  # noqa: E402
 from safetensors.numpy import save_file  # noqa: E402
 
@@ -72,8 +74,8 @@ def make(name: str, recipe: Recipe) -> None:
     expected = {
         "made_by": "tools/make_golden.py",
         "versions": {
-            "transformers": reference.transformers.__version__,
-            "torch": reference.torch.__version__,
+            "transformers": transformers.__version__,
+            "torch": torch.__version__,
             "python": platform.python_version(),
         },
         "prompt": prompt,

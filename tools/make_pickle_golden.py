@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 GOLDEN = Path(__file__).resolve().parent.parent / "tests" / "golden" / "pickle"
 
 
-def block() -> Any:  # noqa: ANN401 (torch is not typed here)
+def block() -> Any:
     """A module whose state_dict carries version numbers as attributes, as those of real models do."""
     module = torch.nn.ModuleDict({"ln_1": torch.nn.LayerNorm(4), "c_attn": torch.nn.Linear(4, 12)})
     module.register_buffer("bias", torch.tril(torch.ones(3, 3, dtype=torch.bool))[None])

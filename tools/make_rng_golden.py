@@ -64,7 +64,14 @@ def main() -> None:
         for call in range(calls):
             probabilities = torch.softmax(logits(1000 * call, rows, vocab_size, spread), dim=-1)
             ids.append(torch.multinomial(probabilities, num_samples=count).tolist())
-        case = {"seed": seed, "vocab_size": vocab_size, "rows": rows, "spread": spread, "count": count, "ids": ids}
+        case = {
+            "seed": seed,
+            "vocab_size": vocab_size,
+            "rows": rows,
+            "spread": spread,
+            "count": count,
+            "ids": ids,
+        }
         draws.append(case)
     golden = {"torch": torch.__version__, "exponentials": exponentials, "multinomial": draws}
     GOLDEN.write_text(json.dumps(golden) + "\n")

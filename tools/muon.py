@@ -24,7 +24,7 @@ def orthogonalize(matrices: torch.Tensor) -> torch.Tensor:
     return x.mT if tall else x
 
 
-class Muon(torch.optim.Optimizer):  # type: ignore[misc]  # torch is not checked
+class Muon(torch.optim.Optimizer):  # torch is not checked
     """Momentum whose step is made orthogonal; in f32, since CPUs without bf16 are the target.
 
     Weights are (out, in) or, with `inputs_first`, (in, out) as in GPT-2's Conv1D, where the fused

@@ -170,7 +170,7 @@ def write(recipe: Recipe, folder: Path) -> Path:
     if recipe.shards == 1:
         save_file(named, folder / "model.safetensors", {"format": "pt"})
         return folder
-    where = {}
+    where: dict[str, str] = {}
     for shard in range(recipe.shards):
         file = f"model-{shard + 1:05}-of-{recipe.shards:05}.safetensors"
         part = {name: named[name] for name in sorted(named)[shard :: recipe.shards]}

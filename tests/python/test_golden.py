@@ -117,8 +117,8 @@ def test_the_trace_shows_pytorchs_activations(row: int) -> None:
         np.testing.assert_allclose(trace[mine], want, rtol=0, atol=2e-5, err_msg=f"{mine} / {theirs}")
     # Queries, keys and values are three thirds of one product, split into three heads of 16.
     thirds = trace["h.0.attn.c_attn"].reshape(11, 3, 3, 16).transpose(1, 2, 0, 3)
-    for mine, theirs in zip(thirds, "qkv", strict=True):
-        np.testing.assert_allclose(mine, partials[theirs][row], rtol=0, atol=2e-5)
+    for third, letter in zip(thirds, "qkv", strict=True):
+        np.testing.assert_allclose(third, partials[letter][row], rtol=0, atol=2e-5)
     np.testing.assert_array_equal(model.embed(ids), partials["tok_emb"][row])
     raised = np.exp(trace["lm_head"] - trace["lm_head"].max(-1, keepdims=True))
     np.testing.assert_allclose(
