@@ -7,6 +7,7 @@ pub mod error;
 pub mod kernels;
 pub mod kv;
 pub mod layers;
+pub mod limits;
 pub mod models;
 pub mod packed;
 #[cfg(feature = "python")]

@@ -18,7 +18,7 @@ use crate::engine::{Limit, Options, Seed};
 use crate::error::Error;
 use crate::kernels::{self, Kernels};
 use crate::models::{self, Decoder, LoadOptions};
-use crate::team;
+use crate::{limits, team};
 use decoding::{Generation, State};
 use exceptions::detached;
 
@@ -220,11 +220,24 @@ fn cpu_info(py: Python<'_>) -> PyResult<Bound<'_, PyDict>> {
     Ok(values)
 }
 
+/// Measures what the machine can do at most, with `num_threads` threads on a buffer of `size` bytes.
+#[pyfunction]
+#[pyo3(signature = (size, num_threads=None))]
+fn measure_limits(py: Python<'_>, size: usize, num_threads: Option<usize>) -> PyResult<Bound<'_, PyDict>> {
+    let threads = num_threads.unwrap_or_else(team::default_threads);
+    let found = detached(py, || limits::measure(size, threads))?;
+    let values = PyDict::new(py);
+    values.set_item("read_bytes_per_second", found.read)?;
+    values.set_item("f32_flops_per_second", found.f32)?;
+    values.set_item("bf16_dot_flops_per_second", found.bf16)?;
+    Ok(values)
+}
+
 // Free-threaded builds are not supported yet: they would need every lock here looked at again.
 #[pymodule(gil_used = true)]
 mod _core {
     #[pymodule_export]
-    use super::{Generation, Model, State, cpu_info};
+    use super::{Generation, Model, State, cpu_info, measure_limits};
 
     #[pymodule_export]
     #[expect(non_upper_case_globals, reason = "the name that Python expects")]

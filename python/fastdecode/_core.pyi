@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Any, Literal, final
 
-__all__ = ["Generation", "Model", "State", "__version__", "cpu_info"]
+__all__ = ["Generation", "Model", "State", "__version__", "cpu_info", "measure_limits"]
 
 __version__: str
 
@@ -17,6 +17,7 @@ _Event = tuple[
 _Wanted = Literal["last", "every"]
 
 def cpu_info() -> dict[str, Any]: ...
+def measure_limits(size: int, num_threads: int | None = None) -> dict[str, Any]: ...
 
 @final
 class Model:

@@ -11,6 +11,7 @@ const ROOMS: &[(&str, &[&str])] = &[
     ("error", &[]),
     ("kernels", &["error"]),
     ("team", &["error"]),
+    ("limits", &["error", "kernels", "team"]),
     ("packed", &["error", "kernels", "team"]),
     ("kv", &["error", "kernels"]),
     ("layers", &["error", "kernels", "team", "packed", "kv"]),
@@ -18,7 +19,7 @@ const ROOMS: &[(&str, &[&str])] = &[
     ("models", &["error", "kernels", "team", "packed", "kv", "layers", "checkpoint"]),
     ("decode", &["error", "models"]),
     ("engine", &["error", "models", "decode"]),
-    ("python", &["error", "kernels", "team", "packed", "checkpoint", "models", "decode", "engine"]),
+    ("python", &["error", "kernels", "team", "limits", "packed", "checkpoint", "models", "decode", "engine"]),
 ];
 
 /// Words of Rust sources that only the named rooms may hold, with the reason.

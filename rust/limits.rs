@@ -1,0 +1,67 @@
+//! What this machine can do at most, measured with the kernels' own probes on the whole team: the numbers that speeds are
+//! stated against. It knows threads and probes, and no models.
+
+use std::sync::atomic::AtomicBool;
+use std::sync::{Mutex, PoisonError};
+use std::time::Instant;
+
+use crate::error::{Error, Result};
+use crate::kernels::{self, Kernels};
+use crate::team;
+
+/// Bytes ahead of a read at which the next lines are asked for; which is best depends on the CPU.
+const AHEAD: [usize; 4] = [0, 512, 2048, 4096];
+/// Reads of the whole buffer per distance; the best one counts.
+const PASSES: usize = 3;
+/// Seconds of arithmetic per type.
+const SECONDS: f64 = 0.1;
+
+/// Limits of the machine, at one moment.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Limits {
+    /// Bytes per second read from a buffer of the given size by all threads.
+    pub read: f64,
+    /// FLOP per second of f32 multiply-adds in registers, all threads.
+    pub f32: f64,
+    /// FLOP per second of the bf16 dot, where it is an instruction that this CPU does fast.
+    pub bf16: Option<f64>,
+}
+
+/// Measures with `threads` threads; takes about half a second, and `bytes` of memory.
+///
+/// # Errors
+/// [`Error::OutOfMemory`] when the buffer is refused, [`Error::Isa`] when the forced instruction set is absent.
+pub fn measure(bytes: usize, threads: usize) -> Result<Limits> {
+    let kernels = Kernels::chosen()?;
+    let probes = kernels.probes();
+    let length = bytes.div_ceil(size_of::<f32>());
+    let mut buffer: Vec<f32> = Vec::new();
+    let refused = |_| Error::OutOfMemory { what: "a buffer to measure reads with".into(), bytes };
+    buffer.try_reserve_exact(length).map_err(refused)?;
+    // Ones, so that every page is the buffer's own: untouched pages are all the same one in the cache.
+    buffer.resize(length, 1.0);
+    let cancel = AtomicBool::new(false);
+    let mut best = f64::INFINITY;
+    for ahead in AHEAD.repeat(PASSES) {
+        let start = Instant::now();
+        team::run(threads, &cancel, |member| {
+            probes.read(&buffer[member.share(length)], ahead);
+            Ok(())
+        })?;
+        best = best.min(start.elapsed().as_secs_f64());
+    }
+    let together = |rate: &(dyn Fn() -> f64 + Sync)| -> Result<f64> {
+        let sum = Mutex::new(0.0);
+        team::run(threads, &cancel, |member| {
+            member.barrier()?;
+            let own = rate();
+            *sum.lock().unwrap_or_else(PoisonError::into_inner) += own;
+            Ok(())
+        })?;
+        Ok(sum.into_inner().unwrap_or_else(PoisonError::into_inner))
+    };
+    let f32 = together(&|| probes.fma_flops(SECONDS))?;
+    let fast = kernels.has_bf16_dot && kernels::identify().family.fast_bf16_dot();
+    let bf16 = if fast { Some(together(&|| probes.dot_flops(SECONDS))?) } else { None };
+    Ok(Limits { read: bytes as f64 / best, f32, bf16 })
+}

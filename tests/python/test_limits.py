@@ -1,0 +1,20 @@
+"""What the machine can do at most: plausible numbers, and a refused buffer is an error."""
+
+from __future__ import annotations
+
+import fastdecode
+import pytest
+from fastdecode import _core
+
+
+def test_limits_are_plausible() -> None:
+    limits = _core.measure_limits(1 << 22, 1)
+    # Any CPU that runs this reads more than 0.1 GB/s and does more than 0.1 GFLOP/s; none does a million times that.
+    for name in ("read_bytes_per_second", "f32_flops_per_second"):
+        assert 1e8 < limits[name] < 1e14, limits
+    assert limits["bf16_dot_flops_per_second"] is None or limits["bf16_dot_flops_per_second"] > 1e8
+
+
+def test_a_buffer_that_the_system_refuses_is_an_error() -> None:
+    with pytest.raises(fastdecode.errors.OutOfMemoryError, match="buffer to measure"):
+        _core.measure_limits(1 << 60)
