@@ -60,17 +60,19 @@ def is_one(prompt: object) -> bool:
     return len(items) > 0 and hasattr(items[0], "__index__") and not getattr(items[0], "ndim", 0)
 
 
-def as_ids(ids: Sequence[int], option: str = "prompt") -> list[int]:
+def as_ids(ids: Sequence[int], vocab_size: int, option: str = "prompt") -> list[int]:
     """Token ids as plain integers.
 
     Raises:
-        OptionError: One of them is not an integer of 0 or above.
+        OptionError: One of them is not an integer from 0 to `vocab_size` - 1.
     """
     plain = []
     for token in ids:
-        if isinstance(token, bool) or not hasattr(token, "__index__") or operator.index(token) < 0:
-            raise bad_option(option, "token ids (integers of 0 or above)", repr(token))
-        plain.append(operator.index(token))
+        known = not isinstance(token, bool) and hasattr(token, "__index__")
+        number = operator.index(token) if known else -1
+        if not 0 <= number < vocab_size:
+            raise bad_option(option, f"token ids (integers from 0 to {vocab_size - 1})", repr(token))
+        plain.append(number)
     return plain
 
 

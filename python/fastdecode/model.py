@@ -110,7 +110,7 @@ def _load_options(
     if compute_dtype not in (None, "float32", "bfloat16"):
         raise bad_option("compute_dtype", 'None, "float32" or "bfloat16"', repr(compute_dtype))
     if num_threads is not None and (
-        isinstance(num_threads, bool) or not isinstance(num_threads, int) or num_threads < 1
+        isinstance(num_threads, bool) or not isinstance(num_threads, int) or not 1 <= num_threads < 2**31
     ):
         raise bad_option("num_threads", "None or an integer of at least 1", repr(num_threads))
     return dtype, compute_dtype, num_threads
@@ -380,11 +380,12 @@ class CausalLM:
             ids = self._ids(prompt)
             core = self._core.start(len(ids))
             logits = core.append(ids, "last")
-            return State(core, ids, {}, as_floats(logits))
+            return State(core, ids, {}, as_floats(logits), self._core.vocab_size)
         rows = self._embedding_rows(embeddings)
         core = self._core.start(len(rows))
         logits = core.append_embeddings(rows.data, "last")
-        return State(core, [EMBEDDING] * len(rows), dict(enumerate(rows)), as_floats(logits))
+        places = [EMBEDDING] * len(rows)
+        return State(core, places, dict(enumerate(rows)), as_floats(logits), self._core.vocab_size)
 
     def logits(self, prompt: Prompt) -> NDArray[np.float32]:
         """Logits after every token of a prompt, in one pass.
@@ -414,7 +415,7 @@ class CausalLM:
             TokenizerMissing: Text is given and the model has no tokenizer.
         """
         ids = self._encode(prompt)
-        return as_floats(self._core.embed(ids), len(ids))
+        return as_floats(self._core.embed(ids)).reshape(len(ids), self._core.width)
 
     def trace(self, prompt: Prompt) -> dict[str, NDArray[np.float32]]:
         """Every activation of one pass over a prompt, by name, in the order of computation.
@@ -458,9 +459,9 @@ class CausalLM:
     def _encode(self, prompt: Prompt) -> list[int]:
         if isinstance(prompt, str):
             return self._need_tokenizer("a prompt of text").encode(prompt)
-        if not is_one(prompt):
+        if not is_one(prompt) and not is_empty(prompt):
             raise bad_option("prompt", "one string or one list of token ids", repr(prompt)[:80])
-        return as_ids(prompt)
+        return as_ids(prompt, self._core.vocab_size)
 
     def _ids(self, prompt: Prompt) -> list[int]:
         ids = [] if is_empty(prompt) else self._encode(prompt)

@@ -118,7 +118,7 @@ def _whole(value: object) -> int:
 def _at_least(smallest: int) -> Callable[[object], int]:
     def check(value: object) -> int:
         number = _whole(value)
-        if number < smallest:
+        if not smallest <= number < 2**63:
             raise ValueError
         return number
 
@@ -148,7 +148,7 @@ def _ids(value: object) -> tuple[int, ...]:
         raise ValueError
     items = value if isinstance(value, Iterable) else (value,)
     ids = tuple(_whole(item) for item in items)
-    if any(item < 0 for item in ids):
+    if not all(0 <= item < 2**32 for item in ids):
         raise ValueError
     return ids
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import operator
 from typing import TYPE_CHECKING
 
-from .arrays import as_floats, bad_option
+from .arrays import as_floats, as_ids, bad_option
 
 if TYPE_CHECKING:
     import numpy as np
@@ -30,7 +30,7 @@ class State:
         'Once upon a time, there was'
     """
 
-    __slots__ = ("_core", "_logits", "_rows", "_tokens")
+    __slots__ = ("_core", "_logits", "_rows", "_tokens", "_vocab_size")
 
     def __init__(
         self,
@@ -38,10 +38,12 @@ class State:
         tokens: list[int],
         rows: dict[int, NDArray[np.float32]],
         logits: NDArray[np.float32] | None,
+        vocab_size: int,
     ) -> None:
         self._core = core
         self._tokens = tokens
         self._rows = rows  # embeddings by position, to compute the logits there again after a truncation
+        self._vocab_size = vocab_size
         self._logits = logits  # None until they are asked for after a truncation
 
     @property
@@ -71,19 +73,17 @@ class State:
             The logits after it: float32, shape `(V,)`.
 
         Raises:
-            OptionError: The id is not in the vocabulary.
+            OptionError: It is not an id of the vocabulary.
             ContextLengthError: The sequence fills the model's context.
         """
-        token = operator.index(token_id)
-        if token < 0:
-            raise bad_option("token_id", "a token id of 0 or above", token)
+        [token] = as_ids([token_id], self._vocab_size, "token_id")
         self._logits = as_floats(self._core.append([token]))
         self._tokens.append(token)
         return self._logits.copy()
 
     def fork(self) -> State:
         """A second sequence with the same tokens and logits, independent of this one from here on."""
-        return State(self._core.fork(), list(self._tokens), dict(self._rows), self._logits)
+        return State(self._core.fork(), list(self._tokens), dict(self._rows), self._logits, self._vocab_size)
 
     def truncate(self, n: int) -> None:
         """Keeps the first `n` tokens; the logits are then what they were after the last of these.

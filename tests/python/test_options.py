@@ -144,6 +144,7 @@ def test_without_generation_config_the_keys_of_config_json_count(tmp_path: Path)
     [
         ({"max_new_tokens": 0}, "max_new_tokens"),
         ({"max_new_tokens": -1}, "max_new_tokens"),
+        ({"max_new_tokens": 2**70}, "max_new_tokens"),
         ({"max_new_tokens": 1.5}, "max_new_tokens"),
         ({"max_new_tokens": True}, "max_new_tokens"),
         ({"max_new_tokens": "5"}, "max_new_tokens"),
@@ -164,6 +165,7 @@ def test_without_generation_config_the_keys_of_config_json_count(tmp_path: Path)
         ({"num_return_sequences": 0, "do_sample": True}, "num_return_sequences"),
         ({"num_return_sequences": 2}, "num_return_sequences"),
         ({"eos_token_id": -1}, "eos_token_id"),
+        ({"eos_token_id": 2**40}, "eos_token_id"),
         ({"eos_token_id": "a"}, "eos_token_id"),
         ({"eos_token_id": [1, None]}, "eos_token_id"),
         ({"stop": ""}, "stop"),

@@ -1,0 +1,122 @@
+"""More than one thread, more than one process, and Ctrl-C."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from typing import TYPE_CHECKING, Any
+
+import fastdecode
+import numpy as np
+import pytest
+import tiny
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+OPTIONS: Any = {"max_new_tokens": 40, "eos_token_id": None}
+
+
+def test_two_threads_generate_at_once(model: fastdecode.CausalLM, ids_model: fastdecode.CausalLM) -> None:
+    prompts = [[seed, seed + 1] for seed in range(8)]
+    expected = [model.run(prompt, **OPTIONS).token_ids for prompt in prompts]
+    others = [ids_model.run([prompt[0]], **OPTIONS).token_ids for prompt in prompts]
+    with ThreadPoolExecutor(4) as pool:
+        mine = pool.map(lambda prompt: model.run(prompt, **OPTIONS).token_ids, prompts * 3)
+        theirs = pool.map(lambda prompt: ids_model.run([prompt[0]], **OPTIONS).token_ids, prompts * 3)
+        assert list(mine) == expected * 3
+        assert list(theirs) == others * 3
+
+
+def test_one_state_in_two_threads_stays_whole(model: fastdecode.CausalLM) -> None:
+    state = model.prefill([5, 6, 7])
+    with ThreadPoolExecutor(4) as pool:
+        forks = list(pool.map(lambda token: state.fork().step(token), range(16)))
+    for token, logits in enumerate(forks):
+        assert np.array_equal(logits, model.logits([5, 6, 7, token])[-1])
+
+
+@pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork.*:DeprecationWarning")
+def test_a_forked_child_generates(model: fastdecode.CausalLM) -> None:
+    expected = model.run([5, 6], **OPTIONS).token_ids  # the parent's threads are running now
+    read, write = os.pipe()
+    child = os.fork()
+    if child == 0:
+        try:
+            same = model.run([5, 6], **OPTIONS).token_ids == expected
+            os.write(write, b"same" if same else b"other")
+        finally:
+            os._exit(0)
+    os.close(write)
+    with os.fdopen(read, "rb") as answer:
+        assert answer.read() == b"same"
+    assert os.waitpid(child, 0)[1] == 0
+    assert model.run([5, 6], **OPTIONS).token_ids == expected
+
+
+@pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork.*:DeprecationWarning")
+@pytest.mark.parametrize("method", ["fork", "spawn"])
+def test_models_go_to_other_processes(model: fastdecode.CausalLM, method: str) -> None:
+    expected = [model.generate([seed], **OPTIONS) for seed in range(3)]
+    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context(method)) as pool:
+        assert list(pool.map(generate, [model] * 3, range(3))) == expected
+
+
+def generate(model: fastdecode.CausalLM, seed: int) -> str:
+    return model.generate([seed], **OPTIONS)
+
+
+SCRIPT = """
+import sys, fastdecode
+model = fastdecode.load({folder!r}, num_threads=2)
+print("ready", flush=True)
+try:
+    {call}
+except KeyboardInterrupt:
+    print("interrupted", flush=True)
+print(len(model.run([1], max_new_tokens=3, eos_token_id=None).token_ids), flush=True)
+"""
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        "while True: model.run([1] * 8, max_new_tokens=4000, eos_token_id=None)",
+        "while True: model.run([1] * 4000, max_new_tokens=1)",
+        "while True: model.logits([1] * 4000)",
+        "while True: list(model.stream([1], max_new_tokens=4000, eos_token_id=None))",
+    ],
+)
+def test_ctrl_c(tmp_path: Path, call: str) -> None:
+    folder = tiny.write_folder(tmp_path / "m", n_positions=4096, n_embd=96, n_layer=2)
+    script = SCRIPT.format(folder=str(folder), call=call)
+    with subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "ready\n"
+        time.sleep(0.5)
+        process.send_signal(signal.SIGINT)
+        began = time.monotonic()
+        assert process.stdout.readline() == "interrupted\n"
+        assert time.monotonic() - began < 20
+        assert process.stdout.readline() == "3\n"
+    assert process.returncode == 0
+
+
+def test_the_interpreter_is_free_during_a_step(tmp_path: Path) -> None:
+    model = fastdecode.load(
+        tiny.write_folder(tmp_path / "m", n_positions=4096, n_embd=192, n_layer=4), num_threads=1
+    )
+    worker = threading.Thread(target=lambda: model.run([1] * 3000, max_new_tokens=1))
+    worker.start()
+    turns = 0
+    while worker.is_alive():
+        turns += 1
+        time.sleep(0.001)
+    worker.join()
+    assert turns > 5
