@@ -15,7 +15,8 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-Prompt = str | Sequence[int]
+    # A text, or token ids.
+    Prompt = str | Sequence[int] | NDArray[np.integer[Any]]
 
 _IN_MEMORY = "tensors in memory"
 
@@ -60,7 +61,7 @@ def is_one(prompt: object) -> bool:
     return len(items) > 0 and hasattr(items[0], "__index__") and not getattr(items[0], "ndim", 0)
 
 
-def as_ids(ids: Sequence[int], vocab_size: int, option: str = "prompt") -> list[int]:
+def as_ids(ids: Iterable[int], vocab_size: int, option: str = "prompt") -> list[int]:
     """Token ids as plain integers.
 
     Raises:

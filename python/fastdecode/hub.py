@@ -33,6 +33,9 @@ _PATTERNS = (
     "merges.txt",
 )
 
+# Asked for only where a repository has no safetensors.
+_BIN_PATTERNS = ("pytorch_model.bin", "pytorch_model-?????-of-?????.bin", "pytorch_model.bin.index.json")
+
 # A name, or owner/name; the hub's own rule, without which a mistyped path would become a request.
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 
@@ -132,17 +135,24 @@ def _download(
     from . import __version__
 
     at = "" if revision is None else f" at revision {revision!r}"
-    try:
+
+    def snapshot(patterns: tuple[str, ...]) -> Path:
         folder = snapshot_download(
             name,
             revision=revision,
             token=token,
             cache_dir=cache_dir,
             local_files_only=local_files_only,
-            allow_patterns=list(_PATTERNS),
+            allow_patterns=list(patterns),
             library_name="fastdecode",
             library_version=__version__,
         )
+        return Path(folder)
+
+    try:
+        path = snapshot(_PATTERNS)
+        if not any(path.glob("*.safetensors")):
+            path = snapshot(_PATTERNS + _BIN_PATTERNS)
     except GatedRepoError as error:
         expected = (
             "access to it (accept its licence on the hub, then pass token= or log in with `hf auth login`)"
@@ -163,7 +173,6 @@ def _download(
     except (OSError, _http_error()) as error:
         expected = "the hub to answer (a model downloaded before also loads with local_files_only=True)"
         raise _not_found(name, expected, f"{type(error).__name__}: {_first_line(error)}") from error
-    path = Path(folder)
     commit = path.name if path.parent.name == "snapshots" else revision
     return Source(path, name, commit)
 

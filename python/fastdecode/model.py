@@ -12,7 +12,7 @@ import warnings
 from typing import TYPE_CHECKING, Any, Literal, overload
 
 from . import _core
-from .arrays import Prompt, as_floats, as_ids, as_tensor, bad_option, is_empty, is_one
+from .arrays import as_floats, as_ids, as_tensor, bad_option, is_empty, is_one
 from .decoding import Decoding, astream
 from .errors import ConfigError, FastdecodeWarning, TokenizerMissing
 from .folder import Config, config_defaults, folder_defaults, read_json
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
+    from .arrays import Prompt
     from .folder import Defaults
     from .options import Options
     from .results import Chunk, Output

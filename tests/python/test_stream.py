@@ -91,7 +91,8 @@ def test_a_list_is_interleaved(model: fastdecode.CausalLM, ids_model: fastdecode
         *[0, 1, 2],
         *[0, 1, 2],
     ]
-    assert set(joined(model.stream(["a", [5]], **OPTIONS))) == {0, 1}
+    mixed: list[Any] = ["a", [5]]
+    assert set(joined(model.stream(mixed, **OPTIONS))) == {0, 1}
 
 
 def test_sequences_end_on_their_own(ids_model: fastdecode.CausalLM) -> None:
@@ -130,7 +131,12 @@ def cancelled(monkeypatch: pytest.MonkeyPatch) -> list[Decoding]:
     """The decodings that were told to stop."""
     seen: list[Decoding] = []
     cancel = Decoding.cancel
-    monkeypatch.setattr(Decoding, "cancel", lambda self: (seen.append(self), cancel(self))[1])
+
+    def note(self: Decoding) -> None:
+        seen.append(self)
+        cancel(self)
+
+    monkeypatch.setattr(Decoding, "cancel", note)
     return seen
 
 
@@ -146,8 +152,7 @@ def test_leaving_the_loop_stops_the_work(model: fastdecode.CausalLM, cancelled: 
     stream.close()  # type: ignore[attr-defined]
     assert len(cancelled) == 2
     with pytest.raises(ZeroDivisionError):
-        for _ in model.stream("Once", **OPTIONS):
-            _ = 1 / 0
+        sum(1 / 0 for _ in model.stream("Once", **OPTIONS))
     assert len(cancelled) == 3
 
 
@@ -161,8 +166,7 @@ def test_another_thread_can_stop_a_step(tmp_path: Path) -> None:
     threading.Timer(0.05, decoding.cancel).start()
     began = time.perf_counter()
     with pytest.raises(errors.CancelledError):
-        while decoding.advance() is not None:
-            pass
+        decoding.outputs()
     assert time.perf_counter() - began < 30
     assert len(model.run([1], max_new_tokens=3).token_ids) == 3
 
@@ -172,7 +176,8 @@ class TestAsync:
         return [chunk async for chunk in model.astream(prompt, **options)]
 
     def test_it_equals_the_stream(self, model: fastdecode.CausalLM) -> None:
-        for prompt in ("Once upon", [[5], "a"], []):
+        prompts: list[Any] = ["Once upon", [[5], "a"], []]
+        for prompt in prompts:
             chunks = asyncio.run(self.pieces(model, prompt, **OPTIONS))
             assert chunks == list(model.stream(prompt, **OPTIONS))
 

@@ -112,7 +112,7 @@ def test_the_interpreter_is_free_during_a_step(tmp_path: Path) -> None:
     model = fastdecode.load(
         tiny.write_folder(tmp_path / "m", n_positions=4096, n_embd=192, n_layer=4), num_threads=1
     )
-    worker = threading.Thread(target=lambda: model.run([1] * 3000, max_new_tokens=1))
+    worker = threading.Thread(target=lambda: model.run([1] * 500, max_new_tokens=1))
     worker.start()
     turns = 0
     while worker.is_alive():

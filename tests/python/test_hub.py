@@ -1,0 +1,282 @@
+"""Models by name: folders, bundled models, and the hub as a server on this machine plays it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import subprocess
+import sys
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import TYPE_CHECKING, Any
+from urllib.parse import unquote, urlsplit
+
+import fastdecode
+import pytest
+import tiny
+from fastdecode import errors
+from fastdecode.hub import locate
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    import tokenizers
+
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
+SECRET = "hf_secret"
+
+
+class Hub(ThreadingHTTPServer):
+    """Answers what huggingface_hub asks for one repository, and remembers the questions."""
+
+    daemon_threads = True
+
+    def __init__(self, repository: Path) -> None:
+        super().__init__(("127.0.0.1", 0), Handler)
+        self.repository = repository
+        self.private = False
+        self.requests: list[tuple[str, str, str | None]] = []
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.server_port}"
+
+    def downloads(self) -> set[str]:
+        """Names of the files whose contents were sent."""
+        found = (
+            re.search(r"/resolve/[^/]+/(.+)$", path) for method, path, _ in self.requests if method == "GET"
+        )
+        return {match[1] for match in found if match}
+
+
+class Handler(BaseHTTPRequestHandler):
+    server: Hub
+    protocol_version = "HTTP/1.1"
+
+    def log_message(self, format: str, *args: object) -> None:
+        pass
+
+    def do_HEAD(self) -> None:
+        self.answer()
+
+    def do_GET(self) -> None:
+        self.answer()
+
+    def answer(self) -> None:
+        path = unquote(urlsplit(self.path).path)
+        authorization = self.headers.get("authorization")
+        self.server.requests.append((self.command, path, authorization))
+        if self.server.private and authorization != f"Bearer {SECRET}":
+            return self.send(401, b"", {"X-Error-Code": "RepoNotFound"})
+        files = sorted(file for file in self.server.repository.rglob("*") if file.is_file())
+        names = {str(file.relative_to(self.server.repository)): file.read_bytes() for file in files}
+        if match := re.fullmatch(r"/api/models/org/tiny/revision/(.+)", path):
+            if match[1] not in ("main", "v1", COMMIT):
+                return self.send(404, b"", {"X-Error-Code": "RevisionNotFound"})
+            siblings = [{"rfilename": name} for name in names]
+            return self.send_json({"id": "org/tiny", "sha": COMMIT, "siblings": siblings})
+        if path.startswith("/api/models/org/tiny/tree/"):
+            entries = [
+                {"type": "file", "path": name, "size": len(data), "oid": hashlib.sha1(data).hexdigest()}
+                for name, data in names.items()
+            ]
+            return self.send_json(entries)
+        match = re.fullmatch(r"/org/tiny/resolve/([^/]+)/(.+)", path)
+        if match and match[2] in names:
+            data = names[match[2]]
+            etag = {"ETag": f'"{hashlib.sha1(data).hexdigest()}"', "X-Repo-Commit": COMMIT}
+            return self.send(200, data, etag)
+        code = "EntryNotFound" if match else "RepoNotFound"
+        return self.send(404, b"", {"X-Error-Code": code})
+
+    def send_json(self, value: object) -> None:
+        self.send(200, json.dumps(value).encode(), {"Content-Type": "application/json"})
+
+    def send(self, status: int, data: bytes, headers: dict[str, str]) -> None:
+        self.send_response(status)
+        for name, value in headers.items():
+            self.send_header(name, value)
+        self.send_header("Content-Length", str(len(data)))
+        self.end_headers()
+        if self.command != "HEAD":
+            self.wfile.write(data)
+
+
+@pytest.fixture
+def hub(tmp_path: Path, byte_level: tokenizers.Tokenizer) -> Iterator[Hub]:
+    repository = tiny.write_folder(tmp_path / "repository", tokenizer=byte_level)
+    for name in ("pytorch_model.bin", "tf_model.h5", "README.md", "onnx/model.onnx", "64.tflite"):
+        (repository / name).parent.mkdir(exist_ok=True)
+        (repository / name).write_bytes(b"not wanted")
+    server = Hub(repository)
+    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread.start()
+    yield server
+    server.shutdown()
+    server.server_close()
+    thread.join()
+
+
+SCRIPT = """
+import json, sys, fastdecode
+from fastdecode import errors
+try:
+    model = fastdecode.load({name!r}, num_threads=1, **json.loads({options!r}))
+    import pickle
+    again = pickle.loads(pickle.dumps(model)) if {again} else model
+    answer = [model.run([5, 6], max_new_tokens=5).token_ids, again.run([5, 6], max_new_tokens=5).token_ids]
+    answer.append(str(model._source))
+except errors.ModelNotFoundError as error:
+    answer = ["ModelNotFoundError", str(error), error.model, isinstance(error, OSError)]
+print(json.dumps(answer))
+"""
+
+
+def load(hub: Hub, home: Path, name: str = "org/tiny", *, again: bool = False, **changes: Any) -> list[Any]:
+    """Loads in a process of its own, since huggingface_hub reads its settings when it is imported."""
+    variables = changes.pop("variables", {})
+    script = SCRIPT.format(name=name, options=json.dumps(changes), again=again)
+    kept = {key: value for key, value in os.environ.items() if not key.startswith(("HF_", "HUGGING"))}
+    environment = kept | {
+        "HF_ENDPOINT": hub.url,
+        "HF_HOME": str(home),
+        "HF_HUB_DISABLE_TELEMETRY": "1",
+        "HF_HUB_DISABLE_XET": "1",
+        "PYTHONWARNINGS": "error",
+    }
+    done = subprocess.run(
+        [sys.executable, "-c", script],
+        env=environment | variables,
+        check=False,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    answer: list[Any] = json.loads(done.stdout)
+    return answer
+
+
+def test_a_hub_id_downloads_what_is_needed_once(hub: Hub, tmp_path: Path) -> None:
+    expected = fastdecode.load(hub.repository, num_threads=1).run([5, 6], max_new_tokens=5).token_ids
+    answer = load(hub, tmp_path / "home")
+    assert answer[0] == expected
+    assert hub.downloads() == {"config.json", "model.safetensors", "tokenizer.json"}
+    hub.requests.clear()
+    assert load(hub, tmp_path / "home")[0] == expected
+    assert hub.downloads() == set()
+
+
+def test_offline(hub: Hub, tmp_path: Path) -> None:
+    home = tmp_path / "home"
+    for how in ({"local_files_only": True}, {"variables": {"HF_HUB_OFFLINE": "1"}}):
+        kind, message, model, is_os_error = load(hub, home, **how)
+        assert (kind, model, is_os_error) == ("ModelNotFoundError", "org/tiny", True)
+        assert "download" in message
+    assert hub.requests == []
+    online = load(hub, home)
+    hub.requests.clear()
+    for how in ({"local_files_only": True}, {"variables": {"HF_HUB_OFFLINE": "1"}}):
+        assert load(hub, home, **how)[0] == online[0]
+    assert hub.requests == []
+
+
+def test_pickling_pins_the_commit(hub: Hub, tmp_path: Path) -> None:
+    first, second, source = load(hub, tmp_path / "home", again=True)
+    assert first == second
+    assert COMMIT in source
+    assert "org/tiny" in source
+
+
+def test_a_server_that_is_gone(hub: Hub, tmp_path: Path) -> None:
+    variables = {"HF_ENDPOINT": "http://127.0.0.1:9", "HF_HUB_ETAG_TIMEOUT": "2"}
+    kind, message, _, _ = load(hub, tmp_path / "home", variables=variables)
+    assert kind == "ModelNotFoundError"
+    assert "the hub to answer" in message
+    load(hub, tmp_path / "home")
+    assert len(load(hub, tmp_path / "home", variables=variables)[0]) == 5  # from the cache
+
+
+def test_cache_dir_and_revision(hub: Hub, tmp_path: Path) -> None:
+    load(hub, tmp_path / "home", cache_dir=str(tmp_path / "elsewhere"), revision="v1")
+    assert any("/revision/v1" in path for _, path, _ in hub.requests)
+    assert list((tmp_path / "elsewhere").glob("models--org--tiny/snapshots/*/model.safetensors"))
+    assert not list((tmp_path / "home").rglob("model.safetensors"))
+    kind, message, _, _ = load(hub, tmp_path / "home", revision="nonsense")
+    assert kind == "ModelNotFoundError"
+    assert "nonsense" in message
+
+
+def test_private_repositories(hub: Hub, tmp_path: Path) -> None:
+    hub.private = True
+    kind, message, _, _ = load(hub, tmp_path / "home")
+    assert kind == "ModelNotFoundError"
+    assert "token=" in message
+    answer = load(hub, tmp_path / "home", token=SECRET)
+    assert len(answer[0]) == 5
+    assert SECRET not in answer[2], "a secret in what is pickled"
+    assert len(load(hub, tmp_path / "other", variables={"HF_TOKEN": SECRET})[0]) == 5
+
+
+def test_unknown_repositories(hub: Hub, tmp_path: Path) -> None:
+    for name in ("org/other", "gpt2"):
+        kind, message, model, _ = load(hub, tmp_path / "home", name=name)
+        assert (kind, model) == ("ModelNotFoundError", name)
+        assert "no such folder, and no such repository" in message
+
+
+def test_only_bin_weights_are_fetched_when_there_is_nothing_better(hub: Hub, tmp_path: Path) -> None:
+    (hub.repository / "model.safetensors").unlink()
+    source = "from fastdecode.hub import locate; print(locate('org/tiny').folder)"
+    environment = os.environ | {"HF_ENDPOINT": hub.url, "HF_HOME": str(tmp_path), "HF_HUB_DISABLE_XET": "1"}
+    subprocess.run([sys.executable, "-c", source], env=environment, check=True, capture_output=True)
+    assert "pytorch_model.bin" in hub.downloads()
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "/no/such/folder",
+        "./nothing",
+        "../nothing",
+        "a/b/c",
+        "a b",
+        "~/nothing-here",
+        "C:\\models\\x",
+        ".",
+        "-x",
+    ],
+)
+def test_paths_are_no_hub_ids(name: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.chdir(tmp_path)
+    expected = errors.ModelNotFoundError if name != "." else errors.FileMissingError
+    with pytest.raises(expected) as caught:
+        fastdecode.load(name)
+    assert isinstance(caught.value, FileNotFoundError)
+
+
+def test_a_file_is_no_folder(tmp_path: Path) -> None:
+    file = tmp_path / "model.safetensors"
+    file.write_bytes(b"")
+    with pytest.raises(errors.ModelNotFoundError, match="got a file"):
+        fastdecode.load(file)
+
+
+@pytest.mark.parametrize("bad", [None, 3, b"gpt2", "", ["gpt2"]])
+def test_names_that_are_none(bad: Any) -> None:
+    with pytest.raises(errors.OptionError, match="model: expected"):
+        fastdecode.load(bad)
+
+
+def test_a_demo_name_wins_over_a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "demo-stories").mkdir()
+    bundled = locate("demo-stories")
+    assert (bundled.name, bundled.revision) == ("demo-stories", None)
+    assert bundled.folder != tmp_path / "demo-stories"
+    assert locate("./demo-stories").folder == tmp_path / "demo-stories" or locate(
+        "./demo-stories"
+    ).folder.samefile(tmp_path / "demo-stories")
+    assert locate(tmp_path / "demo-stories").name == str((tmp_path / "demo-stories").resolve())
