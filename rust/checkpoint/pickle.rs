@@ -202,21 +202,13 @@ impl Machine<'_> {
                     let items = self.pop_to_mark()?;
                     self.extend_dict(&items)?;
                 }
-                b'q' => {
-                    let slot = self.length(1)?;
-                    self.remember(slot)?;
-                }
-                b'r' => {
-                    let slot = self.length(4)?;
+                code @ (b'q' | b'r') => {
+                    let slot = self.length(if code == b'q' { 1 } else { 4 })?;
                     self.remember(slot)?;
                 }
                 0x94 => self.remember(self.memo.len())?,
-                b'h' => {
-                    let slot = self.length(1)?;
-                    self.recall(slot)?;
-                }
-                b'j' => {
-                    let slot = self.length(4)?;
+                code @ (b'h' | b'j') => {
+                    let slot = self.length(if code == b'h' { 1 } else { 4 })?;
                     self.recall(slot)?;
                 }
                 b'c' => self.global()?,
