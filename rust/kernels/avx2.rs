@@ -83,11 +83,13 @@ unsafe impl Lanes for Avx2 {
     #[inline(always)]
     unsafe fn pow2(n: Pair) -> Pair {
         unsafe {
-            let f = |v: __m256| {
-                let e = _mm256_add_epi32(_mm256_cvtps_epi32(v), _mm256_set1_epi32(127));
-                _mm256_castsi256_ps(_mm256_slli_epi32::<23>(e))
-            };
-            Pair(f(n.0), f(n.1))
+            let bias = _mm256_set1_epi32(127);
+            let low = _mm256_add_epi32(_mm256_cvtps_epi32(n.0), bias);
+            let high = _mm256_add_epi32(_mm256_cvtps_epi32(n.1), bias);
+            Pair(
+                _mm256_castsi256_ps(_mm256_slli_epi32::<23>(low)),
+                _mm256_castsi256_ps(_mm256_slli_epi32::<23>(high)),
+            )
         }
     }
     #[inline(always)]
@@ -102,11 +104,12 @@ unsafe impl Lanes for Avx2 {
     #[inline(always)]
     unsafe fn load_bf16(p: *const u16) -> Pair {
         unsafe {
-            let f = |p: *const u16| {
-                let v = _mm256_cvtepu16_epi32(_mm_loadu_si128(p.cast()));
-                _mm256_castsi256_ps(_mm256_slli_epi32::<16>(v))
-            };
-            Pair(f(p), f(p.add(8)))
+            let low = _mm256_cvtepu16_epi32(_mm_loadu_si128(p.cast()));
+            let high = _mm256_cvtepu16_epi32(_mm_loadu_si128(p.add(8).cast()));
+            Pair(
+                _mm256_castsi256_ps(_mm256_slli_epi32::<16>(low)),
+                _mm256_castsi256_ps(_mm256_slli_epi32::<16>(high)),
+            )
         }
     }
     #[inline(always)]
@@ -123,9 +126,15 @@ unsafe impl Lanes for Avx2 {
         unsafe {
             let (v, w) = (_mm256_loadu_si256(p.cast()), _mm256_loadu_si256(p.add(16).cast()));
             let high = _mm256_set1_epi32(0xffff_0000_u32.cast_signed());
-            let even = |v| _mm256_castsi256_ps(_mm256_slli_epi32::<16>(v));
-            let odd = |v| _mm256_castsi256_ps(_mm256_and_si256(v, high));
-            (Pair(even(v), even(w)), Pair(odd(v), odd(w)))
+            let even = Pair(
+                _mm256_castsi256_ps(_mm256_slli_epi32::<16>(v)),
+                _mm256_castsi256_ps(_mm256_slli_epi32::<16>(w)),
+            );
+            let odd = Pair(
+                _mm256_castsi256_ps(_mm256_and_si256(v, high)),
+                _mm256_castsi256_ps(_mm256_and_si256(w, high)),
+            );
+            (even, odd)
         }
     }
     #[inline(always)]

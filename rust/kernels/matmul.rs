@@ -142,7 +142,7 @@ mod kinds {
     }
 
     macro_rules! sixteen_bits {
-        ($kind:ty, $line:expr) => {
+        ($kind:ty, $p:ident => $line:expr) => {
             impl<L: Lanes> Kind<L> for $kind {
                 const STEP: usize = 2;
                 const WORDS: usize = 2;
@@ -151,7 +151,8 @@ mod kinds {
                 type Line = (L::F, L::F);
                 #[inline(always)]
                 unsafe fn line(p: *const u8) -> (L::F, L::F) {
-                    unsafe { $line(p.cast::<u16>()) }
+                    let $p = p.cast::<u16>();
+                    unsafe { $line }
                 }
                 #[inline(always)]
                 unsafe fn apply(acc: L::F, line: (L::F, L::F), x: *const f32, next: usize) -> L::F {
@@ -171,8 +172,8 @@ mod kinds {
             }
         };
     }
-    sixteen_bits!(Bf16, |p| L::load_bf16_pairs(p));
-    sixteen_bits!(F16, |p: *const u16| (L::load_f16(p), L::load_f16(p.add(WIDTH))));
+    sixteen_bits!(Bf16, p => L::load_bf16_pairs(p));
+    sixteen_bits!(F16, p => (L::load_f16(p), L::load_f16(p.add(WIDTH))));
 
     impl<L: Lanes> Kind<L> for Bf16Dot {
         const STEP: usize = 2;
@@ -203,6 +204,10 @@ struct Rows {
 
 /// Adds `lines` lines of `N` panels to `M` rows of accumulators.
 #[inline(always)]
+#[allow(
+    clippy::needless_range_loop,
+    reason = "indices keep the accumulators in registers without iterators' closures"
+)]
 unsafe fn tile<L: Lanes, K: Kind<L>, const M: usize, const N: usize>(
     acc: &mut [[L::F; N]; M],
     a: Rows,
@@ -212,31 +217,24 @@ unsafe fn tile<L: Lanes, K: Kind<L>, const M: usize, const N: usize>(
 ) {
     // SAFETY: the caller grants `lines` lines of every panel and `lines * WORDS` words of every row.
     unsafe {
-        let mut step = |l: usize| {
-            let line: [K::Line; N] = std::array::from_fn(|j| K::line(w[j].add(l * LINE)));
+        // No closures here: one that is not inlined would call every vector operation.
+        let mut l = 0;
+        while l < lines {
+            let mut line = [K::line(w[0].add(l * LINE)); N];
+            for j in 1..N {
+                line[j] = K::line(w[j].add(l * LINE));
+            }
             if prefetch > 0 {
                 for p in w {
                     L::prefetch(p.wrapping_add(l * LINE + prefetch));
                 }
             }
-            for (r, acc) in acc.iter_mut().enumerate() {
+            for r in 0..M {
                 let x = a.at.add(r * a.row + l * K::WORDS * a.word);
                 for j in 0..N {
-                    acc[j] = K::apply(acc[j], line[j], x, a.word);
+                    acc[r][j] = K::apply(acc[r][j], line[j], x, a.word);
                 }
             }
-        };
-        let whole = lines - lines % 4;
-        let mut l = 0;
-        while l < whole {
-            step(l);
-            step(l + 1);
-            step(l + 2);
-            step(l + 3);
-            l += 4;
-        }
-        while l < lines {
-            step(l);
             l += 1;
         }
     }

@@ -22,27 +22,37 @@ pub struct Norm {
     pub round: bool,
 }
 
-/// Sum over the row of `f(lanes)`, where lanes past the end are not counted.
+/// One more deviation, or its square.
+#[inline(always)]
+unsafe fn term<L: Lanes>(d: L::F, acc: L::F, square: bool) -> L::F {
+    // SAFETY: the caller's contract is that of `Lanes`.
+    unsafe { if square { L::fma(d, d, acc) } else { L::add(acc, d) } }
+}
+
+/// Sixteen floats, or the `rest` that there are.
+#[inline(always)]
+unsafe fn part<L: Lanes>(p: *const f32, rest: usize) -> L::F {
+    // SAFETY: the caller grants `rest` readable floats, at most the width.
+    unsafe { if rest == WIDTH { L::load(p) } else { L::load_part(p, rest) } }
+}
+
+/// Sum over the row of `x - shift`, or of its square.
 #[inline(always)]
 unsafe fn sum_row<L: Lanes>(n: usize, x: *const f32, shift: f32, square: bool) -> f32 {
     // SAFETY: the caller grants `n` readable floats.
     unsafe {
         let mut acc = L::splat(0.0);
         let s = L::splat(shift);
-        let term = |v: L::F, acc: L::F| {
-            let d = L::sub(v, s);
-            if square { L::fma(d, d, acc) } else { L::add(acc, d) }
-        };
         let whole = n - n % WIDTH;
         for j in (0..whole).step_by(WIDTH) {
-            acc = term(L::load(x.add(j)), acc);
+            acc = term::<L>(L::sub(L::load(x.add(j)), s), acc, square);
         }
         let rest = n - whole;
         if rest > 0 {
             // Lanes past the end hold `shift`, so that their deviation is an exact zero.
             let mut a = [shift; WIDTH];
             std::ptr::copy_nonoverlapping(x.add(whole), a.as_mut_ptr(), rest);
-            acc = term(L::from_array(a), acc);
+            acc = term::<L>(L::sub(L::from_array(a), s), acc, square);
         }
         L::sum(acc)
     }
@@ -56,12 +66,12 @@ unsafe fn write_row<L: Lanes>(job: &Norm, mean: f32, scale: f32) {
         let (m, s) = (L::splat(mean), L::splat(scale));
         for j in (0..job.n).step_by(WIDTH) {
             let rest = (job.n - j).min(WIDTH);
-            let part = |p: *const f32| {
-                if rest == WIDTH { L::load(p.add(j)) } else { L::load_part(p.add(j), rest) }
-            };
-            let mut v = L::mul(L::mul(L::sub(part(job.x), m), s), part(job.weight));
+            let mut v = L::mul(
+                L::mul(L::sub(part::<L>(job.x.add(j), rest), m), s),
+                part::<L>(job.weight.add(j), rest),
+            );
             if !job.bias.is_null() {
-                v = L::add(v, part(job.bias));
+                v = L::add(v, part::<L>(job.bias.add(j), rest));
             }
             if job.round {
                 v = rounded::<L>(v);

@@ -66,14 +66,21 @@ pub(super) unsafe fn fma<L: Lanes>(n: usize) -> f32 {
 unsafe fn fma_chains<L: Lanes, const N: usize>(n: usize) -> f32 {
     // SAFETY: the caller's contract is that of `Lanes`.
     unsafe {
-        let mut acc: [L::F; N] = std::array::from_fn(|i| L::splat(std::hint::black_box(i as f32)));
+        let mut acc = [L::splat(0.0); N];
+        for (i, x) in acc.iter_mut().enumerate() {
+            *x = L::splat(std::hint::black_box(i as f32));
+        }
         let (a, b) = (L::splat(std::hint::black_box(0.999)), L::splat(std::hint::black_box(0.001)));
         for _ in 0..n {
             for x in &mut acc {
                 *x = L::fma(*x, a, b);
             }
         }
-        acc.into_iter().fold(0.0, |s, x| s + L::sum(x))
+        let mut sum = 0.0;
+        for x in acc {
+            sum += L::sum(x);
+        }
+        sum
     }
 }
 
@@ -96,14 +103,21 @@ unsafe fn dot_chains<L: Lanes, const N: usize>(n: usize) -> f32 {
     // SAFETY: the caller's contract is that of `Lanes`; the line is 64 bytes.
     unsafe {
         let line = std::hint::black_box([0x3c00_u16; 2 * WIDTH]);
-        let mut acc: [L::F; N] = std::array::from_fn(|i| L::splat(std::hint::black_box(i as f32)));
+        let mut acc = [L::splat(0.0); N];
+        for (i, x) in acc.iter_mut().enumerate() {
+            *x = L::splat(std::hint::black_box(i as f32));
+        }
         let pair = std::hint::black_box(0x3c00_3c00);
         for _ in 0..n {
             for x in &mut acc {
                 *x = L::dot_bf16(*x, line.as_ptr(), pair);
             }
         }
-        acc.into_iter().fold(0.0, |s, x| s + L::sum(x))
+        let mut sum = 0.0;
+        for x in acc {
+            sum += L::sum(x);
+        }
+        sum
     }
 }
 
@@ -123,6 +137,10 @@ pub(super) unsafe fn read<L: Lanes>(p: *const f32, n: usize, ahead: usize) -> f3
                 *acc = L::add(*acc, L::load(at));
             }
         }
-        acc.into_iter().fold(0.0, |s, x| s + L::sum(x))
+        let mut sum = 0.0;
+        for x in acc {
+            sum += L::sum(x);
+        }
+        sum
     }
 }

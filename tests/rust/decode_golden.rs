@@ -70,7 +70,9 @@ fn replay(wanted: impl Fn(&Map<String, Value>) -> bool) -> usize {
         let mut generation = Generation::new(model, prompts, options).expect("a sound request");
         let mut got = vec![Vec::new(); generation.row_count()];
         let mut reasons = vec![None; got.len()];
-        while let Some(events) = generation.advance().unwrap_or_else(|error| panic!("case {place}: {error}: {case}")) {
+        while let Some(events) =
+            generation.advance().unwrap_or_else(|error| panic!("case {place}: {error}: {case}"))
+        {
             for event in events {
                 got[event.row].push(event.token_id);
                 reasons[event.row] = event.finish_reason;

@@ -9,6 +9,7 @@ mod decode_golden;
 mod decode_rng;
 mod engine;
 mod fake;
+mod kernels;
 
 /// The golden file `name`, made by a script in `tools/`.
 fn golden(name: &str) -> serde_json::Value {

@@ -1,0 +1,317 @@
+//! Law 1: every table of kernels gives what the naive reference gives, for odd shapes, in every format; and the law beneath
+//! batch-invariance: a row's bits do not depend on the rows beside it, on the blocks, or on the tile.
+
+use fastdecode::kernels::{
+    self, Activation, Attention, BLOCK, Bias, CHUNK, Epilogue, Family, Format, Kernels, LINE, Matmul, Norm,
+    Tuning, Visible, WIDTH,
+};
+use fastdecode::kv::{self, Pool, Sequence, Shape};
+use fastdecode::layers::stride;
+use fastdecode::packed::{Arena, Orientation, Packed, Storage, packed_bytes};
+use proptest::prelude::*;
+
+/// A reproducible value in -1..1 that bf16 and f16 hold exactly.
+fn value(i: usize) -> f32 {
+    let x = (i as u64).wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 40;
+    (x % 255) as f32 / 128.0 - 1.0
+}
+
+fn packed(storage: Storage, outputs: usize, inputs: usize) -> Packed {
+    let arena = Arena::new(packed_bytes(storage, outputs, inputs).unwrap() + LINE).unwrap();
+    let m = Packed::new(&arena, 0, storage, outputs, inputs);
+    let data: Vec<u8> = (0..outputs * inputs).flat_map(|i| value(i).to_le_bytes()).collect();
+    for first in (0..outputs).step_by(WIDTH) {
+        let rows = (outputs - first).min(WIDTH);
+        let bytes = &data[first * inputs * 4..(first + rows) * inputs * 4];
+        // SAFETY: one thread.
+        assert!(unsafe { m.write(Orientation::OutIn, first, Storage::F32, bytes) }, "values fit");
+    }
+    m
+}
+
+/// Rows of activations, padded as the layers pad them.
+fn rows(m: usize, k: usize, seed: usize) -> Vec<f32> {
+    let mut a = vec![0.0; m * stride(k)];
+    for r in 0..m {
+        for c in 0..k {
+            a[r * stride(k) + c] = value(seed + r * 1009 + c * 31);
+        }
+    }
+    a
+}
+
+/// The product of every row, `m × padded outputs`.
+fn multiply(k: &Kernels, format: Format, w: &Packed, a: &[f32], m: usize, tuning: Tuning) -> Vec<f32> {
+    let n = w.panels() * WIDTH;
+    let mut c = vec![f32::NAN; m * n];
+    let mut scratch = vec![f32::NAN; tuning.scratch(w.inputs())];
+    let job = Matmul {
+        a: a.as_ptr(),
+        a_stride: stride(w.inputs()),
+        m,
+        k: w.inputs(),
+        w: w.panel(0),
+        panels: w.panels(),
+        c: c.as_mut_ptr(),
+        c_stride: n,
+        epilogue: Epilogue::NONE,
+        scratch: scratch.as_mut_ptr(),
+        tuning,
+        finish: k.finish(),
+    };
+    // SAFETY: the vectors have the sizes that the job states.
+    unsafe { k.matmul(format, &job) };
+    c
+}
+
+const FORMATS: [(Format, Storage); 4] = [
+    (Format::F32, Storage::F32),
+    (Format::Bf16, Storage::Bf16),
+    (Format::F16, Storage::F16),
+    (Format::Bf16Dot, Storage::Bf16),
+];
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(40))]
+
+    #[test]
+    fn products_equal_the_reference_and_rows_stand_alone(
+        m in prop_oneof![1usize..20, Just(25), Just(60)],
+        n in prop_oneof![1usize..70, Just(33), Just(160)],
+        k in prop_oneof![1usize..70, Just(255), Just(513), Just(1030)],
+        which in 0usize..4,
+        block in prop_oneof![Just(64usize), Just(256), Just(768)],
+        panels in prop_oneof![Just(1usize), Just(2), Just(4)],
+        ahead in prop_oneof![Just(0usize), Just(2048)],
+    ) {
+        let (format, storage) = FORMATS[which];
+        let w = packed(storage, n, k);
+        let a = rows(m, k, 17);
+        for table in Kernels::available() {
+            let tuning = Tuning { panels, prefetch: ahead, block_k: block, widened: block, block_m: 24 };
+            let c = multiply(&table, format, &w, &a, m, tuning);
+            let stride_c = w.panels() * WIDTH;
+            for r in 0..m {
+                for o in 0..n {
+                    let want: f64 = (0..k)
+                        .map(|i| f64::from(a[r * stride(k) + i]) * f64::from(value(o * k + i)))
+                        .sum();
+                    let got = f64::from(c[r * stride_c + o]);
+                    prop_assert!((got - want).abs() <= 1e-6 * (k as f64) + 1e-6,
+                        "{} {format:?} {m}x{n}x{k} row {r} output {o}: {got} for {want}", table.name);
+                }
+                for o in n..stride_c {
+                    prop_assert_eq!(c[r * stride_c + o], 0.0, "padding is zero");
+                }
+            }
+            // Each row alone, under other sizes of blocks.
+            let other = Family::Unknown.tuning();
+            for r in 0..m {
+                let row = &a[r * stride(k)..(r + 1) * stride(k)];
+                let alone = multiply(&table, format, &w, row, 1, other);
+                let beside = &c[r * stride_c..(r + 1) * stride_c];
+                prop_assert!(alone.iter().zip(beside).all(|(x, y)| x.to_bits() == y.to_bits()),
+                    "{} {format:?} {m}x{n}x{k}: row {r} depends on its company", table.name);
+            }
+        }
+    }
+
+    #[test]
+    fn attention_equals_the_reference_and_rows_stand_alone(
+        d in prop_oneof![Just(1usize), Just(5), Just(16), Just(17), Just(64)],
+        before in prop_oneof![Just(0usize), 1usize..40, Just(255), Just(300)],
+        new in prop_oneof![1usize..14, Just(33), Just(270)],
+        bf16: bool,
+        biased: bool,
+        causal: bool,
+    ) {
+        let shape = Shape { layers: 2, heads: 2, head_dim: d, bf16 };
+        let (layer, head) = (1, 1);
+        let keys = before + new;
+        let mut s = Sequence::new(&Pool::new(shape));
+        s.reserve(keys).unwrap();
+        let mut blocks = Vec::new();
+        s.pointers(&mut blocks);
+        let row = |seed: usize, t: usize| -> Vec<f32> { (0..d).map(|i| value(seed + t * 131 + i)).collect() };
+        for t in 0..keys {
+            let (key, val) = (row(1, t), row(2, t));
+            // SAFETY: reserved, one thread.
+            unsafe {
+                let b = blocks[t / BLOCK].cast_mut();
+                kv::write(&shape, b, t % BLOCK, layer, head, key.as_ptr(), val.as_ptr());
+            }
+        }
+        let q: Vec<f32> = (0..new).flat_map(|i| row(3, i)).collect();
+        let biases: Vec<f32> = (0..2 * (keys + BLOCK) + 1).map(value).collect();
+        let zero = keys + BLOCK;
+        let scale = 0.7;
+        for table in Kernels::available() {
+            let run = |first: usize, n: usize| {
+                let mut out = vec![f32::NAN; n * d];
+                let mut scratch = vec![f32::NAN; kernels::attention_scratch(d)];
+                let job = Attention {
+                    q: q[first * d..].as_ptr(),
+                    q_stride: d,
+                    rows: n,
+                    d,
+                    blocks: &blocks,
+                    keys: shape.keys(layer, head),
+                    values: shape.values(layer, head),
+                    visible: if causal { Visible::Causal { first: before + first } } else { Visible::All { keys } },
+                    scale,
+                    bias: biased.then(|| Bias { at: biases[zero..].as_ptr(), first: before + first }),
+                    out: out.as_mut_ptr(),
+                    out_stride: d,
+                    round: false,
+                    scratch: scratch.as_mut_ptr(),
+                };
+                // SAFETY: the vectors have the sizes that the job states.
+                unsafe { table.attention(bf16, &job) };
+                out
+            };
+            let all = run(0, new);
+            for i in 0..new {
+                let p = before + i;
+                let seen = if causal { p + 1 } else { keys };
+                let scores: Vec<f64> = (0..seen).map(|t| {
+                    let dot: f64 = row(3, i).iter().zip(row(1, t)).map(|(a, b)| f64::from(*a) * f64::from(b)).sum();
+                    dot * scale as f64 + if biased { f64::from(biases[zero + t - p]) } else { 0.0 }
+                }).collect();
+                let max = scores.iter().copied().fold(f64::MIN, f64::max);
+                let total: f64 = scores.iter().map(|s| (s - max).exp()).sum();
+                for c in 0..d {
+                    let want: f64 = scores.iter().enumerate()
+                        .map(|(t, s)| (s - max).exp() / total * f64::from(row(2, t)[c])).sum();
+                    let got = f64::from(all[i * d + c]);
+                    prop_assert!((got - want).abs() < 2e-5, "{}: row {i} column {c}: {got} for {want}", table.name);
+                }
+                let alone = run(i, 1);
+                prop_assert!(alone.iter().zip(&all[i * d..]).all(|(x, y)| x.to_bits() == y.to_bits()),
+                    "{}: row {i} depends on its company", table.name);
+            }
+        }
+        prop_assert!(CHUNK > 0);
+    }
+
+    #[test]
+    fn norms_equal_the_reference(n in prop_oneof![1usize..70, Just(768), Just(769)], shift in -3.0f32..3.0) {
+        let x: Vec<f32> = (0..n).map(|i| value(i * 7) + shift).collect();
+        let weight: Vec<f32> = (0..n).map(|i| value(i + 5)).collect();
+        let bias: Vec<f32> = (0..n).map(|i| value(i + 9)).collect();
+        let eps = 1e-5;
+        let mut bits: Option<Vec<u32>> = None;
+        for table in Kernels::available() {
+            for rms in [false, true] {
+                let mut out = vec![f32::NAN; n.next_multiple_of(WIDTH)];
+                let bias_at = if rms { std::ptr::null() } else { bias.as_ptr() };
+                let job = Norm { x: x.as_ptr(), out: out.as_mut_ptr(), n, weight: weight.as_ptr(), bias: bias_at, eps, round: false };
+                // SAFETY: the vectors have the sizes that the job states.
+                unsafe { if rms { table.rms_norm(&job) } else { table.layer_norm(&job) } };
+                let mean = if rms { 0.0 } else { x.iter().map(|&v| f64::from(v)).sum::<f64>() / n as f64 };
+                let variance = x.iter().map(|&v| (f64::from(v) - mean).powi(2)).sum::<f64>() / n as f64;
+                for i in 0..n {
+                    let scaled = (f64::from(x[i]) - mean) / (variance + f64::from(eps)).sqrt() * f64::from(weight[i]);
+                    let want = scaled + if rms { 0.0 } else { f64::from(bias[i]) };
+                    prop_assert!((f64::from(out[i]) - want).abs() < 2e-4 * want.abs().max(1.0), "{} {i}", table.name);
+                }
+                prop_assert!(out[n..].iter().all(|v| *v == 0.0), "padding is zero");
+                if rms {
+                    continue;
+                }
+                // Without a product to fuse in the mean, the sums of the tables with an FMA are the same bits.
+                if table.name != "portable" {
+                    let now: Vec<u32> = out.iter().map(|v| v.to_bits()).collect();
+                    prop_assert_eq!(bits.get_or_insert_with(|| now.clone()), &now, "tables agree");
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn every_activation_equals_its_formula() {
+    let erf = |x: f64| {
+        if x.abs() > 5.0 {
+            return x.signum(); // 1 - erf(5) is 1.5e-12.
+        }
+        // Series of Abramowitz and Stegun 7.1.5, enough terms for |x| < 5.
+        let (mut term, mut sum) = (x, x);
+        for n in 1..120 {
+            term *= -x * x / f64::from(n);
+            sum += term / f64::from(2 * n + 1);
+        }
+        sum * 2.0 / std::f64::consts::PI.sqrt()
+    };
+    let sigmoid = |x: f64| 1.0 / (1.0 + (-x).exp());
+    let gelu = |x: f64| 0.5 * x * (1.0 + erf(x / 2f64.sqrt()));
+    let softplus = |x: f64| x.exp().ln_1p();
+    let truth = |a: Activation, x: f64| match a {
+        Activation::Linear => x,
+        Activation::Relu => x.max(0.0),
+        Activation::Relu2 => x.max(0.0).powi(2),
+        Activation::Relu6 => x.clamp(0.0, 6.0),
+        Activation::LeakyRelu => {
+            if x < 0.0 {
+                0.01 * x
+            } else {
+                x
+            }
+        }
+        Activation::Gelu => gelu(x),
+        Activation::Gelu10 => gelu(x).clamp(-10.0, 10.0),
+        Activation::GeluNew => {
+            0.5 * x * (1.0 + ((2.0 / std::f64::consts::PI).sqrt() * (x + 0.044715 * x.powi(3))).tanh())
+        }
+        Activation::QuickGelu => x * sigmoid(1.702 * x),
+        Activation::Silu => x * sigmoid(x),
+        Activation::Mish => x * softplus(x).tanh(),
+        Activation::Tanh => x.tanh(),
+        Activation::Sigmoid => sigmoid(x),
+        Activation::HardSwish => x * (x + 3.0).clamp(0.0, 6.0) / 6.0,
+        Activation::Laplace => 0.5 * (1.0 + erf((x - 0.707107) / (0.282095 * 2f64.sqrt()))),
+        Activation::SqrtSoftplus => softplus(x).sqrt(),
+    };
+    let xs: Vec<f32> = (0..1600).map(|i| (i as f32 - 800.0) / 400.0).collect();
+    for name in Activation::names().split(", ") {
+        let activation = Activation::from_name(name).expect("a listed name");
+        for table in Kernels::available() {
+            let mut c = xs.clone();
+            let e = Epilogue { activation, ..Epilogue::NONE };
+            // SAFETY: one row of whole panels.
+            unsafe { (table.finish())(c.as_mut_ptr(), c.len(), 1, c.len(), &e) };
+            for (x, y) in xs.iter().zip(&c) {
+                let want = truth(activation, f64::from(*x));
+                assert!(
+                    (f64::from(*y) - want).abs() < 1e-6,
+                    "{name} on {}: {y} for {want} at {x}",
+                    table.name
+                );
+            }
+        }
+    }
+    assert!(Activation::from_name("prelu").is_none(), "an activation with parameters is not pointwise");
+}
+
+#[test]
+fn the_epilogue_adds_bias_before_and_residual_after_the_activation() {
+    for table in Kernels::available() {
+        let (bias, residual) = (vec![-3.0; WIDTH], vec![10.0; 2 * WIDTH]);
+        let mut c = vec![2.0; 2 * WIDTH];
+        let e = Epilogue {
+            bias: bias.as_ptr(),
+            activation: Activation::Relu,
+            residual: residual.as_ptr(),
+            residual_stride: WIDTH,
+            round: false,
+        };
+        // SAFETY: two rows of one panel.
+        unsafe { (table.finish())(c.as_mut_ptr(), WIDTH, 2, WIDTH, &e) };
+        assert_eq!(c, vec![10.0; 2 * WIDTH], "{}: relu(2 - 3) + 10", table.name);
+    }
+}
+
+#[test]
+fn an_absent_table_is_an_error() {
+    assert!(matches!(Kernels::named("avx9"), Err(fastdecode::Error::Isa { .. })), "no such table");
+    assert!(Kernels::available().iter().any(|t| t.name == "portable"), "portable runs everywhere");
+}
