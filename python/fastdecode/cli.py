@@ -89,7 +89,21 @@ def _parser() -> argparse.ArgumentParser:
     _add_model(info, optional=True)
     info.add_argument("--json", action="store_true", help="one JSON object")
     info.set_defaults(command=_info)
+
+    bench = commands.add_parser("bench", help="time a model, beside what this machine can do at most")
+    _add_model(bench)
+    bench.add_argument("--json", action="store_true", help="one JSON object")
+    bench.add_argument(
+        "--rounds", type=_at_least_one, default=5, metavar="N", help="repetitions; the median counts"
+    )
+    bench.set_defaults(command=_bench)
     return parser
+
+
+def _at_least_one(text: str) -> int:
+    if (number := int(text)) < 1:
+        raise ValueError
+    return number
 
 
 def _add_model(parser: argparse.ArgumentParser, *, optional: bool = False) -> None:
@@ -180,6 +194,32 @@ def _info(parsed: argparse.Namespace) -> None:
                 print(f"  {name.replace('_', ' '):<16} {_shown(name, item)}")
         else:
             print(f"{key:<18} {value}")
+
+
+def _bench(parsed: argparse.Namespace) -> None:
+    from .bench import measure
+
+    values = {"name": parsed.model} | measure(_load(parsed), rounds=parsed.rounds)
+    if parsed.json:
+        print(json.dumps(values, indent=2))
+        return
+    prefill, decode, limits = values["prefill"], values["decode"], values["limits"]
+    print(
+        f"{values['name']}: {values['parameters']:,} parameters in {values['dtype']}, products in "
+        f"{values['compute_dtype']}, {values['isa']}, {values['num_threads']} threads"
+    )
+    print(
+        f"prefill of {prefill['tokens']} tokens: {prefill['tokens_per_second']:,.0f} tokens/s, "
+        f"{prefill['flops_per_second'] / 1e9:,.1f} GFLOP/s, {prefill['share_of_peak']:.0%} of the peak"
+    )
+    print(
+        f"decode after {decode['prompt_tokens']} tokens: {decode['tokens_per_second']:,.1f} tokens/s, "
+        f"{decode['bytes_per_second'] / 1e9:,.1f} GB/s, {decode['share_of_bandwidth']:.0%} of the read bandwidth"
+    )
+    print(
+        f"this machine at most: {limits['read_bytes_per_second'] / 1e9:,.1f} GB/s, "
+        f"{limits['f32_flops_per_second'] / 1e9:,.1f} GFLOP/s in float32"
+    )
 
 
 def _shown(name: str, value: object) -> str:

@@ -1,0 +1,107 @@
+"""How fast a model runs here, beside what the machine can do at most.
+
+Counted as ARCHITECTURE.md says: decode in bytes of weights and cache read per step, prefill in floating-point
+operations of the matrices, attention and head; the limits are measured around every round, on a buffer of the
+model's size.
+"""
+
+from __future__ import annotations
+
+import random
+import statistics
+from typing import TYPE_CHECKING, Any
+
+from . import _core
+
+if TYPE_CHECKING:
+    from .model import CausalLM
+
+
+def measure(
+    model: CausalLM, *, rounds: int = 5, prefill: int = 512, prompt: int = 32, new: int = 128
+) -> dict[str, Any]:
+    """Times prefill and decode of one sequence.
+
+    Every call gets a fresh prompt of random ids. Lengths shrink to what the model's context holds.
+
+    Args:
+        model: The model; its number of threads is used for the limits too.
+        rounds: Repetitions, at least 1; the median counts.
+        prefill: Tokens of the prompt whose prefill is timed.
+        prompt: Tokens of the prompt before the decode that is timed.
+        new: New tokens of that decode, the first of which counts as prefill.
+
+    Returns:
+        `limits` (bytes and floating-point operations per second), `prefill` and `decode` (tokens, seconds,
+        tokens per second, and the share of the limit that was reached), and what the model and the machine
+        are.
+    """
+    info = model.info()
+    context = info["context_length"]
+    prefill = min(prefill, context - 1)
+    prompt = min(prompt, context // 2)
+    new = min(new, context - prompt)
+    draw = random.Random(0)
+
+    def ids(count: int) -> list[int]:
+        return [draw.randrange(info["vocab_size"]) for _ in range(count)]
+
+    limits: list[dict[str, Any]] = [_limits(info)]
+    seconds: dict[str, list[float]] = {"prefill": [], "decode": []}
+    for _ in range(rounds):
+        first = model.run(ids(prefill), max_new_tokens=1, do_sample=False, eos_token_id=None)
+        seconds["prefill"].append(first.timings.prefill)
+        long = model.run(ids(prompt), max_new_tokens=new, do_sample=False, eos_token_id=None)
+        seconds["decode"].append(long.timings.decode)
+        limits.append(_limits(info))
+    best = {name: max((found[name] or 0.0) for found in limits) for name in limits[0]}
+    peak = best["f32_flops_per_second"]
+    if info["compute_dtype"] == "bfloat16":
+        peak = max(peak, best["bf16_dot_flops_per_second"])
+    flops = _prefill_flops(model.config, prefill)
+    steps = new - 1
+    read = steps * info["weight_bytes"] + info["cache_bytes_per_token"] * steps * (prompt + new / 2)
+    result: dict[str, Any] = {
+        name: info[name]
+        for name in (
+            "architecture",
+            "parameters",
+            "dtype",
+            "compute_dtype",
+            "isa",
+            "num_threads",
+            "weight_bytes",
+        )
+    }
+    time = statistics.median(seconds["prefill"])
+    result["prefill"] = {
+        "tokens": prefill,
+        "seconds": time,
+        "tokens_per_second": prefill / time,
+        "flops_per_second": flops / time,
+        "share_of_peak": flops / time / peak,
+    }
+    time = statistics.median(seconds["decode"])
+    result["decode"] = {
+        "prompt_tokens": prompt,
+        "tokens": steps,
+        "seconds": time,
+        "tokens_per_second": steps / time,
+        "bytes_per_second": read / time,
+        "share_of_bandwidth": read / time / best["read_bytes_per_second"],
+    }
+    result["limits"] = best
+    return result
+
+
+def _limits(info: dict[str, Any]) -> dict[str, Any]:
+    return _core.measure_limits(info["weight_bytes"], info["num_threads"])
+
+
+def _prefill_flops(config: Any, tokens: int) -> float:  # noqa: ANN401 (values of config.json)
+    """Two operations per weight and token, causal attention over half of the square, the head for the last token."""
+    width, layers = config["n_embd"], config["n_layer"]
+    inner = config.get("n_inner") or 4 * width
+    matrices = 2 * tokens * layers * (4 * width * width + 2 * width * inner)
+    attention = 2 * 2 * layers * width * tokens * (tokens + 1) / 2
+    return float(matrices + attention + 2 * width * config["vocab_size"])

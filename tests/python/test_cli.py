@@ -1,0 +1,254 @@
+"""The command: text to stdout, the rest to stderr, exit statuses."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from typing import TYPE_CHECKING, Any
+
+import fastdecode
+import pytest
+import tiny
+from fastdecode import cli
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+LENGTH = ("--max-new-tokens", "12")
+
+
+@pytest.fixture
+def text(model: fastdecode.CausalLM) -> str:
+    return model.generate("Once upon", max_new_tokens=12)
+
+
+def run(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, str]:
+    status = cli.main(arguments)
+    captured = capsys.readouterr()
+    return status, captured.out, captured.err
+
+
+def test_run(capsys: pytest.CaptureFixture[str], folder: Path, text: str) -> None:
+    status, out, err = run(capsys, "run", str(folder), "Once upon", *LENGTH)
+    assert (status, out) == (0, text + "\n")
+    assert "12 new tokens" in err
+    assert "tokens/s" in err
+    assert "prompt" in err
+    assert run(capsys, "run", str(folder), "Once upon", *LENGTH, "--quiet") == (0, text + "\n", "")
+    echoed = run(capsys, "run", str(folder), "Once upon", *LENGTH, "--quiet", "--echo")
+    assert echoed == (0, "Once upon" + text + "\n", "")
+
+
+def test_run_without_a_prompt_starts_from_bos(
+    capsys: pytest.CaptureFixture[str], folder: Path, model: fastdecode.CausalLM
+) -> None:
+    expected = model.generate("", max_new_tokens=12)
+    assert run(capsys, "run", str(folder), *LENGTH, "--quiet") == (0, expected + "\n", "")
+
+
+def test_options_reach_the_model(
+    capsys: pytest.CaptureFixture[str], folder: Path, model: fastdecode.CausalLM
+) -> None:
+    flags = ["--do-sample", "--temperature", "2.5", "--top-k", "40", "--top-p", "0.9", "--min-p", "0.01"]
+    flags += ["--seed", "7", "--repetition-penalty", "1.5", "--min-new-tokens", "2", "--max-length", "20"]
+    options: Any = {
+        "do_sample": True,
+        "temperature": 2.5,
+        "top_k": 40,
+        "top_p": 0.9,
+        "min_p": 0.01,
+        "seed": 7,
+        "repetition_penalty": 1.5,
+        "min_new_tokens": 2,
+        "max_length": 20,
+    }
+    expected = model.generate("Once upon", **options)
+    assert run(capsys, "run", str(folder), "Once upon", *flags, "--quiet") == (0, expected + "\n", "")
+    stop = expected[2:4]
+    cut = model.generate("Once upon", stop=[stop, "zzz"], **options)
+    stopped = run(capsys, "run", str(folder), "Once upon", *flags, "--quiet", "--stop", stop, "--stop", "zzz")
+    assert stopped == (0, cut + "\n", "")
+    both = model.generate("Once upon", num_return_sequences=3, **options)
+    several = run(capsys, "run", str(folder), "Once upon", *flags, "--quiet", "--num-return-sequences", "3")
+    assert several == (0, "".join(one + "\n" for one in both), "")
+
+
+def test_load_options_reach_the_model(capsys: pytest.CaptureFixture[str], folder: Path) -> None:
+    status, out, _ = run(
+        capsys,
+        "info",
+        str(folder),
+        "--dtype",
+        "bfloat16",
+        "--compute-dtype",
+        "bfloat16",
+        "--num-threads",
+        "1",
+        "--json",
+    )
+    assert status == 0
+    model = json.loads(out)["model"]
+    assert (model["dtype"], model["compute_dtype"], model["num_threads"]) == ("bfloat16", "bfloat16", 1)
+
+
+def test_info(capsys: pytest.CaptureFixture[str], folder: Path) -> None:
+    status, out, err = run(capsys, "info")
+    assert (status, err) == (0, "")
+    assert fastdecode.__version__ in out
+    assert fastdecode.cpu_info()["isa"] in out
+    status, out, err = run(capsys, "info", str(folder))
+    assert (status, err) == (0, "")
+    for shown in ("gpt2", "23,712", "MB", "float32", "threads"):
+        assert shown in out
+    assert set(json.loads(run(capsys, "info", "--json")[1])) == {"version", "cpu"}
+
+
+def test_bench(capsys: pytest.CaptureFixture[str], folder: Path) -> None:
+    status, out, err = run(capsys, "bench", str(folder), "--rounds", "1", "--num-threads", "1", "--json")
+    assert (status, err) == (0, "")
+    values = json.loads(out)
+    assert values["prefill"]["tokens"] == 63
+    assert values["decode"]["tokens"] == 31
+    assert values["prefill"]["tokens_per_second"] > 0
+    assert 0 < values["prefill"]["share_of_peak"] < 2
+    assert values["decode"]["share_of_bandwidth"] > 0
+    assert values["limits"]["read_bytes_per_second"] > 1e8
+    status, out, _ = run(capsys, "bench", str(folder), "--rounds", "1", "--num-threads", "1")
+    assert status == 0
+    for shown in ("prefill of 63 tokens", "decode after 32 tokens", "GB/s", "GFLOP/s", "of the peak"):
+        assert shown in out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("run", "/no/such/folder", "a"), "no such folder"),
+        (("run", "{folder}", "a", "--temperature", "0.5"), "do_sample=True"),
+        (("run", "{folder}", "a", "--max-new-tokens", "1000"), "at most 64"),
+        (("run", "{folder}", "a", "--max-new-tokens", "0"), "at least 1"),
+        (("run", "{ids_folder}", "a"), "tokenizer"),
+        (("run", "{folder}", "a", "--num-threads", "0"), "num_threads"),
+        (("info", "{folder}", "--revision", "main"), "revision"),
+        (("bench", "/no/such/folder"), "no such folder"),
+    ],
+)
+def test_errors(
+    capsys: pytest.CaptureFixture[str],
+    folder: Path,
+    ids_folder: Path,
+    arguments: tuple[str, ...],
+    message: str,
+) -> None:
+    filled = [argument.format(folder=folder, ids_folder=ids_folder) for argument in arguments]
+    status, out, err = run(capsys, *filled)
+    assert (status, out) == (1, "")
+    assert err.startswith("fastdecode: error: ")
+    assert message in err
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        (),
+        ("walk",),
+        ("run",),
+        ("run", "m", "p", "--top-k", "x"),
+        ("run", "m", "p", "--bogus"),
+        ("info", "--dtype", "x"),
+    ],
+)
+def test_wrong_arguments(capsys: pytest.CaptureFixture[str], arguments: tuple[str, ...]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        cli.main(arguments)
+    assert caught.value.code == 2
+    assert "usage: fastdecode" in capsys.readouterr().err
+
+
+def test_warnings_are_shown_as_lines(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    import numpy as np
+    from safetensors.numpy import load_file, save_file
+
+    folder = tiny.write_folder(tmp_path / "m")
+    tensors = load_file(folder / "model.safetensors")
+    save_file(tensors | {"surplus": np.zeros(1, np.float32)}, folder / "model.safetensors")
+    status, _, err = run(capsys, "info", str(folder))
+    assert status == 0
+    assert err == "fastdecode: warning: the checkpoint has tensors that the model does not use: surplus\n"
+
+
+def test_version(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        cli.main(["--version"])
+    assert caught.value.code == 0
+    assert capsys.readouterr().out == f"fastdecode {fastdecode.__version__}\n"
+
+
+def command(*arguments: str, **options: Any) -> subprocess.Popen[bytes]:
+    environment = os.environ | {"PYTHONIOENCODING": "utf-8"}
+    return subprocess.Popen([sys.executable, "-m", "fastdecode", *arguments], env=environment, **options)
+
+
+def test_stdin(folder: Path, text: str) -> None:
+    with command(
+        "run", str(folder), "-", *LENGTH, "--quiet", stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as process:
+        out, _ = process.communicate(b"Once upon\n")
+    assert process.returncode == 0
+    assert out.decode() == text + "\n"
+
+
+def test_output_comes_as_it_is_made(tmp_path: Path, model: fastdecode.CausalLM) -> None:
+    """The first bytes arrive long before the last."""
+    assert model.tokenizer is not None
+    folder = tiny.write_folder(tmp_path / "m", tokenizer=model.tokenizer.backend, n_positions=4096)
+    options = (
+        "--max-new-tokens",
+        "4000",
+        "--do-sample",
+        "--temperature",
+        "5.0",
+        "--seed",
+        "1",
+        "--top-k",
+        "0",
+    )
+    with command(
+        "run", str(folder), "a", *options, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    ) as process:
+        assert process.stdout is not None
+        assert process.stdout.read(1)
+        assert process.poll() is None
+        process.send_signal(signal.SIGINT)
+        began = time.monotonic()
+        process.stdout.read()
+        assert process.wait() == 130
+        assert time.monotonic() - began < 20
+
+
+def test_a_reader_that_leaves(tmp_path: Path, model: fastdecode.CausalLM) -> None:
+    assert model.tokenizer is not None
+    folder = tiny.write_folder(tmp_path / "m", tokenizer=model.tokenizer.backend, n_positions=4096)
+    options = (
+        "--max-new-tokens",
+        "4000",
+        "--do-sample",
+        "--temperature",
+        "5.0",
+        "--seed",
+        "1",
+        "--top-k",
+        "0",
+    )
+    with command(
+        "run", str(folder), "a", *options, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    ) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        process.stdout.read(1)
+        process.stdout.close()
+        assert process.wait() == 1
+        assert process.stderr.read() == b""
