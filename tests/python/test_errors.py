@@ -1,0 +1,297 @@
+"""Bad folders and bad machines: the exception, its fields, and what it is a case of."""
+
+from __future__ import annotations
+
+import builtins
+import json
+import os
+import pickle
+import subprocess
+import sys
+from typing import TYPE_CHECKING, Any
+
+import fastdecode
+import numpy as np
+import pytest
+import tiny
+from fastdecode import errors
+from safetensors.numpy import load_file, save_file
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+CLASSES = [getattr(errors, name) for name in errors.__all__]
+
+
+@pytest.fixture
+def broken(tmp_path: Path) -> Path:
+    return tiny.write_folder(tmp_path / "m")
+
+
+def change(folder: Path, **values: Any) -> None:
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | values))
+
+
+def failure(folder: Path, **options: Any) -> Any:
+    with pytest.raises(errors.FastdecodeError) as caught:
+        fastdecode.load(folder, num_threads=1, **options)
+    assert str(caught.value)
+    again = pickle.loads(pickle.dumps(caught.value))
+    assert type(again) is type(caught.value)
+    assert str(again) == str(caught.value)
+    assert vars(again) == vars(caught.value)
+    return caught.value
+
+
+def test_every_exception_is_one_of_ours_and_a_built_in() -> None:
+    assert errors.FastdecodeError in CLASSES
+    for cls in CLASSES:
+        if cls in (errors.FastdecodeError, errors.FastdecodeWarning):
+            continue
+        assert issubclass(cls, errors.FastdecodeError)
+        kinds = [
+            base for base in cls.__mro__ if base.__module__ == "builtins" and base not in (Exception, object)
+        ]
+        assert kinds[0] is not BaseException, f"{cls.__name__} is no case of a built-in exception"
+        assert getattr(builtins, kinds[0].__name__) is kinds[0]
+
+
+def test_fields_are_attributes() -> None:
+    error = errors.CheckpointError("message", file="f", tensor="t", expected="e", got="g")
+    assert (str(error), error.file, error.tensor, error.expected, error.got) == (
+        "message",
+        "f",
+        "t",
+        "e",
+        "g",
+    )
+    assert errors.CheckpointError("message").tensor is None
+
+
+@pytest.mark.parametrize("name", ["config.json", "model.safetensors"])
+def test_a_missing_file(broken: Path, name: str) -> None:
+    (broken / name).unlink()
+    error = failure(broken)
+    assert isinstance(error, errors.FileMissingError)
+    assert isinstance(error, FileNotFoundError)
+    assert str(broken) in str(error.file)
+    assert name in str(error)
+
+
+def test_a_forbidden_file(broken: Path) -> None:
+    broken.chmod(0)
+    code = f"""
+import os, fastdecode
+from fastdecode import _core
+if os.geteuid() == 0:
+    os.setuid(65534)  # the superuser may read everything
+try:
+    _core.Model.load({str(broken)!r}, "auto", None, 1)
+except fastdecode.errors.FileForbiddenError as error:
+    print(isinstance(error, PermissionError), error.file, error.errno)
+"""
+    answer = python(code)
+    broken.chmod(0o755)
+    assert answer == f"True {broken / 'config.json'} 13\n"
+
+
+def test_a_folder_in_place_of_a_file(broken: Path) -> None:
+    (broken / "model.safetensors").unlink()
+    (broken / "model.safetensors").mkdir()
+    assert isinstance(failure(broken), (errors.FileReadError, errors.CheckpointError))
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{", '{"model_type": "gpt2"', "null", "\x00", "[" * 10_000])
+def test_config_that_is_no_json_object(broken: Path, text: str) -> None:
+    (broken / "config.json").write_text(text)
+    error = failure(broken)
+    assert isinstance(error, errors.ConfigError)
+    assert "config.json" in str(error.file)
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("n_layer", -1),
+        ("n_layer", "two"),
+        ("n_layer", 1.5),
+        ("n_embd", 0),
+        ("n_head", 5),
+        ("n_head", 0),
+        ("vocab_size", 2**60),
+        ("n_positions", 0),
+        ("activation_function", "gelu_newest"),
+        ("activation_function", 3),
+        ("layer_norm_epsilon", "small"),
+        ("model_type", 3),
+        ("tie_word_embeddings", "yes"),
+    ],
+)
+def test_values_of_config_that_cannot_be_used(broken: Path, field: str, value: object) -> None:
+    change(broken, **{field: value})
+    error = failure(broken)
+    if isinstance(error, errors.ConfigError):
+        assert error.field == field
+        assert error.expected
+        assert error.got
+    else:  # a size that the tensors deny
+        assert isinstance(error, (errors.CheckpointError, errors.OutOfMemoryError))
+
+
+@pytest.mark.parametrize("text", ["NaN", "Infinity", "-Infinity", "1e999"])
+def test_non_finite_values_of_config(broken: Path, text: str) -> None:
+    config = json.loads((broken / "config.json").read_text()) | {"layer_norm_epsilon": "HERE"}
+    (broken / "config.json").write_text(json.dumps(config).replace('"HERE"', text))
+    error = failure(broken)
+    assert isinstance(error, errors.ConfigError)
+    assert error.field == "layer_norm_epsilon" or text == "1e999"  # no float at all, says the JSON reader
+
+
+def test_another_architecture(broken: Path) -> None:
+    change(broken, model_type="bert")
+    error = failure(broken)
+    assert isinstance(error, errors.UnsupportedModelError)
+    assert error.got == "bert"
+    assert "gpt2" in str(error.expected)
+
+
+def test_a_missing_tensor(broken: Path) -> None:
+    tensors = load_file(broken / "model.safetensors")
+    del tensors["transformer.h.1.mlp.c_fc.weight"]
+    save_file(tensors, broken / "model.safetensors")
+    error = failure(broken)
+    assert isinstance(error, errors.CheckpointError)
+    assert "h.1.mlp.c_fc.weight" in str(error.tensor)
+    assert "model.safetensors" in str(error.file)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        lambda array: array[:-1],
+        lambda array: array.T.copy(),
+        lambda array: array.reshape(-1),
+        lambda array: array.astype(np.float64),
+        lambda array: array.astype(np.int32),
+    ],
+)
+def test_a_tensor_of_wrong_shape_or_type(broken: Path, wrong: Callable[[Any], Any]) -> None:
+    tensors = load_file(broken / "model.safetensors")
+    name = "transformer.h.0.attn.c_attn.weight"
+    tensors[name] = wrong(tensors[name])
+    save_file(tensors, broken / "model.safetensors")
+    error = failure(broken)
+    assert isinstance(error, errors.CheckpointError)
+    assert error.tensor in (name, name.removeprefix("transformer."))
+    assert error.expected
+    assert error.got
+
+
+@pytest.mark.parametrize("kept", [0, 7, 8, 100, 5000, -1])
+def test_a_file_that_was_cut_short(broken: Path, kept: int) -> None:
+    data = (broken / "model.safetensors").read_bytes()
+    (broken / "model.safetensors").write_bytes(data[:kept])
+    error = failure(broken)
+    assert isinstance(error, errors.CheckpointError)
+    assert "model.safetensors" in str(error.file)
+
+
+def test_untied_and_without_a_head(broken: Path) -> None:
+    change(broken, tie_word_embeddings=False)
+    error = failure(broken)
+    assert isinstance(error, errors.CheckpointError)
+    assert error.tensor == "lm_head.weight"
+
+
+def test_values_beyond_float16(broken: Path) -> None:
+    tensors = load_file(broken / "model.safetensors")
+    tensors["transformer.wte.weight"][3, 3] = 1e6
+    save_file(tensors, broken / "model.safetensors")
+    error = failure(broken, dtype="float16")
+    assert isinstance(error, errors.CheckpointError)
+    assert "wte.weight" in str(error.tensor)
+    assert fastdecode.load(broken, dtype="bfloat16", num_threads=1)
+
+
+def test_bfloat16_products_need_bfloat16_weights(broken: Path) -> None:
+    error = failure(broken, compute_dtype="bfloat16")
+    assert isinstance(error, errors.OptionError)
+    assert error.option == "compute_dtype"
+
+
+def test_scores_that_are_no_numbers(broken: Path) -> None:
+    tensors = load_file(broken / "model.safetensors")
+    tensors["transformer.ln_f.bias"][:] = np.nan
+    save_file(tensors, broken / "model.safetensors")
+    model = fastdecode.load(broken, num_threads=1)
+    calls: list[Any] = [{}, {"do_sample": True, "seed": 1}]
+    for options in calls:
+        with pytest.raises(errors.ScoresError) as caught:
+            model.run([[5], [6]], max_new_tokens=3, **options)
+        assert caught.value.row == 0
+        assert caught.value.expected
+    assert np.isnan(model.logits([5])).all()
+
+
+def python(code: str, **environment: str) -> str:
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        env=os.environ | environment,
+        check=False,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_an_instruction_set_that_is_absent() -> None:
+    code = """
+import fastdecode
+for call in (fastdecode.cpu_info, lambda: fastdecode.load("demo-stories")):
+    try:
+        call()
+    except fastdecode.errors.IsaError as error:
+        print(error.got, error.expected, isinstance(error, RuntimeError))
+"""
+    lines = python(code, FASTDECODE_ISA="sse9").splitlines()
+    assert len(lines) == 2
+    assert all(line.startswith("sse9 ") and "portable" in line and line.endswith("True") for line in lines)
+    portable = "import fastdecode; print(fastdecode.cpu_info()['isa'], fastdecode.load('demo-stories').info()['isa'])"
+    assert python(portable, FASTDECODE_ISA="portable") == "portable portable\n"
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="limits of address space are tried on Linux")
+def test_memory_that_the_system_refuses(tmp_path: Path) -> None:
+    """Nothing aborts: neither while loading nor when the cache grows."""
+    folder = tiny.write_folder(
+        tmp_path / "m", n_embd=256, n_head=4, n_layer=2, n_positions=4096, vocab_size=50_000
+    )
+    code = f"""
+import resource, fastdecode
+from fastdecode import errors
+folder = {str(folder)!r}
+fastdecode.load("demo-stories", num_threads=1).run([1, 2, 3], max_new_tokens=2)  # threads and libraries are there
+def used():
+    return int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
+def limit(more):
+    resource.setrlimit(resource.RLIMIT_AS, (used() + more, resource.RLIM_INFINITY))
+def attempt(what, call):
+    try:
+        call()
+    except errors.OutOfMemoryError as error:
+        print(what, error.bytes > 0, isinstance(error, MemoryError))
+    else:
+        print(what, "no error")
+limit(40 << 20)
+attempt("load", lambda: fastdecode.load(folder, num_threads=1))
+limit(1 << 34)
+model = fastdecode.load(folder, num_threads=1)
+limit(8 << 20)
+attempt("run", lambda: model.run([[1] * 2000] * 4, max_new_tokens=2))
+limit(1 << 34)
+print(len(model.run([1], max_new_tokens=2).token_ids))
+"""
+    assert python(code).splitlines() == ["load True True", "run True True", "2"]
