@@ -13,7 +13,7 @@ from .results import Chunk, Output, Timings, TokenLogprob, Usage
 from .tokenizer import StopText
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+    from collections.abc import AsyncGenerator, Callable, Generator, Sequence
 
     from . import _core
     from .options import Options
@@ -90,8 +90,8 @@ class Decoding:
         """Stops a step that is running in another thread, and every later one."""
         self._generation.cancel()
 
-    def chunks(self) -> Iterator[Chunk]:
-        """All pieces, step by step; closing the iterator, or an exception in it, stops the work."""
+    def chunks(self) -> Generator[Chunk]:
+        """All pieces, step by step; closing it, or an exception in it, stops the work."""
         try:
             while (step := self.advance()) is not None:
                 yield from step
@@ -164,7 +164,12 @@ class _Row:
         )
 
 
-async def astream(start: Callable[[], Decoding | None]) -> AsyncIterator[Chunk]:
+def no_chunks() -> Generator[Chunk]:
+    """The pieces of no prompts."""
+    yield from ()
+
+
+async def astream(start: Callable[[], Decoding | None]) -> AsyncGenerator[Chunk]:
     """All pieces, every step in the event loop's executor.
 
     Args:

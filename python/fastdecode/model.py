@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal, overload
 
 from . import _core
 from .arrays import as_floats, as_ids, as_tensor, bad_option, is_empty, is_one
-from .decoding import Decoding, astream
+from .decoding import Decoding, astream, no_chunks
 from .errors import ConfigError, FastdecodeWarning, TokenizerMissing
 from .folder import Config, config_defaults, folder_defaults, read_json
 from .hub import locate
@@ -23,7 +23,7 @@ from .tokenizer import Tokenizer, as_tokenizer, read_folder
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+    from collections.abc import AsyncGenerator, Generator, Mapping, Sequence
     from pathlib import Path
     from typing import Unpack
 
@@ -79,13 +79,16 @@ def load(
 
     Example:
         >>> model = fastdecode.load("demo-stories")
-        >>> print(model.generate("Once upon a time", max_new_tokens=40, seed=1))
+        >>> story = model.generate("Once upon a time", max_new_tokens=40, seed=1)
+        >>> story == model.generate("Once upon a time", max_new_tokens=40, seed=1)
+        True
     """
     began = time.perf_counter()
     source = locate(
         model, revision=revision, token=token, cache_dir=cache_dir, local_files_only=local_files_only
     )
-    # The native side comes first: it says best what is wrong with a folder.
+    given = None if tokenizer is None else as_tokenizer(tokenizer)
+    # Before config.json is read here: the native side says best what is wrong with a folder.
     core = _core.Model.load(str(source.folder), *_load_options(dtype, compute_dtype, num_threads))
     config = read_json(source.folder / "config.json")
     keywords = {
@@ -98,7 +101,7 @@ def load(
         "local_files_only": local_files_only,
     }
     defaults = folder_defaults(source.folder, config)
-    loaded = CausalLM(core, config, defaults, source.folder, tokenizer, (source.name, keywords))
+    loaded = CausalLM(core, config, defaults, source.folder, given, (source.name, keywords))
     loaded._load_seconds = time.perf_counter() - began
     return loaded
 
@@ -134,7 +137,7 @@ class CausalLM:
         config: Mapping[str, Any],
         defaults: Defaults,
         folder: Path | None,
-        tokenizer: object,
+        tokenizer: Tokenizer | None,
         source: tuple[str, dict[str, Any]] | None,
     ) -> None:
         self._core = core
@@ -143,7 +146,7 @@ class CausalLM:
         self._folder = folder
         self._source = source
         self._load_seconds = 0.0
-        self._tokenizer = None if tokenizer is None else as_tokenizer(tokenizer)
+        self._tokenizer = tokenizer
         self._tokenizer_read = tokenizer is not None
         if unknown := core.info()["unknown_tensors"]:
             message = f"the checkpoint has tensors that the model does not use: {', '.join(unknown)}"
@@ -178,6 +181,7 @@ class CausalLM:
         """
         began = time.perf_counter()
         options = _load_options(dtype, compute_dtype, num_threads)
+        given = None if tokenizer is None else as_tokenizer(tokenizer)
         try:
             text = json.dumps(dict(config))
         except (TypeError, ValueError) as error:
@@ -189,7 +193,7 @@ class CausalLM:
             ) from error
         core = _core.Model.from_tensors(text, [as_tensor(*item) for item in tensors.items()], *options)
         config = json.loads(text)
-        loaded = cls(core, config, config_defaults(config, "config"), None, tokenizer, None)
+        loaded = cls(core, config, config_defaults(config, "config"), None, given, None)
         loaded._load_seconds = time.perf_counter() - began
         return loaded
 
@@ -255,8 +259,9 @@ class CausalLM:
             ContextLengthError: Prompt and new tokens are more than the model's context holds.
 
         Example:
-            >>> model.generate("Once upon a time", max_new_tokens=5, do_sample=False)
-            ', there was a little'
+            >>> stories = model.generate(["Once upon a time", "The wolf"], max_new_tokens=20)
+            >>> len(stories)
+            2
         """
         self._need_tokenizer("generate (run and stream work on token ids)")
         outputs = self.run(prompt, **options)
@@ -290,7 +295,7 @@ class CausalLM:
             ContextLengthError: Prompt and new tokens are more than the model's context holds.
 
         Example:
-            >>> output = model.run("Once upon a time", max_new_tokens=5, logprobs=2, do_sample=False)
+            >>> output = model.run("Once upon a time", max_new_tokens=5, eos_token_id=None, logprobs=2)
             >>> output.finish_reason, len(output.token_ids), len(output.logprobs[0].top)
             ('length', 5, 2)
         """
@@ -302,7 +307,7 @@ class CausalLM:
 
     def stream(
         self, prompt: Prompt | Sequence[Prompt], **options: Unpack[GenerateOptions]
-    ) -> Iterator[Chunk]:
+    ) -> Generator[Chunk]:
         """As `generate`, giving out each piece of text as soon as it is certain.
 
         Pieces never end within a character, and what may begin a stop string is held back. Leaving the loop
@@ -313,7 +318,7 @@ class CausalLM:
             **options: See `GenerateOptions`.
 
         Returns:
-            An iterator of `Chunk`; arguments are checked before it is returned.
+            A generator of `Chunk`; arguments are checked before it is returned.
 
         Raises:
             TokenizerMissing: Text or stop strings are given and the model has no tokenizer.
@@ -322,15 +327,16 @@ class CausalLM:
             ContextLengthError: Prompt and new tokens are more than the model's context holds.
 
         Example:
-            >>> for piece in model.stream("Once upon a time", max_new_tokens=40):
-            ...     print(piece, end="", flush=True)
+            >>> pieces = [str(piece) for piece in model.stream("Once upon a time", seed=1, max_new_tokens=20)]
+            >>> "".join(pieces) == model.generate("Once upon a time", seed=1, max_new_tokens=20)
+            True
         """
         prompts, _, resolved = self._resolve(prompt, options)
-        return self._start(prompts, resolved).chunks() if prompts else iter(())
+        return self._start(prompts, resolved).chunks() if prompts else no_chunks()
 
     def astream(
         self, prompt: Prompt | Sequence[Prompt], **options: Unpack[GenerateOptions]
-    ) -> AsyncIterator[Chunk]:
+    ) -> AsyncGenerator[Chunk]:
         """As `stream`, for asyncio: steps run in the event loop's executor, and the loop is never blocked.
 
         Cancelling the task, or leaving the loop, stops the step that is running and frees its memory.
@@ -340,11 +346,15 @@ class CausalLM:
             **options: See `GenerateOptions`.
 
         Returns:
-            An asynchronous iterator of `Chunk`; what `stream` raises comes with its first item.
+            An asynchronous generator of `Chunk`; what `stream` raises comes with its first item.
 
         Example:
-            >>> async for piece in model.astream("Once upon a time", max_new_tokens=40):
-            ...     print(piece, end="", flush=True)
+            >>> import asyncio
+            >>> async def story(**options):
+            ...     return [str(piece) async for piece in model.astream("Once upon a time", **options)]
+            >>> pieces = asyncio.run(story(seed=1, max_new_tokens=20))
+            >>> "".join(pieces) == model.generate("Once upon a time", seed=1, max_new_tokens=20)
+            True
         """
 
         def start() -> Decoding | None:

@@ -9,7 +9,7 @@ import pickle
 import shutil
 import subprocess
 import sys
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, assert_type
 
 import fastdecode
 import numpy as np
@@ -41,6 +41,17 @@ def test_signature_of_load_is_as_announced() -> None:
     ]
     assert all(p.kind is p.KEYWORD_ONLY for name, p in signature.parameters.items() if name != "model")
     assert signature.parameters["dtype"].default == "auto"
+
+
+def test_types_of_results(model: fastdecode.CausalLM) -> None:
+    """What a type checker sees is what there is."""
+    ids = [5, 6]
+    assert isinstance(assert_type(model.generate("a", max_new_tokens=1), str), str)
+    assert isinstance(assert_type(model.generate(ids, max_new_tokens=1), str), str)
+    assert isinstance(assert_type(model.generate(["a", "b"], max_new_tokens=1), list[str]), list)
+    assert isinstance(assert_type(model.generate([ids, ids], max_new_tokens=1), list[str]), list)
+    assert isinstance(assert_type(model.run("a", max_new_tokens=1), fastdecode.Output), fastdecode.Output)
+    assert isinstance(assert_type(model.run(["a"], max_new_tokens=1), list[fastdecode.Output]), list)
 
 
 def test_import_is_light() -> None:

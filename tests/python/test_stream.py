@@ -149,7 +149,7 @@ def test_leaving_the_loop_stops_the_work(model: fastdecode.CausalLM, cancelled: 
         cancelled[0].advance()
     stream = model.stream("Once", **OPTIONS)
     next(stream)
-    stream.close()  # type: ignore[attr-defined]
+    stream.close()
     assert len(cancelled) == 2
     with pytest.raises(ZeroDivisionError):
         sum(1 / 0 for _ in model.stream("Once", **OPTIONS))
@@ -245,7 +245,7 @@ class TestAsync:
             stream = model.astream("Once", **OPTIONS)
             async for _ in stream:
                 break
-            await stream.aclose()  # type: ignore[attr-defined]
+            await stream.aclose()
 
         asyncio.run(main())
         assert len(cancelled) == 1
