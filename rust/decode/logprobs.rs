@@ -1,6 +1,6 @@
 //! Log-probabilities: the log-softmax of raw scores and its best entries.
 
-use crate::decode::sampler::{Best, largest};
+use crate::decode::sampler::{Best, Unusable, largest, maximum};
 
 /// What is known about one generated token before any processor changed the scores.
 #[derive(Debug, Clone, PartialEq)]
@@ -19,25 +19,47 @@ pub struct Normalizer {
 }
 
 impl Normalizer {
-    /// Of `scores`; the sum is formed in f64. With a NaN, or nothing above minus infinity, every result is NaN.
-    pub fn new(scores: &[f32]) -> Self {
-        let maximum = scores.iter().copied().fold(f32::NEG_INFINITY, f32::max);
-        let sum: f64 = scores.iter().map(|&x| f64::from((x - maximum).exp())).sum();
-        Self { maximum, log_sum: sum.ln() as f32 }
+    /// Of `scores`; the sum is formed in f64.
+    ///
+    /// # Errors
+    /// `Unusable` where there are no probabilities: a NaN, plus infinity, minus infinity alone.
+    pub fn new(scores: &[f32]) -> Result<Self, Unusable> {
+        let maximum = maximum(scores)?;
+        if maximum == f32::NEG_INFINITY {
+            return Err(Unusable::AllForbidden);
+        }
+        if maximum == f32::INFINITY {
+            return Err(Unusable::Infinite);
+        }
+        let sum: f64 = scores.iter().map(|&score| f64::from((score - maximum).exp())).sum();
+        Ok(Self { maximum, log_sum: sum.ln() as f32 })
     }
 
     /// The log-probability of a score.
     pub fn apply(self, score: f32) -> f32 {
         score - self.maximum - self.log_sum
     }
+
+    /// Turns all scores into log-probabilities.
+    pub fn normalize(self, scores: &mut [f32]) {
+        scores.iter_mut().for_each(|score| *score = self.apply(*score));
+    }
 }
 
 /// Log-probability of `token` and the `count` best of all, from raw scores.
-pub fn token_logprobs(scores: &[f32], token: u32, count: usize, best: &mut Best) -> TokenLogprobs {
-    let normalizer = Normalizer::new(scores);
+///
+/// # Errors
+/// As [`Normalizer::new`].
+pub fn token_logprobs(
+    scores: &[f32],
+    token: u32,
+    count: usize,
+    best: &mut Best,
+) -> Result<TokenLogprobs, Unusable> {
+    let normalizer = Normalizer::new(scores)?;
     largest(scores, count, best);
-    TokenLogprobs {
+    Ok(TokenLogprobs {
         logprob: normalizer.apply(scores[token as usize]),
         best: best.iter().map(|&(id, score)| (id, normalizer.apply(score))).collect(),
-    }
+    })
 }

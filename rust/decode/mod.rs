@@ -1,5 +1,6 @@
 //! What happens to logits: processing, choosing, stopping. Ids and scores only; no model, no text, no threads.
 
+pub mod beam;
 pub mod logprobs;
 pub mod processors;
 pub mod sampler;

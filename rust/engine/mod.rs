@@ -1,22 +1,27 @@
 //! Requests in, tokens out: which rows make the next step. The only loop; it knows ids, never text.
 
+mod beams;
 mod options;
 mod prompt;
+mod rows;
 mod selector;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
+pub use crate::decode::beam::EarlyStopping;
 pub use crate::decode::logprobs::TokenLogprobs;
 pub use crate::decode::stopping::FinishReason;
 pub use options::{Limit, Options, Seed};
 pub use prompt::{PREFILL_CHUNK, Prompt};
 
+use crate::decode::sampler::Unusable;
 use crate::error::{Error, Result};
-use crate::models::{Decoder, Input, Segment, Sequence, Wanted};
+use crate::models::{Decoder, Segment};
+use beams::Beams;
 use prompt::{Feeding, feed_chunk};
-use selector::{Draws, Selector};
+use rows::Rows;
 
 /// One new token of one row.
 #[derive(Debug, Clone, PartialEq)]
@@ -29,6 +34,8 @@ pub struct Event {
     pub logprobs: Option<TokenLogprobs>,
     /// Why the row ends with this token, if it does.
     pub finish_reason: Option<FinishReason>,
+    /// With beams, on the last token of a row: its sum of log-probabilities over its length to `length_penalty`.
+    pub score: Option<f32>,
 }
 
 /// What a request cost so far.
@@ -44,19 +51,6 @@ pub struct Statistics {
     pub prefill_seconds: f64,
     /// Seconds spent on the steps after them.
     pub decode_seconds: f64,
-}
-
-/// One row of the output.
-#[derive(Debug)]
-struct Row<S> {
-    /// Given up when the row ends.
-    sequence: Option<S>,
-    prompt: usize,
-    /// Ids of the prompt and the generated ones.
-    tokens: Vec<u32>,
-    generated: usize,
-    /// The newest token, which the next step feeds.
-    newest: u32,
 }
 
 /// A running request.
@@ -81,19 +75,23 @@ where
 {
     model: Arc<M>,
     cancel: Arc<AtomicBool>,
-    selector: Selector,
-    draws: Draws,
+    method: Method<M::Sequence>,
     prompts: Vec<Feeding<M::Sequence>>,
-    /// First prompt that is not wholly in the cache; all of them are once rows exist.
+    /// First prompt that is not wholly in the cache.
     next_prompt: usize,
     rows_per_prompt: usize,
-    rows: Vec<Row<M::Sequence>>,
     /// Last logits of every prompt, until the first tokens are chosen.
     prompt_logits: Vec<f32>,
     logits: Vec<f32>,
     events: Vec<Event>,
-    batch: Vec<Segment<'static, M::Sequence>>,
     statistics: Statistics,
+}
+
+/// How tokens are found after the prompts.
+#[derive(Debug)]
+enum Method<S: 'static> {
+    Rows(Rows<S>),
+    Beams(Beams<S>),
 }
 
 impl<M: Decoder> Generation<M>
@@ -114,18 +112,21 @@ where
         }
         let statistics =
             Statistics { prompt_tokens: feeding.iter().map(Feeding::len).sum(), ..Statistics::default() };
+        let count = feeding.len();
+        let method = if options.num_beams > 1 {
+            Method::Beams(Beams::new(&options, count, model.vocab_size())?)
+        } else {
+            Method::Rows(Rows::new(&options, count))
+        };
         Ok(Self {
             cancel: Arc::new(AtomicBool::new(false)),
-            selector: Selector::new(&options),
-            draws: Draws::new(&options, feeding.len(), model.vocab_size()),
+            method,
             rows_per_prompt: options.num_return_sequences,
             prompts: feeding,
             next_prompt: 0,
-            rows: Vec::new(),
             prompt_logits: Vec::new(),
             logits: Vec::new(),
             events: Vec::new(),
-            batch: Vec::new(),
             statistics,
             model,
         })
@@ -161,9 +162,13 @@ where
             self.check_cancel()?;
             self.prefill()?;
             self.statistics.prefill_seconds += started.elapsed().as_secs_f64();
-        } else if self.rows.iter().any(|row| row.sequence.is_some()) {
+        } else if !self.is_done() {
             self.check_cancel()?;
-            self.decode()?;
+            let (prompts, events) = (&self.prompts, &mut self.events);
+            match &mut self.method {
+                Method::Rows(rows) => rows.step(&*self.model, prompts, &self.cancel, events)?,
+                Method::Beams(beams) => beams.step(&*self.model, prompts, &self.cancel, events)?,
+            }
             self.statistics.decode_seconds += started.elapsed().as_secs_f64();
             self.statistics.decode_steps += 1;
         } else {
@@ -173,10 +178,11 @@ where
         Ok(Some(&self.events))
     }
 
-    /// Ends a row early (its text has met a stop string) and frees its cache. No effect on a row that is done.
+    /// Ends a row early (its text has met a stop string) and frees its cache. No effect on a row that is done, or whose
+    /// prompt is not.
     ///
     /// # Errors
-    /// `Option` where there is no such row.
+    /// `Option` where there is no such row, or where rows are the outcome of a search.
     pub fn finish(&mut self, row: usize) -> Result<()> {
         let rows = self.row_count();
         if row >= rows {
@@ -186,10 +192,17 @@ where
                 got: row.to_string(),
             });
         }
-        if let Some(row) = self.rows.get_mut(row) {
-            row.sequence = None;
+        match &mut self.method {
+            Method::Rows(rows) => {
+                rows.finish(row);
+                Ok(())
+            }
+            Method::Beams(_) => Err(Error::Option {
+                option: "num_beams".to_owned(),
+                expected: "1 for a row that is ended from outside (stop strings)".to_owned(),
+                got: "beams".to_owned(),
+            }),
         }
-        Ok(())
     }
 
     fn check_cancel(&self) -> Result<()> {
@@ -208,96 +221,28 @@ where
         if self.next_prompt < self.prompts.len() {
             return Ok(());
         }
-        self.make_rows();
-        let vocab_size = self.model.vocab_size();
-        let prompt_logits = std::mem::take(&mut self.prompt_logits);
-        for row in 0..self.rows.len() {
-            let from = row / self.rows_per_prompt * vocab_size;
-            self.logits.clear();
-            self.logits.extend_from_slice(&prompt_logits[from..from + vocab_size]);
-            self.choose(row, 0)?;
-        }
-        Ok(())
-    }
-
-    /// The rows of every prompt share its cache.
-    fn make_rows(&mut self) {
-        for (place, prompt) in self.prompts.iter_mut().enumerate() {
-            let Some(sequence) = prompt.sequence.take() else { continue };
-            let ids = prompt.ids();
-            for _ in 0..self.rows_per_prompt {
-                let mut tokens = Vec::with_capacity(ids.len() + prompt.max_new_tokens.min(4096));
-                tokens.extend_from_slice(ids);
-                self.rows.push(Row {
-                    sequence: Some(sequence.fork()),
-                    prompt: place,
-                    tokens,
-                    generated: 0,
-                    newest: 0,
-                });
-            }
+        let mut prompt_logits = std::mem::take(&mut self.prompt_logits);
+        let (prompts, events) = (&mut self.prompts, &mut self.events);
+        match &mut self.method {
+            Method::Rows(rows) => rows.start(prompts, &prompt_logits, events),
+            Method::Beams(beams) => beams.start(prompts, &mut prompt_logits, events),
         }
     }
 
-    fn decode(&mut self) -> Result<()> {
-        let mut batch = reuse(std::mem::take(&mut self.batch));
-        for row in &mut self.rows {
-            let Some(sequence) = row.sequence.as_mut() else { continue };
-            let input = Input::Tokens(std::slice::from_ref(&row.newest));
-            batch.push(Segment { sequence, input, logits: Wanted::Last });
+    fn is_done(&self) -> bool {
+        match &self.method {
+            Method::Rows(rows) => rows.is_done(),
+            Method::Beams(beams) => beams.is_done(),
         }
-        let outcome = self.model.forward(&mut batch, &mut self.logits, &self.cancel);
-        self.batch = reuse(batch);
-        outcome?;
-        let vocab_size = self.model.vocab_size();
-        let mut from = 0;
-        for row in 0..self.rows.len() {
-            if self.rows[row].sequence.is_some() {
-                self.choose(row, from)?;
-                from += vocab_size;
-            } else {
-                self.draws.skip_row(self.rows[row].prompt);
-            }
-        }
-        Ok(())
     }
+}
 
-    /// Chooses the next token of a row from the logits that start at `from`.
-    fn choose(&mut self, place: usize, from: usize) -> Result<()> {
-        let row = &mut self.rows[place];
-        let prompt = &self.prompts[row.prompt];
-        let context = crate::decode::processors::Context {
-            tokens: &row.tokens,
-            length: prompt.len() + row.generated,
-            generated: row.generated,
-            source: prompt.source(),
-        };
-        let scores = &mut self.logits[from..from + self.model.vocab_size()];
-        let choice =
-            self.selector.choose(&context, scores, self.draws.stream(row.prompt)).map_err(|unusable| {
-                self.next_prompt = self.prompts.len();
-                Error::Scores {
-                    row: place,
-                    expected: "finite scores, and at least one token that the options allow".to_owned(),
-                    got: unusable.as_str().to_owned(),
-                }
-            });
-        let (token, logprobs) = match choice {
-            Ok(choice) => choice,
-            Err(error) => {
-                self.rows.clear();
-                return Err(error);
-            }
-        };
-        row.tokens.push(token);
-        row.newest = token;
-        row.generated += 1;
-        let finish_reason = self.selector.stopping().check(token, row.generated, prompt.max_new_tokens);
-        if finish_reason.is_some() {
-            row.sequence = None;
-        }
-        self.events.push(Event { row: place, token_id: token, logprobs, finish_reason });
-        Ok(())
+/// The error of a row that leaves no token to choose.
+fn no_choice(row: usize, unusable: Unusable) -> Error {
+    Error::Scores {
+        row,
+        expected: "finite scores, and at least one token that the options allow".to_owned(),
+        got: unusable.as_str().to_owned(),
     }
 }
 

@@ -1,5 +1,6 @@
 //! What a request may ask for: resolved values, checked against each other and against the model before any work.
 
+use crate::decode::beam::EarlyStopping;
 use crate::decode::processors::Processor;
 use crate::decode::warpers::Warper;
 use crate::error::{Error, Result};
@@ -58,9 +59,15 @@ pub struct Options {
     pub eos_token_ids: Vec<u32>,
     /// Ids that end a row with the reason "stop"; kept in the output, treated as `eos_token_ids` otherwise.
     pub stop_token_ids: Vec<u32>,
-    /// Rows per prompt; the prompt is computed once.
+    /// Rows per prompt; the prompt is computed once. With beams, the best of them, at most `num_beams`.
     pub num_return_sequences: usize,
-    /// Log-probabilities of each token and of this many best ones.
+    /// Beams that run side by side; 1 for none.
+    pub num_beams: usize,
+    /// With beams: sums of log-probabilities are divided by the length to this power.
+    pub length_penalty: f64,
+    /// With beams: when the search ends.
+    pub early_stopping: EarlyStopping,
+    /// Log-probabilities of each token and of this many best ones; not with beams.
     pub logprobs: Option<usize>,
     /// Where random numbers come from.
     pub seed: Seed,
@@ -85,6 +92,9 @@ impl Default for Options {
             eos_token_ids: Vec::new(),
             stop_token_ids: Vec::new(),
             num_return_sequences: 1,
+            num_beams: 1,
+            length_penalty: 1.0,
+            early_stopping: EarlyStopping::Heuristic,
             logprobs: None,
             seed: Seed::Entropy,
         }
@@ -116,8 +126,19 @@ impl Options {
         }
         let rows = self.num_return_sequences;
         check(rows >= 1, "num_return_sequences", "at least 1", rows)?;
-        let hint = "1 without sampling (set do_sample to true for several different rows)";
-        check(rows == 1 || self.do_sample, "num_return_sequences", hint, rows)?;
+        let beams = self.num_beams;
+        check(beams >= 1, "num_beams", "at least 1", beams)?;
+        if beams > 1 {
+            let hint = format!("at most num_beams ({beams})");
+            check(rows <= beams, "num_return_sequences", &hint, rows)?;
+            let penalty = self.length_penalty;
+            check(penalty.is_finite(), "length_penalty", "a finite number", penalty)?;
+            let given = self.logprobs.map_or(0, |count| count);
+            check(self.logprobs.is_none(), "logprobs", "nothing with num_beams above 1", given)?;
+        } else {
+            let hint = "1 without sampling or beams (set do_sample or num_beams for several different rows)";
+            check(rows == 1 || self.do_sample, "num_return_sequences", hint, rows)?;
+        }
         if let Seed::PerPrompt(seeds) = &self.seed {
             let hint = format!("one seed per prompt ({prompts})");
             check(seeds.len() == prompts, "seed", &hint, format_args!("{} seeds", seeds.len()))?;

@@ -60,8 +60,11 @@ impl Selector {
                 self.candidates[place].0
             }
         };
-        let logprobs =
-            self.logprobs.zip(raw).map(|(count, raw)| token_logprobs(&raw, token, count, &mut self.best));
+        let logprobs = self
+            .logprobs
+            .zip(raw)
+            .map(|(count, raw)| token_logprobs(&raw, token, count, &mut self.best))
+            .transpose()?;
         Ok((token, logprobs))
     }
 }
@@ -71,11 +74,10 @@ impl Selector {
 pub(crate) struct Draws {
     /// One for all prompts, one per prompt, or none without sampling.
     streams: Vec<TorchRng>,
-    vocab_size: usize,
 }
 
 impl Draws {
-    pub(crate) fn new(options: &Options, prompts: usize, vocab_size: usize) -> Self {
+    pub(crate) fn new(options: &Options, prompts: usize) -> Self {
         let streams = match &options.seed {
             _ if !options.do_sample => Vec::new(),
             Seed::Entropy => vec![TorchRng::from_seed(entropy())],
@@ -83,7 +85,7 @@ impl Draws {
             Seed::PerPrompt(seeds) => seeds.iter().map(|&seed| TorchRng::from_seed(seed)).collect(),
         };
         debug_assert!(streams.len() <= 1 || streams.len() == prompts, "one stream per prompt");
-        Self { streams, vocab_size }
+        Self { streams }
     }
 
     /// The stream that serves a prompt's rows.
@@ -91,11 +93,10 @@ impl Draws {
         if self.streams.len() > 1 { self.streams.get_mut(prompt) } else { self.streams.first_mut() }
     }
 
-    /// A row that is done takes its numbers too: torch draws for every row of the batch at once.
-    pub(crate) fn skip_row(&mut self, prompt: usize) {
-        let count = self.vocab_size as u64;
+    /// What is done takes its numbers too: torch draws for every row of the batch at once.
+    pub(crate) fn skip(&mut self, prompt: usize, count: usize) {
         if let Some(stream) = self.stream(prompt) {
-            stream.skip_exponentials(count);
+            stream.skip_exponentials(count as u64);
         }
     }
 }

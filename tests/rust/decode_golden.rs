@@ -3,11 +3,14 @@
 
 use std::sync::Arc;
 
-use fastdecode::engine::{FinishReason, Generation, Limit, Options, Prompt, Seed};
+use fastdecode::engine::{EarlyStopping, FinishReason, Generation, Limit, Options, Prompt, Seed};
 use serde_json::{Map, Value};
 
 use crate::fake::FakeModel;
 use crate::golden;
+
+/// Scores below this belong to rows that fill up.
+const NONE: f64 = -1e8;
 
 fn ids(value: &Value) -> Vec<u32> {
     value.as_array().expect("a list").iter().map(|id| id.as_u64().expect("an id") as u32).collect()
@@ -38,6 +41,15 @@ fn options(given: &Map<String, Value>, seed: u64) -> Options {
             "top_k" => options.top_k = Some(count()),
             "top_p" => options.top_p = number(),
             "min_p" => options.min_p = Some(number()),
+            "num_beams" => options.num_beams = count(),
+            "length_penalty" => options.length_penalty = number(),
+            "early_stopping" => {
+                options.early_stopping = match value {
+                    Value::Bool(false) => EarlyStopping::Heuristic,
+                    Value::Bool(true) => EarlyStopping::Full,
+                    _ => EarlyStopping::Never,
+                }
+            }
             "num_return_sequences" => options.num_return_sequences = count(),
             other => panic!("the golden file has an option that the test does not know: {other}"),
         }
@@ -69,16 +81,33 @@ fn replay(wanted: impl Fn(&Map<String, Value>) -> bool) -> usize {
         let prompts = rows(&case["prompts"]).into_iter().map(Prompt::tokens).collect();
         let mut generation = Generation::new(model, prompts, options).expect("a sound request");
         let mut got = vec![Vec::new(); generation.row_count()];
-        let mut reasons = vec![None; got.len()];
+        let (mut reasons, mut scores) = (vec![None; got.len()], vec![None; got.len()]);
         while let Some(events) =
             generation.advance().unwrap_or_else(|error| panic!("case {place}: {error}: {case}"))
         {
             for event in events {
                 got[event.row].push(event.token_id);
                 reasons[event.row] = event.finish_reason;
+                scores[event.row] = event.score;
             }
         }
-        assert_eq!(got, rows(&case["ids"]), "case {place}: {case}");
+        let mut expected = rows(&case["ids"]);
+        for (row, score) in case.get("scores").and_then(Value::as_array).into_iter().flatten().enumerate() {
+            let score = score.as_f64().unwrap_or(f64::NEG_INFINITY);
+            let got_score = f64::from(scores[row].expect("a row of beams has a score"));
+            if score > NONE {
+                let tolerance = 1e-5 * score.abs().max(1.0);
+                assert!(
+                    (got_score - score).abs() < tolerance,
+                    "case {place}: {got_score} != {score}: {case}"
+                );
+            } else {
+                // Too few tokens were allowed: the order of what fills up is left open by torch.
+                assert!(got_score < NONE, "case {place}: {got_score} != {score}: {case}");
+                expected[row].clone_from(&got[row]);
+            }
+        }
+        assert_eq!(got, expected, "case {place}: {case}");
         for (row, reason) in got.iter().zip(reasons) {
             let last = row.last().expect("a row has a token");
             let expected = match (eos.contains(last), stop.contains(last)) {
@@ -108,4 +137,9 @@ fn greedy_ids_are_those_of_transformers() {
 #[test]
 fn sampled_ids_are_those_of_transformers() {
     assert_eq!(replay(|options| !is_beam(options) && is_sample(options)), 250);
+}
+
+#[test]
+fn beams_and_their_scores_are_those_of_transformers() {
+    assert_eq!(replay(is_beam), 400);
 }

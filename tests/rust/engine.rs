@@ -4,8 +4,13 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use fastdecode::Error;
-use fastdecode::engine::{FinishReason, Generation, Limit, Options, PREFILL_CHUNK, Prompt, Seed};
+use fastdecode::engine::{
+    EarlyStopping, FinishReason, Generation, Limit, Options, PREFILL_CHUNK, Prompt, Seed,
+};
+use fastdecode::models::{Decoder, Input, Segment, Sequence, Wanted};
+use proptest::prelude::*;
 
+use crate::allocation::allocations;
 use crate::fake::FakeModel;
 
 /// Ids and finish reason of every row.
@@ -130,4 +135,244 @@ fn a_cancelled_request_stops_and_can_go_on() {
     assert_eq!(count, 3);
     drop(generation);
     assert_eq!(model.live.load(Ordering::Relaxed), 0);
+}
+
+/// Requests of every method, with the ids 0 to `vocab_size` as eos, now and then.
+fn options() -> impl Strategy<Value = Options> {
+    let lengths = (1_usize..12, 0_usize..6, prop::collection::vec(0_u32..30, 0..4));
+    let method = (any::<bool>(), 1_usize..4, 1_usize..4, prop_oneof![Just(1.0), Just(1.4)], 0_usize..3);
+    let draw = (0.3_f64..3.0, prop_oneof![Just(None), (1_usize..40).prop_map(Some)], 0.1_f64..=1.0);
+    (lengths, method, draw, any::<u64>()).prop_map(
+        |(
+            (new_tokens, min_new_tokens, eos_token_ids),
+            (do_sample, beams, rows, penalty, ngram),
+            draw,
+            seed,
+        )| {
+            Options {
+                limit: Limit::NewTokens(new_tokens),
+                min_new_tokens,
+                eos_token_ids,
+                do_sample,
+                num_beams: beams,
+                num_return_sequences: if beams > 1 {
+                    rows.min(beams)
+                } else if do_sample {
+                    rows
+                } else {
+                    1
+                },
+                repetition_penalty: penalty,
+                no_repeat_ngram_size: ngram,
+                temperature: draw.0,
+                top_k: draw.1,
+                top_p: draw.2,
+                early_stopping: [EarlyStopping::Heuristic, EarlyStopping::Full, EarlyStopping::Never]
+                    [beams % 3],
+                seed: Seed::One(seed),
+                ..Options::default()
+            }
+        },
+    )
+}
+
+fn prompts() -> impl Strategy<Value = Vec<Vec<u32>>> {
+    prop::collection::vec(prop::collection::vec(0_u32..30, 1..20), 1..5)
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(200))]
+
+    #[test]
+    fn prompts_together_give_what_they_give_alone(prompts in prompts(), options in options()) {
+        let model = Arc::new(FakeModel::new(30, 4.0));
+        let Seed::One(seed) = options.seed else { unreachable!("the strategy makes it") };
+        let seeds = (0..prompts.len() as u64).map(|place| seed.wrapping_add(place)).collect();
+        let together = run(&model, &prompts, Options { seed: Seed::PerPrompt(seeds), ..options.clone() });
+        let together = together.expect("a sound request");
+        for (place, prompt) in prompts.iter().enumerate() {
+            let seed = Seed::One(seed.wrapping_add(place as u64));
+            let alone = run(&model, std::slice::from_ref(prompt), Options { seed, ..options.clone() });
+            let rows = options.num_return_sequences;
+            prop_assert_eq!(&alone.expect("a sound request")[..], &together[place * rows..][..rows]);
+        }
+        prop_assert_eq!(model.live.load(Ordering::Relaxed), 0);
+    }
+
+    #[test]
+    fn a_cached_start_of_the_prompt_changes_nothing(prompts in prompts(), options in options(), cut in any::<usize>()) {
+        let model = Arc::new(FakeModel::new(30, 4.0));
+        let whole = run(&model, &prompts, options.clone()).expect("a sound request");
+        let cached = prompts.iter().map(|ids| {
+            let mut sequence = model.start();
+            let count = cut % ids.len();
+            if count > 0 {
+                let input = Input::Tokens(&ids[..count]);
+                let segment = Segment { sequence: &mut sequence, input, logits: Wanted::Nothing };
+                model.forward(&mut [segment], &mut Vec::new(), &Default::default()).expect("the fake model");
+            }
+            assert_eq!(sequence.len(), count);
+            Prompt::tokens(ids.clone()).in_sequence(sequence)
+        });
+        let mut generation = Generation::new(Arc::clone(&model), cached.collect(), options).expect("a sound request");
+        let mut rows = vec![Vec::new(); whole.len()];
+        while let Some(events) = generation.advance().expect("a sound request") {
+            events.iter().for_each(|event| rows[event.row].push(event.token_id));
+        }
+        prop_assert_eq!(rows, whole.into_iter().map(|row| row.0).collect::<Vec<_>>());
+    }
+}
+
+#[test]
+fn the_steady_loop_allocates_nothing() {
+    let sampled = Options {
+        temperature: 0.8,
+        top_k: Some(20),
+        top_p: 0.9,
+        min_p: Some(0.01),
+        ..sampling(99, Seed::One(1))
+    };
+    let everything = Options {
+        repetition_penalty: 1.2,
+        no_repeat_ngram_size: 3,
+        min_new_tokens: 80,
+        eos_token_ids: vec![5],
+        num_return_sequences: 2,
+        ..sampled.clone()
+    };
+    let full = Options { top_k: None, ..sampled };
+    let greedy = Options { do_sample: false, ..full.clone() };
+    let beams = Options { num_beams: 4, num_return_sequences: 3, ..greedy.clone() };
+    for (name, options) in [("greedy", greedy), ("full", full), ("everything", everything), ("beams", beams)]
+    {
+        let model = Arc::new(FakeModel::new(1000, 4.0));
+        let prompts = vec![Prompt::tokens(vec![1, 2, 3]), Prompt::tokens(vec![4])];
+        let forks = options.num_beams > 1;
+        let mut generation = Generation::new(model, prompts, options).expect("a sound request");
+        for _ in 0..40 {
+            generation.advance().expect("a sound request").expect("it is not done");
+        }
+        let count = allocations(|| {
+            for _ in 0..40 {
+                generation.advance().expect("a sound request").expect("it is not done");
+            }
+        });
+        if forks {
+            // The fake model copies its hashes with every fork, of which a step has at most three per prompt; tokens
+            // and results may still grow a few times.
+            assert!(count <= 40 * 2 * 3 + 20, "{name}: {count}");
+        } else {
+            assert_eq!(count, 0, "{name}");
+        }
+    }
+}
+
+#[test]
+fn embeddings_start_a_row_like_tokens() {
+    let model = Arc::new(FakeModel::new(30, 4.0));
+    let ids = [3_u32, 1, 2];
+    let values: Vec<f32> = ids.iter().map(|&id| f32::from_bits(id)).collect();
+    let options = Options {
+        limit: Limit::Length(9),
+        min_length: 6,
+        eos_token_ids: (0..15).collect(),
+        ..Options::default()
+    };
+    let expected = run(&model, &[ids.to_vec()], options.clone()).expect("a sound request");
+    let mut generation =
+        Generation::new(Arc::clone(&model), vec![Prompt::embeddings(values.clone(), 3)], options)
+            .expect("sound");
+    let mut row = Vec::new();
+    while let Some(events) = generation.advance().expect("a sound request") {
+        row.extend(events.iter().map(|event| event.token_id));
+    }
+    assert_eq!(row, expected[0].0);
+    for (values, rows) in [(vec![], 0), (vec![], 2), (values, 2)] {
+        let error =
+            Generation::new(Arc::clone(&model), vec![Prompt::embeddings(values, rows)], Options::default());
+        assert!(matches!(error, Err(Error::Option { .. })));
+    }
+}
+
+#[test]
+fn logprobs_are_those_of_the_raw_scores() {
+    let model = Arc::new(FakeModel::new(30, 2.0));
+    let options = Options {
+        logprobs: Some(30),
+        repetition_penalty: 3.0,
+        temperature: 0.5,
+        top_k: Some(2),
+        ..sampling(5, Seed::One(2))
+    };
+    let mut generation =
+        Generation::new(model.clone(), vec![Prompt::tokens(vec![1])], options).expect("sound");
+    let mut tokens = vec![1];
+    while let Some(events) = generation.advance().expect("a sound request") {
+        let (mut sequence, mut raw) = (model.start(), Vec::new());
+        let segment =
+            Segment { sequence: &mut sequence, input: Input::Tokens(&tokens), logits: Wanted::Last };
+        model.forward(&mut [segment], &mut raw, &Default::default()).expect("the fake model");
+        let sum: f64 = raw.iter().map(|&x| f64::from(x).exp()).sum();
+        let logprobs = events[0].logprobs.as_ref().expect("asked for");
+        assert_eq!(logprobs.best.len(), 30);
+        for &(id, logprob) in &logprobs.best {
+            assert!((f64::from(logprob) - f64::from(raw[id as usize]) + sum.ln()).abs() < 1e-5);
+            assert!(id != events[0].token_id || logprob == logprobs.logprob);
+        }
+        tokens.push(events[0].token_id);
+    }
+    assert_eq!(tokens.len(), 6);
+}
+
+#[test]
+fn options_that_cannot_be_used_are_named() {
+    let model = Arc::new(FakeModel { context_limit: Some(64), ..FakeModel::new(30, 4.0) });
+    let base = sampling(4, Seed::Entropy);
+    let cases = [
+        ("max_length", Options { limit: Limit::Length(0), ..base.clone() }),
+        ("temperature", Options { temperature: 0.0, ..base.clone() }),
+        ("temperature", Options { temperature: f64::NAN, ..base.clone() }),
+        ("temperature", Options { temperature: 1e-60, ..base.clone() }),
+        ("top_p", Options { top_p: 1.1, ..base.clone() }),
+        ("top_p", Options { top_p: f64::NAN, ..base.clone() }),
+        ("min_p", Options { min_p: Some(-0.1), ..base.clone() }),
+        ("repetition_penalty", Options { repetition_penalty: 0.0, ..base.clone() }),
+        ("encoder_repetition_penalty", Options { encoder_repetition_penalty: f64::INFINITY, ..base.clone() }),
+        ("num_return_sequences", Options { num_return_sequences: 0, ..base.clone() }),
+        ("num_return_sequences", Options { num_return_sequences: 2, do_sample: false, ..base.clone() }),
+        ("num_return_sequences", Options { num_return_sequences: 3, num_beams: 2, ..base.clone() }),
+        ("num_beams", Options { num_beams: 0, ..base.clone() }),
+        ("num_beams", Options { num_beams: usize::MAX, ..base.clone() }),
+        ("length_penalty", Options { num_beams: 2, length_penalty: f64::NAN, ..base.clone() }),
+        ("logprobs", Options { num_beams: 2, logprobs: Some(1), ..base.clone() }),
+        ("seed", Options { seed: Seed::PerPrompt(vec![1, 2]), ..base.clone() }),
+    ];
+    for (name, options) in cases {
+        match run(&model, &[vec![1]], options) {
+            Err(Error::Option { option, .. }) => assert_eq!(option, name),
+            other => panic!("{name}: {other:?}"),
+        }
+    }
+    for prompt in [vec![], vec![3, 30]] {
+        match run(&model, &[vec![1], prompt], base.clone()) {
+            Err(Error::Option { option, .. }) => assert_eq!(option, "prompt 1"),
+            other => panic!("{other:?}"),
+        }
+    }
+}
+
+#[test]
+fn a_model_that_gives_no_numbers_is_an_error() {
+    let beams = Options { num_beams: 3, do_sample: false, ..sampling(3, Seed::One(0)) };
+    for constant in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
+        let model = Arc::new(FakeModel { constant: Some(constant), ..FakeModel::new(30, 4.0) });
+        for options in [sampling(3, Seed::One(0)), beams.clone()] {
+            let prompts = vec![Prompt::tokens(vec![1]), Prompt::tokens(vec![2])];
+            let mut generation =
+                Generation::new(Arc::clone(&model), prompts, options).expect("a sound request");
+            let error = generation.advance().expect_err("there is nothing to choose");
+            assert!(matches!(error, Error::Scores { row: 0, .. }), "{error}");
+            assert!(generation.advance().expect("the request is over").is_none());
+        }
+    }
 }

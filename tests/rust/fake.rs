@@ -104,7 +104,7 @@ impl Decoder for FakeModel {
 
     fn start(&self) -> FakeSequence {
         self.live.fetch_add(1, Ordering::Relaxed);
-        FakeSequence { hashes: Vec::new(), live: Arc::clone(&self.live) }
+        FakeSequence { hashes: Vec::with_capacity(2048), live: Arc::clone(&self.live) }
     }
 
     fn forward(

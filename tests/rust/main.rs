@@ -1,5 +1,6 @@
 //! Integration tests of the engine, one file per law.
 
+mod allocation;
 mod architecture;
 mod checkpoint_config;
 mod checkpoint_folder;
@@ -7,6 +8,7 @@ mod checkpoint_pickle;
 mod checkpoint_safetensors;
 mod decode_golden;
 mod decode_rng;
+mod decode_sets;
 mod engine;
 mod fake;
 mod kernels;
