@@ -90,8 +90,8 @@ where
 /// How tokens are found after the prompts.
 #[derive(Debug)]
 enum Method<S: 'static> {
-    Rows(Rows<S>),
-    Beams(Beams<S>),
+    Rows(Box<Rows<S>>),
+    Beams(Box<Beams<S>>),
 }
 
 impl<M: Decoder> Generation<M>
@@ -114,9 +114,9 @@ where
             Statistics { prompt_tokens: feeding.iter().map(Feeding::len).sum(), ..Statistics::default() };
         let count = feeding.len();
         let method = if options.num_beams > 1 {
-            Method::Beams(Beams::new(&options, count, model.vocab_size())?)
+            Method::Beams(Box::new(Beams::new(&options, count, model.vocab_size())?))
         } else {
-            Method::Rows(Rows::new(&options, count))
+            Method::Rows(Box::new(Rows::new(&options, count)))
         };
         Ok(Self {
             cancel: Arc::new(AtomicBool::new(false)),
