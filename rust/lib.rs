@@ -1,5 +1,6 @@
 //! Runs GPT-2- and T5-class Hugging Face folders on a CPU; see ARCHITECTURE.md for the rooms and what each may import.
 
+pub mod arena;
 pub mod checkpoint;
 pub mod decode;
 pub mod engine;

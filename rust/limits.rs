@@ -5,7 +5,8 @@ use std::sync::atomic::AtomicBool;
 use std::sync::{Mutex, PoisonError};
 use std::time::Instant;
 
-use crate::error::{Error, Result};
+use crate::arena::Arena;
+use crate::error::Result;
 use crate::kernels::{self, Kernels};
 use crate::team;
 
@@ -30,16 +31,13 @@ pub struct Limits {
 /// Measures with `threads` threads; takes about half a second, and `bytes` of memory.
 ///
 /// # Errors
-/// [`Error::OutOfMemory`] when the buffer is refused, [`Error::Isa`] when the forced instruction set is absent.
+/// `OutOfMemory` when the buffer is refused, `Isa` when the forced instruction set is absent.
 pub fn measure(bytes: usize, threads: usize) -> Result<Limits> {
     let kernels = Kernels::chosen()?;
     let probes = kernels.probes();
     let length = bytes.div_ceil(size_of::<f32>());
-    let mut buffer: Vec<f32> = Vec::new();
-    let refused = |_| Error::OutOfMemory { what: "a buffer to measure reads with".into(), bytes };
-    buffer.try_reserve_exact(length).map_err(refused)?;
-    // Ones, so that every page is the buffer's own: untouched pages are all the same one in the cache.
-    buffer.resize(length, 1.0);
+    // On the same kind of pages as weights, and written: untouched pages are all the same one in the cache.
+    let buffer = Arena::filled(length, 1.0)?;
     let cancel = AtomicBool::new(false);
     let mut best = f64::INFINITY;
     for ahead in AHEAD.repeat(PASSES) {

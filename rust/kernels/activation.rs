@@ -170,8 +170,11 @@ function!(HardSwish, L, x => {
     let r = L::min(L::max(L::add(x, L::splat(3.0)), L::splat(0.0)), L::splat(6.0));
     L::div(L::mul(x, r), L::splat(6.0))
 });
+/// The mean that transformers gives `laplace`: six digits, not the root itself.
+#[allow(clippy::approx_constant, reason = "transformers' own digits")]
+const LAPLACE_MEAN: f32 = 0.707_107;
 function!(Laplace, L, x => {
-    let z = L::div(L::sub(x, L::splat(0.707_107)), L::splat(0.282_095 * std::f32::consts::SQRT_2));
+    let z = L::div(L::sub(x, L::splat(LAPLACE_MEAN)), L::splat(0.282_095 * std::f32::consts::SQRT_2));
     L::mul(L::splat(0.5), L::add(L::splat(1.0), math::erf::<L>(z)))
 });
 function!(SqrtSoftplus, L, x => {

@@ -104,28 +104,28 @@ unsafe impl Sync for Rows<'_> {}
 impl<'a> Rows<'a> {
     /// The first `rows` rows.
     #[must_use]
-    pub fn first(self, rows: usize) -> Rows<'a> {
+    pub fn first(self, rows: usize) -> Self {
         assert!(rows <= self.rows, "{rows} rows of {}", self.rows);
-        Rows { rows, ..self }
+        Self { rows, ..self }
     }
 
     /// The same rows with fewer columns that count.
     #[must_use]
-    pub fn narrow(self, width: usize) -> Rows<'a> {
+    pub fn narrow(self, width: usize) -> Self {
         assert!(width <= self.width, "{width} columns of {}", self.width);
-        Rows { width, ..self }
+        Self { width, ..self }
     }
 
     /// Row `r` taken as `rows` rows of `width` floats, as a buffer of that width would hold them.
     #[must_use]
-    pub fn window(self, r: usize, rows: usize, width: usize) -> Rows<'a> {
+    pub fn window(self, r: usize, rows: usize, width: usize) -> Self {
         let stride = stride(width);
         assert!(
             r < self.rows && rows * stride <= self.stride,
             "{rows} x {stride} in a row of {}",
             self.stride
         );
-        Rows { at: self.at(r, 0), stride, rows, width, memory: PhantomData }
+        Self { at: self.at(r, 0), stride, rows, width, memory: PhantomData }
     }
 
     /// Number of rows.

@@ -7,10 +7,11 @@ use std::collections::HashSet;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
+use crate::arena::Arena;
 use crate::checkpoint::{Checkpoint, Dtype, TensorInfo};
 use crate::error::{Error, Result};
 use crate::kernels::{LINE, WIDTH};
-use crate::packed::{Arena, Orientation, Packed, Storage, packed_bytes};
+use crate::packed::{Orientation, Packed, Storage, packed_bytes};
 use crate::team::{self, Stop};
 
 /// Bytes that one member reads at a time.

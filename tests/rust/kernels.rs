@@ -1,13 +1,14 @@
 //! Law 1: every table of kernels gives what the naive reference gives, for odd shapes, in every format; and the law beneath
 //! batch-invariance: a row's bits do not depend on the rows beside it, on the blocks, or on the tile.
 
+use fastdecode::arena::Arena;
 use fastdecode::kernels::{
     self, Activation, Attention, BLOCK, Bias, CHUNK, Epilogue, Family, Format, Kernels, LINE, Matmul, Norm,
     Tuning, Visible, WIDTH,
 };
 use fastdecode::kv::{self, Pool, Sequence, Shape};
 use fastdecode::layers::stride;
-use fastdecode::packed::{Arena, Orientation, Packed, Storage, packed_bytes};
+use fastdecode::packed::{Orientation, Packed, Storage, packed_bytes};
 use proptest::prelude::*;
 
 /// A reproducible value in -1..1 that bf16 and f16 hold exactly.
