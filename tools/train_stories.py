@@ -257,6 +257,8 @@ def card(run: Run, data: Path, held: float, trained: float, story: str) -> str:
     options = run.options
     per_byte = held * len(run.held.ids) / run.held.bytes / math.log(2)
     budget = f"--minutes {options.minutes:g}" if options.minutes else f"--epochs {options.epochs:g}"
+    clock = " The\nschedule followed the clock of a busy machine: elsewhere the same minutes do more steps."
+    clock = clock if options.minutes else ""
     size = sum(p.numel() for p in run.model.parameters())
     quoted = "\n".join(f"> {line}".rstrip() for line in story.splitlines())
     return f"""---
@@ -294,7 +296,7 @@ Muon (rate {options.matrix_rate:g}) for the matrices of the layers, AdamW
 ({options.other_rate:g}) for the rest; {options.warmup} steps of warm-up, a plateau, and a straight
 line to zero over the last {options.decay:.0%}; windows cut in two for the first
 {options.short:.0%}. Titles, prefaces, notes and page furniture were left out, quotes and dashes
-brought to one form, and each story or chapter stands between `{END_OF_TEXT}`.
+brought to one form, and each story or chapter stands between `{END_OF_TEXT}`.{clock}
 
 ## Sample
 
