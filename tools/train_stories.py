@@ -257,8 +257,14 @@ def card(run: Run, data: Path, held: float, trained: float, story: str) -> str:
     options = run.options
     per_byte = held * len(run.held.ids) / run.held.bytes / math.log(2)
     budget = f"--minutes {options.minutes:g}" if options.minutes else f"--epochs {options.epochs:g}"
-    clock = " The\nschedule followed the clock of a busy machine: elsewhere the same minutes do more steps."
-    clock = clock if options.minutes else ""
+    read = run.step * options.batch * options.context
+    note = ""
+    if run.progress() < 1:
+        note = (
+            f"\n\nThe run was stopped at {run.progress():.0%} of that schedule, before the rate reached zero."
+        )
+    if options.minutes:
+        note += "\n\nThe schedule followed the clock of a busy machine: elsewhere the same minutes give other weights."
     size = sum(p.numel() for p in run.model.parameters())
     quoted = "\n".join(f"> {line}".rstrip() for line in story.splitlines())
     return f"""---
@@ -296,7 +302,7 @@ Muon (rate {options.matrix_rate:g}) for the matrices of the layers, AdamW
 ({options.other_rate:g}) for the rest; {options.warmup} steps of warm-up, a plateau, and a straight
 line to zero over the last {options.decay:.0%}; windows cut in two for the first
 {options.short:.0%}. Titles, prefaces, notes and page furniture were left out, quotes and dashes
-brought to one form, and each story or chapter stands between `{END_OF_TEXT}`.{clock}
+brought to one form, and each story or chapter stands between `{END_OF_TEXT}`.{note}
 
 ## Sample
 
@@ -307,9 +313,9 @@ settings of `generation_config.json`:
 
 ## Limits
 
-It has read {len(run.train.ids) / 1e6:.0f} million tokens of books from the nineteenth and early
-twentieth century and nothing else. Its words hold together, its stories do not: people change
-names, and a sentence may forget how it began. It knows no facts, follows no instructions, and
+It has read {read / 1e6:.1f} million tokens of books from the nineteenth and early twentieth century
+and nothing else. Its words hold together, its stories do not: people change names, and a sentence
+may forget how it began. It knows no facts, follows no instructions, and
 repeats the views and words of its sources, some of which are hurtful today. English only; it
 cannot go past {options.context} tokens.
 
