@@ -63,7 +63,7 @@ pub(super) unsafe fn tanh<L: Lanes>(x: L::F) -> L::F {
         let z = L::mul(x, x);
         let p = horner::<L, 5>(
             z,
-            [-5.704_988_7e-3, 2.063_909e-2, -5.373_971_6e-2, 1.333_144_2e-1, -3.333_328e-1],
+            [-5.704_988_7e-3, 2.063_908_8e-2, -5.373_971_6e-2, 1.333_144_2e-1, -3.333_328e-1],
         );
         let small = L::fma(L::mul(p, z), x, x);
         let e = exp::<L>(L::mul(a, L::splat(-2.0)));
