@@ -40,6 +40,9 @@ fn load_options(dtype: &str, compute_dtype: Option<&str>, num_threads: Option<us
     }
 }
 
+/// A shown activation: its name, its shape, its values as f32.
+type Shown<'py> = (String, Vec<usize>, Bound<'py, PyByteArray>);
+
 /// Weights and what is known about them; immutable, shared by every state and generation.
 #[pyclass(frozen, module = "fastdecode._core")]
 struct Model(Arc<models::Model>);
@@ -139,11 +142,7 @@ impl Model {
         bytes(py, &detached(py, || self.0.embed(&ids))?)
     }
 
-    fn trace<'py>(
-        &self,
-        py: Python<'py>,
-        ids: Vec<u32>,
-    ) -> PyResult<Vec<(String, Vec<usize>, Bound<'py, PyByteArray>)>> {
+    fn trace<'py>(&self, py: Python<'py>, ids: Vec<u32>) -> PyResult<Vec<Shown<'py>>> {
         let activations = detached(py, || self.0.trace(&ids))?;
         activations.into_iter().map(|a| Ok((a.name, a.shape.to_vec(), bytes(py, &a.values)?))).collect()
     }

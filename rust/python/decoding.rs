@@ -98,7 +98,10 @@ impl State {
             match step.and_then(|rows| py.check_signals().map(|()| rows)) {
                 Ok(mut rows) => logits.append(&mut rows),
                 Err(error) => {
-                    detached(py, || Ok(lock(&self.sequence).truncate(before)))?;
+                    detached(py, || {
+                        lock(&self.sequence).truncate(before);
+                        Ok(())
+                    })?;
                     return Err(error);
                 }
             }
