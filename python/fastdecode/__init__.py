@@ -1,15 +1,19 @@
 """Runs GPT-2 folders from Hugging Face on a CPU, fast, with exactly what transformers gives."""
 
+from typing import TYPE_CHECKING
+
 from . import errors as errors
 from ._core import __version__ as __version__
 from ._core import cpu_info as cpu_info
 from .model import CausalLM as CausalLM
 from .model import load as load
-from .options import GenerateOptions as GenerateOptions
-from .results import Chunk as Chunk
-from .results import Output as Output
 from .state import State as State
 from .tokenizer import Tokenizer as Tokenizer
+
+if TYPE_CHECKING:
+    from .options import GenerateOptions as GenerateOptions
+    from .results import Chunk as Chunk
+    from .results import Output as Output
 
 __all__ = [
     "CausalLM",
@@ -23,3 +27,12 @@ __all__ = [
     "errors",
     "load",
 ]
+
+
+def __getattr__(name: str) -> object:
+    """Imports the dataclasses when they are first asked for: `dataclasses` is most of what an import would cost."""
+    if name in ("Chunk", "GenerateOptions", "Output"):
+        from . import options, results
+
+        return getattr(options if name == "GenerateOptions" else results, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

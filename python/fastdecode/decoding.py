@@ -164,23 +164,16 @@ class _Row:
         )
 
 
-def no_chunks() -> Generator[Chunk]:
-    """The pieces of no prompts."""
-    yield from ()
-
-
-async def astream(start: Callable[[], Decoding | None]) -> AsyncGenerator[Chunk]:
+async def astream(start: Callable[[], Decoding]) -> AsyncGenerator[Chunk]:
     """All pieces, every step in the event loop's executor.
 
     Args:
-        start: Makes the decoding, in the executor too; None when there is nothing to do.
+        start: Makes the decoding, in the executor too.
     """
     import asyncio
 
     loop = asyncio.get_running_loop()
     decoding = await loop.run_in_executor(None, start)
-    if decoding is None:
-        return
     step = loop.run_in_executor(None, decoding.advance)
     try:
         while True:

@@ -5,11 +5,9 @@ Nothing here knows which values are sensible; `options` does, and the native sid
 
 from __future__ import annotations
 
-import json
 import operator
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from .errors import ConfigError, FileReadError
 
@@ -49,8 +47,7 @@ class Config(Mapping[str, Any]):
         return f"Config({self._values!r})"
 
 
-@dataclass(frozen=True, slots=True)
-class Defaults:
+class Defaults(NamedTuple):
     """What a model's folder asks for.
 
     Attributes:
@@ -71,6 +68,8 @@ def read_json(path: Path) -> dict[str, Any]:
         FileReadError: The file cannot be read.
         ConfigError: It is not JSON, or not an object.
     """
+    import json
+
     try:
         text = path.read_text(encoding="utf-8")
     except OSError as error:

@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import os
 import re
-from dataclasses import dataclass
-from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
 
 from .errors import ModelNotFoundError, OptionError
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 # Bundled models; each is a folder of this name under demo/.
 DEMOS = ("demo-stories",)
@@ -37,11 +39,10 @@ _PATTERNS = (
 _BIN_PATTERNS = ("pytorch_model.bin", "pytorch_model-?????-of-?????.bin", "pytorch_model.bin.index.json")
 
 # A name, or owner/name; the hub's own rule, without which a mistyped path would become a request.
-_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
+_HUB_ID = r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?"
 
 
-@dataclass(frozen=True, slots=True)
-class Source:
+class Source(NamedTuple):
     """Where a model comes from.
 
     Attributes:
@@ -86,6 +87,8 @@ def locate(
             expected="a folder, a demo model's name or a hub id",
             got=repr(model),
         )
+    from pathlib import Path
+
     folder = Path(path).expanduser()
     bundled = path in DEMOS and isinstance(model, str)
     if bundled:
@@ -101,7 +104,7 @@ def locate(
                 got=repr(revision),
             )
         return Source(folder, path if bundled else str(folder.resolve()), None)
-    if not isinstance(model, str) or _HUB_ID.fullmatch(path) is None:
+    if not isinstance(model, str) or re.fullmatch(_HUB_ID, path) is None:
         raise _not_found(
             path, "an existing folder, one of " + ", ".join(DEMOS) + ", or a hub id", "no such folder"
         )
@@ -123,6 +126,8 @@ def _download(
     token: str | bool | None,
     local_files_only: bool,
 ) -> Source:
+    from pathlib import Path
+
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import (
         GatedRepoError,

@@ -6,18 +6,15 @@ computes, and nothing heavy is imported before it is needed.
 
 from __future__ import annotations
 
-import json
 import time
 import warnings
 from typing import TYPE_CHECKING, Any, Literal, overload
 
 from . import _core
 from .arrays import as_floats, as_ids, as_tensor, bad_option, is_empty, is_one
-from .decoding import Decoding, astream, no_chunks
 from .errors import ConfigError, FastdecodeWarning, TokenizerMissing
 from .folder import Config, config_defaults, folder_defaults, read_json
 from .hub import locate
-from .options import GenerateOptions, resolve
 from .state import EMBEDDING, State
 from .tokenizer import Tokenizer, as_tokenizer, read_folder
 
@@ -31,8 +28,9 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from .arrays import Prompt
+    from .decoding import Decoding
     from .folder import Defaults
-    from .options import Options
+    from .options import GenerateOptions, Options
     from .results import Chunk, Output
 
 Dtype = Literal["auto", "float32", "float16", "bfloat16"]
@@ -179,6 +177,8 @@ class CausalLM:
             ConfigError: A value in `config` cannot be used.
             CheckpointError: A tensor is missing, or has the wrong shape or type.
         """
+        import json
+
         began = time.perf_counter()
         options = _load_options(dtype, compute_dtype, num_threads)
         given = None if tokenizer is None else as_tokenizer(tokenizer)
@@ -300,8 +300,6 @@ class CausalLM:
             ('length', 5, 2)
         """
         prompts, one, resolved = self._resolve(prompt, options)
-        if not prompts:
-            return []
         outputs = self._start(prompts, resolved).outputs()
         return outputs[0] if one and len(outputs) == 1 else outputs
 
@@ -332,7 +330,7 @@ class CausalLM:
             True
         """
         prompts, _, resolved = self._resolve(prompt, options)
-        return self._start(prompts, resolved).chunks() if prompts else no_chunks()
+        return self._start(prompts, resolved).chunks()
 
     def astream(
         self, prompt: Prompt | Sequence[Prompt], **options: Unpack[GenerateOptions]
@@ -357,9 +355,11 @@ class CausalLM:
             True
         """
 
-        def start() -> Decoding | None:
+        def start() -> Decoding:
             prompts, _, resolved = self._resolve(prompt, options)
-            return self._start(prompts, resolved) if prompts else None
+            return self._start(prompts, resolved)
+
+        from .decoding import astream
 
         return astream(start)
 
@@ -457,6 +457,8 @@ class CausalLM:
     def _resolve(
         self, prompt: Prompt | Sequence[Prompt], options: Mapping[str, Any]
     ) -> tuple[list[list[int]], bool, Options]:
+        from .options import resolve
+
         one = is_one(prompt)
         prompts: list[Any] = [prompt] if one else list(prompt)
         resolved = resolve(options, self._defaults, len(prompts), self._core.context_limit)
@@ -465,6 +467,8 @@ class CausalLM:
         return [self._ids(item) for item in prompts], one, resolved
 
     def _start(self, prompts: list[list[int]], options: Options) -> Decoding:
+        from .decoding import Decoding
+
         return Decoding(self._core, prompts, options, self.tokenizer, self._load_seconds)
 
     def _encode(self, prompt: Prompt) -> list[int]:

@@ -10,7 +10,6 @@ native module.
 from __future__ import annotations
 
 import math
-import numbers
 import operator
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -127,7 +126,7 @@ def _at_least(smallest: int) -> Callable[[object], int]:
 
 def _real(accepts: Callable[[float], bool]) -> Callable[[object], float]:
     def check(value: object) -> float:
-        if isinstance(value, bool) or not isinstance(value, numbers.Real):
+        if isinstance(value, (bool, str, bytes, bytearray)) or not hasattr(value, "__float__"):
             raise ValueError
         number = float(value)
         if not math.isfinite(number) or not accepts(number):

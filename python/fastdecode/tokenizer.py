@@ -11,13 +11,14 @@ from __future__ import annotations
 import codecs
 import os
 from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .errors import OptionError, TokenizerError
 from .folder import optional_json, read_json
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     import tokenizers
 
 _NAMED = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
@@ -253,6 +254,8 @@ def as_tokenizer(tokenizer: object) -> Tokenizer:
         return tokenizer
     expected = "a folder with a tokenizer, a tokenizer.json, or an object of tokenizers or transformers"
     if isinstance(tokenizer, (str, os.PathLike)):
+        from pathlib import Path
+
         path = Path(tokenizer)
         found = read_folder(path, {}) if path.is_dir() else None
         if found is None and path.is_file():

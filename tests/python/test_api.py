@@ -55,7 +55,16 @@ def test_types_of_results(model: fastdecode.CausalLM) -> None:
 
 
 def test_import_is_light() -> None:
-    heavy = "numpy", "tokenizers", "huggingface_hub", "torch", "transformers", "asyncio", "argparse"
+    heavy = (
+        "numpy",
+        "tokenizers",
+        "huggingface_hub",
+        "torch",
+        "transformers",
+        "asyncio",
+        "argparse",
+        "dataclasses",
+    )
     code = f"import sys, fastdecode; print([name for name in {heavy!r} if name in sys.modules])"
     assert (
         subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout
