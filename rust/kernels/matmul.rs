@@ -6,8 +6,8 @@
 //!
 //! A panel is sixteen outputs; its lines are 64 bytes: sixteen lanes of one k (f32), of two (bf16: pairs in a lane; f16:
 //! sixteen of k, then sixteen of k + 1). Up to [`Lanes`]' tile height the rows are multiplied straight from the weights'
-//! stream, several panels side by side to hide latency; above it, blocks of K are taken through row tiles, weights of 16
-//! bits being widened once per block for all of them.
+//! stream, several panels side by side to hide latency; above it, blocks of K are taken through row tiles, and for
+//! many rows weights of 16 bits are widened once per block for all of them.
 
 use super::activation::Epilogue;
 use super::lanes::{Lanes, WIDTH, round_bf16};
@@ -18,6 +18,8 @@ pub const LINE: usize = 64;
 const MAX_ROWS: usize = 12;
 /// Above this many rows the activations are packed into tiles first.
 const PACK_FROM: usize = 16;
+/// Lines of a panel that a few tiles share: 8 KB.
+const FEW_LINES: usize = 128;
 
 /// How the weights are stored and how products are formed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -256,6 +258,10 @@ unsafe fn block<L: Lanes, K: Kind<L>, const M: usize, const N: usize>(
     // SAFETY: the caller grants the tile of `c`, the lines and the words.
     unsafe {
         let at = |r: usize, j: usize| c.add(r * c_stride + j * WIDTH);
+        // Rows of outputs lie in pages of their own: the next tile's come while this one is multiplied.
+        for r in M..2 * M {
+            L::prefetch(c.wrapping_add(r * c_stride).cast());
+        }
         let mut acc = [[L::splat(0.0); N]; M];
         if !first {
             for (r, acc) in acc.iter_mut().enumerate() {
@@ -314,8 +320,12 @@ pub(super) unsafe fn matmul<L: Lanes, K: Kind<L>>(job: &Matmul) {
         }
         if job.m <= L::ROWS {
             stream::<L, K>(&job);
+        } else if job.m <= PACK_FROM {
+            few::<L, K>(&job);
+        } else if K::WIDEN {
+            many::<L, K, F32>(&job);
         } else {
-            blocks::<L, K>(&job);
+            many::<L, K, K>(&job);
         }
     }
 }
@@ -370,12 +380,7 @@ unsafe fn stream<L: Lanes, K: Kind<L>>(job: &Matmul) {
                 }
                 panels!(2, 2);
             }
-            3 => {
-                if wide {
-                    panels!(3, 4);
-                }
-                panels!(3, 2);
-            }
+            3 if wide => panels!(3, 4),
             4 if wide => panels!(4, 4),
             5 if wide => panels!(5, 4),
             6 if wide => panels!(6, 4),
@@ -417,74 +422,80 @@ unsafe fn finish(job: &Matmul, panel: usize, panels: usize, row: usize, rows: us
     }
 }
 
-/// Many rows: blocks of K, row tiles inside, weights of 16 bits widened once per block.
+/// A few tiles of rows: panel by panel, in short blocks of lines that every tile takes while they are in L1. The first tile
+/// fetches what comes after, so that memory is busy during the others, too.
 #[inline(always)]
-unsafe fn blocks<L: Lanes, K: Kind<L>>(job: &Matmul) {
+unsafe fn few<L: Lanes, K: Kind<L>>(job: &Matmul) {
     // SAFETY: handed on from the caller.
     unsafe {
-        if K::WIDEN && job.m > 2 * L::ROWS {
-            blocked::<L, K, F32>(job);
-        } else {
-            blocked::<L, K, K>(job);
+        let lines = job.k.div_ceil(K::STEP);
+        let panel = lines * LINE;
+        let tiles = job.m.div_ceil(L::ROWS);
+        for p in 0..job.panels {
+            for l0 in (0..lines).step_by(FEW_LINES) {
+                let n = FEW_LINES.min(lines - l0);
+                let w = job.w.add(p * panel + l0 * LINE);
+                let mut r = 0;
+                for t in 0..tiles {
+                    let h = height(job.m, tiles, t);
+                    let at = job.a.add(r * job.a_stride + l0 * K::WORDS);
+                    let a = Rows { at, row: job.a_stride, word: 1 };
+                    let c = job.c.add(r * job.c_stride + p * WIDTH);
+                    let ahead = if t == 0 { FEW_LINES * LINE } else { 0 };
+                    by_rows!(h, L, K, 1, (c, job.c_stride, a, w, panel, n, l0 == 0, ahead));
+                    r += h;
+                }
+            }
+            finish(job, p, 1, 0, job.m);
         }
     }
 }
 
-/// As [`blocks`]; `T` is the kind that the tiles multiply: `K` itself, or f32 after widening.
+/// Rows of tile `t` when `rows` are split into `tiles` of nearly equal height.
 #[inline(always)]
-unsafe fn blocked<L: Lanes, K: Kind<L>, T: Kind<L>>(job: &Matmul) {
+fn height(rows: usize, tiles: usize, t: usize) -> usize {
+    rows / tiles + usize::from(t < rows % tiles)
+}
+
+/// Many rows: blocks of K, activations packed into tiles, weights of 16 bits widened once per block for all of them. `T` is
+/// the kind that the tiles multiply: `K` itself, or f32 after widening.
+#[inline(always)]
+unsafe fn many<L: Lanes, K: Kind<L>, T: Kind<L>>(job: &Matmul) {
     let widen = K::STEP != T::STEP;
     let lines = job.k.div_ceil(K::STEP);
     let panel = lines * LINE;
     let t = &job.tuning;
     let per_block = if widen { t.widened } else { t.block_k }.div_ceil(K::STEP).max(1);
-    let packed = job.m > PACK_FROM;
-    let block_m = if packed { t.block_m } else { job.m };
-    let side_by_side = L::PANELS;
     // SAFETY: handed on from the caller; the scratch holds the packed rows and after them the widened block.
     unsafe {
         let widened = job.scratch.add((t.block_m + MAX_ROWS) * (t.block_k.max(t.widened) + LINE));
-        for m0 in (0..job.m).step_by(block_m) {
-            let rows = block_m.min(job.m - m0);
-            let a_rows = job.a.add(m0 * job.a_stride);
-            // Tiles of equal height, as few as there can be.
+        for m0 in (0..job.m).step_by(t.block_m) {
+            let rows = t.block_m.min(job.m - m0);
             let tiles = rows.div_ceil(L::ROWS);
-            let height = |t: usize| rows / tiles + usize::from(t < rows % tiles);
             for l0 in (0..lines).step_by(per_block) {
                 let n = per_block.min(lines - l0);
                 let (first, last) = (l0 == 0, l0 + n == lines);
                 let words = n * K::WORDS;
-                if packed {
-                    pack::<L, K>(job, a_rows, rows, tiles, l0, n);
-                }
+                pack::<L, K>(job, job.a.add(m0 * job.a_stride), rows, tiles, l0, n);
                 let mut p = 0;
                 while p < job.panels {
-                    let np = side_by_side.min(job.panels - p);
+                    let np = L::PANELS.min(job.panels - p);
                     let mut w = job.w.add(p * panel + l0 * LINE);
-                    let mut w_stride = panel;
-                    let mut tile_lines = n;
+                    let (mut w_stride, mut tile_lines) = (panel, n);
                     if widen {
                         for j in 0..np {
                             for l in 0..n {
-                                K::widen(
-                                    w.add(j * panel + l * LINE),
-                                    widened.add((j * words + l * K::WORDS) * WIDTH),
-                                );
+                                let to = (j * words + l * K::WORDS) * WIDTH;
+                                K::widen(w.add(j * panel + l * LINE), widened.add(to));
                             }
                         }
                         w = widened.cast();
-                        w_stride = words * LINE;
-                        tile_lines = words;
+                        (w_stride, tile_lines) = (words * LINE, words);
                     }
                     let mut r = 0;
                     for ti in 0..tiles {
-                        let h = height(ti);
-                        let a = if packed {
-                            Rows { at: job.scratch.add(r * words), row: 1, word: h }
-                        } else {
-                            let at = a_rows.add(r * job.a_stride + l0 * K::WORDS);
-                            Rows { at, row: job.a_stride, word: 1 }
-                        };
+                        let h = height(rows, tiles, ti);
+                        let a = Rows { at: job.scratch.add(r * words), row: 1, word: h };
                         let c = job.c.add((m0 + r) * job.c_stride + p * WIDTH);
                         let ahead = if ti == 0 && !widen { t.prefetch } else { 0 };
                         if L::PANELS == 2 && np == 2 {
@@ -519,7 +530,7 @@ unsafe fn pack<L: Lanes, K: Kind<L>>(
         let words = n * K::WORDS;
         let mut r = 0;
         for t in 0..tiles {
-            let h = rows / tiles + usize::from(t < rows % tiles);
+            let h = height(rows, tiles, t);
             let out = job.scratch.add(r * words);
             for i in 0..h {
                 let from = a.add((r + i) * job.a_stride + l0 * K::STEP);
