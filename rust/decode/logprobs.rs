@@ -1,5 +1,6 @@
 //! Log-probabilities: the log-softmax of raw scores and its best entries.
 
+use crate::decode::exponential::sum_of_exponentials;
 use crate::decode::sampler::{Best, Unusable, largest, maximum};
 
 /// What is known about one generated token before any processor changed the scores.
@@ -31,8 +32,7 @@ impl Normalizer {
         if maximum == f32::INFINITY {
             return Err(Unusable::Infinite);
         }
-        let sum: f64 = scores.iter().map(|&score| f64::from((score - maximum).exp())).sum();
-        Ok(Self { maximum, log_sum: sum.ln() as f32 })
+        Ok(Self { maximum, log_sum: sum_of_exponentials(scores, maximum).ln() as f32 })
     }
 
     /// The log-probability of a score.

@@ -1,6 +1,7 @@
 //! What happens to logits: processing, choosing, stopping. Ids and scores only; no model, no text, no threads.
 
 pub mod beam;
+mod exponential;
 pub mod logprobs;
 pub mod processors;
 pub mod sampler;

@@ -3,6 +3,7 @@
 //! `torch.multinomial(p, n)` without replacement on a CPU takes the `n` largest of `p / e`, where `e` are exponential
 //! draws for every token in order (the exponential race). Logarithms are taken only for tokens that can still win.
 
+use crate::decode::exponential::{exponentiate, sum};
 use crate::decode::torch_rng::TorchRng;
 
 /// A token (or a position among several rows of tokens) with its score.
@@ -141,11 +142,10 @@ pub fn softmax(candidates: &[Candidate], probabilities: &mut Vec<f32>) -> Result
         return Err(Unusable::Infinite);
     }
     probabilities.clear();
-    probabilities.extend(candidates.iter().map(|&(_, score)| (score - best).exp()));
-    let sum = probabilities.iter().map(|&p| f64::from(p)).sum::<f64>() as f32;
-    for probability in probabilities.iter_mut() {
-        *probability /= sum;
-    }
+    probabilities.extend(candidates.iter().map(|&(_, score)| score));
+    exponentiate(probabilities, best);
+    let sum = sum(probabilities) as f32;
+    probabilities.iter_mut().for_each(|probability| *probability /= sum);
     Ok(())
 }
 

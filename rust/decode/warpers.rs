@@ -6,9 +6,6 @@
 
 use crate::decode::sampler::{Best, Candidate, Unusable, better_first, nth_largest, softmax};
 
-/// Ranges shorter than this are sorted whole when top_p looks for its cut.
-const SHORT: usize = 64;
-
 /// One restriction of the candidates, or a change of their scores.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub enum Warper {
@@ -30,9 +27,10 @@ pub struct Warpers {
     probabilities: Vec<f32>,
     buffer: Best,
     ranked: Vec<Ranked>,
+    masses: Vec<f64>,
 }
 
-/// A candidate on its way through top_p.
+/// A candidate near the cut of top_p.
 #[derive(Debug, Clone, Copy)]
 struct Ranked {
     candidate: Candidate,
@@ -94,22 +92,49 @@ impl Warpers {
         }
     }
 
+    /// The cut is found without sorting all: probabilities fall into buckets by their leading bits, of which only the one
+    /// that holds the cut is sorted.
     fn top_p(&mut self, p: f64, candidates: &mut Vec<Candidate>) -> Result<(), Unusable> {
         softmax(candidates, &mut self.probabilities)?;
         let threshold = (1.0 - p) as f32;
+        self.masses.clear();
+        self.masses.resize(bucket(1.0) + 1, 0.0);
+        for &probability in &self.probabilities {
+            self.masses[bucket(probability)] += f64::from(probability);
+        }
+        let mut below = 0.0_f64;
+        let mut cut = 0;
+        while cut < self.masses.len() && (below + self.masses[cut]) as f32 <= threshold {
+            below += self.masses[cut];
+            cut += 1;
+        }
+        let mut dropped = 0;
         self.ranked.clear();
-        self.ranked.extend(
-            candidates
-                .iter()
-                .zip(&self.probabilities)
-                .map(|(&candidate, &probability)| Ranked { candidate, probability }),
-        );
-        let dropped = lower_mass(&mut self.ranked, threshold)
-            .min(candidates.len().saturating_sub(self.min_tokens_to_keep));
-        if dropped > 0 {
-            let (_, worst_kept, _) = self.ranked.select_nth_unstable_by(dropped, worse_first);
-            let worst_kept = worst_kept.candidate;
-            candidates.retain(|candidate| better_last(candidate, &worst_kept).is_ge());
+        for (&candidate, &probability) in candidates.iter().zip(&self.probabilities) {
+            dropped += usize::from(bucket(probability) < cut);
+            if bucket(probability) == cut {
+                self.ranked.push(Ranked { candidate, probability });
+            }
+        }
+        self.ranked.sort_unstable_by(|a, b| worse_first(&a.candidate, &b.candidate));
+        let mut worst_kept = None;
+        for item in &self.ranked {
+            below += f64::from(item.probability);
+            if below as f32 > threshold {
+                worst_kept = Some(item.candidate);
+                break;
+            }
+            dropped += 1;
+        }
+        let most = candidates.len().saturating_sub(self.min_tokens_to_keep);
+        if dropped > most || (worst_kept.is_none() && dropped > 0) {
+            // Too many, or the cut lies exactly between two buckets: whoever has this rank is the first to stay.
+            dropped = dropped.min(most);
+            self.buffer.clone_from(candidates);
+            worst_kept = Some(*self.buffer.select_nth_unstable_by(dropped, worse_first).1);
+        }
+        if let Some(worst_kept) = worst_kept {
+            candidates.retain(|candidate| worse_first(candidate, &worst_kept).is_ge());
         }
         Ok(())
     }
@@ -139,39 +164,11 @@ impl Warpers {
 }
 
 /// Rising score; of equal scores the lower id first, as a stable ascending sort has it.
-fn better_last(a: &Candidate, b: &Candidate) -> std::cmp::Ordering {
+fn worse_first(a: &Candidate, b: &Candidate) -> std::cmp::Ordering {
     a.1.total_cmp(&b.1).then(a.0.cmp(&b.0))
 }
 
-fn worse_first(a: &Ranked, b: &Ranked) -> std::cmp::Ordering {
-    better_last(&a.candidate, &b.candidate)
-}
-
-/// How many items, from the worst on, have a cumulative probability of at most `threshold`.
-///
-/// Prefix sums never fall, so the cut is found by halving: half of a range is moved to the front by a selection and its
-/// mass is added up, until the range is short enough to be sorted.
-fn lower_mass(items: &mut [Ranked], threshold: f32) -> usize {
-    let (mut from, mut to) = (0, items.len());
-    let mut below = 0.0_f64;
-    while to - from > SHORT {
-        let middle = usize::midpoint(from, to);
-        items[from..to].select_nth_unstable_by(middle - from, worse_first);
-        let mass: f64 = items[from..middle].iter().map(|item| f64::from(item.probability)).sum();
-        if (below + mass) as f32 <= threshold {
-            below += mass;
-            from = middle;
-        } else {
-            to = middle;
-        }
-    }
-    items[from..to].sort_unstable_by(worse_first);
-    for item in &items[from..to] {
-        below += f64::from(item.probability);
-        if below as f32 > threshold {
-            break;
-        }
-        from += 1;
-    }
-    from
+/// Exponent and leading three bits of a probability.
+fn bucket(probability: f32) -> usize {
+    (probability.to_bits() >> 20) as usize
 }

@@ -2,7 +2,7 @@
 
 use fastdecode::decode::logprobs::token_logprobs;
 use fastdecode::decode::processors::{Context, Processor, Processors};
-use fastdecode::decode::sampler::{Candidate, Unusable, greedy, largest};
+use fastdecode::decode::sampler::{Candidate, Unusable, greedy, largest, softmax};
 use fastdecode::decode::warpers::{Warper, Warpers};
 use proptest::prelude::*;
 
@@ -23,18 +23,18 @@ fn warper() -> impl Strategy<Value = Warper> {
     ]
 }
 
-fn softmax(scores: &[f32]) -> Vec<f32> {
-    let best = scores.iter().copied().fold(f32::NEG_INFINITY, f32::max);
-    let powers: Vec<f32> = scores.iter().map(|s| (s - best).exp()).collect();
-    let sum = powers.iter().map(|&p| f64::from(p)).sum::<f64>() as f32;
-    powers.iter().map(|p| p / sum).collect()
+fn probabilities(scores: &[f32]) -> Vec<f32> {
+    let candidates: Vec<Candidate> = scores.iter().map(|&score| (0, score)).collect();
+    let mut probabilities = Vec::new();
+    softmax(&candidates, &mut probabilities).expect("a finite score");
+    probabilities
 }
 
 /// What transformers writes: every warper masks scores of the whole vocabulary, after a full sort.
 fn plainly(list: &[Warper], keep: usize, scores: &[f32]) -> Vec<Candidate> {
     let mut scores = scores.to_vec();
     for warper in list {
-        let probabilities = softmax(&scores);
+        let probabilities = probabilities(&scores);
         let mut rising: Vec<usize> = (0..scores.len()).collect();
         rising.sort_by(|&a, &b| scores[a].total_cmp(&scores[b]).then(a.cmp(&b)));
         match *warper {
@@ -83,6 +83,16 @@ proptest! {
         let mut spoilt = scores.clone();
         Warpers::new(list, keep).apply(&mut spoilt, &mut kept).expect("a finite score");
         prop_assert_eq!(kept, expected);
+    }
+
+    #[test]
+    fn probabilities_are_a_softmax(scores in prop::collection::vec(-30.0_f32..30.0, 1..300)) {
+        let sum: f64 = scores.iter().map(|&s| f64::from(s).exp()).sum();
+        for (score, probability) in scores.iter().zip(probabilities(&scores)) {
+            let exact = f64::from(*score).exp() / sum;
+            // The difference to the best score, up to 60, is rounded to f32, as torch does it.
+            prop_assert!((f64::from(probability) - exact).abs() <= 1e-5 * exact);
+        }
     }
 
     #[test]
