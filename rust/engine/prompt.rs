@@ -152,7 +152,7 @@ impl<S: Sequence> Feeding<S> {
 /// that is complete now to `done`, moves `*first` behind them, and returns the number of rows fed.
 ///
 /// # Errors
-/// Those of [`Decoder::forward`]; nothing has changed then.
+/// Those of [`Decoder::forward`], and `OutOfMemory`; nothing has changed then.
 pub(crate) fn feed_chunk<M: Decoder>(
     model: &M,
     prompts: &mut [Feeding<M::Sequence>],
@@ -176,6 +176,11 @@ pub(crate) fn feed_chunk<M: Decoder>(
         let wanted = if count == left { Wanted::Last } else { Wanted::Nothing };
         batch.push(Segment { sequence, input: prompt.content.slice(from, from + count), logits: wanted });
     }
+    // Many prompts over a large vocabulary are much memory; better to find out before the work.
+    let floats = complete * model.vocab_size();
+    let refused =
+        |_| Error::OutOfMemory { what: "logits of the prompts".to_owned(), bytes: floats * size_of::<f32>() };
+    done.try_reserve(floats).map_err(refused)?;
     model.forward(&mut batch, logits, cancel)?;
     done.extend_from_slice(logits);
     *first += complete;
