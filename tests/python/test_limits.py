@@ -16,5 +16,5 @@ def test_limits_are_plausible() -> None:
 
 
 def test_a_buffer_that_the_system_refuses_is_an_error() -> None:
-    with pytest.raises(fastdecode.errors.OutOfMemoryError, match="buffer to measure"):
+    with pytest.raises(fastdecode.errors.OutOfMemoryError, match="bytes of memory"):
         _core.measure_limits(1 << 60)
