@@ -61,6 +61,33 @@ def test_a_forked_child_generates(model: fastdecode.CausalLM) -> None:
 
 
 @pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork.*:DeprecationWarning")
+def test_forking_while_other_threads_generate(model: fastdecode.CausalLM) -> None:
+    """Whatever the other threads hold at that moment, the child needs none of it."""
+    expected = model.run([5, 6], **OPTIONS).token_ids
+    done = threading.Event()
+
+    def work() -> None:
+        while not done.is_set():
+            model.run([[7] * 20] * 3, **OPTIONS)
+
+    workers = [threading.Thread(target=work) for _ in range(2)]
+    for worker in workers:
+        worker.start()
+    try:
+        for _ in range(10):
+            child = os.fork()
+            if child == 0:
+                signal.alarm(60)  # a child that waits for ever is killed, and counts as failed
+                same = model.run([5, 6], **OPTIONS).token_ids == expected
+                os._exit(0 if same else 1)
+            assert os.waitpid(child, 0)[1] == 0
+    finally:
+        done.set()
+        for worker in workers:
+            worker.join()
+
+
+@pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork.*:DeprecationWarning")
 @pytest.mark.parametrize("method", ["fork", "spawn"])
 def test_models_go_to_other_processes(model: fastdecode.CausalLM, method: str) -> None:
     expected = [model.generate([seed], **OPTIONS) for seed in range(3)]
