@@ -57,9 +57,10 @@ class HashModel(PreTrainedModel, GenerationMixin):
         best = torch.topk(accumulated_log_probs, k=count).values
         gaps = (best[:, :-1] - best[:, 1:])[best[:, 1:] > -1e8]
         self.smallest_gap = min([self.smallest_gap, *gaps.tolist()])
-        return super()._get_top_k_continuations(
+        continuations: tuple[torch.Tensor, torch.Tensor, torch.Tensor] = super()._get_top_k_continuations(
             accumulated_log_probs=accumulated_log_probs, beams_to_keep=beams_to_keep, **kwargs
         )
+        return continuations
 
     def forward(
         self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None = None, **_: Any
@@ -184,7 +185,7 @@ def answer(case: dict[str, Any]) -> bool:
         # Where the options forbid everything, transformers returns something unfinished, and the engine an error.
         if min(case["scores"][:: options["num_return_sequences"]]) < -1e8:
             return False
-    return model.smallest_gap > SMALLEST_GAP
+    return bool(model.smallest_gap > SMALLEST_GAP)
 
 
 def main() -> None:
