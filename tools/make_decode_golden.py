@@ -52,7 +52,7 @@ class HashModel(PreTrainedModel, GenerationMixin):
     def _get_top_k_continuations(
         self, accumulated_log_probs: torch.Tensor, *, beams_to_keep: int, **kwargs: Any
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Also notes the smallest difference between neighbours among those that are chosen, and the first that is not."""
+        """Also notes the smallest gap between neighbours among those that are chosen, and the first that is not."""
         count = min(beams_to_keep + 1, accumulated_log_probs.shape[-1])
         best = torch.topk(accumulated_log_probs, k=count).values
         gaps = (best[:, :-1] - best[:, 1:])[best[:, 1:] > -1e8]
