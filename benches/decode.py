@@ -23,6 +23,7 @@ import random
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from datetime import UTC, datetime
 from pathlib import Path
@@ -56,11 +57,13 @@ class Worker:
         self.python = str(own if own.exists() else Path(sys.executable))
         script = HERE / "peers" / f"run_{engine}.py"
         self.engine = engine
+        # A file, since a pipe that nobody reads fills up and stops the engine.
+        self.log = tempfile.TemporaryFile("w+")  # noqa: SIM115  (open as long as the process)
         self.process = subprocess.Popen(
             [self.python, str(script)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
+            stderr=self.log,
             text=True,
         )
 
@@ -79,8 +82,8 @@ class Worker:
             pass
         line = self.process.stdout.readline()
         if not line:
-            assert self.process.stderr is not None
-            last = self.process.stderr.read().strip().splitlines()[-1:]
+            self.log.seek(0)
+            last = self.log.read().strip().splitlines()[-1:]
             raise RuntimeError(last[0] if last else f"the worker of {self.engine} ended")
         answer: Json = json.loads(line)
         if "error" in answer:
