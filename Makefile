@@ -41,6 +41,8 @@ test-python: ## the package, its parity with transformers, the goldens and the d
 
 golden: ## make the golden files again (needs the `test` extra)
 	$(PY) tools/make_golden.py
+	$(PY) tools/make_rng_golden.py
+	$(PY) tools/make_decode_golden.py
 
 bench: ## kernels, then end to end against the peers that are installed (benches/README.md)
 	cargo bench --locked
