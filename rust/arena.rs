@@ -38,11 +38,7 @@ impl Arena {
         if at.is_null() {
             return Err(refused());
         }
-        #[cfg(target_os = "linux")]
-        // SAFETY: the range is this allocation's; the call is advice and its refusal changes nothing.
-        unsafe {
-            libc::madvise(at.cast(), len, libc::MADV_HUGEPAGE);
-        }
+        ask_for_huge_pages(at, len);
         Ok(Self { at, len })
     }
 
@@ -76,6 +72,21 @@ impl Arena {
     pub fn is_empty(&self) -> bool {
         self.len == 0
     }
+}
+
+/// Asks the system for huge pages under `len` bytes from `at` on, before they are touched. Memory and behaviour stay the
+/// same where it refuses.
+pub fn ask_for_huge_pages(at: *mut u8, len: usize) {
+    let skipped = at.addr().next_multiple_of(HUGE) - at.addr();
+    #[cfg(target_os = "linux")]
+    if len >= skipped + HUGE {
+        // SAFETY: advice on whole pages of memory that the caller holds; it changes no contents.
+        unsafe {
+            libc::madvise(at.wrapping_add(skipped).cast(), len - skipped, libc::MADV_HUGEPAGE);
+        }
+    }
+    #[cfg(not(target_os = "linux"))]
+    let _ = (skipped, len);
 }
 
 impl Drop for Arena {

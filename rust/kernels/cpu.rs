@@ -79,12 +79,30 @@ impl Family {
     /// Sizes of blocks and the prefetch distance, measured per family (docs/decisions/0003-tuning.md).
     pub fn tuning(self) -> Tuning {
         match self {
-            Self::Zen => Tuning { panels: 4, prefetch: 0, block_k: 512, widened: 256, block_m: 96 },
-            Self::Zen4 | Self::Zen5 => {
-                Tuning { panels: 1, prefetch: 0, block_k: 256, widened: 256, block_m: 384 }
-            }
-            Self::Xeon => Tuning { panels: 4, prefetch: 2048, block_k: 768, widened: 256, block_m: 512 },
-            Self::Unknown => Tuning { panels: 2, prefetch: 0, block_k: 256, widened: 256, block_m: 192 },
+            Self::Zen | Self::Unknown => Tuning {
+                panels: 4,
+                prefetch: 0,
+                rows_prefetch: 1024,
+                block_k: 768,
+                widened: 256,
+                block_m: 48,
+            },
+            Self::Zen4 | Self::Zen5 => Tuning {
+                panels: 1,
+                prefetch: 0,
+                rows_prefetch: 1024,
+                block_k: 256,
+                widened: 256,
+                block_m: 384,
+            },
+            Self::Xeon => Tuning {
+                panels: 4,
+                prefetch: 2048,
+                rows_prefetch: 2048,
+                block_k: 768,
+                widened: 256,
+                block_m: 512,
+            },
         }
     }
 

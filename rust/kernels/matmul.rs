@@ -39,8 +39,10 @@ pub enum Format {
 pub struct Tuning {
     /// Panels side by side for one row: 1, 2 or 4.
     pub panels: usize,
-    /// Bytes ahead of the stream that are prefetched; 0 for none.
+    /// Bytes ahead of the stream that are prefetched for one row; 0 for none.
     pub prefetch: usize,
+    /// As `prefetch`, for more rows: they look less far ahead by themselves.
+    pub rows_prefetch: usize,
     /// Floats of K in a block of f32 weights (for 16-bit weights half of it is taken, see `widened`).
     pub block_k: usize,
     /// Floats of K in a block of widened weights.
@@ -310,7 +312,7 @@ pub(super) unsafe fn matmul<L: Lanes, K: Kind<L>>(job: &Matmul) {
     let words = job.k.div_ceil(K::STEP) * K::WORDS;
     // SAFETY: handed on from the caller; the scratch has room for the pairs of `PACK_FROM` rows.
     unsafe {
-        if K::PAIRS && job.m <= PACK_FROM {
+        if K::PAIRS && job.m <= L::ROWS {
             for r in 0..job.m {
                 pair_row(job.a.add(r * job.a_stride), job.k, job.scratch.add(r * words), 1);
             }
@@ -351,7 +353,7 @@ unsafe fn stream<L: Lanes, K: Kind<L>>(job: &Matmul) {
         let lines = job.k.div_ceil(K::STEP);
         let panel = lines * LINE;
         let a = Rows { at: job.a, row: job.a_stride, word: 1 };
-        let ahead = job.tuning.prefetch;
+        let ahead = if job.m == 1 { job.tuning.prefetch } else { job.tuning.rows_prefetch };
         let mut done = 0;
         macro_rules! panels {
             ($m:literal, $n:literal) => {
@@ -422,15 +424,16 @@ unsafe fn finish(job: &Matmul, panel: usize, panels: usize, row: usize, rows: us
     }
 }
 
-/// A few tiles of rows: panel by panel, in short blocks of lines that every tile takes while they are in L1. The first tile
-/// fetches what comes after, so that memory is busy during the others, too.
+/// A few tiles of rows, packed: panel by panel, in short blocks of lines that every tile takes while they are in L1. The first
+/// tile fetches what comes after, so that memory is busy during the others, too.
 #[inline(always)]
 unsafe fn few<L: Lanes, K: Kind<L>>(job: &Matmul) {
-    // SAFETY: handed on from the caller.
+    // SAFETY: handed on from the caller; the scratch has room for the words of `PACK_FROM` rows.
     unsafe {
         let lines = job.k.div_ceil(K::STEP);
-        let panel = lines * LINE;
+        let (panel, words) = (lines * LINE, lines * K::WORDS);
         let tiles = job.m.div_ceil(L::ROWS);
+        pack::<L, K>(job, job.a, job.m, tiles, 0, lines);
         for p in 0..job.panels {
             for l0 in (0..lines).step_by(FEW_LINES) {
                 let n = FEW_LINES.min(lines - l0);
@@ -438,10 +441,10 @@ unsafe fn few<L: Lanes, K: Kind<L>>(job: &Matmul) {
                 let mut r = 0;
                 for t in 0..tiles {
                     let h = height(job.m, tiles, t);
-                    let at = job.a.add(r * job.a_stride + l0 * K::WORDS);
-                    let a = Rows { at, row: job.a_stride, word: 1 };
+                    let at = job.scratch.add(r * words + l0 * K::WORDS * h);
+                    let a = Rows { at, row: 1, word: h };
                     let c = job.c.add(r * job.c_stride + p * WIDTH);
-                    let ahead = if t == 0 { FEW_LINES * LINE } else { 0 };
+                    let ahead = if t == 0 { job.tuning.rows_prefetch } else { 0 };
                     by_rows!(h, L, K, 1, (c, job.c_stride, a, w, panel, n, l0 == 0, ahead));
                     r += h;
                 }
@@ -469,13 +472,14 @@ unsafe fn many<L: Lanes, K: Kind<L>, T: Kind<L>>(job: &Matmul) {
     // SAFETY: handed on from the caller; the scratch holds the packed rows and after them the widened block.
     unsafe {
         let widened = job.scratch.add((t.block_m + MAX_ROWS) * (t.block_k.max(t.widened) + LINE));
-        for m0 in (0..job.m).step_by(t.block_m) {
-            let rows = t.block_m.min(job.m - m0);
-            let tiles = rows.div_ceil(L::ROWS);
-            for l0 in (0..lines).step_by(per_block) {
-                let n = per_block.min(lines - l0);
-                let (first, last) = (l0 == 0, l0 + n == lines);
-                let words = n * K::WORDS;
+        // A block of K serves all rows before the next one, so that the weights come from memory once.
+        for l0 in (0..lines).step_by(per_block) {
+            let n = per_block.min(lines - l0);
+            let (first, last) = (l0 == 0, l0 + n == lines);
+            let words = n * K::WORDS;
+            for m0 in (0..job.m).step_by(t.block_m) {
+                let rows = t.block_m.min(job.m - m0);
+                let tiles = rows.div_ceil(L::ROWS);
                 pack::<L, K>(job, job.a.add(m0 * job.a_stride), rows, tiles, l0, n);
                 let mut p = 0;
                 while p < job.panels {
@@ -497,7 +501,7 @@ unsafe fn many<L: Lanes, K: Kind<L>, T: Kind<L>>(job: &Matmul) {
                         let h = height(rows, tiles, ti);
                         let a = Rows { at: job.scratch.add(r * words), row: 1, word: h };
                         let c = job.c.add((m0 + r) * job.c_stride + p * WIDTH);
-                        let ahead = if ti == 0 && !widen { t.prefetch } else { 0 };
+                        let ahead = if ti == 0 && !widen { t.rows_prefetch } else { 0 };
                         if L::PANELS == 2 && np == 2 {
                             by_rows!(h, L, T, 2, (c, job.c_stride, a, w, w_stride, tile_lines, first, ahead));
                         } else {

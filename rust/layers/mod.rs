@@ -10,6 +10,7 @@ pub mod norm;
 
 use std::marker::PhantomData;
 
+use crate::arena::ask_for_huge_pages;
 use crate::error::{Error, Result};
 use crate::kernels::{self, Family, Kernels, Tuning, WIDTH};
 use crate::team::Member;
@@ -73,6 +74,7 @@ impl Buffer {
             self.data
                 .try_reserve_exact(more)
                 .map_err(|_| Error::OutOfMemory { what: "activations".to_owned(), bytes: len * 4 })?;
+            ask_for_huge_pages(self.data.as_mut_ptr().cast(), len * size_of::<f32>());
             self.data.resize(len, 0.0);
         }
         Ok(Rows { at: self.data.as_mut_ptr(), stride, rows, width, memory: PhantomData })

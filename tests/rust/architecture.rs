@@ -15,7 +15,7 @@ const ROOMS: &[(&str, &[&str])] = &[
     ("limits", &["error", "arena", "kernels", "team"]),
     ("packed", &["error", "arena", "kernels"]),
     ("kv", &["error", "kernels"]),
-    ("layers", &["error", "kernels", "team", "packed", "kv"]),
+    ("layers", &["error", "arena", "kernels", "team", "packed", "kv"]),
     ("checkpoint", &["error", "kernels", "team", "packed"]),
     ("models", &["error", "arena", "kernels", "team", "packed", "kv", "layers", "checkpoint"]),
     ("decode", &["error", "models"]),

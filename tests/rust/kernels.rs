@@ -93,7 +93,7 @@ proptest! {
         let w = packed(storage, n, k);
         let a = rows(m, k, 17);
         for table in Kernels::available() {
-            let tuning = Tuning { panels, prefetch: ahead, block_k: block, widened: block, block_m: 24 };
+            let tuning = Tuning { panels, prefetch: ahead, rows_prefetch: ahead, block_k: block, widened: block, block_m: 24 };
             let c = multiply(&table, format, &w, &a, m, tuning);
             let stride_c = w.panels() * WIDTH;
             for r in 0..m {
