@@ -168,7 +168,9 @@ impl Options {
             Limit::Length(length) => length - prompt_length,
         };
         let requested = prompt_length.saturating_add(wanted);
-        if requested > limit {
+        // The last new token is never fed back, so a count of new tokens may end one past the positions, as in transformers.
+        let unfed = usize::from(matches!(self.limit, Limit::NewTokens(_)) && prompt_length <= limit);
+        if requested - unfed > limit {
             return Err(Error::ContextLength { limit, requested });
         }
         Ok(wanted)

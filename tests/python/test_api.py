@@ -246,7 +246,10 @@ def test_lengths_and_the_context(model: fastdecode.CausalLM) -> None:
     assert len(model.run([5] * 4, **full).token_ids) == 60  # what the context leaves of 256
     assert len(model.run([5] * 4, max_length=10, **full).token_ids) == 6
     assert len(model.run([5] * 4, max_new_tokens=60, **full).token_ids) == 60
+    # The last new token is never fed back and needs no position.
+    assert len(model.run([5] * 4, max_new_tokens=61, **full).token_ids) == 61
     calls: list[tuple[Any, int]] = [
+        ({"max_new_tokens": 62}, 66),
         ({"max_new_tokens": 1000}, 1004),
         ({"max_length": 65}, 65),
         ({"max_new_tokens": 2**31}, 2**31 + 4),

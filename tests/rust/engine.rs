@@ -102,9 +102,13 @@ fn lengths_are_counted_and_checked_before_any_work() {
     assert_eq!(ids(Limit::NewTokens(6)).expect("it fits"), 6);
     assert_eq!(ids(Limit::Length(10)).expect("it fits"), 6);
     assert_eq!(ids(Limit::UpToNewTokens(256)).expect("it is cut"), 6);
-    for limit in [Limit::NewTokens(7), Limit::Length(11)] {
-        let error = ids(limit).expect_err("one too many");
-        assert!(matches!(error, Error::ContextLength { limit: 10, requested: 11 }), "{error}");
+    assert_eq!(ids(Limit::NewTokens(7)).expect("the last token needs no position"), 7);
+    for (limit, positions) in [(Limit::NewTokens(8), 12), (Limit::Length(11), 11)] {
+        let error = ids(limit).expect_err("too many");
+        assert!(
+            matches!(error, Error::ContextLength { limit: 10, requested } if requested == positions),
+            "{error}"
+        );
     }
     let error = ids(Limit::Length(4)).expect_err("no room");
     assert!(matches!(&error, Error::Option { option, .. } if option == "max_length"), "{error}");
