@@ -10,6 +10,7 @@ mod avx2;
 #[cfg(target_arch = "x86_64")]
 mod avx512;
 mod cpu;
+mod format;
 pub mod lanes;
 mod math;
 mod matmul;
@@ -22,8 +23,9 @@ use std::sync::OnceLock;
 pub use activation::{Activation, Epilogue};
 pub use attention::{Attention, BLOCK, Bias, CHUNK, Visible, scratch as attention_scratch};
 pub use cpu::{Cpu, Family, identify};
+pub use format::{Format, LINE};
 pub use lanes::WIDTH;
-pub use matmul::{Format, LINE, Matmul, Tuning};
+pub use matmul::{Matmul, Tuning};
 pub use norm::Norm;
 
 use crate::error::{Error, Result};
@@ -66,10 +68,10 @@ macro_rules! table {
     ($module:ident, $lanes:ty, $name:literal, bf16: $bf16:literal, $detected:expr, $attrs:tt) => {
         mod $module {
             use super::*;
-            shim!($attrs matmul_f32(j: &Matmul), matmul::matmul::<$lanes, matmul::F32>(j));
-            shim!($attrs matmul_bf16(j: &Matmul), matmul::matmul::<$lanes, matmul::Bf16>(j));
-            shim!($attrs matmul_f16(j: &Matmul), matmul::matmul::<$lanes, matmul::F16>(j));
-            shim!($attrs matmul_dot(j: &Matmul), matmul::matmul::<$lanes, matmul::Bf16Dot>(j));
+            shim!($attrs matmul_f32(j: &Matmul), matmul::matmul::<$lanes, format::F32>(j));
+            shim!($attrs matmul_bf16(j: &Matmul), matmul::matmul::<$lanes, format::Bf16>(j));
+            shim!($attrs matmul_f16(j: &Matmul), matmul::matmul::<$lanes, format::F16>(j));
+            shim!($attrs matmul_dot(j: &Matmul), matmul::matmul::<$lanes, format::Bf16Dot>(j));
             shim!($attrs finish(c: *mut f32, stride: usize, rows: usize, cols: usize, e: &Epilogue),
                 activation::epilogue::<$lanes>(c, stride, rows, cols, e));
             shim!($attrs layer_norm(j: &Norm), norm::layer_norm::<$lanes>(j));
