@@ -6,8 +6,8 @@
 //!
 //! A panel is sixteen outputs; its lines are 64 bytes: sixteen lanes of one k (f32), of two (bf16: pairs in a lane; f16:
 //! sixteen of k, then sixteen of k + 1). Up to [`Lanes`]' tile height the rows are multiplied straight from the weights'
-//! stream, several panels side by side to hide latency; above it, blocks of K are taken through row tiles, and for
-//! many rows weights of 16 bits are widened once per block for all of them.
+//! stream, several panels side by side to hide latency; a few tiles share short blocks of a panel; many rows go through
+//! blocks of K, weights of 16 bits being widened once per block for all of them.
 
 use super::activation::Epilogue;
 use super::format::{F32, Kind, LINE};
@@ -15,8 +15,8 @@ use super::lanes::{Lanes, WIDTH, round_bf16};
 
 /// Rows that the largest tile of any table takes.
 const MAX_ROWS: usize = 12;
-/// Above this many rows the activations are packed into tiles first.
-const PACK_FROM: usize = 16;
+/// Up to this many rows a panel is taken whole, above them in blocks of K.
+const FEW_ROWS: usize = 16;
 /// Lines of a panel that a few tiles share: 8 KB.
 const FEW_LINES: usize = 128;
 
@@ -29,9 +29,9 @@ pub struct Tuning {
     pub prefetch: usize,
     /// As `prefetch`, for more rows: they look less far ahead by themselves.
     pub rows_prefetch: usize,
-    /// Floats of K in a block of f32 weights (for 16-bit weights half of it is taken, see `widened`).
+    /// Inputs in a block of weights that are multiplied as they are stored.
     pub block_k: usize,
-    /// Floats of K in a block of widened weights.
+    /// Inputs in a block of widened weights.
     pub widened: usize,
     /// Rows of activations packed at a time.
     pub block_m: usize,
@@ -42,8 +42,8 @@ impl Tuning {
     pub fn scratch(&self, max_k: usize) -> usize {
         let k = self.block_k.max(self.widened) + LINE;
         let packed = (self.block_m + MAX_ROWS) * k;
-        // Unpacked pairs for the bf16 dot of a few rows, and a widened block of two panels.
-        packed + PACK_FROM * (max_k + LINE) + 2 * WIDTH * k
+        // The whole K of a few rows, and a widened block of two panels.
+        packed + FEW_ROWS * (max_k + LINE) + 2 * WIDTH * k
     }
 }
 
@@ -188,7 +188,7 @@ macro_rules! by_rows {
 pub(super) unsafe fn matmul<L: Lanes, K: Kind<L>>(job: &Matmul) {
     let mut job = *job;
     let words = job.k.div_ceil(K::STEP) * K::WORDS;
-    // SAFETY: handed on from the caller; the scratch has room for the pairs of `PACK_FROM` rows.
+    // SAFETY: handed on from the caller; the scratch has room for the pairs of `FEW_ROWS` rows.
     unsafe {
         if K::PAIRS && job.m <= L::ROWS {
             for r in 0..job.m {
@@ -196,11 +196,11 @@ pub(super) unsafe fn matmul<L: Lanes, K: Kind<L>>(job: &Matmul) {
             }
             job.a = job.scratch;
             job.a_stride = words;
-            job.scratch = job.scratch.add(PACK_FROM * words);
+            job.scratch = job.scratch.add(FEW_ROWS * words);
         }
         if job.m <= L::ROWS {
             stream::<L, K>(&job);
-        } else if job.m <= PACK_FROM {
+        } else if job.m <= FEW_ROWS {
             few::<L, K>(&job);
         } else if K::WIDEN {
             many::<L, K, F32>(&job);
@@ -306,7 +306,7 @@ unsafe fn finish(job: &Matmul, panel: usize, panels: usize, row: usize, rows: us
 /// tile fetches what comes after, so that memory is busy during the others, too.
 #[inline(always)]
 unsafe fn few<L: Lanes, K: Kind<L>>(job: &Matmul) {
-    // SAFETY: handed on from the caller; the scratch has room for the words of `PACK_FROM` rows.
+    // SAFETY: handed on from the caller; the scratch has room for the words of `FEW_ROWS` rows.
     unsafe {
         let lines = job.k.div_ceil(K::STEP);
         let (panel, words) = (lines * LINE, lines * K::WORDS);
