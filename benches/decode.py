@@ -323,6 +323,7 @@ def main() -> None:
         shape = MODELS[name]
         if options.start_up:
             report["start_up"] += [{"model": name, **row} for row in start_up(shape, options)]
+            save(report, target)
             continue
         for precision in options.precisions:
             sys.stdout.write(f"{name} {precision}\n")
@@ -330,9 +331,14 @@ def main() -> None:
             result["summary"] = fractions(shape, result)
             show(result)
             report["groups"].append(result)
+            save(report, target)
+    sys.stdout.write(f"\nwrote {target}; the chart: python benches/chart.py {target}\n")
+
+
+def save(report: Json, target: Path) -> None:
+    """Writes what is known so far; a run that is cut short keeps its finished groups."""
     target.parent.mkdir(parents=True, exist_ok=True)
     target.write_text(json.dumps(report, indent=1) + "\n")
-    sys.stdout.write(f"\nwrote {target}; the chart: python benches/chart.py {target}\n")
 
 
 def prepare(options: argparse.Namespace) -> None:
