@@ -189,7 +189,12 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
 
 def command(*arguments: str, **options: Any) -> subprocess.Popen[bytes]:
     environment = os.environ | {"PYTHONIOENCODING": "utf-8"}
-    return subprocess.Popen([sys.executable, "-m", "fastdecode", *arguments], env=environment, **options)
+    return subprocess.Popen(
+        [sys.executable, "-m", "fastdecode", *arguments],
+        env=environment,
+        preexec_fn=tiny.hear_ctrl_c,
+        **options,
+    )
 
 
 def test_stdin(folder: Path, text: str) -> None:

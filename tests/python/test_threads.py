@@ -123,16 +123,24 @@ print(len(model.run([1], max_new_tokens=3, eos_token_id=None).token_ids), flush=
 def test_ctrl_c(tmp_path: Path, call: str) -> None:
     folder = tiny.write_folder(tmp_path / "m", n_positions=4096, n_embd=96, n_layer=2)
     script = SCRIPT.format(folder=str(folder), call=call)
-    with subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True) as process:
-        assert process.stdout is not None
-        assert process.stdout.readline() == "ready\n"
-        time.sleep(0.5)
-        process.send_signal(signal.SIGINT)
-        began = time.monotonic()
-        assert process.stdout.readline() == "interrupted\n"
-        assert time.monotonic() - began < 20
-        assert process.stdout.readline() == "3\n"
-    assert process.returncode == 0
+    with subprocess.Popen(
+        [sys.executable, "-c", script], stdout=subprocess.PIPE, text=True, preexec_fn=tiny.hear_ctrl_c
+    ) as process:
+        watchdog = threading.Timer(60, process.kill)
+        watchdog.start()
+        try:
+            assert process.stdout is not None
+            assert process.stdout.readline() == "ready\n"
+            time.sleep(0.5)
+            process.send_signal(signal.SIGINT)
+            began = time.monotonic()
+            assert process.stdout.readline() == "interrupted\n"
+            assert time.monotonic() - began < 20
+            assert process.stdout.readline() == "3\n"
+            assert process.wait() == 0
+        finally:
+            process.kill()
+            watchdog.cancel()
 
 
 def test_the_interpreter_is_free_during_a_step(tmp_path: Path) -> None:

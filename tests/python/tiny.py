@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -24,6 +25,11 @@ TEXT = [
     "Großmutter, was hast du für große Ohren! Damit ich dich besser hören kann.",
     "昔々、ある所にお爺さんとお婆さんがいました。🙂 🐺 naïve café",
 ]
+
+
+def hear_ctrl_c() -> None:
+    """Gives a child process the usual Ctrl-C: one that was started in the background would ignore it."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def byte_level(vocab_size: int = 400) -> tokenizers.Tokenizer:
