@@ -9,6 +9,7 @@ Shapes: `B` sequences, `T` tokens, `D` model width, `V` vocabulary.
 
 from __future__ import annotations
 
+import copy
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -35,7 +36,6 @@ if transformers.__version__ != PINNED:
 
 transformers.utils.logging.set_verbosity_error()
 transformers.utils.logging.disable_progress_bar()
-torch.set_grad_enabled(mode=False)
 torch.set_num_threads(1)
 
 Tensors = dict[str, torch.Tensor]
@@ -197,8 +197,17 @@ class Reference:
 
     def logits(self, ids: Ids) -> np.ndarray[Any, np.dtype[np.float32]]:
         """Returns the logits after every token, float32 `(T, V)`."""
-        result: np.ndarray[Any, np.dtype[np.float32]] = self.model(torch.tensor([ids])).logits[0].numpy()
+        with torch.no_grad():
+            logits = self.model(torch.tensor([ids])).logits[0]
+        result: np.ndarray[Any, np.dtype[np.float32]] = logits.numpy()
         return result
+
+    def own_error(self, ids: Ids) -> float:
+        """Returns how far the reference's float32 logits are from its float64 ones, at most."""
+        exact = copy.deepcopy(self.model).double()
+        with torch.no_grad():
+            logits = exact(torch.tensor([ids])).logits[0]
+        return float(np.abs(logits.numpy() - self.logits(ids)).max())
 
     def generate(self, prompts: list[Ids], *, seed: int | None = None, **options: Any) -> Run:
         """Generates from prompts of one length; `seed` seeds torch's one generator for the whole call."""
@@ -309,13 +318,18 @@ def assert_same_ids(run: Run, got: list[Ids], what: str) -> None:
         )
 
 
-def assert_close(
-    got: np.ndarray[Any, np.dtype[np.float32]], want: np.ndarray[Any, np.dtype[np.float32]]
-) -> None:
-    """Holds logits against the reference's (law 4)."""
+def assert_close(got: np.ndarray[Any, np.dtype[np.float32]], reference: Reference, ids: Ids) -> None:
+    """Holds logits against the reference's (law 4).
+
+    Where a configuration is so ill-conditioned that float32 does not determine the reference's own logits to the
+    tolerance (a norm over two nearly equal values), twice its own error is allowed beside it.
+    """
+    want = reference.logits(ids)
     assert got.shape == want.shape, f"logits of shape {got.shape}, transformers gives {want.shape}"
     assert np.isfinite(got).all(), "logits that are not finite"
     apart, bound = float(np.abs(got - want).max()), tolerance(want)
+    if apart > bound:
+        bound += 2 * reference.own_error(ids)
     assert apart <= bound, f"logits differ by {apart:.2e}, allowed are {bound:.2e}"
 
 
