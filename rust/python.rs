@@ -14,7 +14,7 @@ use pyo3::prelude::*;
 use pyo3::types::{PyByteArray, PyDict};
 
 use crate::checkpoint::{Checkpoint, Dtype, MemoryTensor};
-use crate::engine::{Limit, Options, Seed};
+use crate::engine::{EarlyStopping, Limit, Options, Seed};
 use crate::error::Error;
 use crate::kernels::{self, Kernels};
 use crate::models::{self, Decoder, LoadOptions};
@@ -148,7 +148,9 @@ impl Model {
     }
 
     #[pyo3(signature = (prompts, *, limit, min_new_tokens, min_length, do_sample, temperature, top_k, top_p, min_p,
-        seed, num_return_sequences, repetition_penalty, eos_token_id, stop_token_ids, logprobs))]
+        seed, num_return_sequences, num_beams, length_penalty, early_stopping, repetition_penalty,
+        encoder_repetition_penalty, no_repeat_ngram_size, encoder_no_repeat_ngram_size, eos_token_id, stop_token_ids,
+        logprobs))]
     #[expect(clippy::too_many_arguments, reason = "one keyword per option, as the stub lists them")]
     fn generate(
         &self,
@@ -164,7 +166,13 @@ impl Model {
         min_p: Option<f64>,
         seed: Option<SeedArgument>,
         num_return_sequences: usize,
+        num_beams: usize,
+        length_penalty: f64,
+        early_stopping: EarlyStoppingArgument,
         repetition_penalty: f64,
+        encoder_repetition_penalty: f64,
+        no_repeat_ngram_size: usize,
+        encoder_no_repeat_ngram_size: usize,
         eos_token_id: Vec<u32>,
         stop_token_ids: Vec<u32>,
         logprobs: Option<usize>,
@@ -183,16 +191,25 @@ impl Model {
             top_p,
             min_p,
             repetition_penalty,
+            encoder_repetition_penalty,
+            no_repeat_ngram_size,
+            encoder_no_repeat_ngram_size,
             eos_token_ids: eos_token_id,
             stop_token_ids,
             num_return_sequences,
+            num_beams,
+            length_penalty,
+            early_stopping: match early_stopping {
+                EarlyStoppingArgument::Flag(false) => EarlyStopping::Heuristic,
+                EarlyStoppingArgument::Flag(true) => EarlyStopping::Full,
+                EarlyStoppingArgument::Never(_) => EarlyStopping::Never,
+            },
             logprobs,
             seed: match seed {
                 None => Seed::Entropy,
                 Some(SeedArgument::One(seed)) => Seed::One(seed),
                 Some(SeedArgument::PerPrompt(seeds)) => Seed::PerPrompt(seeds),
             },
-            ..Options::default()
         };
         detached(py, || Generation::new(&self.0, prompts, options))
     }
@@ -202,6 +219,12 @@ impl Model {
 enum SeedArgument {
     One(u64),
     PerPrompt(Vec<u64>),
+}
+
+#[derive(FromPyObject)]
+enum EarlyStoppingArgument {
+    Flag(bool),
+    Never(#[expect(dead_code, reason = "the only word there is")] String),
 }
 
 /// What this CPU offers and which kernels were chosen.

@@ -8,9 +8,14 @@ __all__ = ["Generation", "Model", "State", "__version__", "cpu_info", "measure_l
 __version__: str
 
 # A new token: sequence, id, why it was the last one (or None), its log-probability and the best ones (when
-# asked for).
+# asked for), and with beams, on the last token, the score of the sequence.
 _Event = tuple[
-    int, int, Literal["eos", "stop", "length"] | None, float | None, list[tuple[int, float]] | None
+    int,
+    int,
+    Literal["eos", "stop", "length"] | None,
+    float | None,
+    list[tuple[int, float]] | None,
+    float | None,
 ]
 
 # Rows whose logits come back.
@@ -55,7 +60,13 @@ class Model:
         min_p: float | None,
         seed: int | Sequence[int] | None,
         num_return_sequences: int,
+        num_beams: int,
+        length_penalty: float,
+        early_stopping: bool | Literal["never"],
         repetition_penalty: float,
+        encoder_repetition_penalty: float,
+        no_repeat_ngram_size: int,
+        encoder_no_repeat_ngram_size: int,
         eos_token_id: Sequence[int],
         stop_token_ids: Sequence[int],
         logprobs: int | None,
@@ -71,6 +82,8 @@ class State:
 
 @final
 class Generation:
+    @property
+    def prefill_seconds(self) -> float: ...
     def advance(self) -> list[_Event] | None: ...
     def finish(self, sequence: int) -> None: ...
     def cancel(self) -> None: ...

@@ -14,9 +14,10 @@ import warnings
 from typing import TYPE_CHECKING, Any
 
 from . import __version__, cpu_info, errors, load
+from .results import Chunk
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Sequence
 
     from .model import CausalLM
 
@@ -30,8 +31,11 @@ _NUMBERS: tuple[tuple[str, type, str], ...] = (
     ("top_p", float, "draw among the most probable tokens of this probability together; needs --do-sample"),
     ("min_p", float, "drop tokens less probable than this share of the best; needs --do-sample"),
     ("seed", int, "makes a draw repeatable"),
-    ("num_return_sequences", int, "texts to draw; above 1 needs --do-sample"),
+    ("num_return_sequences", int, "texts; above 1 needs --do-sample or --num-beams"),
+    ("num_beams", int, "search with this many beams; the text comes at the end, not in pieces"),
+    ("length_penalty", float, "above 0 favours longer texts; needs --num-beams"),
     ("repetition_penalty", float, "above 1 makes tokens seen before less probable"),
+    ("no_repeat_ngram_size", int, "let no run of this many tokens come twice"),
 )
 
 
@@ -80,6 +84,12 @@ def _parser() -> argparse.ArgumentParser:
         action=argparse.BooleanOptionalAction,
         help="draw tokens, or take the best one always; the model's folder decides otherwise",
     )
+    run.add_argument(
+        "--early-stopping",
+        type=_early_stopping,
+        metavar="WHEN",
+        help="true, false or never: when a search with beams ends",
+    )
     run.add_argument("--stop", action="append", metavar="TEXT", help="end before this text (may be repeated)")
     run.add_argument("--echo", action="store_true", help="show the prompt before the new text")
     run.add_argument("--quiet", action="store_true", help="no statistics")
@@ -104,6 +114,13 @@ def _at_least_one(text: str) -> int:
     if (number := int(text)) < 1:
         raise ValueError
     return number
+
+
+def _early_stopping(text: str) -> bool | str:
+    words: dict[str, bool | str] = {"true": True, "false": False, "never": "never"}
+    if text.lower() not in words:
+        raise ValueError
+    return words[text.lower()]
 
 
 def _add_model(parser: argparse.ArgumentParser, *, optional: bool = False) -> None:
@@ -136,16 +153,16 @@ def _run(parsed: argparse.Namespace) -> None:
     prompt = parsed.prompt
     if prompt == "-":
         prompt = sys.stdin.read().removesuffix("\n")
-    names = [*(name for name, _, _ in _NUMBERS), "do_sample", "stop"]
+    names = [*(name for name, _, _ in _NUMBERS), "do_sample", "early_stopping", "stop"]
     options: dict[str, Any] = {
         name: getattr(parsed, name) for name in names if getattr(parsed, name) is not None
     }
     model = _load(parsed)
     began = time.perf_counter()
-    stream = model.stream(prompt, **options)
+    stream = _pieces(model, prompt, options)
     if parsed.echo:
         print(prompt, end="", flush=True)
-    # Sequences are drawn together and shown one after the other.
+    # Sequences advance together and shown one after the other.
     waiting: dict[int, list[str]] = {}
     ended: set[int] = set()
     shown = tokens = 0
@@ -164,6 +181,20 @@ def _run(parsed: argparse.Namespace) -> None:
             shown += 1
     if not parsed.quiet:
         _show_statistics(model, prompt, tokens, (began, first, time.perf_counter()))
+
+
+def _pieces(model: CausalLM, prompt: str, options: dict[str, Any]) -> Iterable[Chunk]:
+    """The text as it comes; all at once where beams are asked for, in the call or by the model's folder."""
+    try:
+        return model.stream(prompt, **options)
+    except errors.OptionError as error:
+        if error.option != "num_beams":
+            raise
+    outputs = model.run(prompt, **options)
+    return [
+        Chunk(output.text, output.token_ids, index, output.finish_reason)
+        for index, output in enumerate(outputs if isinstance(outputs, list) else [outputs])
+    ]
 
 
 def _show_statistics(model: CausalLM, prompt: str, tokens: int, times: tuple[float, float, float]) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING
 
+from .errors import OptionError
 from .results import Chunk, Output, Timings, TokenLogprob, Usage
 from .tokenizer import StopText
 
@@ -46,6 +47,7 @@ class Decoding:
     ) -> None:
         self._began = time.perf_counter()
         self._load_seconds = load_seconds
+        self._beams = options.num_beams
         self._rows = [
             _Row(index, len(prompts[index // options.num_return_sequences]), options, tokenizer)
             for index in range(len(prompts) * options.num_return_sequences)
@@ -62,7 +64,13 @@ class Decoding:
             min_p=options.min_p,
             seed=options.seed,
             num_return_sequences=options.num_return_sequences,
+            num_beams=options.num_beams,
+            length_penalty=options.length_penalty,
+            early_stopping=options.early_stopping,
             repetition_penalty=options.repetition_penalty,
+            encoder_repetition_penalty=options.encoder_repetition_penalty,
+            no_repeat_ngram_size=options.no_repeat_ngram_size,
+            encoder_no_repeat_ngram_size=options.encoder_no_repeat_ngram_size,
             eos_token_id=options.eos_token_id,
             stop_token_ids=options.stop_token_ids,
             logprobs=options.logprobs,
@@ -74,12 +82,16 @@ class Decoding:
         if events is None:
             return None
         now = time.perf_counter()
+        first = now
+        if events and self._beams > 1:  # a search gives out its tokens only at its end
+            first = min(now, self._began + self._generation.prefill_seconds)
         chunks = []
-        for index, token, reason, logprob, top in events:
+        for index, token, reason, logprob, top, score in events:
             row = self._rows[index]
             if logprob is not None:
                 row.logprobs.append(TokenLogprob(token, logprob, top or []))
-            chunk = row.push(token, reason, now)
+            row.score = score
+            chunk = row.push(token, reason, (first, now))
             if chunk is not None:
                 chunks.append(chunk)
                 if chunk.finish_reason is not None and reason is None:
@@ -90,7 +102,31 @@ class Decoding:
         """Stops a step that is running in another thread, and every later one."""
         self._generation.cancel()
 
-    def chunks(self) -> Generator[Chunk]:
+    def refuse_beams(self) -> None:
+        """Refuses to give out pieces of a beam search.
+
+        Raises:
+            OptionError: There are beams.
+        """
+        if self._beams > 1:
+            expected = "1 for a stream (which beam wins is known only at the end; generate and run search with beams)"
+            raise OptionError(
+                f"num_beams: expected {expected}, got {self._beams}",
+                option="num_beams",
+                expected=expected,
+                got=str(self._beams),
+            )
+
+    def stream(self) -> Generator[Chunk]:
+        """All pieces, for those who asked for a stream.
+
+        Raises:
+            OptionError: There are beams.
+        """
+        self.refuse_beams()
+        return self._chunks()
+
+    def _chunks(self) -> Generator[Chunk]:
         """All pieces, step by step; closing it, or an exception in it, stops the work."""
         try:
             while (step := self.advance()) is not None:
@@ -100,7 +136,7 @@ class Decoding:
 
     def outputs(self) -> list[Output]:
         """Runs to the end and returns every sequence, prompt by prompt."""
-        for _ in self.chunks():
+        for _ in self._chunks():
             pass
         return [row.output(self._began, self._load_seconds) for row in self._rows]
 
@@ -113,6 +149,7 @@ class _Row:
         self._prompt_tokens = prompt_tokens
         self._want_logprobs = options.logprobs is not None
         self.logprobs: list[TokenLogprob] = []
+        self.score: float | None = None
         self._detokenizer = None
         if tokenizer is not None:
             self._detokenizer = tokenizer.detokenizer(skip_special_tokens=options.skip_special_tokens)
@@ -123,11 +160,17 @@ class _Row:
         self._reason: FinishReason | None = None
         self._first = self._last = 0.0
 
-    def push(self, token: int, reason: FinishReason | None, now: float) -> Chunk | None:
-        """Takes the next id; a chunk when it completes a piece of text or ends the sequence."""
+    def push(self, token: int, reason: FinishReason | None, times: tuple[float, float]) -> Chunk | None:
+        """Takes the next id; a chunk when it completes a piece of text or ends the sequence.
+
+        Args:
+            token: The id.
+            reason: Why it is the last one, or None.
+            times: When the sequence began, if this is its first id, and now.
+        """
         if not self._ids:
-            self._first = now
-        self._last = now
+            self._first = times[0]
+        self._last = times[1]
         self._ids.append(token)
         text = None if self._detokenizer is None else self._text(token, last=reason is not None)
         self._reason = "stop" if self._stop.stopped else reason
@@ -157,6 +200,7 @@ class _Row:
             token_ids=self._ids,
             finish_reason=self._reason,
             logprobs=self.logprobs if self._want_logprobs else None,
+            score=self.score,
             usage=Usage(self._prompt_tokens, new),
             timings=Timings(
                 load_seconds, self._first - began, decode, (new - 1) / decode if decode > 0 else 0.0
@@ -174,6 +218,7 @@ async def astream(start: Callable[[], Decoding]) -> AsyncGenerator[Chunk]:
 
     loop = asyncio.get_running_loop()
     decoding = await loop.run_in_executor(None, start)
+    decoding.refuse_beams()
     step = loop.run_in_executor(None, decoding.advance)
     try:
         while True:

@@ -321,7 +321,7 @@ class CausalLM:
         Raises:
             TokenizerMissing: Text or stop strings are given and the model has no tokenizer.
             UnknownOptionError: There is no such option.
-            OptionError: An option or the prompt cannot be used.
+            OptionError: An option or the prompt cannot be used, or there are beams.
             ContextLengthError: Prompt and new tokens are more than the model's context holds.
 
         Example:
@@ -330,7 +330,7 @@ class CausalLM:
             True
         """
         prompts, _, resolved = self._resolve(prompt, options)
-        return self._start(prompts, resolved).chunks()
+        return self._start(prompts, resolved).stream()
 
     def astream(
         self, prompt: Prompt | Sequence[Prompt], **options: Unpack[GenerateOptions]

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 DEFAULT_NEW_TOKENS = 256
 
 LimitKind = Literal["new_tokens", "length", "up_to_new_tokens"]
+EarlyStopping = bool | Literal["never"]
 
 
 class GenerateOptions(TypedDict, total=False):
@@ -46,9 +47,21 @@ class GenerateOptions(TypedDict, total=False):
         min_p: Drop tokens less probable than `min_p` times the most probable one, 0 to 1.
         seed: Integer: one stream of draws for the whole call, as with `torch.manual_seed`. List: one seed per
             prompt; then each prompt draws as it would alone. Without it every call draws anew.
-        num_return_sequences: Sequences drawn for each prompt; needs do_sample when above 1.
+        num_return_sequences: Sequences for each prompt; above 1 it needs do_sample (that many are drawn) or
+            beams (the best of them come back, at most `num_beams`).
+        num_beams: Hypotheses that are kept side by side (beam search); default 1, which means none. Not for
+            streams, stop strings and logprobs: which hypothesis wins is known only at the end.
+        length_penalty: With beams: the sum of log-probabilities is divided by the number of new tokens to
+            this power, so that values above 0 favour longer texts; default 1.
+        early_stopping: With beams, when the search ends: True, as soon as `num_beams` hypotheses are
+            finished; False, when the best running one is worse at its present length; "never", when no
+            running one could become better. Default False.
         repetition_penalty: Divides positive and multiplies negative logits of tokens seen before, > 0;
             default 1.
+        encoder_repetition_penalty: The inverse for tokens of the source (without an encoder: the prompt):
+            above 1 they become more probable; > 0; default 1.
+        no_repeat_ngram_size: No n-gram of this many tokens comes twice, the prompt counted; 0 means off.
+        encoder_no_repeat_ngram_size: No n-gram of this many tokens of the source comes; 0 means off.
         eos_token_id: Token id or ids that end a sequence.
         stop: String or strings at which the text ends; the text is cut before it, token_ids are not.
         stop_token_ids: Token id or ids that end a sequence like eos does, with finish_reason "stop".
@@ -67,7 +80,13 @@ class GenerateOptions(TypedDict, total=False):
     min_p: float | None
     seed: int | Sequence[int] | None
     num_return_sequences: int | None
+    num_beams: int | None
+    length_penalty: float | None
+    early_stopping: bool | Literal["never"] | None
     repetition_penalty: float | None
+    encoder_repetition_penalty: float | None
+    no_repeat_ngram_size: int | None
+    encoder_no_repeat_ngram_size: int | None
     eos_token_id: int | Sequence[int] | None
     stop: str | Sequence[str] | None
     stop_token_ids: int | Sequence[int] | None
@@ -94,7 +113,13 @@ class Options:
     min_p: float | None
     seed: int | tuple[int, ...] | None
     num_return_sequences: int
+    num_beams: int
+    length_penalty: float
+    early_stopping: EarlyStopping
     repetition_penalty: float
+    encoder_repetition_penalty: float
+    no_repeat_ngram_size: int
+    encoder_no_repeat_ngram_size: int
     eos_token_id: tuple[int, ...]
     stop: tuple[str, ...]
     stop_token_ids: tuple[int, ...]
@@ -142,6 +167,10 @@ def _boolean(value: object) -> bool:
     raise ValueError
 
 
+def _early_stopping(value: object) -> EarlyStopping:
+    return "never" if isinstance(value, str) and value == "never" else _boolean(value)
+
+
 def _ids(value: object) -> tuple[int, ...]:
     if isinstance(value, (str, bytes)):
         raise ValueError
@@ -178,6 +207,7 @@ def _one_seed(value: object) -> int:
 
 _PROBABILITY = _real(lambda x: 0 <= x <= 1)
 _POSITIVE = _real(lambda x: x > 0)
+_FINITE = _real(lambda _: True)
 
 # Option -> (check that returns the value or raises ValueError, what it accepts). None is handled before.
 _CHECKS: dict[str, tuple[Callable[[object], Any], str]] = {
@@ -195,7 +225,13 @@ _CHECKS: dict[str, tuple[Callable[[object], Any], str]] = {
     "min_p": (_PROBABILITY, "a number from 0 to 1"),
     "seed": (_seed, "an integer from -2**63 to 2**64 - 1, or a list of them, one per prompt"),
     "num_return_sequences": (_at_least(1), "an integer of at least 1"),
+    "num_beams": (_at_least(1), "an integer of at least 1 (1 means no beams)"),
+    "length_penalty": (_FINITE, "a finite number"),
+    "early_stopping": (_early_stopping, 'True, False or "never"'),
     "repetition_penalty": (_POSITIVE, "a number above 0"),
+    "encoder_repetition_penalty": (_POSITIVE, "a number above 0"),
+    "no_repeat_ngram_size": (_at_least(0), "an integer of at least 0 (0 means off)"),
+    "encoder_no_repeat_ngram_size": (_at_least(0), "an integer of at least 0 (0 means off)"),
     "eos_token_id": (_ids, "a token id or a list of token ids"),
     "stop": (_strings, "a string that is not empty, or a list of them"),
     "stop_token_ids": (_ids, "a token id or a list of token ids"),
@@ -217,7 +253,13 @@ _FALLBACKS: dict[str, Any] = {
     "min_p": None,
     "seed": None,
     "num_return_sequences": 1,
+    "num_beams": 1,
+    "length_penalty": 1.0,
+    "early_stopping": False,
     "repetition_penalty": 1.0,
+    "encoder_repetition_penalty": 1.0,
+    "no_repeat_ngram_size": 0,
+    "encoder_no_repeat_ngram_size": 0,
     "eos_token_id": (),
     "stop": (),
     "stop_token_ids": (),
@@ -238,6 +280,9 @@ _SAMPLING: dict[str, tuple[Any, ...]] = {
     "min_p": (0.0,),
 }
 
+# The same for options that change nothing without beams.
+_BEAMS: dict[str, tuple[Any, ...]] = {"length_penalty": (1.0,), "early_stopping": (False,)}
+
 # Fields of a generation_config.json of transformers 5.23 that would change the ids and are not supported,
 # with the values that change nothing.
 _UNSUPPORTED: dict[str, tuple[Any, ...]] = {
@@ -247,8 +292,6 @@ _UNSUPPORTED: dict[str, tuple[Any, ...]] = {
     "constraints": (None,),
     "diversity_penalty": (None, 0.0),
     "dola_layers": (None,),
-    "encoder_no_repeat_ngram_size": (None, 0),
-    "encoder_repetition_penalty": (None, 1.0),
     "epsilon_cutoff": (None, 0.0),
     "eta_cutoff": (None, 0.0),
     "exponential_decay_length_penalty": (None,),
@@ -257,9 +300,7 @@ _UNSUPPORTED: dict[str, tuple[Any, ...]] = {
     "forced_eos_token_id": (None, []),
     "guidance_scale": (None, 1),
     "max_time": (None,),
-    "no_repeat_ngram_size": (None, 0),
     "num_beam_groups": (None, 1),
-    "num_beams": (None, 1),
     "penalty_alpha": (None, 0.0),
     "prompt_lookup_num_tokens": (None,),
     "remove_invalid_values": (None, False),
@@ -275,11 +316,13 @@ _UNSUPPORTED_SAMPLING = frozenset({"epsilon_cutoff", "eta_cutoff", "top_h", "typ
 
 # Names that other libraries use.
 _ALIASES = {
+    "beam_size": "num_beams",
     "best_of": "num_return_sequences",
     "eos": "eos_token_id",
     "max_tokens": "max_new_tokens",
     "min_tokens": "min_new_tokens",
     "n": "num_return_sequences",
+    "no_repeat_ngram": "no_repeat_ngram_size",
     "stop_strings": "stop",
     "temp": "temperature",
     "top_logprobs": "logprobs",
@@ -306,26 +349,48 @@ def resolve(
     do_sample = bool(_value("do_sample", call, defaults))
     _check_unsupported(call, defaults, do_sample=do_sample)
     values: dict[str, Any] = {}
+    beams: int = _value("num_beams", call, defaults)
     for name in _CHECKS:
         if name in _SAMPLING and not do_sample:
-            _refuse_sampling(name, call)
+            _refuse(
+                name, call, _SAMPLING[name], "do_sample=True beside it (without sampling it has no effect)"
+            )
+            values[name] = _FALLBACKS[name]
+        elif name in _BEAMS and beams == 1:
+            _refuse(name, call, _BEAMS[name], "num_beams above 1 beside it (without beams it has no effect)")
             values[name] = _FALLBACKS[name]
         else:
             values[name] = _value(name, call, defaults)
-    values["do_sample"] = do_sample
 
     _settle_minimum(values, call)
-    if values["num_return_sequences"] > 1 and not do_sample:
-        raise _bad_option(
-            "num_return_sequences",
-            "1 unless do_sample=True (greedy decoding gives the same sequence every time)",
-            values["num_return_sequences"],
-        )
+    _check_sequences(values)
     seed = values["seed"]
     if isinstance(seed, tuple) and len(seed) != prompts:
         raise _bad_option("seed", f"one seed per prompt, {prompts} in all", f"{len(seed)} seeds")
     limit = _limit(values.pop("max_new_tokens"), values.pop("max_length"), call, context_limit)
     return Options(limit=limit, **values)
+
+
+def _check_sequences(values: Mapping[str, Any]) -> None:
+    """What one prompt may give, and what does not go together with beams."""
+    sequences, beams = values["num_return_sequences"], values["num_beams"]
+    if beams == 1:
+        if sequences > 1 and not values["do_sample"]:
+            raise _bad_option(
+                "num_return_sequences",
+                "1 unless do_sample=True or num_beams is as many (greedy decoding gives the same sequence "
+                "every time)",
+                sequences,
+            )
+        return
+    if sequences > beams:
+        raise _bad_option("num_return_sequences", f"at most num_beams ({beams})", sequences)
+    if values["logprobs"] is not None:
+        expected = "None with num_beams above 1 (Output.score has the score of the whole sequence)"
+        raise _bad_option("logprobs", expected, values["logprobs"])
+    if values["stop"]:
+        expected = "none with num_beams above 1 (stop_token_ids and eos_token_id end a beam; or num_beams=1)"
+        raise _bad_option("stop", expected, repr(list(values["stop"])))
 
 
 def _limit(
@@ -387,13 +452,10 @@ def _check_unsupported(call: Mapping[str, Any], defaults: Defaults, *, do_sample
             )
 
 
-def _refuse_sampling(name: str, call: Mapping[str, Any]) -> None:
+def _refuse(name: str, call: Mapping[str, Any], harmless: tuple[Any, ...], expected: str) -> None:
     value = call.get(name)
-    if value is None:
-        return
-    value = _checked(name, value)
-    if value not in _SAMPLING[name]:
-        raise _bad_option(name, "do_sample=True beside it (without sampling it has no effect)", value)
+    if value is not None and (value := _checked(name, value)) not in harmless:
+        raise _bad_option(name, expected, value)
 
 
 def _checked(name: str, value: object) -> Any:  # noqa: ANN401 (each option has a type of its own)

@@ -43,7 +43,7 @@ class Timings:
     Attributes:
         load: Loading the model, once for all calls.
         prefill: From the beginning of the call to the first new token of this sequence.
-        decode: From its first new token to its last.
+        decode: From its first new token to its last; with beams to the end of the search.
         tokens_per_second: New tokens after the first, per second of decode; 0 with fewer than two new tokens.
             In a list of prompts the sequences advance together, and each has its own rate.
     """
@@ -63,6 +63,9 @@ class Output:
         token_ids: New ids only, an end token included.
         finish_reason: "eos" (an end token), "stop" (a stop string or stop token) or "length".
         logprobs: With `logprobs=N`, one entry per new token; None otherwise.
+        score: With beams, the sum of the new tokens' log-probabilities over their number to the power of
+            `length_penalty` (transformers' `sequences_scores`); None otherwise. A score of about -1e9 marks a
+            repetition of the best sequence: the options left fewer than were asked for.
         usage: Numbers of tokens.
         timings: Seconds and rate.
     """
@@ -71,6 +74,7 @@ class Output:
     token_ids: list[int]
     finish_reason: FinishReason
     logprobs: list[TokenLogprob] | None
+    score: float | None
     usage: Usage
     timings: Timings
 

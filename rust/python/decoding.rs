@@ -15,8 +15,8 @@ use crate::models::{Decoder, Input, Model, Segment, Wanted};
 
 type ModelSequence = <Model as Decoder>::Sequence;
 
-/// A new token: sequence, id, why it was the last one, its log-probability and the best ones.
-type Event = (usize, u32, Option<&'static str>, Option<f32>, Option<Vec<(u32, f32)>>);
+/// A new token: sequence, id, why it was the last one, its log-probability and the best ones, the score of a beam.
+type Event = (usize, u32, Option<&'static str>, Option<f32>, Option<Vec<(u32, f32)>>, Option<f32>);
 
 /// What a panic left behind is dropped or consistent: the engine undoes a step that fails.
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -119,6 +119,12 @@ pub(super) struct Generation {
 
 #[pymethods]
 impl Generation {
+    /// Seconds spent on the prompts, the choice of the first tokens included.
+    #[getter]
+    fn prefill_seconds(&self, py: Python<'_>) -> PyResult<f64> {
+        detached(py, || Ok(lock(&self.generation).statistics().prefill_seconds))
+    }
+
     fn advance(&self, py: Python<'_>) -> PyResult<Option<Vec<Event>>> {
         detached(py, || {
             let mut generation = lock(&self.generation);
@@ -127,7 +133,7 @@ impl Generation {
                 let reason = event.finish_reason.map(|reason| reason.as_str());
                 let logprobs = event.logprobs.as_ref();
                 let (logprob, best) = (logprobs.map(|l| l.logprob), logprobs.map(|l| l.best.clone()));
-                (event.row, event.token_id, reason, logprob, best)
+                (event.row, event.token_id, reason, logprob, best, event.score)
             });
             Ok(Some(events.collect()))
         })

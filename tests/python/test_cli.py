@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -75,6 +76,35 @@ def test_options_reach_the_model(
     both = model.generate("Once upon", num_return_sequences=3, **options)
     several = run(capsys, "run", str(folder), "Once upon", *flags, "--quiet", "--num-return-sequences", "3")
     assert several == (0, "".join(one + "\n" for one in both), "")
+
+
+def test_a_search_with_beams(
+    capsys: pytest.CaptureFixture[str], folder: Path, model: fastdecode.CausalLM, tmp_path: Path
+) -> None:
+    flags = ["--num-beams", "3", "--num-return-sequences", "2", "--length-penalty", "2"]
+    flags += ["--early-stopping", "never", "--no-repeat-ngram-size", "2"]
+    expected = model.generate(
+        "Once upon",
+        num_beams=3,
+        num_return_sequences=2,
+        length_penalty=2.0,
+        early_stopping="never",
+        no_repeat_ngram_size=2,
+        max_new_tokens=12,
+    )
+    status, out, err = run(capsys, "run", str(folder), "Once upon", *flags, *LENGTH)
+    assert (status, out) == (0, "".join(one + "\n" for one in expected))
+    assert "new tokens" in err
+    status, _, err = run(capsys, "run", str(folder), "Once upon", "--num-beams", "0")
+    assert (status, "num_beams: expected an integer of at least 1" in err) == (1, True)
+    with pytest.raises(SystemExit, match="2"):
+        run(capsys, "run", str(folder), "Once upon", "--early-stopping", "sometimes")
+    capsys.readouterr()
+    # A folder may ask for beams by itself.
+    shutil.copytree(folder, tmp_path, dirs_exist_ok=True)
+    (tmp_path / "generation_config.json").write_text('{"num_beams": 3, "max_new_tokens": 12}')
+    expected = model.generate("Once upon", num_beams=3, max_new_tokens=12, eos_token_id=None)
+    assert run(capsys, "run", str(tmp_path), "Once upon", "--quiet") == (0, f"{expected}\n", "")
 
 
 def test_load_options_reach_the_model(capsys: pytest.CaptureFixture[str], folder: Path) -> None:

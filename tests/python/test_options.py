@@ -50,6 +50,12 @@ def test_defaults_are_those_of_transformers_but_for_the_length() -> None:
         ("eos_token_id", 3, None, ()),
         ("min_new_tokens", 3, 5, 5),
         ("num_return_sequences", 3, 2, 2),
+        ("num_beams", 3, 2, 2),
+        ("num_beams", 3, None, 1),
+        ("encoder_repetition_penalty", 1.5, None, 1.0),
+        ("no_repeat_ngram_size", 3, 2, 2),
+        ("no_repeat_ngram_size", 3, None, 0),
+        ("encoder_no_repeat_ngram_size", 3, 2, 2),
     ],
 )
 def test_the_call_wins_and_none_switches_off(
@@ -74,6 +80,10 @@ def test_the_call_wins_and_none_switches_off(
         ("min_length", 9, 9),
         ("min_new_tokens", 9, 9),
         ("num_return_sequences", 2, 2),
+        ("num_beams", 2, 2),
+        ("encoder_repetition_penalty", 1.5, 1.5),
+        ("no_repeat_ngram_size", 3, 3),
+        ("encoder_no_repeat_ngram_size", 3, 3),
     ],
 )
 def test_the_file_is_honoured(option: str, value: object, expected: object) -> None:
@@ -180,8 +190,22 @@ def test_without_generation_config_the_keys_of_config_json_count(tmp_path: Path)
         ({"seed": 1.0}, "seed"),
         ({"seed": "1"}, "seed"),
         ({"seed": [1, 2, 3]}, "seed"),
-        ({"num_beams": 4}, "num_beams"),
-        ({"no_repeat_ngram_size": 2}, "no_repeat_ngram_size"),
+        ({"num_beams": 0}, "num_beams"),
+        ({"num_beams": 2.0}, "num_beams"),
+        ({"num_beams": True}, "num_beams"),
+        ({"num_beams": 2, "num_return_sequences": 3}, "num_return_sequences"),
+        ({"num_beams": 2, "do_sample": True, "num_return_sequences": 3}, "num_return_sequences"),
+        ({"num_beams": 2, "logprobs": 1}, "logprobs"),
+        ({"num_beams": 2, "stop": "."}, "stop"),
+        ({"num_beams": 2, "length_penalty": float("inf")}, "length_penalty"),
+        ({"num_beams": 2, "length_penalty": "long"}, "length_penalty"),
+        ({"num_beams": 2, "early_stopping": "always"}, "early_stopping"),
+        ({"num_beams": 2, "early_stopping": 1}, "early_stopping"),
+        ({"encoder_repetition_penalty": 0.0}, "encoder_repetition_penalty"),
+        ({"no_repeat_ngram_size": -1}, "no_repeat_ngram_size"),
+        ({"encoder_no_repeat_ngram_size": 1.5}, "encoder_no_repeat_ngram_size"),
+        ({"num_beam_groups": 2}, "num_beam_groups"),
+        ({"typical_p": 0.5}, "typical_p"),
     ],
 )
 def test_values_that_cannot_be_used(call: dict[str, Any], option: str) -> None:
@@ -204,6 +228,30 @@ def test_sampling_options_need_do_sample(option: str) -> None:
     assert resolved(call, {"do_sample": True})
     # Values that mean "off" are no contradiction, and transformers does not warn about them either.
     assert resolved({"temperature": 1.0, "top_k": 50, "top_p": 1.0, "min_p": None, "seed": 3})
+
+
+@pytest.mark.parametrize(("option", "value"), [("length_penalty", 2.0), ("early_stopping", True)])
+def test_options_of_beams_need_beams(option: str, value: object) -> None:
+    for extra in ({}, {"num_beams": 1}, {"num_beams": None}):
+        with pytest.raises(errors.OptionError, match="num_beams above 1"):
+            resolved({option: value} | extra)
+    assert getattr(resolved({option: value, "num_beams": 2}), option) == value
+    assert getattr(resolved({option: value}, {"num_beams": 2}), option) == value
+    # The file may hold them for calls with beams; None and what changes nothing are no contradiction.
+    assert getattr(resolved({}, {option: value}), option) != value
+    assert resolved({"length_penalty": 1.0, "early_stopping": False})
+    assert resolved({option: None})
+
+
+def test_beams_of_the_file_and_of_the_call() -> None:
+    file = {"num_beams": 4, "length_penalty": 2.0, "early_stopping": "never", "num_return_sequences": 2}
+    options = resolved({}, file)
+    assert (options.num_beams, options.length_penalty) == (4, 2.0)
+    assert (options.early_stopping, options.num_return_sequences) == ("never", 2)
+    assert resolved({"early_stopping": None}, file).early_stopping is False
+    assert resolved({"num_beams": 1, "num_return_sequences": 1}, file).num_beams == 1
+    with pytest.raises(errors.OptionError, match="num_return_sequences"):
+        resolved({"num_beams": 1}, file)
 
 
 def test_sampling_values_of_the_file_do_not_matter_to_greedy_decoding() -> None:
@@ -239,8 +287,10 @@ def test_an_unknown_option_like_nothing_lists_all() -> None:
 @pytest.mark.parametrize(
     ("file", "field"),
     [
-        ({"num_beams": 4}, "num_beams"),
-        ({"no_repeat_ngram_size": 3}, "no_repeat_ngram_size"),
+        ({"num_beams": "4"}, "num_beams"),
+        ({"no_repeat_ngram_size": -3}, "no_repeat_ngram_size"),
+        ({"num_beams": 2, "early_stopping": "always"}, "early_stopping"),
+        ({"diversity_penalty": 0.5}, "diversity_penalty"),
         ({"do_sample": True, "typical_p": 0.5}, "typical_p"),
         ({"max_new_tokens": "many"}, "max_new_tokens"),
         ({"eos_token_id": "</s>"}, "eos_token_id"),
@@ -254,8 +304,10 @@ def test_what_the_file_may_not_hold(file: dict[str, Any], field: str) -> None:
 
 
 def test_an_unsupported_field_of_the_file_can_be_declined() -> None:
-    assert resolved({"num_beams": 1}, {"num_beams": 4})
-    assert resolved({}, {"num_beams": 1, "typical_p": 1.0, "no_repeat_ngram_size": 0, "use_cache": True})
+    assert resolved({"forced_eos_token_id": None}, {"forced_eos_token_id": 4})
+    assert resolved(
+        {}, {"num_beam_groups": 1, "typical_p": 1.0, "no_repeat_ngram_size": 0, "use_cache": True}
+    )
     assert resolved({}, {"typical_p": 0.5})  # of no effect without sampling
 
 
@@ -293,6 +345,12 @@ _VALUES = st.fixed_dictionaries(
         "top_p": st.sampled_from([0.5, 1.0]),
         "min_p": st.sampled_from([0.1]),
         "repetition_penalty": st.sampled_from([1.0, 1.5]),
+        "encoder_repetition_penalty": st.sampled_from([1.0, 1.5]),
+        "no_repeat_ngram_size": st.sampled_from([0, 2]),
+        "encoder_no_repeat_ngram_size": st.sampled_from([0, 3]),
+        "num_beams": st.sampled_from([1, 2, 4]),
+        "length_penalty": st.sampled_from([0.0, 1.0, 2.0]),
+        "early_stopping": st.sampled_from([False, True, "never"]),
         "eos_token_id": st.one_of(st.integers(0, 9), st.lists(st.integers(0, 9), min_size=1, max_size=2)),
     },
 )
@@ -307,6 +365,10 @@ def test_resolution_equals_that_of_transformers(file: dict[str, Any], call: dict
             name: value
             for name, value in call.items()
             if name not in ("temperature", "top_k", "top_p", "min_p")
+        }
+    if call.get("num_beams", file.get("num_beams", 1)) == 1:
+        call = {
+            name: value for name, value in call.items() if name not in ("length_penalty", "early_stopping")
         }
     if "max_new_tokens" in call or ("max_new_tokens" in file and "max_length" in call):
         # The two places where we differ on purpose: no clash within a call, and the call's length wins.
@@ -324,7 +386,17 @@ def test_resolution_equals_that_of_transformers(file: dict[str, Any], call: dict
         assert options.top_k == reference.top_k
         assert options.top_p == reference.top_p
         assert options.min_p == reference.min_p
-    assert options.repetition_penalty == reference.repetition_penalty
+    if reference.num_beams > 1:
+        assert options.length_penalty == reference.length_penalty
+        assert options.early_stopping == reference.early_stopping
+    for name in (
+        "repetition_penalty",
+        "encoder_repetition_penalty",
+        "no_repeat_ngram_size",
+        "encoder_no_repeat_ngram_size",
+        "num_beams",
+    ):
+        assert getattr(options, name) == getattr(reference, name)
     eos = reference.eos_token_id
     assert options.eos_token_id == tuple([] if eos is None else [eos] if isinstance(eos, int) else eos)
     prompt = 8
