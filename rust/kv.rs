@@ -163,6 +163,11 @@ impl Sequence {
         self.len
     }
 
+    /// Whether its blocks come from this pool.
+    pub fn is_of(&self, pool: &Arc<Pool>) -> bool {
+        Arc::ptr_eq(&self.pool, pool)
+    }
+
     /// Whether nothing is cached.
     pub fn is_empty(&self) -> bool {
         self.len == 0

@@ -5,9 +5,11 @@
 
 mod decoding;
 mod exceptions;
+mod memory;
 
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 
 use pyo3::buffer::PyBuffer;
 use pyo3::prelude::*;
@@ -21,6 +23,7 @@ use crate::models::{self, Decoder, LoadOptions};
 use crate::{limits, team};
 use decoding::{Generation, State};
 use exceptions::detached;
+use memory::{Memory, SourceArgument};
 
 /// Floats as bytes that numpy can view without another copy.
 fn bytes<'py>(py: Python<'py>, values: &[f32]) -> PyResult<Bound<'py, PyByteArray>> {
@@ -128,27 +131,54 @@ impl Model {
         Ok(values)
     }
 
-    /// An empty sequence that is meant to hold `length` tokens.
-    fn start(&self, py: Python<'_>, length: usize) -> PyResult<State> {
+    #[getter]
+    fn has_encoder(&self) -> bool {
+        self.0.has_encoder()
+    }
+
+    /// An empty sequence that is meant to hold `length` tokens, over a source in a model with an encoder.
+    #[pyo3(signature = (length, source = None))]
+    fn start(&self, py: Python<'_>, length: usize, source: Option<SourceArgument>) -> PyResult<State> {
         detached(py, || {
             if let Some(limit) = self.0.context_limit().filter(|&limit| length > limit) {
                 return Err(Error::ContextLength { limit, requested: length });
             }
-            Ok(State::new(&self.0))
+            State::new(&self.0, source.map_or(models::Source::None, SourceArgument::into_source))
         })
+    }
+
+    /// Encodes sources, some at a time; Ctrl-C is heard between.
+    fn encode(&self, py: Python<'_>, sources: Vec<Vec<u32>>) -> PyResult<Vec<Memory>> {
+        let mut memories = Vec::with_capacity(sources.len());
+        let mut rest = sources.as_slice();
+        while !rest.is_empty() {
+            let (group, others) = rest.split_at(memory::group(rest));
+            rest = others;
+            let ids: Vec<&[u32]> = group.iter().map(Vec::as_slice).collect();
+            let found = detached(py, || self.0.encode(&ids, &AtomicBool::new(false)))?;
+            memories.extend(found.into_iter().map(|memory| Memory::new(memory, self.0.width())));
+            py.check_signals()?;
+        }
+        Ok(memories)
     }
 
     fn embed<'py>(&self, py: Python<'py>, ids: Vec<u32>) -> PyResult<Bound<'py, PyByteArray>> {
         bytes(py, &detached(py, || self.0.embed(&ids))?)
     }
 
-    fn trace<'py>(&self, py: Python<'py>, ids: Vec<u32>) -> PyResult<Vec<Shown<'py>>> {
-        let activations = detached(py, || self.0.trace(&ids))?;
+    #[pyo3(signature = (ids, source = None))]
+    fn trace<'py>(
+        &self,
+        py: Python<'py>,
+        ids: Vec<u32>,
+        source: Option<Vec<u32>>,
+    ) -> PyResult<Vec<Shown<'py>>> {
+        let activations = detached(py, || self.0.trace(source.as_deref(), &ids))?;
         activations.into_iter().map(|a| Ok((a.name, a.shape.to_vec(), bytes(py, &a.values)?))).collect()
     }
 
-    #[pyo3(signature = (prompts, *, limit, min_new_tokens, min_length, do_sample, temperature, top_k, top_p, min_p,
-        seed, num_return_sequences, num_beams, length_penalty, early_stopping, repetition_penalty,
+    #[pyo3(signature = (prompts, sources = None, *, limit, min_new_tokens, min_length, do_sample, temperature,
+        top_k, top_p, min_p, seed, num_return_sequences, num_beams, length_penalty, early_stopping, repetition_penalty,
         encoder_repetition_penalty, no_repeat_ngram_size, encoder_no_repeat_ngram_size, eos_token_id, stop_token_ids,
         logprobs))]
     #[expect(clippy::too_many_arguments, reason = "one keyword per option, as the stub lists them")]
@@ -156,6 +186,7 @@ impl Model {
         &self,
         py: Python<'_>,
         prompts: Vec<Vec<u32>>,
+        sources: Option<Vec<SourceArgument>>,
         limit: (&str, usize),
         min_new_tokens: usize,
         min_length: usize,
@@ -211,7 +242,7 @@ impl Model {
                 Some(SeedArgument::PerPrompt(seeds)) => Seed::PerPrompt(seeds),
             },
         };
-        detached(py, || Generation::new(&self.0, prompts, options))
+        detached(py, || Generation::new(&self.0, prompts, sources, options))
     }
 }
 
@@ -259,7 +290,7 @@ fn measure_limits(py: Python<'_>, size: usize, num_threads: Option<usize>) -> Py
 #[pymodule(gil_used = true)]
 mod _core {
     #[pymodule_export]
-    use super::{Generation, Model, State, cpu_info, measure_limits};
+    use super::{Generation, Memory, Model, State, cpu_info, measure_limits};
 
     #[pymodule_export]
     #[expect(non_upper_case_globals, reason = "the name that Python expects")]

@@ -148,8 +148,8 @@ impl<S: Sequence> Feeding<S> {
     }
 }
 
-/// Feeds one chunk: up to [`PREFILL_CHUNK`] rows of the prompts from `*first` on. Appends the last logits of every prompt
-/// that is complete now to `done`, moves `*first` behind them, and returns the number of rows fed.
+/// Feeds one chunk: up to [`PREFILL_CHUNK`] rows of the prompts from `*first` on, the rows of their sources counted.
+/// Appends the last logits of every prompt that is complete now to `done`, and moves `*first` behind them.
 ///
 /// # Errors
 /// Those of [`Decoder::forward`], and `OutOfMemory`; nothing has changed then.
@@ -160,7 +160,7 @@ pub(crate) fn feed_chunk<M: Decoder>(
     logits: &mut Vec<f32>,
     done: &mut Vec<f32>,
     cancel: &AtomicBool,
-) -> Result<usize> {
+) -> Result<()> {
     let mut batch = Vec::new();
     let (mut room, mut complete) = (PREFILL_CHUNK, 0);
     for prompt in &mut prompts[*first..] {
@@ -169,6 +169,12 @@ pub(crate) fn feed_chunk<M: Decoder>(
         }
         let (left, len) = (prompt.left(), prompt.len());
         let Some(sequence) = prompt.sequence.as_mut() else { continue };
+        // A source takes its share of the chunk, too; one that is larger than all of it goes alone.
+        let pending = sequence.pending();
+        if pending >= room && !batch.is_empty() {
+            break;
+        }
+        room = room.saturating_sub(pending).max(1);
         let count = left.min(room);
         let from = len - left;
         room -= count;
@@ -184,5 +190,5 @@ pub(crate) fn feed_chunk<M: Decoder>(
     model.forward(&mut batch, logits, cancel)?;
     done.extend_from_slice(logits);
     *first += complete;
-    Ok(PREFILL_CHUNK - room)
+    Ok(())
 }

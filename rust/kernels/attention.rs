@@ -46,8 +46,10 @@ impl Visible {
 /// A score's addend by distance: key `j` and query position `p` take `at[j - p]`.
 #[derive(Debug, Clone, Copy)]
 pub struct Bias {
-    /// The value at distance 0; readable from the smallest distance to the largest one, rounded up to whole blocks of keys.
+    /// The value at distance 0; readable from `-reach` to a block past `reach`.
     pub at: *const f32,
+    /// Distance past which the value does not change any more, at least a block below it on either side.
+    pub reach: isize,
     /// Position of the first query row.
     pub first: usize,
 }
@@ -223,8 +225,8 @@ unsafe fn score<L: Lanes, E: Element<L>, const R: usize>(
         for (r, acc) in acc.iter().enumerate() {
             let mut s = L::mul(*acc, L::splat(job.scale));
             if let Some(bias) = job.bias {
-                let p = (bias.first + i0 + r).cast_signed();
-                s = L::add(s, L::load(bias.at.offset(first_key.cast_signed() - p)));
+                let distance = first_key.cast_signed() - (bias.first + i0 + r).cast_signed();
+                s = L::add(s, L::load(bias.at.offset(distance.clamp(-bias.reach, bias.reach))));
             }
             let seen = job.visible.keys(i0 + r);
             if seen < first_key + BLOCK {

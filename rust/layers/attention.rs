@@ -1,5 +1,10 @@
-//! Causal self-attention over a ragged batch: new keys and values go into the cache, then every row attends to its sequence.
+//! Attention over a ragged batch: keys and values go into blocks, then every row attends to the keys of its span.
+//!
+//! One routine serves the three kinds. Causal self-attention: the blocks are a sequence's cache, and a row sees what came
+//! before it. An encoder's self-attention: the blocks hold one source, and every row sees all of it. Cross-attention: the
+//! blocks belong to a memory that many sequences share, and every row sees all of it.
 
+use super::relative_bias::RelativeBias;
 use super::{Context, Rows};
 use crate::kernels::{self, BLOCK, Visible};
 use crate::kv::{self, Shape};
@@ -7,7 +12,7 @@ use crate::kv::{self, Shape};
 /// Query rows of one task: enough to amortize, few enough to spread over the members.
 const TASK_ROWS: usize = 24;
 
-/// New rows of one sequence in a step.
+/// Rows of a step that look at the same keys.
 #[derive(Debug, Clone, Copy)]
 pub struct Span {
     /// First row of the step.
@@ -16,17 +21,35 @@ pub struct Span {
     pub rows: usize,
     /// Position of the first row in its sequence.
     pub position: usize,
-    /// Index of the sequence's first block in [`Batch::blocks`].
+    /// Number of keys, those of the rows themselves included where they have any.
+    pub keys: usize,
+    /// Index of the keys' first block in [`Batch::blocks`].
     pub block: usize,
 }
 
-/// The sequences of a step as attention sees them.
+/// The keys of a step as attention sees them.
 #[derive(Debug, Default)]
 pub struct Batch {
     /// One span per sequence, in the order of the rows.
     pub spans: Vec<Span>,
-    /// Blocks of all sequences, each covering its new rows.
+    /// Blocks of all spans, each covering its keys.
     pub blocks: Vec<*const u8>,
+}
+
+/// What a row sees of its span's keys, and what is added to their scores.
+#[derive(Debug, Clone, Copy)]
+pub struct Look<'a> {
+    /// Whether a row sees only the keys up to its own position.
+    pub causal: bool,
+    /// Added to the scores by distance between key and row.
+    pub bias: Option<&'a RelativeBias>,
+}
+
+impl Look<'_> {
+    /// Up to the row itself, nothing added (GPT-2).
+    pub const CAUSAL: Self = Self { causal: true, bias: None };
+    /// Everything, nothing added (cross-attention).
+    pub const ALL: Self = Self { causal: false, bias: None };
 }
 
 // SAFETY: the blocks are kept alive and exclusively reserved by the step that made the batch.
@@ -46,8 +69,8 @@ pub struct Heads {
 }
 
 impl Heads {
-    /// Puts this member's share of the new keys and values into the cache. Rows of `keys` and `values` hold the heads side by
-    /// side from the given column on.
+    /// Puts this member's share of the rows' keys and values into their blocks. Rows of `keys` and `values` hold the heads side
+    /// by side from the given column on.
     pub fn append(
         &self,
         ctx: &Context<'_>,
@@ -71,20 +94,22 @@ impl Heads {
         }
     }
 
-    /// Attends with this member's share of (sequence, head, rows); every new key must be in the cache (a barrier).
+    /// Attends with this member's share of (sequence, head, rows); every key must be in its block (a barrier).
+    #[expect(clippy::too_many_arguments, reason = "where the keys are, who looks, and where the result goes")]
     pub fn forward(
         &self,
         ctx: &Context<'_>,
         shape: &Shape,
         layer: usize,
         batch: &Batch,
+        look: Look<'_>,
         queries: Rows<'_>,
         out: Rows<'_>,
     ) {
         let mut task = 0;
         for span in &batch.spans {
             let blocks = &batch.blocks[span.block..];
-            let blocks = &blocks[..(span.position + span.rows).div_ceil(BLOCK)];
+            let blocks = &blocks[..span.keys.div_ceil(BLOCK)];
             // Later rows see more keys: neighbours go to different members, which evens the work out.
             for first in (0..span.rows).step_by(TASK_ROWS) {
                 for head in 0..self.heads {
@@ -94,6 +119,7 @@ impl Heads {
                         continue;
                     }
                     let column = head * self.head_dim;
+                    let position = span.position + first;
                     let job = kernels::Attention {
                         q: queries.at(span.row + first, column),
                         q_stride: queries.stride(),
@@ -102,9 +128,13 @@ impl Heads {
                         blocks,
                         keys: shape.keys(layer, head),
                         values: shape.values(layer, head),
-                        visible: Visible::Causal { first: span.position + first },
+                        visible: if look.causal {
+                            Visible::Causal { first: position }
+                        } else {
+                            Visible::All { keys: span.keys }
+                        },
                         scale: self.scale,
-                        bias: None,
+                        bias: look.bias.map(|bias| bias.of(head, position)),
                         out: out.at(span.row + first, column),
                         out_stride: out.stride(),
                         round: ctx.runtime.bf16,

@@ -7,6 +7,7 @@ pub mod attention;
 pub mod embedding;
 pub mod linear;
 pub mod norm;
+pub mod relative_bias;
 
 use std::marker::PhantomData;
 
@@ -150,6 +151,20 @@ impl<'a> Rows<'a> {
         assert!(r <= self.rows && c <= self.stride, "row {r}, column {c} of {} x {}", self.rows, self.stride);
         // SAFETY: inside the buffer, or one row past its end.
         unsafe { self.at.add(r * self.stride + c) }
+    }
+
+    /// Multiplies this member's columns of every row by those of `other`: the second half of a gated product, whose halves
+    /// the same member computed. Rounded to bf16 where products are formed in it.
+    pub fn multiply(self, ctx: &Context<'_>, other: Self, columns: std::ops::Range<usize>) {
+        assert!(self.rows == other.rows && self.width == other.width, "two halves of one shape");
+        let floats = columns.len().next_multiple_of(WIDTH);
+        for r in 0..self.rows {
+            // SAFETY: rows are padded to whole panels, and these columns are this member's alone.
+            unsafe {
+                let (gate, up) = (self.at(r, columns.start), other.at(r, columns.start));
+                ctx.runtime.kernels.multiply(gate, up, floats, ctx.runtime.bf16);
+            }
+        }
     }
 
     /// A row to read.

@@ -101,10 +101,36 @@ impl<'a> Loader<'a> {
             Orientation::OutIn => [outputs, inputs],
             Orientation::InOut => [inputs, outputs],
         };
-        let (info, from) = self.take(name, &shape)?;
-        let to = match self.weights {
+        self.plan(name, shape, orientation, |weights, from| match weights {
             Weights::As(to) => to,
             Weights::Auto => from,
+        })
+    }
+
+    /// As [`Loader::matrix`], `[outputs, inputs]`, for one that a rounding to float16 leaves as it is (transformers'
+    /// `_keep_in_fp32_modules`).
+    ///
+    /// # Errors
+    /// As for [`Loader::matrix`].
+    pub fn matrix_past_f16(&mut self, name: &str, outputs: usize, inputs: usize) -> Result<Ticket> {
+        self.plan(name, [outputs, inputs], Orientation::OutIn, |weights, from| match weights {
+            Weights::Auto | Weights::As(Storage::F16) => from,
+            Weights::As(to) => to,
+        })
+    }
+
+    fn plan(
+        &mut self,
+        name: &str,
+        shape: [usize; 2],
+        orientation: Orientation,
+        storage: impl FnOnce(Weights, Storage) -> Storage,
+    ) -> Result<Ticket> {
+        let (info, from) = self.take(name, &shape)?;
+        let to = storage(self.weights, from);
+        let [outputs, inputs] = match orientation {
+            Orientation::OutIn => shape,
+            Orientation::InOut => [shape[1], shape[0]],
         };
         self.planned.push(Planned { info, from, to, outputs, inputs, orientation });
         Ok(Ticket(self.planned.len() - 1))

@@ -5,9 +5,13 @@
 
 pub mod gpt2;
 pub mod load;
+pub mod memory;
 pub mod step;
+pub mod t5;
 
+use std::fmt::Debug;
 use std::path::Path;
+use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
 use crate::checkpoint::Checkpoint;
@@ -15,13 +19,13 @@ use crate::checkpoint::config::ConfigFile;
 use crate::error::{Error, Result};
 use crate::kv;
 use crate::layers::Runtime;
-use crate::packed::Storage;
+use crate::packed::{Packed, Storage};
 use crate::team;
-use gpt2::Gpt2;
 use load::{Loader, Weights};
 use step::Trace;
 
 pub use crate::layers::embedding::Input;
+pub use memory::{Cached, Memory, Source};
 
 /// Rows of a segment whose logits are wanted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -52,6 +56,10 @@ pub trait Sequence: Sized + Send {
     /// Whether nothing is cached yet.
     fn is_empty(&self) -> bool {
         self.len() == 0
+    }
+    /// Rows of other work that the sequence's first forward does before its own (an encoder's source).
+    fn pending(&self) -> usize {
+        0
     }
     /// A second sequence with the same contents; full blocks are shared, the last partial one is copied when written.
     fn fork(&self) -> Self;
@@ -85,16 +93,46 @@ pub trait Decoder: Send + Sync {
     ) -> Result<()>;
 }
 
-impl Sequence for kv::Sequence {
-    fn len(&self) -> usize {
-        Self::len(self)
+/// What a model's folder under this one offers; [`Model`] adds loading and checks.
+trait Architecture: Debug + Send + Sync {
+    /// Size of the vocabulary, `V`.
+    fn vocab_size(&self) -> usize;
+    /// Width of an embedding row, `D`.
+    fn width(&self) -> usize;
+    /// Largest number of positions of a sequence, or `None` without a limit.
+    fn context_limit(&self) -> Option<usize>;
+    /// Kernels and threads.
+    fn runtime(&self) -> &Runtime;
+    /// Memory of the cache's blocks.
+    fn pool(&self) -> &Arc<kv::Pool>;
+    /// Storage of every matrix.
+    fn storages(&self) -> Vec<Storage>;
+    /// Token embeddings of the decoder, `V × D`.
+    fn embedding(&self) -> &Packed;
+    /// One step, see [`Decoder::forward`]; with a trace, every activation is shown by name.
+    fn forward(
+        &self,
+        batch: &mut [Segment<'_, Cached>],
+        logits: &mut Vec<f32>,
+        cancel: &AtomicBool,
+        trace: Option<&Trace>,
+    ) -> Result<()>;
+    /// The encoder, where there is one.
+    fn encoder(&self) -> Option<&dyn Encoder> {
+        None
     }
-    fn fork(&self) -> Self {
-        Self::fork(self)
-    }
-    fn truncate(&mut self, len: usize) {
-        Self::truncate(self, len);
-    }
+}
+
+/// The half of a model that reads a source.
+trait Encoder {
+    /// Encodes sources of any lengths in one step; results are the same bits as alone. Every source has at least one id,
+    /// all below the vocabulary size.
+    fn encode(
+        &self,
+        sources: &[&[u32]],
+        cancel: &AtomicBool,
+        trace: Option<&Trace>,
+    ) -> Result<Vec<Arc<Memory>>>;
 }
 
 /// How a model is to be loaded.
@@ -166,12 +204,14 @@ pub struct Info {
 /// A loaded model of any architecture.
 #[derive(Debug)]
 pub struct Model {
-    model: Gpt2,
+    network: Box<dyn Architecture>,
     info: Info,
 }
 
 /// Values of `model_type` that can be loaded.
-const SUPPORTED: &str = "gpt2";
+const SUPPORTED: [&str; 4] = ["gpt2", "mt5", "t5", "umt5"];
+/// Before the names of tensors where a model was saved with its head, for all of them.
+const PREFIX: &str = "transformer.";
 
 impl Model {
     /// Loads a Hugging Face folder as it is.
@@ -180,8 +220,8 @@ impl Model {
     /// Every kind: files missing or malformed, an architecture that is not supported, options out of range, memory refused.
     pub fn load(folder: &Path, options: &LoadOptions) -> Result<Self> {
         let config = ConfigFile::open(folder)?;
-        Self::supported(&config)?;
-        Self::build(config, &Checkpoint::open(folder)?, options)
+        let architecture = Self::architecture(&config)?;
+        Self::build(architecture, config, &Checkpoint::open(folder)?, options)
     }
 
     /// Loads weights in memory under the configuration `config_json`.
@@ -190,28 +230,35 @@ impl Model {
     /// As for [`Model::load`].
     pub fn from_checkpoint(config_json: &str, weights: &Checkpoint, options: &LoadOptions) -> Result<Self> {
         let config = ConfigFile::from_json("config", config_json)?;
-        Self::supported(&config)?;
-        Self::build(config, weights, options)
+        Self::build(Self::architecture(&config)?, config, weights, options)
     }
 
-    fn supported(config: &ConfigFile) -> Result<()> {
-        match config.model_type()? {
-            "gpt2" => Ok(()),
-            other => Err(Error::UnsupportedModel {
-                file: config.label().to_owned(),
-                expected: SUPPORTED.to_owned(),
-                got: other.to_owned(),
-            }),
-        }
+    fn architecture(config: &ConfigFile) -> Result<&'static str> {
+        let name = config.model_type()?;
+        SUPPORTED.into_iter().find(|&known| known == name).ok_or_else(|| Error::UnsupportedModel {
+            file: config.label().to_owned(),
+            expected: SUPPORTED.join(", "),
+            got: name.to_owned(),
+        })
     }
 
-    fn build(mut file: ConfigFile, checkpoint: &Checkpoint, options: &LoadOptions) -> Result<Self> {
+    fn build(
+        architecture: &'static str,
+        mut file: ConfigFile,
+        checkpoint: &Checkpoint,
+        options: &LoadOptions,
+    ) -> Result<Self> {
         let (weights, bf16, threads) = (options.weights()?, options.bf16()?, options.threads()?);
         let runtime = Runtime::new(threads, bf16)?;
-        let config = gpt2::config::Config::read(&mut file)?;
-        let mut loader = Loader::new(checkpoint, gpt2::weights::PREFIX, weights, threads);
-        let (weights, weight_bytes) = gpt2::weights::Weights::load(&mut loader, &config)?;
-        let mut dtypes: Vec<&str> = weights.storages().map(Storage::name).collect();
+        let mut loader = Loader::new(checkpoint, PREFIX, weights, threads);
+        let (network, weight_bytes): (Box<dyn Architecture>, usize) = if architecture == "gpt2" {
+            let (model, bytes) = gpt2::Gpt2::load(&mut file, &mut loader, runtime)?;
+            (Box::new(model), bytes)
+        } else {
+            let (model, bytes) = t5::T5::load(architecture, &mut file, &mut loader, runtime)?;
+            (Box::new(model), bytes)
+        };
+        let mut dtypes: Vec<&str> = network.storages().into_iter().map(Storage::name).collect();
         dtypes.sort_unstable();
         dtypes.dedup();
         if bf16 && dtypes != [Storage::Bf16.name()] {
@@ -222,21 +269,18 @@ impl Model {
                 &format!("bfloat16 with weights in {}", dtypes.join(", ")),
             ));
         }
-        let (parameters, unknown_tensors) = (loader.parameters(), loader.unknown());
-        let model = Gpt2::new(config, weights, runtime);
-        let shape = model.pool.shape();
         let info = Info {
-            architecture: "gpt2",
-            parameters,
+            architecture,
+            parameters: loader.parameters(),
             weight_bytes,
-            cache_bytes_per_token: shape.block_bytes() / crate::kernels::BLOCK,
+            cache_bytes_per_token: network.pool().shape().block_bytes() / crate::kernels::BLOCK,
             dtypes,
             compute_dtype: if bf16 { "bfloat16" } else { "float32" },
-            isa: model.runtime.kernels.name,
+            isa: network.runtime().kernels.name,
             num_threads: threads,
-            unknown_tensors,
+            unknown_tensors: loader.unknown(),
         };
-        Ok(Self { model, info })
+        Ok(Self { network, info })
     }
 
     /// What is known of the model.
@@ -246,7 +290,12 @@ impl Model {
 
     /// Width of an embedding row, `D`.
     pub fn width(&self) -> usize {
-        self.model.config.n_embd
+        self.network.width()
+    }
+
+    /// Whether sequences look at a source that an encoder reads.
+    pub fn has_encoder(&self) -> bool {
+        self.network.encoder().is_some()
     }
 
     /// Token embeddings alone, `T × D` row-major.
@@ -254,49 +303,118 @@ impl Model {
     /// # Errors
     /// [`Error::Option`] for an id past the vocabulary.
     pub fn embed(&self, ids: &[u32]) -> Result<Vec<f32>> {
+        self.check_ids("token id", ids)?;
+        let (embedding, width) = (self.network.embedding(), self.width());
+        let mut out = vec![0.0; ids.len() * width];
+        for (&id, row) in std::iter::zip(ids, out.chunks_exact_mut(width)) {
+            embedding.gather(id as usize, row);
+        }
+        Ok(out)
+    }
+
+    /// Encodes sources of any lengths, each as if it were alone, to the bit.
+    ///
+    /// # Errors
+    /// `Option` for a model without an encoder, a source without ids or an id past the vocabulary; `Cancelled`,
+    /// `OutOfMemory`, `Panicked`.
+    pub fn encode(&self, sources: &[&[u32]], cancel: &AtomicBool) -> Result<Vec<Arc<Memory>>> {
+        for ids in sources {
+            self.check_source(ids)?;
+        }
+        self.encoder()?.encode(sources, cancel, None)
+    }
+
+    /// An empty sequence that looks at `source`.
+    ///
+    /// # Errors
+    /// `Option` where the model has an encoder and there is no source, or the other way round, for a source that cannot be
+    /// encoded, and for a memory of another model.
+    pub fn start_from(&self, source: Source) -> Result<Cached> {
+        match &source {
+            Source::None if !self.has_encoder() => {}
+            Source::None => return Err(no_source()),
+            Source::Ids(ids) => self.encoder().and_then(|_| self.check_source(ids))?,
+            Source::Memory(memory) => {
+                self.encoder()?;
+                if !memory.keys_values.is_of(self.network.pool()) {
+                    let expected = "one that this very model encoded";
+                    return Err(option("memory", expected, "a memory of another model"));
+                }
+            }
+        }
+        Ok(Cached { cache: kv::Sequence::new(self.network.pool()), source })
+    }
+
+    /// Every activation of one forward over `ids`, by name, in the order in which they are made; of the encoder over
+    /// `source` before them, in a model that has one.
+    ///
+    /// # Errors
+    /// As for [`Decoder::forward`] and [`Model::encode`].
+    pub fn trace(&self, source: Option<&[u32]>, ids: &[u32]) -> Result<Vec<step::Activation>> {
+        let (trace, cancel) = (Trace::default(), AtomicBool::new(false));
+        let source = match source {
+            None => Source::None,
+            Some(source) => {
+                self.check_source(source)?;
+                let mut memories = self.encoder()?.encode(&[source], &cancel, Some(&trace))?;
+                memories.pop().map_or(Source::None, Source::Memory)
+            }
+        };
+        let mut sequence = self.start_from(source)?;
+        let segment = Segment { sequence: &mut sequence, input: Input::Tokens(ids), logits: Wanted::All };
+        self.network.forward(&mut [segment], &mut Vec::new(), &cancel, Some(&trace))?;
+        Ok(trace.into_entries())
+    }
+
+    fn encoder(&self) -> Result<&dyn Encoder> {
+        let hint = "nothing (this model has no encoder; give it a prompt)";
+        self.network.encoder().ok_or_else(|| option("source", hint, "a source"))
+    }
+
+    fn check_source(&self, ids: &[u32]) -> Result<()> {
+        if ids.is_empty() {
+            return Err(option("source", "at least one token", "none"));
+        }
+        self.check_ids("source", ids)
+    }
+
+    fn check_ids(&self, what: &str, ids: &[u32]) -> Result<()> {
         let vocab = self.vocab_size();
         match ids.iter().find(|&&id| id as usize >= vocab) {
             Some(id) => {
-                Err(option("token id", &format!("less than the vocabulary size {vocab}"), &id.to_string()))
+                Err(option(what, &format!("ids less than the vocabulary size {vocab}"), &id.to_string()))
             }
-            None => Ok(self.model.embed(ids)),
+            None => Ok(()),
         }
-    }
-
-    /// Every activation of one forward over `ids`, by name, in the order in which they are made.
-    ///
-    /// # Errors
-    /// As for [`Decoder::forward`].
-    pub fn trace(&self, ids: &[u32]) -> Result<Vec<step::Activation>> {
-        let trace = Trace::default();
-        let mut sequence = self.start();
-        let segment = Segment { sequence: &mut sequence, input: Input::Tokens(ids), logits: Wanted::All };
-        self.model.forward(&mut [segment], &mut Vec::new(), &AtomicBool::new(false), Some(&trace))?;
-        Ok(trace.into_entries())
     }
 }
 
+/// The error of a sequence of an encoder-decoder that looks at nothing.
+fn no_source() -> Error {
+    option("source", "a source or a memory (this model has an encoder)", "none")
+}
+
 impl Decoder for Model {
-    type Sequence = kv::Sequence;
+    type Sequence = Cached;
 
     fn vocab_size(&self) -> usize {
-        self.model.config.vocab_size
+        self.network.vocab_size()
     }
 
     fn context_limit(&self) -> Option<usize> {
-        Some(self.model.config.n_positions)
+        self.network.context_limit()
     }
 
-    fn start(&self) -> kv::Sequence {
-        kv::Sequence::new(&self.model.pool)
+    fn start(&self) -> Cached {
+        Cached { cache: kv::Sequence::new(self.network.pool()), source: Source::None }
     }
 
     fn forward(
         &self,
-        batch: &mut [Segment<'_, kv::Sequence>],
+        batch: &mut [Segment<'_, Cached>],
         logits: &mut Vec<f32>,
         cancel: &AtomicBool,
     ) -> Result<()> {
-        self.model.forward(batch, logits, cancel, None)
+        self.network.forward(batch, logits, cancel, None)
     }
 }

@@ -1,13 +1,18 @@
 //! What every decoder does around its forward: checks the segments, reserves their positions, lists the wanted rows, and
-//! afterwards makes the positions part of the sequences or gives them up.
+//! afterwards makes the positions part of the sequences or gives them up. And what forwards share: buffers that wait for
+//! the next step, the trace, logits on their way out.
 
+use std::fmt::Arguments;
 use std::sync::Mutex;
 
-use super::{Input, Segment, Wanted};
+use super::memory::Cached;
+use super::{Input, Segment, Sequence, Wanted};
 use crate::error::{Error, Result};
-use crate::kv::Sequence;
 use crate::layers::attention::{Batch, Span};
 use crate::layers::embedding::Source;
+use crate::layers::linear::Linear;
+use crate::layers::{Context, Rows};
+use crate::team::Stop;
 
 /// The rows of a step.
 #[derive(Debug)]
@@ -18,6 +23,8 @@ pub struct Plan<'a> {
     pub sources: Vec<Source<'a>>,
     /// Where their keys and values go.
     pub batch: Batch,
+    /// The memories that they look at, in a model with an encoder.
+    pub memories: Batch,
     /// Rows whose logits are wanted, ascending.
     pub wanted: Vec<usize>,
 }
@@ -50,6 +57,72 @@ impl Trace {
     /// All activations.
     pub fn into_entries(self) -> Vec<Activation> {
         self.entries.into_inner().unwrap_or_default()
+    }
+}
+
+/// Shows rows to the trace, if there is one: the first member copies, the others wait.
+///
+/// # Errors
+/// [`Stop`] from the barriers.
+pub fn show(
+    ctx: &Context<'_>,
+    trace: Option<&Trace>,
+    name: Arguments<'_>,
+    rows: Rows<'_>,
+) -> Result<(), Stop> {
+    let Some(trace) = trace else { return Ok(()) };
+    ctx.member.barrier()?;
+    if ctx.member.index() == 0 {
+        // SAFETY: all members are between this barrier and the next, and write nothing.
+        let values = (0..rows.rows()).flat_map(|r| unsafe { rows.row(r) }).copied().collect();
+        trace.note(&name.to_string(), [rows.rows(), rows.width()], values);
+    }
+    ctx.member.barrier()
+}
+
+/// Where a step's logits go: `W × V` without padding, each member writing columns of its own.
+#[derive(Debug, Clone, Copy)]
+pub struct Out(*mut f32);
+
+// SAFETY: the pointer is written by each member in columns of its own.
+unsafe impl Send for Out {}
+// SAFETY: as above.
+unsafe impl Sync for Out {}
+
+impl Out {
+    /// The logits of a step that lasts no longer than `logits` is borrowed.
+    pub fn new(logits: &mut [f32]) -> Self {
+        Self(logits.as_mut_ptr())
+    }
+
+    /// Copies this member's columns of the head's product, without the padding.
+    pub fn copy(self, ctx: &Context<'_>, head: &Linear, logits: Rows<'_>) {
+        let (vocab, columns) = (head.weight().outputs(), head.columns(ctx));
+        for r in 0..logits.rows() {
+            // SAFETY: the same member wrote these columns; the output has a row of `V` per wanted row.
+            unsafe {
+                let from = logits.at(r, columns.start);
+                std::ptr::copy_nonoverlapping(from, self.0.add(r * vocab + columns.start), columns.len());
+            }
+        }
+    }
+}
+
+/// Buffers that wait for the next step; a step that finds none makes its own.
+#[derive(Debug, Default)]
+pub struct Spare<T>(Mutex<Vec<T>>);
+
+impl<T: Default> Spare<T> {
+    /// One of them, or a new one.
+    pub fn take(&self) -> T {
+        self.0.try_lock().ok().and_then(|mut spare| spare.pop()).unwrap_or_default()
+    }
+
+    /// Keeps it for another step.
+    pub fn put(&self, buffers: T) {
+        if let Ok(mut spare) = self.0.try_lock() {
+            spare.push(buffers);
+        }
     }
 }
 
@@ -94,14 +167,20 @@ fn check(input: Input<'_>, width: usize, vocab: usize, len: usize, limit: Option
 /// Those of `forward`; `Option` for an id past the vocabulary, a wrong width or an empty segment; `ContextLength`;
 /// `OutOfMemory`. On an error every sequence is as it was before.
 pub fn run(
-    segments: &mut [Segment<'_, Sequence>],
+    segments: &mut [Segment<'_, Cached>],
     width: usize,
     vocab: usize,
     limit: Option<usize>,
     logits: &mut Vec<f32>,
     forward: impl FnOnce(&Plan<'_>, &mut [f32]) -> Result<()>,
 ) -> Result<()> {
-    let mut plan = Plan { rows: 0, sources: Vec::new(), batch: Batch::default(), wanted: Vec::new() };
+    let mut plan = Plan {
+        rows: 0,
+        sources: Vec::new(),
+        batch: Batch::default(),
+        memories: Batch::default(),
+        wanted: Vec::new(),
+    };
     let mut counts = Vec::with_capacity(segments.len());
     for s in segments.iter() {
         let n = check(s.input, width, vocab, s.sequence.len(), limit)?;
@@ -125,8 +204,8 @@ pub fn run(
         .and_then(|()| if plan.rows == 0 { Ok(()) } else { forward(&plan, logits) });
     for (s, n) in segments.iter_mut().zip(counts) {
         match result {
-            Ok(()) => s.sequence.advance(n),
-            Err(_) => s.sequence.abandon(),
+            Ok(()) => s.sequence.cache.advance(n),
+            Err(_) => s.sequence.cache.abandon(),
         }
     }
     if result.is_err() {
@@ -135,13 +214,19 @@ pub fn run(
     result
 }
 
-/// Gets every segment's positions and notes where they are.
-fn reserve(segments: &mut [Segment<'_, Sequence>], counts: &[usize], plan: &mut Plan<'_>) -> Result<()> {
-    for ((s, &n), source) in segments.iter_mut().zip(counts).zip(&plan.sources) {
-        s.sequence.reserve(n)?;
-        let block = plan.batch.blocks.len();
-        s.sequence.pointers(&mut plan.batch.blocks);
-        plan.batch.spans.push(Span { row: source.row, rows: n, position: source.position, block });
+/// Gets every segment's positions and notes where they are, and what they look at.
+fn reserve(segments: &mut [Segment<'_, Cached>], counts: &[usize], plan: &mut Plan<'_>) -> Result<()> {
+    let Plan { batch, memories, sources, .. } = plan;
+    for ((s, &rows), source) in segments.iter_mut().zip(counts).zip(sources.iter()) {
+        s.sequence.cache.reserve(rows)?;
+        let (row, position, keys) = (source.row, source.position, source.position + rows);
+        batch.spans.push(Span { row, rows, position, keys, block: batch.blocks.len() });
+        s.sequence.cache.pointers(&mut batch.blocks);
+        if let Some(memory) = s.sequence.memory() {
+            let keys = memory.keys_values.len();
+            memories.spans.push(Span { row, rows, position, keys, block: memories.blocks.len() });
+            memory.keys_values.pointers(&mut memories.blocks);
+        }
     }
     Ok(())
 }

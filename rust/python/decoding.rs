@@ -9,9 +9,10 @@ use pyo3::types::PyByteArray;
 
 use super::bytes;
 use super::exceptions::detached;
+use super::memory::SourceArgument;
 use crate::engine::{Generation as EngineGeneration, Options, PREFILL_CHUNK, Prompt};
 use crate::error::Result;
-use crate::models::{Decoder, Input, Model, Segment, Wanted};
+use crate::models::{Decoder, Input, Model, Segment, Sequence, Source, Wanted};
 
 type ModelSequence = <Model as Decoder>::Sequence;
 
@@ -68,9 +69,9 @@ impl State {
 }
 
 impl State {
-    /// An empty sequence.
-    pub(super) fn new(model: &Arc<Model>) -> Self {
-        Self { model: Arc::clone(model), sequence: Mutex::new(model.start()) }
+    /// An empty sequence that looks at `source`.
+    pub(super) fn new(model: &Arc<Model>, source: Source) -> Result<Self> {
+        Ok(Self { model: Arc::clone(model), sequence: Mutex::new(model.start_from(source)?) })
     }
 
     /// All chunks or, on an error or Ctrl-C between two of them, none.
@@ -149,9 +150,23 @@ impl Generation {
 }
 
 impl Generation {
-    /// Checks a call's options and prompts; nothing is computed yet.
-    pub(super) fn new(model: &Arc<Model>, prompts: Vec<Vec<u32>>, options: Options) -> Result<Self> {
-        let prompts = prompts.into_iter().map(Prompt::tokens).collect();
+    /// Checks a call's options, prompts and, for a model with an encoder, a source for each; nothing is computed yet.
+    pub(super) fn new(
+        model: &Arc<Model>,
+        prompts: Vec<Vec<u32>>,
+        sources: Option<Vec<SourceArgument>>,
+        options: Options,
+    ) -> Result<Self> {
+        let prompts = match sources {
+            None => prompts.into_iter().map(Prompt::tokens).collect(),
+            Some(sources) => std::iter::zip(prompts, sources)
+                .map(|(ids, source)| {
+                    let source_ids = source.ids();
+                    let sequence = model.start_from(source.into_source())?;
+                    Ok(Prompt::tokens(ids).in_sequence(sequence).with_source(source_ids))
+                })
+                .collect::<Result<_>>()?,
+        };
         let generation = EngineGeneration::new(Arc::clone(model), prompts, options)?;
         Ok(Self { cancel: generation.cancel_handle(), generation: Mutex::new(generation) })
     }

@@ -32,7 +32,7 @@ const ONLY_IN: &[(&str, &[&str], &str)] = &[
 ];
 
 /// Files under rust/models/ that serve every model; the others are models.
-const SHARED_BY_MODELS: &[&str] = &["mod", "load", "step"];
+const SHARED_BY_MODELS: &[&str] = &["mod", "load", "memory", "step"];
 
 /// Python modules that alone may import a package (`_core` is the native module).
 const PYTHON_ONLY_IN: &[(&str, &[&str])] = &[

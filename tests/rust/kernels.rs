@@ -128,6 +128,8 @@ proptest! {
         new in prop_oneof![1usize..14, Just(33), Just(270)],
         bf16: bool,
         biased: bool,
+        // Distance past which the bias is the same.
+        settled in prop_oneof![Just(3isize), Just(40), Just(700)],
         causal: bool,
     ) {
         let shape = Shape { layers: 2, heads: 2, head_dim: d, bf16 };
@@ -147,8 +149,9 @@ proptest! {
             }
         }
         let q: Vec<f32> = (0..new).flat_map(|i| row(3, i)).collect();
-        let biases: Vec<f32> = (0..2 * (keys + BLOCK) + 1).map(value).collect();
-        let zero = keys + BLOCK;
+        let bias = |distance: isize| value((distance.clamp(-settled, settled) + settled).unsigned_abs());
+        let reach = settled + BLOCK.cast_signed();
+        let biases: Vec<f32> = (-reach..reach + BLOCK.cast_signed()).map(bias).collect();
         let scale = 0.7;
         for table in Kernels::available() {
             let run = |first: usize, n: usize| {
@@ -164,7 +167,7 @@ proptest! {
                     values: shape.values(layer, head),
                     visible: if causal { Visible::Causal { first: before + first } } else { Visible::All { keys } },
                     scale,
-                    bias: biased.then(|| Bias { at: biases[zero..].as_ptr(), first: before + first }),
+                    bias: biased.then(|| Bias { at: biases[reach.unsigned_abs()..].as_ptr(), reach, first: before + first }),
                     out: out.as_mut_ptr(),
                     out_stride: d,
                     round: false,
@@ -180,7 +183,7 @@ proptest! {
                 let seen = if causal { p + 1 } else { keys };
                 let scores: Vec<f64> = (0..seen).map(|t| {
                     let dot: f64 = row(3, i).iter().zip(row(1, t)).map(|(a, b)| f64::from(*a) * f64::from(b)).sum();
-                    dot * scale as f64 + if biased { f64::from(biases[zero + t - p]) } else { 0.0 }
+                    dot * scale as f64 + if biased { f64::from(bias(t.cast_signed() - p.cast_signed())) } else { 0.0 }
                 }).collect();
                 let max = scores.iter().copied().fold(f64::MIN, f64::max);
                 let total: f64 = scores.iter().map(|s| (s - max).exp()).sum();

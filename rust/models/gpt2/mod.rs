@@ -6,18 +6,24 @@
 pub mod config;
 pub mod weights;
 
+use std::fmt::Arguments;
+use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
-use std::sync::{Arc, Mutex};
 
-use super::Segment;
-use super::step::{Plan, Trace};
+use super::load::Loader;
+use super::memory::Cached;
+use super::step::{Out, Plan, Spare, Trace, show};
+use super::{Architecture, Segment};
+use crate::checkpoint::config::ConfigFile;
 use crate::error::Result;
 use crate::kernels::Activation;
-use crate::kv::{Pool, Sequence, Shape};
+use crate::kv::{Pool, Shape};
+use crate::layers::attention::Look;
 use crate::layers::linear::{Linear, Then};
 use crate::layers::norm::PRIVATE_ROWS;
 use crate::layers::{self, Buffer, Context, Rows, Runtime};
 use crate::layers::{embedding, stride};
+use crate::packed::{Packed, Storage};
 use crate::team::{self, Member, Stop};
 use config::Config;
 use weights::{Block, Weights};
@@ -33,7 +39,7 @@ pub struct Gpt2 {
     pub runtime: Runtime,
     /// Memory of the cache's blocks.
     pub pool: Arc<Pool>,
-    states: Mutex<Vec<State>>,
+    states: Spare<State>,
 }
 
 /// Activations of one step at a time, reused.
@@ -71,56 +77,72 @@ struct Step<'a> {
     members: Rows<'a>,
     /// Room for a product before its activation or residual, when a trace wants it: `M × max(D, n_inner)`.
     unfused: Rows<'a>,
-    /// Where the logits go, `W × V` without padding.
-    out: *mut f32,
+    /// Where the logits go.
+    out: Out,
 }
 
-// SAFETY: the pointer is written by each member in columns of its own.
-unsafe impl Sync for Step<'_> {}
-
-impl Gpt2 {
-    /// A model of these parts.
-    pub fn new(config: Config, weights: Weights, runtime: Runtime) -> Self {
-        let shape = Shape {
-            layers: config.n_layer,
-            heads: config.n_head,
-            head_dim: config.head_dim(),
-            bf16: runtime.bf16,
-        };
-        Self { config, weights, runtime, pool: Pool::new(shape), states: Mutex::new(Vec::new()) }
+impl Architecture for Gpt2 {
+    fn vocab_size(&self) -> usize {
+        self.config.vocab_size
     }
 
-    /// Token embeddings alone, `T × D`; every id is below the vocabulary size.
-    pub fn embed(&self, ids: &[u32]) -> Vec<f32> {
-        let d = self.config.n_embd;
-        let mut out = vec![0.0; ids.len() * d];
-        for (&id, row) in std::iter::zip(ids, out.chunks_exact_mut(d)) {
-            self.weights.wte.gather(id as usize, row);
-        }
-        out
+    fn width(&self) -> usize {
+        self.config.n_embd
     }
 
-    /// One step: see [`super::Decoder::forward`]; with a trace, every activation is shown by name.
-    ///
-    /// # Errors
-    /// As for [`super::Decoder::forward`].
-    pub fn forward(
+    fn context_limit(&self) -> Option<usize> {
+        Some(self.config.n_positions)
+    }
+
+    fn runtime(&self) -> &Runtime {
+        &self.runtime
+    }
+
+    fn pool(&self) -> &Arc<Pool> {
+        &self.pool
+    }
+
+    fn storages(&self) -> Vec<Storage> {
+        self.weights.storages().collect()
+    }
+
+    fn embedding(&self) -> &Packed {
+        &self.weights.wte
+    }
+
+    fn forward(
         &self,
-        batch: &mut [Segment<'_, Sequence>],
+        batch: &mut [Segment<'_, Cached>],
         logits: &mut Vec<f32>,
         cancel: &AtomicBool,
         trace: Option<&Trace>,
     ) -> Result<()> {
         let (c, limit) = (&self.config, Some(self.config.n_positions));
         super::step::run(batch, c.n_embd, c.vocab_size, limit, logits, |plan, out| {
-            let mut state = self.states.try_lock().ok().and_then(|mut s| s.pop()).unwrap_or_default();
+            let mut state = self.states.take();
             let result = self.step(plan, &mut state, out, cancel, trace);
             state.logits.shrink(KEEP_LOGITS);
-            if let Ok(mut states) = self.states.try_lock() {
-                states.push(state);
-            }
+            self.states.put(state);
             result
         })
+    }
+}
+
+impl Gpt2 {
+    /// Loads a model; returns the bytes of its matrices, too.
+    ///
+    /// # Errors
+    /// Those of its config and of its weights.
+    pub fn load(file: &mut ConfigFile, loader: &mut Loader<'_>, runtime: Runtime) -> Result<(Self, usize)> {
+        let config = Config::read(file)?;
+        let (weights, bytes) = Weights::load(loader, &config)?;
+        let shape = Shape {
+            layers: config.n_layer,
+            heads: config.n_head,
+            head_dim: config.head_dim(),
+            bf16: runtime.bf16,
+        };
+        Ok((Self { config, weights, runtime, pool: Pool::new(shape), states: Spare::default() }, bytes))
     }
 
     fn step(
@@ -146,7 +168,7 @@ impl Gpt2 {
             logits: state.logits.rows(wanted, c.vocab_size)?,
             members: state.members.rows(self.runtime.threads, own + scratch)?,
             unfused: state.unfused.rows(traced, c.n_embd.max(c.n_inner))?,
-            out: out.as_mut_ptr(),
+            out: Out::new(out),
         };
         team::run(self.runtime.threads, cancel, |member| self.member(member, &s, trace))
     }
@@ -160,7 +182,7 @@ impl Gpt2 {
         let ctx = Context { member, runtime: &self.runtime, scratch };
         embedding::forward(&ctx, &w.wte, &w.wpe, &s.plan.sources, s.x[0]); // (M, D)
         member.barrier()?;
-        show(&ctx, trace, "x", s.x[0])?;
+        show(&ctx, trace, format_args!("x"), s.x[0])?;
         for (i, block) in w.h.iter().enumerate() {
             self.block(&ctx, s, i, block, trace)?;
         }
@@ -168,11 +190,11 @@ impl Gpt2 {
         w.ln_f.gather(&ctx, s.x[0], &s.plan.wanted, s.normed); // (W, D)
         member.barrier()?;
         let last = s.normed.first(s.plan.wanted.len());
-        show(&ctx, trace, "ln_f", last)?;
+        show(&ctx, trace, format_args!("ln_f"), last)?;
         w.lm_head.forward(&ctx, last, s.logits, Then::NOTHING); // (W, V)
-        self.hand_out(&ctx, s);
+        s.out.copy(&ctx, &w.lm_head, s.logits);
         member.barrier()?;
-        show(&ctx, trace, "lm_head", s.logits)
+        show(&ctx, trace, format_args!("lm_head"), s.logits)
     }
 
     /// One block, from `x[0]` to `x[0]`.
@@ -184,38 +206,37 @@ impl Gpt2 {
         w: &Block,
         trace: Option<&Trace>,
     ) -> Result<(), Stop> {
-        let name = |part: &str| format!("h.{i}.{part}");
         let (d, shape, batch) = (self.config.n_embd, self.pool.shape(), &s.plan.batch);
         let private = s.members.window(ctx.member.index(), PRIVATE_ROWS, d);
 
         let x = w.ln_1.forward(ctx, s.x[0], s.normed, private)?; // (M, D)
-        show(ctx, trace, &name("ln_1"), x)?;
+        show(ctx, trace, format_args!("h.{i}.ln_1"), x)?;
         w.c_attn.forward(ctx, x, s.qkv, Then::NOTHING); // (M, 3 D)
         ctx.member.barrier()?;
-        show(ctx, trace, &name("attn.c_attn"), s.qkv)?;
+        show(ctx, trace, format_args!("h.{i}.attn.c_attn"), s.qkv)?;
         w.heads.append(ctx, shape, i, batch, (s.qkv, d), (s.qkv, 2 * d));
         ctx.member.barrier()?;
-        w.heads.forward(ctx, shape, i, batch, s.qkv, s.attended); // (M, D)
+        w.heads.forward(ctx, shape, i, batch, Look::CAUSAL, s.qkv, s.attended); // (M, D)
         ctx.member.barrier()?;
-        show(ctx, trace, &name("attn.heads"), s.attended)?;
-        self.unfused(ctx, s, &w.attn_c_proj, s.attended, trace, &name("attn.c_proj"))?;
+        show(ctx, trace, format_args!("h.{i}.attn.heads"), s.attended)?;
+        self.unfused(ctx, s, &w.attn_c_proj, s.attended, trace, format_args!("h.{i}.attn.c_proj"))?;
         let then = Then { residual: Some(s.x[0]), ..Then::NOTHING };
         w.attn_c_proj.forward(ctx, s.attended, s.x[1], then); // (M, D)
         ctx.member.barrier()?;
-        show(ctx, trace, &name("attn.residual"), s.x[1])?;
+        show(ctx, trace, format_args!("h.{i}.attn.residual"), s.x[1])?;
 
         let x = w.ln_2.forward(ctx, s.x[1], s.normed, private)?; // (M, D)
-        show(ctx, trace, &name("ln_2"), x)?;
-        self.unfused(ctx, s, &w.c_fc, x, trace, &name("mlp.c_fc"))?;
+        show(ctx, trace, format_args!("h.{i}.ln_2"), x)?;
+        self.unfused(ctx, s, &w.c_fc, x, trace, format_args!("h.{i}.mlp.c_fc"))?;
         let activation = self.config.activation_function;
         w.c_fc.forward(ctx, x, s.inner, Then { activation, feeds: true, ..Then::NOTHING }); // (M, n_inner)
         ctx.member.barrier()?;
-        show(ctx, trace, &name("mlp.act"), s.inner)?;
-        self.unfused(ctx, s, &w.mlp_c_proj, s.inner, trace, &name("mlp.c_proj"))?;
+        show(ctx, trace, format_args!("h.{i}.mlp.act"), s.inner)?;
+        self.unfused(ctx, s, &w.mlp_c_proj, s.inner, trace, format_args!("h.{i}.mlp.c_proj"))?;
         let then = Then { residual: Some(s.x[1]), activation: Activation::Linear, feeds: false };
         w.mlp_c_proj.forward(ctx, s.inner, s.x[0], then); // (M, D)
         ctx.member.barrier()?;
-        show(ctx, trace, &name("mlp.residual"), s.x[0])
+        show(ctx, trace, format_args!("h.{i}.mlp.residual"), s.x[0])
     }
 
     /// For a trace alone: the layer's product with its bias, before what is fused behind it.
@@ -226,7 +247,7 @@ impl Gpt2 {
         layer: &Linear,
         x: Rows<'_>,
         trace: Option<&Trace>,
-        name: &str,
+        name: Arguments<'_>,
     ) -> Result<(), Stop> {
         if trace.is_none() {
             return Ok(());
@@ -236,29 +257,4 @@ impl Gpt2 {
         ctx.member.barrier()?;
         show(ctx, trace, name, out)
     }
-
-    /// Copies this member's columns of the logits to the caller, without the padding.
-    fn hand_out(&self, ctx: &Context<'_>, s: &Step<'_>) {
-        let vocab = self.config.vocab_size;
-        let columns = self.weights.lm_head.columns(ctx);
-        for r in 0..s.logits.rows() {
-            // SAFETY: the same member wrote these columns; the output has a row of `V` per wanted row.
-            unsafe {
-                let from = s.logits.at(r, columns.start);
-                std::ptr::copy_nonoverlapping(from, s.out.add(r * vocab + columns.start), columns.len());
-            }
-        }
-    }
-}
-
-/// Shows rows to the trace, if there is one: the first member copies, the others wait.
-fn show(ctx: &Context<'_>, trace: Option<&Trace>, name: &str, rows: Rows<'_>) -> Result<(), Stop> {
-    let Some(trace) = trace else { return Ok(()) };
-    ctx.member.barrier()?;
-    if ctx.member.index() == 0 {
-        // SAFETY: all members are between this barrier and the next, and write nothing.
-        let values = (0..rows.rows()).flat_map(|r| unsafe { rows.row(r) }).copied().collect();
-        trace.note(name, [rows.rows(), rows.width()], values);
-    }
-    ctx.member.barrier()
 }

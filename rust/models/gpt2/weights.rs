@@ -8,9 +8,6 @@ use crate::layers::norm::{Kind, Norm};
 use crate::models::load::{Loader, Ticket};
 use crate::packed::{Orientation, Packed, Storage};
 
-/// Prefix of the names where the model was saved with its head.
-pub const PREFIX: &str = "transformer.";
-
 /// All weights.
 #[derive(Debug)]
 pub struct Weights {

@@ -1,0 +1,207 @@
+//! What encoder and decoder have in common: the views of a step, and the sublayers of a block, each from one residual to the
+//! other.
+//!
+//! Letters: `M` rows of the step, `D` width, `I` heads side by side, `F` width of the feed-forward layer. A sublayer ends
+//! with a barrier.
+
+use std::fmt::{Arguments, Display, Formatter};
+
+use super::config::Config;
+use super::weights::{Attention, FeedForward};
+use crate::error::Result;
+use crate::kernels::Activation;
+use crate::kv::Shape;
+use crate::layers::attention::{Batch, Look};
+use crate::layers::linear::Then;
+use crate::layers::norm::PRIVATE_ROWS;
+use crate::layers::{self, Buffer, Context, Rows, Runtime, stride};
+use crate::models::step::{Trace, show};
+use crate::team::{Member, Stop};
+
+/// Activations of one step at a time, reused.
+#[derive(Debug, Default)]
+pub(super) struct Buffers {
+    residual: [Buffer; 2],
+    normed: Buffer,
+    qkv: [Buffer; 3],
+    attended: Buffer,
+    inner: [Buffer; 2],
+    members: Buffer,
+}
+
+/// One step's views of the buffers.
+#[derive(Clone, Copy)]
+pub(super) struct Views<'a> {
+    /// `M × D`; sublayers lead from one to the other and back.
+    pub(super) x: [Rows<'a>; 2],
+    /// `M × D`.
+    pub(super) normed: Rows<'a>,
+    /// `M × I` each.
+    pub(super) qkv: [Rows<'a>; 3],
+    /// `M × I`.
+    pub(super) attended: Rows<'a>,
+    /// `M × F` each: the gate, and what it lets through.
+    pub(super) inner: [Rows<'a>; 2],
+    /// One row of working memory per member: its normed rows, then its scratch.
+    pub(super) members: Rows<'a>,
+}
+
+impl Buffers {
+    /// Views of `rows` rows.
+    ///
+    /// # Errors
+    /// `OutOfMemory`.
+    pub(super) fn views(&mut self, c: &Config, runtime: &Runtime, rows: usize) -> Result<Views<'_>> {
+        let (d, inner) = (c.d_model, c.inner_dim());
+        let scratch = layers::scratch(runtime, d.max(inner).max(c.d_ff), c.d_kv);
+        let [x, y] = &mut self.residual;
+        let [q, k, v] = &mut self.qkv;
+        let [gate, up] = &mut self.inner;
+        Ok(Views {
+            x: [x.rows(rows, d)?, y.rows(rows, d)?],
+            normed: self.normed.rows(rows, d)?,
+            qkv: [q.rows(rows, inner)?, k.rows(rows, inner)?, v.rows(rows, inner)?],
+            attended: self.attended.rows(rows, inner)?,
+            inner: [gate.rows(rows, c.d_ff)?, up.rows(if c.is_gated_act { rows } else { 0 }, c.d_ff)?],
+            members: self.members.rows(runtime.threads, PRIVATE_ROWS * stride(d) + scratch)?,
+        })
+    }
+}
+
+/// The blocks of a step that a kind of attention looks at.
+#[derive(Clone, Copy)]
+pub(super) struct Keys<'a> {
+    /// Sizes of the blocks.
+    pub(super) shape: &'a Shape,
+    /// The layer in them.
+    pub(super) layer: usize,
+    /// Which rows look where.
+    pub(super) batch: &'a Batch,
+}
+
+/// One member's place in a step.
+pub(super) struct Place<'a> {
+    pub(super) ctx: Context<'a>,
+    pub(super) views: Views<'a>,
+    pub(super) activation: Activation,
+    pub(super) trace: Option<&'a Trace>,
+}
+
+/// Name of a sublayer, as in the checkpoint.
+#[derive(Clone, Copy)]
+pub(super) struct Layer {
+    pub(super) stack: &'static str,
+    pub(super) block: usize,
+    pub(super) layer: usize,
+}
+
+impl Display for Layer {
+    fn fmt(&self, f: &mut Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}.block.{}.layer.{}", self.stack, self.block, self.layer)
+    }
+}
+
+/// What to read, and where the result with its residual goes.
+pub(super) type Between<'a> = [Rows<'a>; 2];
+
+impl<'a> Place<'a> {
+    pub(super) fn new(
+        member: &'a Member<'a>,
+        runtime: &'a Runtime,
+        views: Views<'a>,
+        c: &Config,
+        trace: Option<&'a Trace>,
+    ) -> Self {
+        // SAFETY: the row holds the member's normed rows first, and its scratch after them.
+        let scratch = unsafe { views.members.at(member.index(), 0).add(PRIVATE_ROWS * stride(c.d_model)) };
+        Self { ctx: Context { member, runtime, scratch }, views, activation: c.dense_act_fn, trace }
+    }
+
+    /// Rows that are this member's alone, for norms of a few.
+    pub(super) fn private(&self) -> Rows<'a> {
+        self.views.members.window(self.ctx.member.index(), PRIVATE_ROWS, self.views.normed.width())
+    }
+
+    /// Shows rows under a name, where a trace wants them.
+    pub(super) fn show(&self, name: Arguments<'_>, rows: Rows<'_>) -> Result<(), Stop> {
+        show(&self.ctx, self.trace, name, rows)
+    }
+
+    /// Attention of the rows to their own sequences or sources, whose keys and values they add first.
+    pub(super) fn self_attention(
+        &self,
+        w: &Attention,
+        keys: Keys<'_>,
+        look: Look<'_>,
+        [from, to]: Between<'_>,
+        name: Layer,
+    ) -> Result<(), Stop> {
+        let (ctx, views, [q, k, v]) = (&self.ctx, &self.views, self.views.qkv);
+        let x = w.layer_norm.forward(ctx, from, views.normed, self.private())?; // (M, D)
+        self.show(format_args!("{name}.layer_norm"), x)?;
+        w.q.forward(ctx, x, q, Then::NOTHING); // (M, I)
+        w.k.forward(ctx, x, k, Then::NOTHING); // (M, I)
+        w.v.forward(ctx, x, v, Then::NOTHING); // (M, I)
+        ctx.member.barrier()?;
+        w.heads.append(ctx, keys.shape, keys.layer, keys.batch, (k, 0), (v, 0));
+        ctx.member.barrier()?;
+        self.attend(w, keys, look, [from, to], format_args!("{name}.SelfAttention"))
+    }
+
+    /// Attention of the rows to the memories of their sources.
+    pub(super) fn cross_attention(
+        &self,
+        w: &Attention,
+        keys: Keys<'_>,
+        [from, to]: Between<'_>,
+        name: Layer,
+    ) -> Result<(), Stop> {
+        let (ctx, views) = (&self.ctx, &self.views);
+        let x = w.layer_norm.forward(ctx, from, views.normed, self.private())?; // (M, D)
+        self.show(format_args!("{name}.layer_norm"), x)?;
+        w.q.forward(ctx, x, views.qkv[0], Then::NOTHING); // (M, I)
+        ctx.member.barrier()?;
+        self.attend(w, keys, Look::ALL, [from, to], format_args!("{name}.EncDecAttention"))
+    }
+
+    /// From queries to the sublayer's result.
+    fn attend(
+        &self,
+        w: &Attention,
+        keys: Keys<'_>,
+        look: Look<'_>,
+        [from, to]: Between<'_>,
+        name: Arguments<'_>,
+    ) -> Result<(), Stop> {
+        let (ctx, q, attended) = (&self.ctx, self.views.qkv[0], self.views.attended);
+        w.heads.forward(ctx, keys.shape, keys.layer, keys.batch, look, q, attended); // (M, I)
+        ctx.member.barrier()?;
+        self.show(format_args!("{name}.heads"), attended)?;
+        w.o.forward(ctx, attended, to, Then { residual: Some(from), ..Then::NOTHING }); // (M, D)
+        ctx.member.barrier()?;
+        self.show(format_args!("{name}.residual"), to)
+    }
+
+    /// The feed-forward sublayer.
+    pub(super) fn feed_forward(
+        &self,
+        w: &FeedForward,
+        [from, to]: Between<'_>,
+        name: Layer,
+    ) -> Result<(), Stop> {
+        let (ctx, views, [gate, up]) = (&self.ctx, &self.views, self.views.inner);
+        let x = w.layer_norm.forward(ctx, from, views.normed, self.private())?; // (M, D)
+        self.show(format_args!("{name}.layer_norm"), x)?;
+        let then = Then { activation: self.activation, feeds: w.up.is_none(), residual: None };
+        w.gate.forward(ctx, x, gate, then); // (M, F)
+        if let Some(wi) = &w.up {
+            wi.forward(ctx, x, up, Then::NOTHING); // (M, F)
+            gate.multiply(ctx, up, wi.columns(ctx));
+        }
+        ctx.member.barrier()?;
+        self.show(format_args!("{name}.DenseReluDense.act"), gate)?;
+        w.wo.forward(ctx, gate, to, Then { residual: Some(from), ..Then::NOTHING }); // (M, D)
+        ctx.member.barrier()?;
+        self.show(format_args!("{name}.DenseReluDense.residual"), to)
+    }
+}
