@@ -1,12 +1,14 @@
-"""Runs GPT-2 folders from Hugging Face on a CPU, fast, with exactly what transformers gives."""
+"""Runs GPT-2 and T5 folders from Hugging Face on a CPU, fast, with exactly what transformers gives."""
 
 from typing import TYPE_CHECKING
 
 from . import errors as errors
 from ._core import __version__ as __version__
 from ._core import cpu_info as cpu_info
-from .model import CausalLM as CausalLM
-from .model import load as load
+from .causal import CausalLM as CausalLM
+from .loading import load as load
+from .memory import Memory as Memory
+from .seq2seq import Seq2SeqLM as Seq2SeqLM
 from .state import State as State
 from .tokenizer import Tokenizer as Tokenizer
 
@@ -19,7 +21,9 @@ __all__ = [
     "CausalLM",
     "Chunk",
     "GenerateOptions",
+    "Memory",
     "Output",
+    "Seq2SeqLM",
     "State",
     "Tokenizer",
     "__version__",

@@ -1,9 +1,9 @@
-"""The native module: ids in, ids out. Only model.py, state.py, decoding.py and __init__.py import it."""
+"""The native module: ids in, ids out. Which modules import it, tests/rust/architecture.rs says."""
 
 from collections.abc import Sequence
 from typing import Any, Literal, final
 
-__all__ = ["Generation", "Model", "State", "__version__", "cpu_info", "measure_limits"]
+__all__ = ["Generation", "Memory", "Model", "State", "__version__", "cpu_info", "measure_limits"]
 
 __version__: str
 
@@ -43,12 +43,18 @@ class Model:
     @property
     def context_limit(self) -> int | None: ...
     def info(self) -> dict[str, Any]: ...
-    def start(self, length: int) -> State: ...
+    @property
+    def has_encoder(self) -> bool: ...
+    def start(self, length: int, source: Sequence[int] | Memory | None = None) -> State: ...
+    def encode(self, sources: Sequence[Sequence[int]]) -> list[Memory]: ...
     def embed(self, ids: Sequence[int]) -> bytearray: ...
-    def trace(self, ids: Sequence[int]) -> list[tuple[str, list[int], bytearray]]: ...
+    def trace(
+        self, ids: Sequence[int], source: Sequence[int] | None = None
+    ) -> list[tuple[str, list[int], bytearray]]: ...
     def generate(
         self,
         prompts: Sequence[Sequence[int]],
+        sources: Sequence[Sequence[int] | Memory] | None = None,
         *,
         limit: tuple[Literal["new_tokens", "length", "up_to_new_tokens"], int],
         min_new_tokens: int,
@@ -71,6 +77,15 @@ class Model:
         stop_token_ids: Sequence[int],
         logprobs: int | None,
     ) -> Generation: ...
+
+@final
+class Memory:
+    @property
+    def source_ids(self) -> list[int]: ...
+    @property
+    def width(self) -> int: ...
+    def hidden(self) -> bytearray: ...
+    def __len__(self) -> int: ...
 
 @final
 class State:

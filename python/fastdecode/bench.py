@@ -14,11 +14,12 @@ from typing import TYPE_CHECKING, Any
 from . import _core
 
 if TYPE_CHECKING:
-    from .model import CausalLM
+    from .causal import CausalLM
+    from .seq2seq import Seq2SeqLM
 
 
 def measure(
-    model: CausalLM, *, rounds: int = 5, prefill: int = 512, prompt: int = 32, new: int = 128
+    model: CausalLM | Seq2SeqLM, *, rounds: int = 5, prefill: int = 512, prompt: int = 32, new: int = 128
 ) -> dict[str, Any]:
     """Times prefill and decode of one sequence.
 

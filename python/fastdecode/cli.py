@@ -19,7 +19,8 @@ from .results import Chunk
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
-    from .model import CausalLM
+    from .causal import CausalLM
+    from .seq2seq import Seq2SeqLM
 
 # Options of a call, as flags: name, type, what the help says.
 _NUMBERS: tuple[tuple[str, type, str], ...] = (
@@ -136,7 +137,7 @@ def _add_model(parser: argparse.ArgumentParser, *, optional: bool = False) -> No
     parser.add_argument("--local-files-only", action="store_true", help="download nothing")
 
 
-def _load(parsed: argparse.Namespace) -> CausalLM:
+def _load(parsed: argparse.Namespace) -> CausalLM | Seq2SeqLM:
     names = (
         "dtype",
         "compute_dtype",
@@ -146,7 +147,8 @@ def _load(parsed: argparse.Namespace) -> CausalLM:
         "cache_dir",
         "local_files_only",
     )
-    return load(parsed.model, **{name: getattr(parsed, name) for name in names})
+    model: CausalLM | Seq2SeqLM = load(parsed.model, **{name: getattr(parsed, name) for name in names})
+    return model
 
 
 def _run(parsed: argparse.Namespace) -> None:
@@ -183,7 +185,7 @@ def _run(parsed: argparse.Namespace) -> None:
         _show_statistics(model, prompt, tokens, (began, first, time.perf_counter()))
 
 
-def _pieces(model: CausalLM, prompt: str, options: dict[str, Any]) -> Iterable[Chunk]:
+def _pieces(model: CausalLM | Seq2SeqLM, prompt: str, options: dict[str, Any]) -> Iterable[Chunk]:
     """The text as it comes; all at once where beams are asked for, in the call or by the model's folder."""
     try:
         return model.stream(prompt, **options)
@@ -197,7 +199,9 @@ def _pieces(model: CausalLM, prompt: str, options: dict[str, Any]) -> Iterable[C
     ]
 
 
-def _show_statistics(model: CausalLM, prompt: str, tokens: int, times: tuple[float, float, float]) -> None:
+def _show_statistics(
+    model: CausalLM | Seq2SeqLM, prompt: str, tokens: int, times: tuple[float, float, float]
+) -> None:
     began, first, end = times
     prompt_tokens = len(model.tokenizer.encode(prompt)) if model.tokenizer is not None else 0
     rate = (tokens - 1) / (end - first) if tokens > 1 and end > first else 0.0

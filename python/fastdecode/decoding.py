@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Callable, Generator, Sequence
 
     from . import _core
+    from .model import Request
     from .options import Options
     from .results import FinishReason
     from .tokenizer import Tokenizer
@@ -27,7 +28,7 @@ class Decoding:
 
     Args:
         core: The native model.
-        prompts: Token ids of each prompt, at least one each.
+        requests: What each prompt begins with, at least one id each.
         options: Resolved options of the call.
         tokenizer: Makes the text; None for ids alone.
         load_seconds: How long the model took to load, for the outputs' timings.
@@ -40,7 +41,7 @@ class Decoding:
     def __init__(
         self,
         core: _core.Model,
-        prompts: Sequence[Sequence[int]],
+        requests: Sequence[Request],
         options: Options,
         tokenizer: Tokenizer | None,
         load_seconds: float,
@@ -49,11 +50,15 @@ class Decoding:
         self._load_seconds = load_seconds
         self._beams = options.num_beams
         self._rows = [
-            _Row(index, len(prompts[index // options.num_return_sequences]), options, tokenizer)
-            for index in range(len(prompts) * options.num_return_sequences)
+            _Row(index, len(request.prompt) + len(request.source or ()), options, tokenizer)
+            for index, request in enumerate(
+                request for request in requests for _ in range(options.num_return_sequences)
+            )
         ]
+        sources = [request.source for request in requests if request.source is not None]
         self._generation = core.generate(
-            prompts,
+            [request.prompt for request in requests],
+            sources if core.has_encoder else None,
             limit=options.limit,
             min_new_tokens=options.min_new_tokens,
             min_length=options.min_length,

@@ -54,11 +54,21 @@ class Defaults(NamedTuple):
         values: Keys of the file that are not null.
         file: The file that they are from, for error messages.
         bos_token_id: Token that an empty prompt starts from, or None.
+        decoder_start_token_id: Token that a decoder with an encoder starts from, or None.
     """
 
     values: Mapping[str, Any]
     file: str
     bos_token_id: int | None
+    decoder_start_token_id: int | None = None
+
+
+# What the configuration classes of transformers 5.23 have where config.json says nothing.
+_CLASS_DEFAULTS: dict[str, dict[str, int]] = {
+    "t5": {"pad_token_id": 0, "eos_token_id": 1},
+    "mt5": {"pad_token_id": 0, "eos_token_id": 1, "decoder_start_token_id": 0},
+    "umt5": {"pad_token_id": 0, "eos_token_id": 1, "decoder_start_token_id": 0},
+}
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -100,6 +110,11 @@ def bad_field(file: str, field: str, expected: str, got: object) -> ConfigError:
     )
 
 
+def with_class_defaults(config: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The config with the special tokens that its model type has by itself."""
+    return _CLASS_DEFAULTS.get(str(config.get("model_type")), {}) | dict(config)
+
+
 def folder_defaults(folder: Path, config: Mapping[str, Any]) -> Defaults:
     """What the folder's generation_config.json asks for, or config.json where there is none.
 
@@ -123,16 +138,25 @@ def config_defaults(config: Mapping[str, Any], file: str) -> Defaults:
         config: Contents of config.json.
         file: Its path, for error messages.
     """
-    return _defaults(config, file, config)
+    return _defaults(with_class_defaults(config), file, config)
 
 
 def _defaults(values: Mapping[str, Any], file: str, config: Mapping[str, Any]) -> Defaults:
-    bos = values.get("bos_token_id")
-    if bos is None:
-        bos = config.get("bos_token_id")
-    if bos is not None:
-        try:
-            bos = operator.index(bos)
-        except TypeError:
-            raise bad_field(file, "bos_token_id", "an integer or null", repr(bos)) from None
-    return Defaults({key: value for key, value in values.items() if value is not None}, file, bos)
+    kept = {key: value for key, value in values.items() if value is not None}
+    bos = _token(kept, config, file, "bos_token_id")
+    start = _token(kept, {}, file, "decoder_start_token_id")
+    if start is None and "bos_token_id" not in kept:  # transformers takes the bos token in its place
+        start = _token({}, with_class_defaults(config), file, "decoder_start_token_id")
+    return Defaults(kept, file, bos, bos if start is None else start)
+
+
+def _token(values: Mapping[str, Any], config: Mapping[str, Any], file: str, field: str) -> int | None:
+    value = values.get(field)
+    if value is None:
+        value = config.get(field)
+    if value is None:
+        return None
+    try:
+        return operator.index(value)
+    except TypeError:
+        raise bad_field(file, field, "an integer or null", repr(value)) from None

@@ -28,7 +28,8 @@ class Usage:
     """Tokens of one sequence.
 
     Attributes:
-        prompt_tokens: Tokens in the prompt, with the start token that an empty prompt gets.
+        prompt_tokens: Tokens in the prompt, with the start token that an empty prompt gets; in a model with an
+            encoder those of the source and of the decoder's prompt.
         completion_tokens: New tokens, an end token included.
     """
 

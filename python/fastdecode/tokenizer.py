@@ -64,8 +64,12 @@ class Tokenizer:
         """Number of tokens, added ones included."""
         return int(self.backend.get_vocab_size(with_added_tokens=True))
 
-    def encode(self, text: str) -> list[int]:
+    def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
         """Ids of a text, with the special tokens that the tokenizer adds by itself (GPT-2: none).
+
+        Args:
+            text: Any text.
+            add_special_tokens: Whether those special tokens are added.
 
         Raises:
             OptionError: `text` is not a string, or not valid Unicode (a lone surrogate).
@@ -73,7 +77,7 @@ class Tokenizer:
         if not isinstance(text, str):
             raise _bad_text(f"a {type(text).__name__}")
         try:
-            return list(self.backend.encode(text).ids)
+            return list(self.backend.encode(text, add_special_tokens=add_special_tokens).ids)
         except (TypeError, UnicodeEncodeError) as error:
             raise _bad_text("a string with a lone surrogate, which is no character") from error
 

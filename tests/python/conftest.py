@@ -62,9 +62,9 @@ def ids_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def model(folder: Path) -> fastdecode.CausalLM:
-    return fastdecode.load(folder, num_threads=2)
+    return fastdecode.CausalLM.load(folder, num_threads=2)
 
 
 @pytest.fixture(scope="session")
 def ids_model(ids_folder: Path) -> fastdecode.CausalLM:
-    return fastdecode.load(ids_folder, num_threads=1)
+    return fastdecode.CausalLM.load(ids_folder, num_threads=1)

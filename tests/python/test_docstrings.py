@@ -18,7 +18,7 @@ MODULES = [
 
 @pytest.fixture(scope="module")
 def demo() -> fastdecode.CausalLM:
-    return fastdecode.load("demo-stories", num_threads=2)
+    return fastdecode.CausalLM.load("demo-stories", num_threads=2)
 
 
 @pytest.mark.parametrize("name", MODULES)

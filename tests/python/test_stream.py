@@ -161,8 +161,7 @@ def test_another_thread_can_stop_a_step(tmp_path: Path) -> None:
     model = fastdecode.load(
         tiny.write_folder(tmp_path / "m", n_positions=4096, n_embd=192, n_layer=4), num_threads=1
     )
-    prompts, _, options = model._resolve([[1] * 4000], {"max_new_tokens": 50})
-    decoding = model._start(prompts, options)
+    decoding = model._start([[1] * 4000], {"max_new_tokens": 50})
     threading.Timer(0.05, decoding.cancel).start()
     began = time.perf_counter()
     with pytest.raises(errors.CancelledError):

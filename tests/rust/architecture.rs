@@ -38,7 +38,7 @@ const SHARED_BY_MODELS: &[&str] = &["mod", "load", "memory", "step"];
 const PYTHON_ONLY_IN: &[(&str, &[&str])] = &[
     ("tokenizers", &["tokenizer.py"]),
     ("huggingface_hub", &["hub.py"]),
-    ("_core", &["__init__.py", "bench.py", "decoding.py", "model.py", "state.py"]),
+    ("_core", &["__init__.py", "bench.py", "decoding.py", "memory.py", "model.py", "seq2seq.py", "state.py"]),
     ("torch", &[]),
     ("transformers", &[]),
 ];

@@ -1,0 +1,76 @@
+"""`load`: from a name to a loaded model of the right class."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from .causal import CausalLM
+from .model import read_model
+from .seq2seq import Seq2SeqLM
+
+if TYPE_CHECKING:
+    import os
+
+    from .model import ComputeDtype, Dtype
+
+
+def load(
+    model: str | os.PathLike[str],
+    *,
+    dtype: Dtype = "auto",
+    compute_dtype: ComputeDtype | None = None,
+    num_threads: int | None = None,
+    tokenizer: object = None,
+    revision: str | None = None,
+    token: str | bool | None = None,
+    cache_dir: str | os.PathLike[str] | None = None,
+    local_files_only: bool = False,
+) -> Any:  # noqa: ANN401 (a union would have to be narrowed before every use)
+    """Loads a model from a Hugging Face folder, the hub, or the package's own demo models.
+
+    The folder decides what it is: GPT-2 becomes a `CausalLM`; T5, mT5 and UMT5 become a `Seq2SeqLM`.
+    `CausalLM.load` and `Seq2SeqLM.load` take the same arguments, refuse the other kind, and tell type checkers
+    what they return.
+
+    Weights are read once, packed for this CPU and kept; the tokenizer is read when text first needs it.
+
+    Args:
+        model: A folder with config.json and its weights, a hub id, or "demo-stories".
+        dtype: How weights are stored. "auto" keeps the checkpoint's values exactly; "float32", "float16" and
+            "bfloat16" round every tensor, as `.to(dtype)` in PyTorch does.
+        compute_dtype: How products are formed: "float32" (the default), or "bfloat16" for bfloat16 weights,
+            which also rounds activations and halves the cache.
+        num_threads: Threads to compute with; None for all that this process may use. It does not change
+            results.
+        tokenizer: Used instead of the folder's: a folder, a tokenizer.json, or an object of tokenizers or
+            transformers.
+        revision: Branch, tag or commit on the hub.
+        token: Access token of the hub; True for the stored one.
+        cache_dir: Where downloads are kept, instead of the hub's usual place.
+        local_files_only: Use only what has been downloaded before.
+
+    Raises:
+        ModelNotFoundError: There is no such folder, demo model or hub id.
+        UnsupportedModelError: The folder holds another architecture.
+        ConfigError: A value in config.json or generation_config.json cannot be used.
+        CheckpointError: The weights are malformed, incomplete or not what config.json says.
+        OutOfMemoryError: The system refused the memory.
+
+    Example:
+        >>> model = fastdecode.load("demo-stories")
+        >>> story = model.generate("Once upon a time", max_new_tokens=40, seed=1)
+        >>> story == model.generate("Once upon a time", max_new_tokens=40, seed=1)
+        True
+    """
+    return read_model(
+        (CausalLM, Seq2SeqLM),
+        model,
+        dtype=dtype,
+        compute_dtype=compute_dtype,
+        num_threads=num_threads,
+        tokenizer=tokenizer,
+        revision=revision,
+        token=token,
+        cache_dir=cache_dir,
+        local_files_only=local_files_only,
+    )

@@ -1,0 +1,409 @@
+"""An encoder-decoder and its verbs: a source in, text, ids, pieces, logits, losses or hidden states out."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, NamedTuple, overload
+
+from .arrays import as_floats, as_ids, bad_option, is_empty, is_one
+from .errors import ConfigError
+from .folder import with_class_defaults
+from .memory import Memory
+from .model import LanguageModel, Request
+from .state import State
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator, Generator, Sequence
+    from typing import Unpack
+
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from . import _core
+    from .arrays import Prompt
+    from .decoding import Decoding
+    from .options import GenerateOptions
+    from .results import Chunk, Output
+
+# In the targets of `loss`, the place of a token that does not count (torch's ignore_index).
+IGNORED = -100
+
+
+class _Item(NamedTuple):
+    """One source of a call, or what was made of it, and what its output begins with."""
+
+    source: Prompt | Memory
+    prompt: Prompt | None
+
+
+class Seq2SeqLM(LanguageModel):
+    """An encoder-decoder (T5, Flan-T5, mT5, UMT5), loaded by `load`, `Seq2SeqLM.load` or `from_tensors`.
+
+    Any number of threads may call it at once, and forked processes too. Pickling keeps where it was loaded
+    from, and loads it again.
+    """
+
+    has_encoder = True
+
+    @overload
+    def generate(
+        self, source: Prompt, decoder_prompt: Prompt | None = None, **options: Unpack[GenerateOptions]
+    ) -> str: ...
+    @overload
+    def generate(
+        self,
+        source: Prompt | Sequence[Prompt] | None = None,
+        decoder_prompt: Prompt | Sequence[Prompt] | None = None,
+        *,
+        memory: Memory | Sequence[Memory] | None = None,
+        **options: Unpack[GenerateOptions],
+    ) -> str | list[str]: ...
+    def generate(
+        self,
+        source: Prompt | Sequence[Prompt] | None = None,
+        decoder_prompt: Prompt | Sequence[Prompt] | None = None,
+        *,
+        memory: Memory | Sequence[Memory] | None = None,
+        **options: Unpack[GenerateOptions],
+    ) -> str | list[str]:
+        """Generates the output for a source, or for each of a list of sources.
+
+        Args:
+            source: A string, a list of token ids, or a list of such sources; texts get the tokenizer's end
+                token, ids are taken as they are. Sources of a list do not influence each other.
+            decoder_prompt: What the output begins with, as text or ids; a list has one per source. The model's
+                start token comes first and is added where it is missing. One source with a list of prompts is
+                encoded once.
+            memory: Instead of a source: what `encode` made of it, or a list of such memories.
+            **options: See `GenerateOptions`.
+
+        Returns:
+            The new text, without the decoder's prompt; for a list of sources, memories or prompts, or
+            `num_return_sequences` above 1, a list of texts, source by source.
+
+        Raises:
+            TokenizerMissing: The model has no tokenizer.
+            UnknownOptionError: There is no such option.
+            OptionError: An option, the source or the decoder's prompt cannot be used.
+            ConfigError: The folder names no decoder_start_token_id.
+        """
+        self._need_tokenizer("generate (run and stream work on token ids)")
+        outputs = self.run(source, decoder_prompt, memory=memory, **options)
+        if isinstance(outputs, list):
+            return [str(output) for output in outputs]
+        return str(outputs)
+
+    @overload
+    def run(
+        self, source: Prompt, decoder_prompt: Prompt | None = None, **options: Unpack[GenerateOptions]
+    ) -> Output: ...
+    @overload
+    def run(
+        self,
+        source: Prompt | Sequence[Prompt] | None = None,
+        decoder_prompt: Prompt | Sequence[Prompt] | None = None,
+        *,
+        memory: Memory | Sequence[Memory] | None = None,
+        **options: Unpack[GenerateOptions],
+    ) -> Output | list[Output]: ...
+    def run(
+        self,
+        source: Prompt | Sequence[Prompt] | None = None,
+        decoder_prompt: Prompt | Sequence[Prompt] | None = None,
+        *,
+        memory: Memory | Sequence[Memory] | None = None,
+        **options: Unpack[GenerateOptions],
+    ) -> Output | list[Output]:
+        """As `generate`, with everything that is known about each sequence.
+
+        `Output.token_ids` are the new ids: without the start token and the decoder's prompt, with an end token
+        that was generated.
+
+        Args:
+            source: A string, a list of token ids, or a list of such sources; texts get the tokenizer's end
+                token, ids are taken as they are. Sources of a list do not influence each other.
+            decoder_prompt: What the output begins with, as text or ids; a list has one per source. The model's
+                start token comes first and is added where it is missing. One source with a list of prompts is
+                encoded once.
+            memory: Instead of a source: what `encode` made of it, or a list of such memories.
+            **options: See `GenerateOptions`.
+
+        Returns:
+            An `Output`; for a list of sources, memories or prompts, or `num_return_sequences` above 1, a list
+            of them, source by source.
+
+        Raises:
+            TokenizerMissing: Text or stop strings are given and the model has no tokenizer.
+            UnknownOptionError: There is no such option.
+            OptionError: An option, the source or the decoder's prompt cannot be used.
+            ConfigError: The folder names no decoder_start_token_id.
+        """
+        items, one = self._items(source, decoder_prompt, memory)
+        outputs = self._start(items, options).outputs()
+        return outputs[0] if one and len(outputs) == 1 else outputs
+
+    def stream(
+        self,
+        source: Prompt | Sequence[Prompt] | None = None,
+        decoder_prompt: Prompt | Sequence[Prompt] | None = None,
+        *,
+        memory: Memory | Sequence[Memory] | None = None,
+        **options: Unpack[GenerateOptions],
+    ) -> Generator[Chunk]:
+        """As `generate`, giving out each piece of text as soon as it is certain.
+
+        Pieces never end within a character, and what may begin a stop string is held back. Leaving the loop
+        (break, an exception, Ctrl-C) stops the work and frees its memory. The source is encoded with the first
+        step.
+
+        Args:
+            source: A string, a list of token ids, or a list of such sources; texts get the tokenizer's end
+                token, ids are taken as they are. Sources of a list do not influence each other.
+            decoder_prompt: What the output begins with, as text or ids; a list has one per source. The model's
+                start token comes first and is added where it is missing. One source with a list of prompts is
+                encoded once.
+            memory: Instead of a source: what `encode` made of it, or a list of such memories.
+            **options: See `GenerateOptions`.
+
+        Returns:
+            A generator of `Chunk`, whose `index` says which sequence it belongs to; arguments are checked
+            before it is returned.
+
+        Raises:
+            TokenizerMissing: Text or stop strings are given and the model has no tokenizer.
+            UnknownOptionError: There is no such option.
+            OptionError: An option, the source or the decoder's prompt cannot be used, or
+                there are beams.
+            ConfigError: The folder names no decoder_start_token_id.
+        """
+        items, _ = self._items(source, decoder_prompt, memory)
+        return self._start(items, options).stream()
+
+    def astream(
+        self,
+        source: Prompt | Sequence[Prompt] | None = None,
+        decoder_prompt: Prompt | Sequence[Prompt] | None = None,
+        *,
+        memory: Memory | Sequence[Memory] | None = None,
+        **options: Unpack[GenerateOptions],
+    ) -> AsyncGenerator[Chunk]:
+        """As `stream`, for asyncio: steps run in the event loop's executor, and the loop is never blocked.
+
+        Cancelling the task, or leaving the loop, stops the step that is running and frees its memory.
+
+        Args:
+            source: A string, a list of token ids, or a list of such sources; texts get the tokenizer's end
+                token, ids are taken as they are. Sources of a list do not influence each other.
+            decoder_prompt: What the output begins with, as text or ids; a list has one per source. The model's
+                start token comes first and is added where it is missing. One source with a list of prompts is
+                encoded once.
+            memory: Instead of a source: what `encode` made of it, or a list of such memories.
+            **options: See `GenerateOptions`.
+
+        Returns:
+            An asynchronous generator of `Chunk`; what `stream` raises comes with its first item.
+        """
+
+        def start() -> Decoding:
+            items, _ = self._items(source, decoder_prompt, memory)
+            return self._start(items, options)
+
+        from .decoding import astream
+
+        return astream(start)
+
+    @overload
+    def encode(self, source: Prompt) -> Memory: ...  # type: ignore[overload-overlap]
+    @overload
+    def encode(self, source: Sequence[Prompt]) -> list[Memory]: ...
+    def encode(self, source: Prompt | Sequence[Prompt]) -> Memory | list[Memory]:
+        """Runs the encoder over a source, or over a list of sources side by side, without padding.
+
+        Args:
+            source: As in `generate`.
+
+        Returns:
+            A `Memory` to generate, step and score from; for a list of sources a list of them, each the same
+            to the bit as alone.
+
+        Raises:
+            OptionError: A source cannot be used.
+            TokenizerMissing: Text is given and the model has no tokenizer.
+        """
+        one = is_one(source)
+        sources: list[Any] = [source] if one else list(source)
+        memories = [Memory(core) for core in self._core.encode([self._source_ids(item) for item in sources])]
+        return memories[0] if one else memories
+
+    def prefill(self, decoder_ids: Sequence[int] | None = None, *, memory: Memory) -> State:
+        """Starts a decoder on a memory and returns its state, to go on from by hand.
+
+        Args:
+            decoder_ids: Ids that the decoder reads first, taken as they are: transformers' `decoder_input_ids`,
+                the start token first. None stands for the start token alone.
+            memory: What `encode` made of the source.
+
+        Raises:
+            OptionError: The ids or the memory cannot be used.
+            ConfigError: There are no ids, and the folder names no decoder_start_token_id.
+        """
+        ids = [self._start_token()] if decoder_ids is None else self._decoder_ids(decoder_ids)
+        if not isinstance(memory, Memory):
+            raise bad_option("memory", "what model.encode returns for one source", f"{memory!r:.80}")
+        core = self._core.start(len(ids), memory.core)
+        logits = core.append(ids, "last")
+        return State(core, ids, {}, as_floats(logits), self._core.vocab_size)
+
+    def logits(self, source: Prompt | Memory, decoder_ids: Sequence[int]) -> NDArray[np.float32]:
+        """Logits after every decoder token, in one pass.
+
+        Args:
+            source: A string, token ids, or what `encode` made of them.
+            decoder_ids: Ids of the decoder, taken as they are: the start token first.
+
+        Returns:
+            float32, shape `(T, V)`; row `t` is what follows decoder tokens 0 to `t`.
+
+        Raises:
+            OptionError: The source or the ids cannot be used.
+            TokenizerMissing: Text is given and the model has no tokenizer.
+        """
+        return self._logits(self._read_source(source), self._decoder_ids(decoder_ids))
+
+    @overload
+    def loss(self, source: Prompt | Memory, target: Prompt) -> float: ...  # type: ignore[overload-overlap]
+    @overload
+    def loss(self, source: Sequence[Prompt | Memory], target: Sequence[Prompt]) -> list[float]: ...
+    def loss(
+        self, source: Prompt | Memory | Sequence[Prompt | Memory], target: Prompt | Sequence[Prompt]
+    ) -> float | list[float]:
+        """Mean cross-entropy of a target's tokens, all from one pass: transformers' `model(labels=...).loss`.
+
+        The decoder reads the start token and the target without its last token.
+
+        Args:
+            source: A string, token ids, or what `encode` made of them; or a list of such sources.
+            target: A string, which gets the tokenizer's end token, or ids; -100 marks tokens that do not count,
+                and the decoder reads the pad token in their places. A list has one target per source.
+
+        Returns:
+            Nats per token that counts; for lists one value per pair, each as alone.
+
+        Raises:
+            OptionError: A source or target cannot be used, no token counts, or the lists differ in length.
+            ConfigError: The folder names no decoder_start_token_id.
+            TokenizerMissing: Text is given and the model has no tokenizer.
+        """
+        if isinstance(source, Memory) or is_one(source):
+            return self._loss(source, target)
+        sources, targets = list(source), [target] if is_one(target) else list(target)
+        if len(sources) != len(targets):
+            raise bad_option("target", f"one per source, {len(sources)} in all", f"{len(targets)} targets")
+        return [self._loss(*pair) for pair in zip(sources, targets, strict=True)]
+
+    def trace(self, source: Prompt, decoder_ids: Sequence[int]) -> dict[str, NDArray[np.float32]]:
+        """Every activation of one pass, by name, in the order of computation: the encoder's, then the decoder's.
+
+        For teaching, and for finding the layer where two implementations part. The decoder's last norm is shown
+        with the scale of the outputs applied.
+
+        Args:
+            source: A string or token ids.
+            decoder_ids: Ids of the decoder, taken as they are: the start token first.
+
+        Raises:
+            OptionError: The source or the ids cannot be used.
+        """
+        shown = self._core.trace(self._decoder_ids(decoder_ids), self._source_ids(source))
+        return {name: as_floats(values).reshape(shape) for name, shape, values in shown}
+
+    def _items(
+        self,
+        source: Prompt | Sequence[Prompt] | None,
+        decoder_prompt: Prompt | Sequence[Prompt] | None,
+        memory: Memory | Sequence[Memory] | None,
+    ) -> tuple[list[_Item], bool]:
+        """The sources of a call with their prompts, and whether it was one that is not in a list."""
+        if (source is None) == (memory is None):
+            got = "neither" if source is None else "both"
+            raise bad_option("source", "either a source or memory=", got)
+        one = isinstance(memory, Memory) if source is None else is_one(source)
+        given: Any = memory if source is None else source
+        sources: list[Any] = [given] if one else list(given)
+        prefix: Any = decoder_prompt
+        if prefix is None or is_empty(prefix) or is_one(prefix):
+            return [_Item(item, prefix) for item in sources], one
+        prompts: list[Any] = list(prefix)
+        if one:
+            if not isinstance(given, Memory) and len(prompts) > 1:
+                given = self.encode(given)
+            sources = [given] * len(prompts)
+        if len(prompts) != len(sources):
+            got = f"{len(prompts)} prompts"
+            raise bad_option("decoder_prompt", f"one prompt, or one per source, {len(sources)} in all", got)
+        return [_Item(*pair) for pair in zip(sources, prompts, strict=True)], False
+
+    def _read(self, item: _Item) -> Request:
+        start, prompt = self._start_token(), item.prompt
+        ids: list[int] = []
+        if prompt is not None and not is_empty(prompt):
+            ids = self._encode_text(prompt, "decoder_prompt", add_special_tokens=False)
+        if not ids or ids[0] != start:
+            ids = [start, *ids]
+        return Request(ids, self._read_source(item.source))
+
+    def _read_source(self, source: Prompt | Memory) -> list[int] | _core.Memory:
+        return source.core if isinstance(source, Memory) else self._source_ids(source)
+
+    def _source_ids(self, source: Prompt) -> list[int]:
+        ids = [] if is_empty(source) else self._encode_text(source, "source")
+        if not ids:
+            raise bad_option("source", "at least one token", "none")
+        return ids
+
+    def _decoder_ids(self, decoder_ids: Sequence[int]) -> list[int]:
+        if isinstance(decoder_ids, str) or not (is_empty(decoder_ids) or is_one(decoder_ids)):
+            raise bad_option("decoder_ids", "one list of token ids", f"{decoder_ids!r:.80}")
+        ids = as_ids(decoder_ids, self._core.vocab_size, "decoder_ids")
+        if not ids:
+            raise bad_option("decoder_ids", "at least one token (the start token)", "none")
+        return ids
+
+    def _start_token(self) -> int:
+        start = self._defaults.decoder_start_token_id
+        if start is None:
+            raise self._no_token("decoder_start_token_id")
+        return as_ids([start], self._core.vocab_size, "decoder_start_token_id")[0]
+
+    def _no_token(self, field: str) -> ConfigError:
+        file, expected = self._defaults.file, "a token id"
+        message = f"{file}: {field}: expected {expected}, got none; add it to the file"
+        return ConfigError(message, file=file, field=field, expected=expected, got="none")
+
+    def _logits(self, source: list[int] | _core.Memory, ids: list[int]) -> NDArray[np.float32]:
+        return as_floats(self._core.start(len(ids), source).append(ids, "every"), len(ids))
+
+    def _loss(self, source: Any, target: Any) -> float:  # noqa: ANN401 (checked here)
+        import numpy as np
+
+        read, labels = self._read_source(source), self._labels(target)
+        places = [place for place, label in enumerate(labels) if label != IGNORED]
+        if not places:
+            raise bad_option("target", f"at least one token that is not {IGNORED}", f"{len(labels)} tokens")
+        shifted = [self._start_token(), *labels[:-1]]
+        if IGNORED in shifted:
+            pad = with_class_defaults(self._config).get("pad_token_id")
+            if pad is None:
+                raise self._no_token("pad_token_id")
+            [pad] = as_ids([pad], self._core.vocab_size, "pad_token_id")
+            shifted = [pad if token == IGNORED else token for token in shifted]
+        rows = self._logits(read, shifted)[places].astype(np.float64)
+        rows -= rows.max(-1, keepdims=True)
+        chosen = rows[np.arange(len(places)), [labels[place] for place in places]]
+        return float((np.log(np.exp(rows).sum(-1)) - chosen).mean())
+
+    def _labels(self, target: Prompt) -> list[int]:
+        if isinstance(target, str) or is_empty(target) or not is_one(target):
+            return self._encode_text(target, "target")
+        counts = [token != IGNORED for token in target]
+        known = iter(as_ids([token for token in target if token != IGNORED], self._core.vocab_size, "target"))
+        return [next(known) if count else IGNORED for count in counts]
