@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import copy
 import json
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -163,23 +164,26 @@ def tensors(recipe: Recipe) -> Tensors:
 
 def write(recipe: Recipe, folder: Path) -> Path:
     """Writes the recipe as a Hugging Face folder and returns it."""
+    save({**recipe.config, "dtype": recipe.dtype}, tensors(recipe), recipe.shards, folder)
+    return folder
+
+
+def save(config: dict[str, Any], named: Tensors, shards: int, folder: Path) -> None:
+    """Writes a config and its weights, in so many files, as a Hugging Face folder."""
     folder.mkdir(parents=True, exist_ok=True)
-    text = json.dumps({**recipe.config, "dtype": recipe.dtype}, indent=1, sort_keys=True)
-    (folder / "config.json").write_text(text + "\n")
-    named = tensors(recipe)
-    if recipe.shards == 1:
+    (folder / "config.json").write_text(json.dumps(config, indent=1, sort_keys=True) + "\n")
+    if shards == 1:
         save_file(named, folder / "model.safetensors", {"format": "pt"})
-        return folder
+        return
     where: dict[str, str] = {}
-    for shard in range(recipe.shards):
-        file = f"model-{shard + 1:05}-of-{recipe.shards:05}.safetensors"
-        part = {name: named[name] for name in sorted(named)[shard :: recipe.shards]}
+    for shard in range(shards):
+        file = f"model-{shard + 1:05}-of-{shards:05}.safetensors"
+        part = {name: named[name] for name in sorted(named)[shard::shards]}
         save_file(part, folder / file, {"format": "pt"})
         where |= dict.fromkeys(part, file)
     size = sum(tensor.nbytes for tensor in named.values())
     index = {"metadata": {"total_size": size}, "weight_map": where}
     (folder / "model.safetensors.index.json").write_text(json.dumps(index, indent=1, sort_keys=True) + "\n")
-    return folder
 
 
 class Reference:
@@ -319,18 +323,27 @@ def assert_same_ids(run: Run, got: list[Ids], what: str) -> None:
 
 
 def assert_close(got: np.ndarray[Any, np.dtype[np.float32]], reference: Reference, ids: Ids) -> None:
-    """Holds logits against the reference's (law 4).
+    """Holds logits against the reference's (law 4)."""
+    assert_near(got, reference.logits(ids), lambda: reference.own_error(ids), "logits")
 
-    Where a configuration is so ill-conditioned that float32 does not determine the reference's own logits to the
+
+def assert_near(
+    got: np.ndarray[Any, np.dtype[np.float32]],
+    want: np.ndarray[Any, np.dtype[np.float32]],
+    own_error: Callable[[], float],
+    what: str,
+) -> None:
+    """Holds numbers against the reference's (law 4).
+
+    Where a configuration is so ill-conditioned that float32 does not determine the reference's own numbers to the
     tolerance (a norm over two nearly equal values), twice its own error is allowed beside it.
     """
-    want = reference.logits(ids)
-    assert got.shape == want.shape, f"logits of shape {got.shape}, transformers gives {want.shape}"
-    assert np.isfinite(got).all(), "logits that are not finite"
+    assert got.shape == want.shape, f"{what} of shape {got.shape}, transformers gives {want.shape}"
+    assert np.isfinite(got).all(), f"{what} that are not finite"
     apart, bound = float(np.abs(got - want).max()), tolerance(want)
     if apart > bound:
-        bound += 2 * reference.own_error(ids)
-    assert apart <= bound, f"logits differ by {apart:.2e}, allowed are {bound:.2e}"
+        bound += 2 * own_error()
+    assert apart <= bound, f"{what} differ by {apart:.2e}, allowed are {bound:.2e}"
 
 
 def tolerance(logits: np.ndarray[Any, np.dtype[np.float32]]) -> float:
