@@ -24,6 +24,9 @@ if TYPE_CHECKING:
     from .options import GenerateOptions
     from .results import Chunk, Output
 
+    # One text or list of ids, a list of them, or none.
+    Prompts = Prompt | Sequence[Prompt] | None
+
 # In the targets of `loss`, the place of a token that does not count (torch's ignore_index).
 IGNORED = -100
 
@@ -45,22 +48,30 @@ class Seq2SeqLM(LanguageModel):
     has_encoder = True
 
     @overload
-    def generate(
+    def generate(  # type: ignore[overload-overlap]
         self, source: Prompt, decoder_prompt: Prompt | None = None, **options: Unpack[GenerateOptions]
     ) -> str: ...
     @overload
     def generate(
+        self, source: Sequence[Prompt], decoder_prompt: Prompts = None, **options: Unpack[GenerateOptions]
+    ) -> list[str]: ...
+    @overload
+    def generate(
+        self, *, memory: Memory, decoder_prompt: Prompt | None = None, **options: Unpack[GenerateOptions]
+    ) -> str: ...
+    @overload
+    def generate(
         self,
-        source: Prompt | Sequence[Prompt] | None = None,
-        decoder_prompt: Prompt | Sequence[Prompt] | None = None,
+        source: Prompts = None,
+        decoder_prompt: Prompts = None,
         *,
         memory: Memory | Sequence[Memory] | None = None,
         **options: Unpack[GenerateOptions],
     ) -> str | list[str]: ...
     def generate(
         self,
-        source: Prompt | Sequence[Prompt] | None = None,
-        decoder_prompt: Prompt | Sequence[Prompt] | None = None,
+        source: Prompts = None,
+        decoder_prompt: Prompts = None,
         *,
         memory: Memory | Sequence[Memory] | None = None,
         **options: Unpack[GenerateOptions],
@@ -93,22 +104,30 @@ class Seq2SeqLM(LanguageModel):
         return str(outputs)
 
     @overload
-    def run(
+    def run(  # type: ignore[overload-overlap]
         self, source: Prompt, decoder_prompt: Prompt | None = None, **options: Unpack[GenerateOptions]
     ) -> Output: ...
     @overload
     def run(
+        self, source: Sequence[Prompt], decoder_prompt: Prompts = None, **options: Unpack[GenerateOptions]
+    ) -> list[Output]: ...
+    @overload
+    def run(
+        self, *, memory: Memory, decoder_prompt: Prompt | None = None, **options: Unpack[GenerateOptions]
+    ) -> Output: ...
+    @overload
+    def run(
         self,
-        source: Prompt | Sequence[Prompt] | None = None,
-        decoder_prompt: Prompt | Sequence[Prompt] | None = None,
+        source: Prompts = None,
+        decoder_prompt: Prompts = None,
         *,
         memory: Memory | Sequence[Memory] | None = None,
         **options: Unpack[GenerateOptions],
     ) -> Output | list[Output]: ...
     def run(
         self,
-        source: Prompt | Sequence[Prompt] | None = None,
-        decoder_prompt: Prompt | Sequence[Prompt] | None = None,
+        source: Prompts = None,
+        decoder_prompt: Prompts = None,
         *,
         memory: Memory | Sequence[Memory] | None = None,
         **options: Unpack[GenerateOptions],
@@ -143,8 +162,8 @@ class Seq2SeqLM(LanguageModel):
 
     def stream(
         self,
-        source: Prompt | Sequence[Prompt] | None = None,
-        decoder_prompt: Prompt | Sequence[Prompt] | None = None,
+        source: Prompts = None,
+        decoder_prompt: Prompts = None,
         *,
         memory: Memory | Sequence[Memory] | None = None,
         **options: Unpack[GenerateOptions],
@@ -180,8 +199,8 @@ class Seq2SeqLM(LanguageModel):
 
     def astream(
         self,
-        source: Prompt | Sequence[Prompt] | None = None,
-        decoder_prompt: Prompt | Sequence[Prompt] | None = None,
+        source: Prompts = None,
+        decoder_prompt: Prompts = None,
         *,
         memory: Memory | Sequence[Memory] | None = None,
         **options: Unpack[GenerateOptions],
@@ -318,8 +337,8 @@ class Seq2SeqLM(LanguageModel):
 
     def _items(
         self,
-        source: Prompt | Sequence[Prompt] | None,
-        decoder_prompt: Prompt | Sequence[Prompt] | None,
+        source: Prompts,
+        decoder_prompt: Prompts,
         memory: Memory | Sequence[Memory] | None,
     ) -> tuple[list[_Item], bool]:
         """The sources of a call with their prompts, and whether it was one that is not in a list."""
