@@ -9,9 +9,9 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING
 
+from .detokenizer import StopText
 from .errors import OptionError
 from .results import Chunk, Output, Timings, TokenLogprob, Usage
-from .tokenizer import StopText
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Callable, Generator, Sequence

@@ -33,6 +33,7 @@ _PATTERNS = (
     "added_tokens.json",
     "vocab.json",
     "merges.txt",
+    "spiece.model",
 )
 
 # Asked for only where a repository has no safetensors.
@@ -95,7 +96,9 @@ def locate(
         folder = Path(__file__).parent / "demo" / path
     if bundled or folder.exists():
         if not folder.is_dir():
-            raise _not_found(path, "a folder with config.json and model.safetensors", "a file")
+            raise _not_found(
+                path, "a folder with config.json and model.safetensors (or pytorch_model.bin)", "a file"
+            )
         if revision is not None:
             raise OptionError(
                 f"revision: expected none for a local folder, got {revision!r} for {path}",

@@ -35,15 +35,16 @@ def load(
     Weights are read once, packed for this CPU and kept; the tokenizer is read when text first needs it.
 
     Args:
-        model: A folder with config.json and its weights, a hub id, or "demo-stories".
+        model: A folder with config.json and weights (safetensors, or else pytorch_model.bin), a hub id, or
+            "demo-stories".
         dtype: How weights are stored. "auto" keeps the checkpoint's values exactly; "float32", "float16" and
             "bfloat16" round every tensor, as `.to(dtype)` in PyTorch does.
         compute_dtype: How products are formed: "float32" (the default), or "bfloat16" for bfloat16 weights,
             which also rounds activations and halves the cache.
         num_threads: Threads to compute with; None for all that this process may use. It does not change
             results.
-        tokenizer: Used instead of the folder's: a folder, a tokenizer.json, or an object of tokenizers or
-            transformers.
+        tokenizer: Used instead of the folder's: a folder, a tokenizer.json or spiece.model, or an object of
+            tokenizers or transformers.
         revision: Branch, tag or commit on the hub.
         token: Access token of the hub; True for the stored one.
         cache_dir: Where downloads are kept, instead of the hub's usual place.

@@ -14,7 +14,7 @@ from .arrays import as_ids, as_tensor, bad_option, is_empty, is_one
 from .errors import ConfigError, FastdecodeWarning, TokenizerMissing, UnsupportedModelError
 from .folder import Config, config_defaults, folder_defaults, read_json
 from .hub import locate
-from .tokenizer import Tokenizer, as_tokenizer, read_folder
+from .tokenizer_files import as_tokenizer, read_folder
 
 if TYPE_CHECKING:
     import os
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from .arrays import Prompt
     from .decoding import Decoding
     from .folder import Defaults
+    from .tokenizer import Tokenizer
 
 Dtype = Literal["auto", "float32", "float16", "bfloat16"]
 ComputeDtype = Literal["float32", "bfloat16"]
@@ -287,9 +288,8 @@ class LanguageModel:
     def _need_tokenizer(self, what: str) -> Tokenizer:
         tokenizer = self.tokenizer
         if tokenizer is None:
-            expected = (
-                "a folder with tokenizer.json or vocab.json and merges.txt, or load(..., tokenizer=...)"
-            )
+            files = "tokenizer.json, vocab.json and merges.txt, or spiece.model"
+            expected = f"a folder with {files}; or load(..., tokenizer=...)"
             raise TokenizerMissing(
                 f"{what} needs a tokenizer: expected {expected}, got none", expected=expected, got=what
             )

@@ -6,10 +6,12 @@ import hashlib
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote, urlsplit
 
@@ -21,7 +23,6 @@ from fastdecode.hub import locate
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from pathlib import Path
 
     import tokenizers
 
@@ -227,12 +228,50 @@ def test_unknown_repositories(hub: Hub, tmp_path: Path) -> None:
         assert "no such folder, and no such repository" in message
 
 
-def test_only_bin_weights_are_fetched_when_there_is_nothing_better(hub: Hub, tmp_path: Path) -> None:
-    (hub.repository / "model.safetensors").unlink()
-    source = "from fastdecode.hub import locate; print(locate('org/tiny').folder)"
-    environment = os.environ | {"HF_ENDPOINT": hub.url, "HF_HOME": str(tmp_path), "HF_HUB_DISABLE_XET": "1"}
-    subprocess.run([sys.executable, "-c", source], env=environment, check=True, capture_output=True)
-    assert "pytorch_model.bin" in hub.downloads()
+def pickled(repository: Path, shards: int) -> set[str]:
+    """Turns a repository's weights into pytorch_model.bin, in one piece or more; returns the names of the files."""
+    import torch
+    from safetensors.torch import load_file
+
+    tensors = load_file(repository / "model.safetensors")
+    (repository / "model.safetensors").unlink()
+    (repository / "pytorch_model.bin").unlink()
+    if shards == 1:
+        torch.save(tensors, repository / "pytorch_model.bin")
+        return {"pytorch_model.bin"}
+    where: dict[str, str] = {}
+    for shard in range(shards):
+        name = f"pytorch_model-{shard + 1:05}-of-{shards:05}.bin"
+        part = {key: tensors[key] for key in sorted(tensors)[shard::shards]}
+        torch.save(part, repository / name)
+        where |= dict.fromkeys(part, name)
+    index = {"metadata": {}, "weight_map": where}
+    (repository / "pytorch_model.bin.index.json").write_text(json.dumps(index))
+    return {"pytorch_model.bin.index.json", *where.values()}
+
+
+@pytest.mark.parametrize("shards", [1, 3])
+def test_bin_weights_are_fetched_when_there_is_nothing_better(hub: Hub, tmp_path: Path, shards: int) -> None:
+    expected = fastdecode.load(hub.repository, num_threads=1).run([5, 6], max_new_tokens=5).token_ids
+    weights = pickled(hub.repository, shards)
+    home = tmp_path / "home"
+    assert load(hub, home)[0] == expected
+    assert hub.downloads() == {"config.json", "tokenizer.json"} | weights
+    hub.requests.clear()
+    assert load(hub, home)[0] == expected
+    assert hub.downloads() == set()
+    hub.requests.clear()
+    for how in ({"local_files_only": True}, {"variables": {"HF_HUB_OFFLINE": "1"}}):
+        assert load(hub, home, **how)[0] == expected
+    assert hub.requests == []
+
+
+def test_the_pieces_of_a_tokenizer_are_fetched(hub: Hub, tmp_path: Path) -> None:
+    (hub.repository / "tokenizer.json").unlink()
+    pieces = Path(__file__).resolve().parent.parent / "golden" / "t5-tokenizer" / "spiece.model"
+    shutil.copy(pieces, hub.repository)
+    load(hub, tmp_path / "home")
+    assert "spiece.model" in hub.downloads()
 
 
 @pytest.mark.parametrize(

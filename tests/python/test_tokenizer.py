@@ -12,7 +12,9 @@ import pytest
 import tiny
 import tokenizers
 from fastdecode import errors
-from fastdecode.tokenizer import StopText, Tokenizer, as_tokenizer, read_folder
+from fastdecode.detokenizer import StopText
+from fastdecode.tokenizer import Tokenizer
+from fastdecode.tokenizer_files import as_tokenizer, read_folder
 from hypothesis import given
 from hypothesis import strategies as st
 
