@@ -49,12 +49,12 @@ def is_empty(prompt: object) -> bool:
     return not isinstance(prompt, str) and hasattr(prompt, "__len__") and len(prompt) == 0
 
 
-def is_one(prompt: object) -> bool:
+def is_one(prompt: object, option: str = "prompt") -> bool:
     """Whether this is one prompt, and not a list of them (an empty list is a list of none)."""
     if isinstance(prompt, str):
         return True
     if isinstance(prompt, (bytes, bytearray, Mapping, set, frozenset)) or not isinstance(prompt, Iterable):
-        raise bad_option("prompt", "a string, a list of token ids, or a list of prompts", f"{prompt!r:.80}")
+        raise bad_option(option, "a string, a list of token ids, or a list of such", f"{prompt!r:.80}")
     if not isinstance(prompt, Sequence) and not hasattr(prompt, "ndim"):
         return False  # an iterator: of prompts, as its first item cannot be looked at
     items: Any = prompt

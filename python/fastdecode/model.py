@@ -281,7 +281,7 @@ class LanguageModel:
         if isinstance(prompt, str):
             tokenizer = self._need_tokenizer(f"a {option} of text")
             return tokenizer.encode(prompt, add_special_tokens=add_special_tokens)
-        if not is_one(prompt) and not is_empty(prompt):
+        if not is_empty(prompt) and not is_one(prompt, option):
             raise bad_option(option, "one string or one list of token ids", f"{prompt!r:.80}")
         return as_ids(prompt, self._core.vocab_size, option)
 

@@ -61,6 +61,10 @@ class Seq2SeqLM(LanguageModel):
     ) -> str: ...
     @overload
     def generate(
+        self, *, memory: Sequence[Memory], decoder_prompt: Prompts = None, **options: Unpack[GenerateOptions]
+    ) -> list[str]: ...
+    @overload
+    def generate(
         self,
         source: Prompts = None,
         decoder_prompt: Prompts = None,
@@ -115,6 +119,10 @@ class Seq2SeqLM(LanguageModel):
     def run(
         self, *, memory: Memory, decoder_prompt: Prompt | None = None, **options: Unpack[GenerateOptions]
     ) -> Output: ...
+    @overload
+    def run(
+        self, *, memory: Sequence[Memory], decoder_prompt: Prompts = None, **options: Unpack[GenerateOptions]
+    ) -> list[Output]: ...
     @overload
     def run(
         self,
@@ -248,7 +256,7 @@ class Seq2SeqLM(LanguageModel):
             OptionError: A source cannot be used.
             TokenizerMissing: Text is given and the model has no tokenizer.
         """
-        one = is_one(source)
+        one = is_one(source, "source")
         sources: list[Any] = [source] if one else list(source)
         memories = [Memory(core) for core in self._core.encode([self._source_ids(item) for item in sources])]
         return memories[0] if one else memories
@@ -266,8 +274,7 @@ class Seq2SeqLM(LanguageModel):
             ConfigError: There are no ids, and the folder names no decoder_start_token_id.
         """
         ids = [self._start_token()] if decoder_ids is None else self._decoder_ids(decoder_ids)
-        if not isinstance(memory, Memory):
-            raise bad_option("memory", "what model.encode returns for one source", f"{memory!r:.80}")
+        [memory] = _memories([memory])
         core = self._core.start(len(ids), memory.core)
         logits = core.append(ids, "last")
         return State(core, ids, {}, as_floats(logits), self._core.vocab_size)
@@ -312,9 +319,9 @@ class Seq2SeqLM(LanguageModel):
             ConfigError: The folder names no decoder_start_token_id.
             TokenizerMissing: Text is given and the model has no tokenizer.
         """
-        if isinstance(source, Memory) or is_one(source):
+        if isinstance(source, Memory) or is_one(source, "source"):
             return self._loss(source, target)
-        sources, targets = list(source), [target] if is_one(target) else list(target)
+        sources, targets = list(source), [target] if is_one(target, "target") else list(target)
         if len(sources) != len(targets):
             raise bad_option("target", f"one per source, {len(sources)} in all", f"{len(targets)} targets")
         return [self._loss(*pair) for pair in zip(sources, targets, strict=True)]
@@ -345,11 +352,15 @@ class Seq2SeqLM(LanguageModel):
         if (source is None) == (memory is None):
             got = "neither" if source is None else "both"
             raise bad_option("source", "either a source or memory=", got)
-        one = isinstance(memory, Memory) if source is None else is_one(source)
-        given: Any = memory if source is None else source
-        sources: list[Any] = [given] if one else list(given)
+        given: Any
+        if source is not None:
+            one, given = is_one(source, "source"), source
+            sources: list[Any] = [given] if one else list(given)
+        else:
+            one, given = isinstance(memory, Memory), memory
+            sources = [given] if one else _memories(given)
         prefix: Any = decoder_prompt
-        if prefix is None or is_empty(prefix) or is_one(prefix):
+        if prefix is None or is_empty(prefix) or is_one(prefix, "decoder_prompt"):
             return [_Item(item, prefix) for item in sources], one
         prompts: list[Any] = list(prefix)
         if one:
@@ -380,7 +391,7 @@ class Seq2SeqLM(LanguageModel):
         return ids
 
     def _decoder_ids(self, decoder_ids: Sequence[int]) -> list[int]:
-        if isinstance(decoder_ids, str) or not (is_empty(decoder_ids) or is_one(decoder_ids)):
+        if isinstance(decoder_ids, str) or not (is_empty(decoder_ids) or is_one(decoder_ids, "decoder_ids")):
             raise bad_option("decoder_ids", "one list of token ids", f"{decoder_ids!r:.80}")
         ids = as_ids(decoder_ids, self._core.vocab_size, "decoder_ids")
         if not ids:
@@ -421,8 +432,17 @@ class Seq2SeqLM(LanguageModel):
         return float((np.log(np.exp(rows).sum(-1)) - chosen).mean())
 
     def _labels(self, target: Prompt) -> list[int]:
-        if isinstance(target, str) or is_empty(target) or not is_one(target):
+        if isinstance(target, str) or is_empty(target) or not is_one(target, "target"):
             return self._encode_text(target, "target")
         counts = [token != IGNORED for token in target]
         known = iter(as_ids([token for token in target if token != IGNORED], self._core.vocab_size, "target"))
         return [next(known) if count else IGNORED for count in counts]
+
+
+def _memories(given: Any) -> list[Memory]:  # noqa: ANN401 (checked here)
+    """A list of memories that a caller gave."""
+    memories = given if isinstance(given, (list, tuple)) else [given]
+    for memory in memories:
+        if not isinstance(memory, Memory):
+            raise bad_option("memory", "what model.encode returns, or a list of that", f"{memory!r:.80}")
+    return list(memories)

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import reference
+import tiny_t5
 import torch
 import transformers
 from hypothesis import strategies as st
@@ -49,22 +50,9 @@ class Recipe:
         return size
 
     @property
-    def layers(self) -> tuple[int, int]:
-        """Blocks of encoder and decoder."""
-        encoder = self.config["num_layers"]
-        return encoder, self.config.get("num_decoder_layers") or encoder
-
-    @property
-    def gated(self) -> bool:
-        """Whether the activation gates a second product."""
-        default = "relu" if self.config["model_type"] == "t5" else "gated-gelu"
-        projection = self.config.get("feed_forward_proj", default)
-        return bool(self.config.get("is_gated_act", projection.startswith("gated")))
-
-    @property
     def uncached(self) -> dict[str, Any]:
         """What `generate` of transformers 5.23 needs: a decoder deeper than the encoder breaks its cache."""
-        encoder, decoder = self.layers
+        encoder, decoder = tiny_t5.layers(self.config)
         return {"use_cache": False} if decoder > encoder else {}
 
 
@@ -161,40 +149,24 @@ def tensors(recipe: Recipe) -> Tensors:
     of about one: where they grow without bounds, float32 itself is far from the exact result.
     """
     c, random = recipe.config, torch.Generator().manual_seed(recipe.seed)
-    d, inner, d_ff = c["d_model"], c["num_heads"] * c["d_kv"], c["d_ff"]
+    bias = (c.get("relative_attention_num_buckets", 32), c["num_heads"])
 
-    def normal(*shape: int, deviation: float = 0.1, mean: float = 0.0) -> torch.Tensor:
+    def normal(shape: tuple[int, ...], deviation: float = 0.1, mean: float = 0.0) -> torch.Tensor:
         return torch.randn(shape, generator=random) * deviation + mean
 
-    def matrix(outputs: int, inputs: int, scale: float = 1.0) -> torch.Tensor:
-        return normal(outputs, inputs, deviation=recipe.spread * scale / inputs**0.5)
-
     named: Tensors = {}
-    buckets = c.get("relative_attention_num_buckets", 32)
-    for stack, layers in zip(("encoder", "decoder"), recipe.layers, strict=True):
-        for layer in range(layers):
-            block = f"{stack}.block.{layer}.layer."
-            kinds = ["SelfAttention"] if stack == "encoder" else ["SelfAttention", "EncDecAttention"]
-            for place, kind in enumerate(kinds):
-                for letter, scale in (("q", c["d_kv"] ** -0.25), ("k", c["d_kv"] ** -0.25), ("v", 1.0)):
-                    named[f"{block}{place}.{kind}.{letter}.weight"] = matrix(inner, d, scale)
-                named[f"{block}{place}.{kind}.o.weight"] = matrix(d, inner)
-                named[f"{block}{place}.layer_norm.weight"] = normal(d, mean=1.0)
-            if layer == 0 or c["model_type"] == "umt5":
-                name = f"{block}0.SelfAttention.relative_attention_bias.weight"
-                named[name] = normal(buckets, c["num_heads"], deviation=0.7)
-            if recipe.stray_bias and layer == 0 and stack == "decoder":
-                name = f"{block}1.EncDecAttention.relative_attention_bias.weight"
-                named[name] = normal(buckets, c["num_heads"])
-            dense = f"{block}{len(kinds)}."
-            for name in ("wi_0", "wi_1") if recipe.gated else ("wi",):
-                named[f"{dense}DenseReluDense.{name}.weight"] = matrix(d_ff, d)
-            named[f"{dense}DenseReluDense.wo.weight"] = matrix(d, d_ff)
-            named[f"{dense}layer_norm.weight"] = normal(d, mean=1.0)
-        named[f"{stack}.final_layer_norm.weight"] = normal(d, mean=1.0)
-    named |= embeddings(
-        recipe, normal(recipe.vocab, d, deviation=0.5), normal(recipe.vocab, d, deviation=0.5)
-    )
+    for name, shape in tiny_t5.block_shapes(c).items():
+        if "norm" in name:
+            named[name] = normal(shape, mean=1.0)
+        elif "bias" in name:
+            named[name] = normal(shape, 0.7)
+        else:
+            scale = c["d_kv"] ** -0.25 if name.endswith((".q.weight", ".k.weight")) else 1.0
+            named[name] = normal(shape, recipe.spread * scale / shape[-1] ** 0.5)
+    if recipe.stray_bias:
+        named["decoder.block.0.layer.1.EncDecAttention.relative_attention_bias.weight"] = normal(bias)
+    table = (recipe.vocab, c["d_model"])
+    named |= embeddings(recipe, normal(table, 0.5), normal(table, 0.5))
     if recipe.prefix:
         named = {f"transformer.{name}": tensor for name, tensor in named.items()}
     return {name: tensor.to(DTYPES[recipe.dtype]) for name, tensor in named.items()}
