@@ -14,6 +14,7 @@ from safetensors.numpy import load_file
 
 GOLDEN = Path(__file__).resolve().parent.parent / "golden"
 MADE = sorted(folder.parent.name for folder in GOLDEN.glob("random-*/expected.json"))
+SEQ2SEQ = sorted(folder.parent.name for folder in GOLDEN.glob("seq2seq-*/expected.json"))
 DTYPES = ["float32", "float16", "bfloat16"]
 
 
@@ -24,6 +25,7 @@ def expected(name: str) -> dict[str, Any]:
 
 def test_the_made_folders_are_there() -> None:
     assert len(MADE) >= 6, f"tests/golden holds {MADE}; make them with `make golden`"
+    assert len(SEQ2SEQ) >= 4, f"tests/golden holds {SEQ2SEQ}; make them with `make golden`"
 
 
 @pytest.mark.parametrize("name", MADE)
@@ -48,6 +50,31 @@ def test_sampled_ids_equal_transformers(name: str) -> None:
     answers = expected(name)
     out = fastdecode.load(GOLDEN / name).run(answers["prompt"], **answers["sampling"])
     assert list(out.token_ids) == answers["sampled"]
+
+
+@pytest.mark.parametrize("name", SEQ2SEQ)
+def test_an_encoder_decoder_equals_transformers(name: str) -> None:
+    answers, want = expected(name), load_file(GOLDEN / name / "expected.safetensors")
+    model = fastdecode.load(GOLDEN / name)
+    source, target = answers["source"], answers["target"]
+    memory = model.encode(source)
+    np.testing.assert_allclose(memory.hidden, want["hidden"], rtol=0, atol=1e-4)
+    logits = model.logits(memory, [0, *target[:-1]])
+    np.testing.assert_allclose(
+        logits, want["logits"], rtol=0, atol=1e-4 * max(1.0, np.abs(want["logits"]).max())
+    )
+    assert model.loss(source, target) == pytest.approx(answers["loss"], rel=1e-5)
+
+
+@pytest.mark.parametrize("name", SEQ2SEQ)
+def test_what_an_encoder_decoder_generates_equals_transformers(name: str) -> None:
+    answers, model = expected(name), fastdecode.load(GOLDEN / name)
+    source = answers["source"]
+    assert list(model.run(source, max_new_tokens=len(answers["greedy"])).token_ids) == answers["greedy"]
+    assert list(model.run(source, **answers["sampling"]).token_ids) == answers["sampled"]
+    found = model.run(source, **answers["search"])
+    assert [list(output.token_ids) for output in found] == answers["beams"]
+    assert [output.score for output in found] == pytest.approx(answers["scores"], abs=1e-4)
 
 
 @pytest.mark.parametrize("row", [0, 1])
