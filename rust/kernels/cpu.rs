@@ -82,10 +82,10 @@ impl Family {
             Self::Zen | Self::Unknown => Tuning {
                 panels: 4,
                 prefetch: 0,
-                rows_prefetch: 1024,
+                rows_prefetch: 4096,
                 block_k: 768,
-                widened: 256,
-                block_m: 48,
+                widened: 768,
+                block_m: 192,
             },
             Self::Zen4 | Self::Zen5 => Tuning {
                 panels: 1,

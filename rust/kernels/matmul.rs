@@ -19,6 +19,8 @@ const MAX_ROWS: usize = 12;
 const FEW_ROWS: usize = 16;
 /// Lines of a panel that a few tiles share: 8 KB.
 const FEW_LINES: usize = 128;
+/// Bytes that a packed tile looks ahead in weights that are in the cache already: from L2 to L1.
+const AHEAD: usize = 256;
 
 /// Sizes that change speed and no bits; one set per CPU family, see `cpu.rs`.
 #[derive(Debug, Clone, Copy)]
@@ -84,13 +86,13 @@ struct Rows {
     word: usize,
 }
 
-/// Adds `lines` lines of `N` panels to `M` rows of accumulators.
+/// Adds `lines` lines of `N` panels to `M` rows of accumulators. `PACKED` says that `a` is a packed tile of `M` rows.
 #[inline(always)]
 #[allow(
     clippy::needless_range_loop,
     reason = "indices keep the accumulators in registers without iterators' closures"
 )]
-unsafe fn tile<L: Lanes, K: Kind<L>, const M: usize, const N: usize>(
+unsafe fn tile<L: Lanes, K: Kind<L>, const M: usize, const N: usize, const PACKED: bool>(
     acc: &mut [[L::F; N]; M],
     a: Rows,
     w: [*const u8; N],
@@ -101,6 +103,35 @@ unsafe fn tile<L: Lanes, K: Kind<L>, const M: usize, const N: usize>(
     unsafe {
         // No closures here: one that is not inlined would call every vector operation.
         let mut l = 0;
+        if PACKED {
+            // Constant offsets and two words a turn: what is not a load or an FMA is kept small, since a core that shares its
+            // front end with another thread is bound by the number of instructions.
+            let turn = 2 / K::WORDS;
+            let mut x = a.at;
+            let mut at = w;
+            while l + turn <= lines {
+                for u in 0..turn {
+                    let mut line = [K::line(at[0].add(u * LINE)); N];
+                    for j in 1..N {
+                        line[j] = K::line(at[j].add(u * LINE));
+                    }
+                    for j in 0..N {
+                        L::prefetch(at[j].wrapping_add(u * LINE + prefetch));
+                    }
+                    for r in 0..M {
+                        for j in 0..N {
+                            acc[r][j] = K::apply(acc[r][j], line[j], x.add(u * K::WORDS * M + r), M);
+                        }
+                    }
+                }
+                x = x.add(2 * M);
+                for j in 0..N {
+                    at[j] = at[j].add(turn * LINE);
+                }
+                l += turn;
+            }
+        }
+        let (row, word) = if PACKED { (1, M) } else { (a.row, a.word) };
         while l < lines {
             let mut line = [K::line(w[0].add(l * LINE)); N];
             for j in 1..N {
@@ -112,9 +143,9 @@ unsafe fn tile<L: Lanes, K: Kind<L>, const M: usize, const N: usize>(
                 }
             }
             for r in 0..M {
-                let x = a.at.add(r * a.row + l * K::WORDS * a.word);
+                let x = a.at.add(r * row + l * K::WORDS * word);
                 for j in 0..N {
-                    acc[r][j] = K::apply(acc[r][j], line[j], x, a.word);
+                    acc[r][j] = K::apply(acc[r][j], line[j], x, word);
                 }
             }
             l += 1;
@@ -125,7 +156,7 @@ unsafe fn tile<L: Lanes, K: Kind<L>, const M: usize, const N: usize>(
 /// A tile over one block of K: accumulators from zero or from `c`, and back to `c`.
 #[inline(always)]
 #[allow(clippy::too_many_arguments, reason = "the innermost seam: everything is a register")]
-unsafe fn block<L: Lanes, K: Kind<L>, const M: usize, const N: usize>(
+unsafe fn block<L: Lanes, K: Kind<L>, const M: usize, const N: usize, const PACKED: bool>(
     c: *mut f32,
     c_stride: usize,
     a: Rows,
@@ -150,7 +181,13 @@ unsafe fn block<L: Lanes, K: Kind<L>, const M: usize, const N: usize>(
                 }
             }
         }
-        tile::<L, K, M, N>(&mut acc, a, std::array::from_fn(|j| w.add(j * w_stride)), lines, prefetch);
+        tile::<L, K, M, N, PACKED>(
+            &mut acc,
+            a,
+            std::array::from_fn(|j| w.add(j * w_stride)),
+            lines,
+            prefetch,
+        );
         for (r, acc) in acc.iter().enumerate() {
             for (j, acc) in acc.iter().enumerate() {
                 L::store(at(r, j), *acc);
@@ -161,20 +198,20 @@ unsafe fn block<L: Lanes, K: Kind<L>, const M: usize, const N: usize>(
 
 /// [`block`] for a number of rows known only at run time; never more than `L::ROWS`.
 macro_rules! by_rows {
-    ($rows:expr, $L:ty, $K:ty, $N:literal, $args:tt) => {
+    ($rows:expr, $L:ty, $K:ty, $N:literal, $P:literal, $args:tt) => {
         match $rows {
-            1 => block::<$L, $K, 1, $N> $args,
-            2 => block::<$L, $K, 2, $N> $args,
-            3 => block::<$L, $K, 3, $N> $args,
-            4 => block::<$L, $K, 4, $N> $args,
-            5 if <$L>::ROWS >= 5 => block::<$L, $K, 5, $N> $args,
-            6 if <$L>::ROWS >= 6 => block::<$L, $K, 6, $N> $args,
-            7 if <$L>::ROWS >= 7 => block::<$L, $K, 7, $N> $args,
-            8 if <$L>::ROWS >= 8 => block::<$L, $K, 8, $N> $args,
-            9 if <$L>::ROWS >= 9 => block::<$L, $K, 9, $N> $args,
-            10 if <$L>::ROWS >= 10 => block::<$L, $K, 10, $N> $args,
-            11 if <$L>::ROWS >= 11 => block::<$L, $K, 11, $N> $args,
-            12 if <$L>::ROWS >= 12 => block::<$L, $K, 12, $N> $args,
+            1 => block::<$L, $K, 1, $N, $P> $args,
+            2 => block::<$L, $K, 2, $N, $P> $args,
+            3 => block::<$L, $K, 3, $N, $P> $args,
+            4 => block::<$L, $K, 4, $N, $P> $args,
+            5 if <$L>::ROWS >= 5 => block::<$L, $K, 5, $N, $P> $args,
+            6 if <$L>::ROWS >= 6 => block::<$L, $K, 6, $N, $P> $args,
+            7 if <$L>::ROWS >= 7 => block::<$L, $K, 7, $N, $P> $args,
+            8 if <$L>::ROWS >= 8 => block::<$L, $K, 8, $N, $P> $args,
+            9 if <$L>::ROWS >= 9 => block::<$L, $K, 9, $N, $P> $args,
+            10 if <$L>::ROWS >= 10 => block::<$L, $K, 10, $N, $P> $args,
+            11 if <$L>::ROWS >= 11 => block::<$L, $K, 11, $N, $P> $args,
+            12 if <$L>::ROWS >= 12 => block::<$L, $K, 12, $N, $P> $args,
             n => unreachable!("a tile of {n} rows"),
         }
     };
@@ -238,7 +275,7 @@ unsafe fn stream<L: Lanes, K: Kind<L>>(job: &Matmul) {
                 while job.panels - done >= $n {
                     let c = job.c.add(done * WIDTH);
                     let w = job.w.add(done * panel);
-                    block::<L, K, $m, $n>(c, job.c_stride, a, w, panel, lines, true, ahead);
+                    block::<L, K, $m, $n, false>(c, job.c_stride, a, w, panel, lines, true, ahead);
                     finish(job, done, $n, 0, $m);
                     done += $n;
                 }
@@ -275,7 +312,7 @@ unsafe fn stream<L: Lanes, K: Kind<L>>(job: &Matmul) {
         while done < job.panels {
             let c = job.c.add(done * WIDTH);
             let w = job.w.add(done * panel);
-            by_rows!(job.m, L, K, 1, (c, job.c_stride, a, w, panel, lines, true, ahead));
+            by_rows!(job.m, L, K, 1, false, (c, job.c_stride, a, w, panel, lines, true, ahead));
             finish(job, done, 1, 0, job.m);
             done += 1;
         }
@@ -322,8 +359,8 @@ unsafe fn few<L: Lanes, K: Kind<L>>(job: &Matmul) {
                     let at = job.scratch.add(r * words + l0 * K::WORDS * h);
                     let a = Rows { at, row: 1, word: h };
                     let c = job.c.add(r * job.c_stride + p * WIDTH);
-                    let ahead = if t == 0 { job.tuning.rows_prefetch } else { 0 };
-                    by_rows!(h, L, K, 1, (c, job.c_stride, a, w, panel, n, l0 == 0, ahead));
+                    let ahead = if t == 0 { job.tuning.rows_prefetch } else { AHEAD };
+                    by_rows!(h, L, K, 1, true, (c, job.c_stride, a, w, panel, n, l0 == 0, ahead));
                     r += h;
                 }
             }
@@ -379,11 +416,25 @@ unsafe fn many<L: Lanes, K: Kind<L>, T: Kind<L>>(job: &Matmul) {
                         let h = height(rows, tiles, ti);
                         let a = Rows { at: job.scratch.add(r * words), row: 1, word: h };
                         let c = job.c.add((m0 + r) * job.c_stride + p * WIDTH);
-                        let ahead = if ti == 0 && !widen { t.rows_prefetch } else { 0 };
+                        let ahead = if ti == 0 && !widen { t.rows_prefetch } else { AHEAD };
                         if L::PANELS == 2 && np == 2 {
-                            by_rows!(h, L, T, 2, (c, job.c_stride, a, w, w_stride, tile_lines, first, ahead));
+                            by_rows!(
+                                h,
+                                L,
+                                T,
+                                2,
+                                true,
+                                (c, job.c_stride, a, w, w_stride, tile_lines, first, ahead)
+                            );
                         } else {
-                            by_rows!(h, L, T, 1, (c, job.c_stride, a, w, w_stride, tile_lines, first, ahead));
+                            by_rows!(
+                                h,
+                                L,
+                                T,
+                                1,
+                                true,
+                                (c, job.c_stride, a, w, w_stride, tile_lines, first, ahead)
+                            );
                         }
                         if last {
                             finish(job, p, np, m0 + r, h);
@@ -414,17 +465,31 @@ unsafe fn pack<L: Lanes, K: Kind<L>>(
         for t in 0..tiles {
             let h = height(rows, tiles, t);
             let out = job.scratch.add(r * words);
-            for i in 0..h {
-                let from = a.add((r + i) * job.a_stride + l0 * K::STEP);
-                if K::PAIRS {
-                    pair_row(from, (n * K::STEP).min(job.k - l0 * K::STEP), out.add(i), h);
-                } else {
-                    for w in 0..words {
-                        *out.add(w * h + i) = *from.add(w);
-                    }
+            let from = a.add(r * job.a_stride + l0 * K::STEP);
+            if K::PAIRS {
+                for i in 0..h {
+                    let row = from.add(i * job.a_stride);
+                    pair_row(row, (n * K::STEP).min(job.k - l0 * K::STEP), out.add(i), h);
                 }
+            } else if h == L::ROWS {
+                interleave::<L>(from, job.a_stride, L::ROWS, words, out);
+            } else {
+                interleave::<L>(from, job.a_stride, h, words, out);
             }
             r += h;
+        }
+    }
+}
+
+/// Writes `words` words of `h` rows word by word, the rows side by side; stores follow each other, which is what counts.
+#[inline(always)]
+unsafe fn interleave<L: Lanes>(from: *const f32, stride: usize, h: usize, words: usize, out: *mut f32) {
+    // SAFETY: the caller grants the words of every row, and room for all of them.
+    unsafe {
+        for w in 0..words {
+            for i in 0..h {
+                *out.add(w * h + i) = *from.add(i * stride + w);
+            }
         }
     }
 }
