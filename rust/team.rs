@@ -6,6 +6,7 @@
 //! cgroup quotas and affinity, and no models.
 
 use std::any::Any;
+use std::cell::Cell;
 use std::ops::Range;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, AtomicPtr, AtomicUsize, Ordering};
@@ -18,6 +19,8 @@ use crate::error::{Error, Result};
 const SPINS: usize = 400;
 /// How long a waiter yields before it parks.
 const YIELD_FOR: Duration = Duration::from_micros(200);
+/// Loops over claimed pieces between two barriers; later ones fall back to shares.
+const LOOPS: usize = 8;
 /// More members than this are never started.
 const MAX_THREADS: usize = 256;
 
@@ -102,6 +105,8 @@ struct Team {
 struct Meeting {
     arrived: AtomicUsize,
     phase: AtomicUsize,
+    /// What has been claimed in the loops of this phase and of the next one, by the phase's last bit.
+    claimed: [[AtomicUsize; LOOPS]; 2],
     cancelled: AtomicBool,
     panicked: AtomicBool,
     message: Mutex<Option<String>>,
@@ -111,6 +116,7 @@ struct Meeting {
 impl Meeting {
     fn reset(&self) {
         self.arrived.store(0, Ordering::SeqCst);
+        self.claimed.iter().flatten().for_each(|c| c.store(0, Ordering::Relaxed));
         self.cancelled.store(false, Ordering::SeqCst);
         self.panicked.store(false, Ordering::SeqCst);
         *lock(&self.message) = None;
@@ -144,9 +150,42 @@ pub struct Member<'a> {
     count: usize,
     meeting: &'a Meeting,
     cancel: &'a AtomicBool,
+    /// Loops over claimed pieces since the last barrier.
+    loops: Cell<usize>,
 }
 
-impl Member<'_> {
+/// Pieces of a loop's range, for one member: claimed one by one, or its share as a whole.
+#[derive(Debug)]
+pub struct Pieces<'a> {
+    next: Option<&'a AtomicUsize>,
+    rest: Range<usize>,
+    least: usize,
+    count: usize,
+}
+
+impl Iterator for Pieces<'_> {
+    type Item = Range<usize>;
+
+    fn next(&mut self) -> Option<Range<usize>> {
+        let Some(next) = self.next else {
+            let share = std::mem::take(&mut self.rest);
+            return (!share.is_empty()).then_some(share);
+        };
+        // A piece is half of a fair share of what is left: few claims, and a short wait at the end.
+        let end = self.rest.end;
+        let size =
+            |at: usize| ((end - at) / (2 * self.count)).max(1).next_multiple_of(self.least).min(end - at);
+        let claim = |at: usize| (at < end).then(|| at + size(at));
+        let start = next.fetch_update(Ordering::Relaxed, Ordering::Relaxed, claim).ok()?;
+        Some(start..start + size(start))
+    }
+}
+
+impl<'a> Member<'a> {
+    fn new(index: usize, count: usize, meeting: &'a Meeting, cancel: &'a AtomicBool) -> Self {
+        Self { index, count, meeting, cancel, loops: Cell::new(0) }
+    }
+
     /// Number of this member, from 0.
     pub fn index(&self) -> usize {
         self.index
@@ -162,6 +201,22 @@ impl Member<'_> {
         n * self.index / self.count..n * (self.index + 1) / self.count
     }
 
+    /// This member's pieces of `0..n`: it takes the next one whenever it is done with the last, so that a member whose core
+    /// is slowed down by others does less. Pieces are multiples of `least`, save the last. Every member must run the same
+    /// loops between two barriers, and read what another wrote only behind the next one.
+    pub fn pieces(&self, n: usize, least: usize) -> Pieces<'a> {
+        let number = self.loops.replace(self.loops.get() + 1);
+        let phase = self.meeting.phase.load(Ordering::Relaxed);
+        let next = if self.count > 1 { self.meeting.claimed[phase % 2].get(number) } else { None };
+        let rest = if next.is_some() { 0..n } else { self.share(n) };
+        Pieces { next, rest, least, count: self.count }
+    }
+
+    /// This member's share of `0..n` as its only piece.
+    pub fn one_piece(&self, n: usize) -> Pieces<'a> {
+        Pieces { next: None, rest: self.share(n), least: 1, count: self.count }
+    }
+
     /// Waits until every member is here; what they wrote before is then visible to all.
     ///
     /// # Errors
@@ -169,11 +224,14 @@ impl Member<'_> {
     pub fn barrier(&self) -> Result<(), Stop> {
         let m = self.meeting;
         let phase = m.phase.load(Ordering::SeqCst);
+        self.loops.set(0);
         if m.arrived.fetch_add(1, Ordering::SeqCst) + 1 == self.count {
             if self.cancel.load(Ordering::Relaxed) {
                 m.cancelled.store(true, Ordering::SeqCst);
             }
             m.arrived.store(0, Ordering::SeqCst);
+            let next = phase.wrapping_add(1) % 2;
+            m.claimed[next].iter().for_each(|c| c.store(0, Ordering::Relaxed));
             m.phase.store(phase.wrapping_add(1), Ordering::SeqCst);
             m.waiting.wake();
         } else {
@@ -200,7 +258,7 @@ pub fn run(
 ) -> Result<()> {
     if threads <= 1 {
         let meeting = Meeting::default();
-        enter(&work, &Member { index: 0, count: 1, meeting: &meeting, cancel });
+        enter(&work, &Member::new(0, 1, &meeting, cancel));
         return meeting.outcome();
     }
     Team::current().run(threads.min(MAX_THREADS), cancel, &work)
@@ -254,7 +312,7 @@ impl Team {
         let count = threads.min(*workers + 1);
         let shared = Shared { work, cancel };
         let call = |member: &Member<'_>| -> Result<(), Stop> {
-            let member = Member { cancel: shared.cancel, ..*member };
+            let member = Member::new(member.index, member.count, member.meeting, shared.cancel);
             (shared.work)(&member)
         };
         let erased: *const Work<'_> = &raw const call;
@@ -265,7 +323,7 @@ impl Team {
         *lock(&self.job) = Some((job, count));
         self.region.fetch_add(1, Ordering::SeqCst);
         self.idle.wake();
-        enter(&call, &Member { index: 0, count, meeting: &self.meeting, cancel });
+        enter(&call, &Member::new(0, count, &self.meeting, cancel));
         self.done.until(|| self.inside.load(Ordering::SeqCst) == 0);
         *lock(&self.job) = None;
         self.meeting.outcome()
@@ -284,7 +342,7 @@ impl Team {
                 // SAFETY: the caller waits in `run` until this worker has left the region.
                 let work = unsafe { &*job.0 };
                 let cancel = AtomicBool::new(false);
-                enter(work, &Member { index, count, meeting: &self.meeting, cancel: &cancel });
+                enter(work, &Member::new(index, count, &self.meeting, &cancel));
             }
             if self.inside.fetch_sub(1, Ordering::SeqCst) == 1 {
                 self.done.wake();
@@ -358,6 +416,30 @@ mod tests {
                 assert!(hits.iter().all(|h| h.load(Ordering::Relaxed) == 1), "every piece is done once");
                 assert_eq!(sum.load(Ordering::Relaxed), n * threads, "all see all after the barrier");
             }
+        }
+    }
+
+    #[test]
+    fn claimed_pieces_cover_everything_once() {
+        let off = AtomicBool::new(false);
+        for (threads, n, least) in [(1, 7, 4), (2, 0, 4), (2, 3, 4), (3, 64, 1), (3, 1000, 4), (7, 50, 16)] {
+            // More loops than there are counters, over more phases than there are banks.
+            let hits: Vec<Vec<AtomicUsize>> =
+                (0..5 * (LOOPS + 2)).map(|_| (0..n).map(|_| AtomicUsize::new(0)).collect()).collect();
+            run(threads, &off, |m| {
+                for phase in hits.chunks(LOOPS + 2) {
+                    for hits in phase {
+                        for piece in m.pieces(n, least) {
+                            piece.for_each(|i| _ = hits[i].fetch_add(1, Ordering::Relaxed));
+                        }
+                    }
+                    m.barrier()?;
+                }
+                Ok(())
+            })
+            .unwrap();
+            let once = hits.iter().flatten().all(|h| h.load(Ordering::Relaxed) == 1);
+            assert!(once, "{threads} members, {n} pieces of at least {least}");
         }
     }
 

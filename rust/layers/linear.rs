@@ -5,6 +5,12 @@ use std::ops::Range;
 use super::{Context, Rows};
 use crate::kernels::{Activation, Epilogue, Format, Matmul, WIDTH};
 use crate::packed::{Packed, Storage};
+use crate::team::Pieces;
+
+/// Up to this many rows every table multiplies straight from the stream of weights.
+const STREAMED: usize = 4;
+/// Panels of a claimed piece, at least: as many as a table takes side by side.
+const PIECE: usize = 4;
 
 /// `y = x · W + b`.
 #[derive(Debug, Clone)]
@@ -48,17 +54,36 @@ impl Linear {
         &self.weight
     }
 
-    /// Outputs that this member writes.
-    pub fn columns(&self, ctx: &Context<'_>) -> Range<usize> {
-        let panels = ctx.member.share(self.weight.panels());
+    /// This member's pieces of the panels, for a product with `rows` rows. Pieces are claimed where a product only streams
+    /// the weights; many rows are packed once per piece, so there a member has one.
+    pub fn pieces<'a>(&self, ctx: &Context<'a>, rows: usize) -> Pieces<'a> {
+        let panels = self.weight.panels();
+        if rows <= STREAMED { ctx.member.pieces(panels, PIECE) } else { ctx.member.one_piece(panels) }
+    }
+
+    /// The outputs of a piece.
+    pub fn columns(&self, panels: &Range<usize>) -> Range<usize> {
         panels.start * WIDTH..(panels.end * WIDTH).min(self.weight.outputs())
     }
 
-    /// Writes this member's share of the outputs of every row.
+    /// Writes this member's pieces of the outputs of every row; others may be read behind a barrier only.
     ///
     /// Bits of a row do not depend on the other rows or on the number of members.
     pub fn forward(&self, ctx: &Context<'_>, x: Rows<'_>, out: Rows<'_>, then: Then<'_>) {
-        let panels = ctx.member.share(self.weight.panels());
+        for panels in self.pieces(ctx, x.rows()) {
+            self.product(ctx, panels, x, out, then);
+        }
+    }
+
+    /// Writes one piece of the outputs of every row.
+    pub fn product(
+        &self,
+        ctx: &Context<'_>,
+        panels: Range<usize>,
+        x: Rows<'_>,
+        out: Rows<'_>,
+        then: Then<'_>,
+    ) {
         if panels.is_empty() || x.rows() == 0 {
             return;
         }

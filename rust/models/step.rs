@@ -10,7 +10,7 @@ use super::{Input, Segment, Sequence, Wanted};
 use crate::error::{Error, Result};
 use crate::layers::attention::{Batch, Span};
 use crate::layers::embedding::Source;
-use crate::layers::linear::Linear;
+use crate::layers::linear::{Linear, Then};
 use crate::layers::{Context, Rows};
 use crate::team::Stop;
 
@@ -95,14 +95,18 @@ impl Out {
         Self(logits.as_mut_ptr())
     }
 
-    /// Copies this member's columns of the head's product, without the padding.
-    pub fn copy(self, ctx: &Context<'_>, head: &Linear, logits: Rows<'_>) {
-        let (vocab, columns) = (head.weight().outputs(), head.columns(ctx));
-        for r in 0..logits.rows() {
-            // SAFETY: the same member wrote these columns; the output has a row of `V` per wanted row.
-            unsafe {
-                let from = logits.at(r, columns.start);
-                std::ptr::copy_nonoverlapping(from, self.0.add(r * vocab + columns.start), columns.len());
+    /// Logits of the rows: this member's pieces of the head's product, without the padding.
+    pub fn logits(self, ctx: &Context<'_>, head: &Linear, rows: Rows<'_>, logits: Rows<'_>) {
+        let vocab = head.weight().outputs();
+        for panels in head.pieces(ctx, rows.rows()) {
+            let columns = head.columns(&panels);
+            head.product(ctx, panels, rows, logits, Then::NOTHING);
+            for r in 0..logits.rows() {
+                // SAFETY: this member has just written these columns; the output has a row of `V` per wanted row.
+                unsafe {
+                    let from = logits.at(r, columns.start);
+                    std::ptr::copy_nonoverlapping(from, self.0.add(r * vocab + columns.start), columns.len());
+                }
             }
         }
     }

@@ -191,8 +191,7 @@ impl Gpt2 {
         member.barrier()?;
         let last = s.normed.first(s.plan.wanted.len());
         show(&ctx, trace, format_args!("ln_f"), last)?;
-        w.lm_head.forward(&ctx, last, s.logits, Then::NOTHING); // (W, V)
-        s.out.copy(&ctx, &w.lm_head, s.logits);
+        s.out.logits(&ctx, &w.lm_head, last, s.logits); // (W, V)
         member.barrier()?;
         show(&ctx, trace, format_args!("lm_head"), s.logits)
     }

@@ -8,7 +8,6 @@ use super::weights::Block;
 use crate::error::Result;
 use crate::layers::attention::Look;
 use crate::layers::embedding;
-use crate::layers::linear::Then;
 use crate::layers::{Buffer, Rows};
 use crate::models::step::{Out, Plan, Trace};
 use crate::team::{self, Member, Stop};
@@ -73,8 +72,7 @@ impl T5 {
         member.barrier()?;
         let last = s.views.normed.first(s.plan.wanted.len());
         place.show(format_args!("decoder.final_layer_norm"), last)?;
-        head.forward(&place.ctx, last, s.logits, Then::NOTHING); // (W, V)
-        s.out.copy(&place.ctx, head, s.logits);
+        s.out.logits(&place.ctx, head, last, s.logits); // (W, V)
         member.barrier()?;
         place.show(format_args!("lm_head"), s.logits)
     }

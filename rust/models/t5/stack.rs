@@ -193,10 +193,12 @@ impl<'a> Place<'a> {
         let x = w.layer_norm.forward(ctx, from, views.normed, self.private())?; // (M, D)
         self.show(format_args!("{name}.layer_norm"), x)?;
         let then = Then { activation: self.activation, feeds: w.up.is_none(), residual: None };
-        w.gate.forward(ctx, x, gate, then); // (M, F)
-        if let Some(wi) = &w.up {
-            wi.forward(ctx, x, up, Then::NOTHING); // (M, F)
-            gate.multiply(ctx, up, wi.columns(ctx));
+        for panels in w.gate.pieces(ctx, x.rows()) {
+            w.gate.product(ctx, panels.clone(), x, gate, then); // (M, F)
+            if let Some(wi) = &w.up {
+                wi.product(ctx, panels.clone(), x, up, Then::NOTHING); // (M, F)
+                gate.multiply(ctx, up, wi.columns(&panels));
+            }
         }
         ctx.member.barrier()?;
         self.show(format_args!("{name}.DenseReluDense.act"), gate)?;
