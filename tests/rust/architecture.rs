@@ -36,7 +36,7 @@ const SHARED_BY_MODELS: &[&str] = &["mod", "load", "memory", "step"];
 
 /// Python modules that alone may import a package (`_core` is the native module).
 const PYTHON_ONLY_IN: &[(&str, &[&str])] = &[
-    ("tokenizers", &["tokenizer.py"]),
+    ("tokenizers", &["tokenizer.py", "tokenizer_files.py"]),
     ("huggingface_hub", &["hub.py"]),
     ("_core", &["__init__.py", "bench.py", "decoding.py", "memory.py", "model.py", "seq2seq.py", "state.py"]),
     ("torch", &[]),
