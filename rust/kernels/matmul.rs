@@ -472,9 +472,9 @@ unsafe fn pack<L: Lanes, K: Kind<L>>(
                     pair_row(row, (n * K::STEP).min(job.k - l0 * K::STEP), out.add(i), h);
                 }
             } else if h == L::ROWS {
-                interleave::<L>(from, job.a_stride, L::ROWS, words, out);
+                interleave(from, job.a_stride, L::ROWS, words, out);
             } else {
-                interleave::<L>(from, job.a_stride, h, words, out);
+                interleave(from, job.a_stride, h, words, out);
             }
             r += h;
         }
@@ -483,7 +483,7 @@ unsafe fn pack<L: Lanes, K: Kind<L>>(
 
 /// Writes `words` words of `h` rows word by word, the rows side by side; stores follow each other, which is what counts.
 #[inline(always)]
-unsafe fn interleave<L: Lanes>(from: *const f32, stride: usize, h: usize, words: usize, out: *mut f32) {
+unsafe fn interleave(from: *const f32, stride: usize, h: usize, words: usize, out: *mut f32) {
     // SAFETY: the caller grants the words of every row, and room for all of them.
     unsafe {
         for w in 0..words {
