@@ -8,6 +8,7 @@ from ._core import cpu_info as cpu_info
 from .causal import CausalLM as CausalLM
 from .loading import load as load
 from .memory import Memory as Memory
+from .pipelines import pipeline as pipeline
 from .seq2seq import Seq2SeqLM as Seq2SeqLM
 from .state import State as State
 from .tokenizer import Tokenizer as Tokenizer
@@ -30,6 +31,7 @@ __all__ = [
     "cpu_info",
     "errors",
     "load",
+    "pipeline",
 ]
 
 

@@ -283,6 +283,9 @@ _SAMPLING: dict[str, tuple[Any, ...]] = {
 # The same for options that change nothing without beams.
 _BEAMS: dict[str, tuple[Any, ...]] = {"length_penalty": (1.0,), "early_stopping": (False,)}
 
+# For those who put layers of options together.
+SAMPLING_OPTIONS, BEAM_OPTIONS = tuple(_SAMPLING), tuple(_BEAMS)
+
 # Fields of a generation_config.json of transformers 5.23 that would change the ids and are not supported,
 # with the values that change nothing.
 _UNSUPPORTED: dict[str, tuple[Any, ...]] = {
@@ -312,6 +315,7 @@ _UNSUPPORTED: dict[str, tuple[Any, ...]] = {
     "typical_p": (None, 1.0),
     "watermarking_config": (None,),
 }
+OPTION_NAMES = frozenset((*_CHECKS, *_UNSUPPORTED))
 _UNSUPPORTED_SAMPLING = frozenset({"epsilon_cutoff", "eta_cutoff", "top_h", "typical_p"})
 
 # Names that other libraries use.
