@@ -7,6 +7,10 @@ import json
 import os
 import pickle
 import shutil
+import subprocess
+import sys
+import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
@@ -266,6 +270,47 @@ class TestStreams:
             for _chunk in model.stream([5] * 700, max_new_tokens=50):
                 break
         assert model.run([5, 6], **OPTIONS).finish_reason == "length"
+
+
+def test_another_thread_can_stop_the_encoder(tmp_path: Path) -> None:
+    model = Seq2SeqLM.load(
+        tiny_t5.write_folder(tmp_path, d_model=192, d_ff=768, num_layers=8, num_decoder_layers=1),
+        num_threads=1,
+    )
+    items, _ = model._items([5] * 4000, None, None)
+    decoding = model._start(items, {"max_new_tokens": 50})
+    threading.Timer(0.05, decoding.cancel).start()
+    began = time.perf_counter()
+    with pytest.raises(errors.CancelledError):
+        decoding.outputs()
+    assert time.perf_counter() - began < 30
+    assert len(model.run([5], max_new_tokens=3, eos_token_id=None).token_ids) == 3
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="limits of address space are tried on Linux")
+def test_memory_that_the_system_refuses(tmp_path: Path) -> None:
+    """Nothing aborts when a source is too large; the model remains usable."""
+    folder = tiny_t5.write_folder(tmp_path / "m", d_model=256, d_kv=64, d_ff=512)
+    code = f"""
+import resource, fastdecode
+from fastdecode import errors
+model = fastdecode.load({str(folder)!r}, num_threads=1)
+model.run(memory=model.encode([3, 4, 5]), max_new_tokens=2)  # threads and libraries are there
+def limit(more):
+    used = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
+    resource.setrlimit(resource.RLIMIT_AS, (used + more, resource.RLIM_INFINITY))
+limit(8 << 20)
+for call in (model.encode, lambda ids: model.run(ids, max_new_tokens=2)):
+    try:
+        call([5] * 20000)
+    except errors.OutOfMemoryError as error:
+        print(error.bytes > 0, isinstance(error, MemoryError))
+limit(1 << 34)
+print(len(model.run([5], max_new_tokens=2, eos_token_id=None).token_ids))
+"""
+    done = subprocess.run([sys.executable, "-c", code], check=False, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines() == ["True True", "True True", "2"]
 
 
 class TestThreads:

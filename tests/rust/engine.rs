@@ -55,6 +55,36 @@ fn long_prompts_go_in_chunks_and_give_the_same_ids() {
 }
 
 #[test]
+fn sources_share_the_chunks_with_the_prompts() {
+    let model = Arc::new(FakeModel::new(50, 4.0));
+    // The third source is larger than a chunk and goes alone; the prompt of the fourth takes what is left of one.
+    let sources = [300, 200, 2 * PREFILL_CHUNK, 500, 0, 11];
+    let lengths = [1, 4, 2, 20, 600, 3];
+    let prompt = |place: usize| -> Vec<u32> { (0..lengths[place]).map(|i| (i * 3 + 1) % 50).collect() };
+    let prompts: Vec<_> = (0..sources.len())
+        .map(|place| Prompt::tokens(prompt(place)).in_sequence(model.start().over(sources[place])))
+        .collect();
+    let options = Options { limit: Limit::NewTokens(2), ..Options::default() };
+    let mut generation = Generation::new(Arc::clone(&model), prompts, options.clone()).expect("sound");
+    let mut rows = vec![Vec::new(); sources.len()];
+    while let Some(events) = generation.advance().expect("sound") {
+        for event in events {
+            rows[event.row].push(event.token_id);
+        }
+    }
+    let fed = std::mem::take(&mut *model.fed.lock().expect("not poisoned"));
+    let total: usize = sources.iter().sum::<usize>() + lengths.iter().sum::<u32>() as usize;
+    assert_eq!(fed.iter().sum::<usize>(), total + lengths.len());
+    let large = fed.iter().filter(|&&rows| rows > PREFILL_CHUNK).count();
+    assert_eq!(large, 1, "{fed:?}");
+    for (place, row) in rows.iter().enumerate() {
+        let alone = run(&model, &[prompt(place)], options.clone()).expect("sound");
+        assert_eq!(alone[0].0, *row, "a source changes nothing about the ids");
+    }
+    assert_eq!(model.live.load(Ordering::Relaxed), 0);
+}
+
+#[test]
 fn a_list_of_seeds_is_a_list_of_single_runs() {
     let model = Arc::new(FakeModel::new(300, 2.0));
     let prompts = vec![vec![1], vec![2, 3, 4], vec![5, 6]];

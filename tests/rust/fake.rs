@@ -11,10 +11,18 @@ use fastdecode::{Error, Result};
 #[derive(Debug)]
 pub(crate) struct FakeSequence {
     hashes: Vec<u32>,
+    /// Rows of a source that the first forward reads.
+    pending: usize,
     live: Arc<AtomicUsize>,
 }
 
 impl FakeSequence {
+    /// With a source of `rows` rows.
+    pub(crate) fn over(mut self, rows: usize) -> Self {
+        self.pending = rows;
+        self
+    }
+
     fn hash(&self) -> u32 {
         self.hashes.last().copied().unwrap_or(0x9e37_79b9)
     }
@@ -36,12 +44,16 @@ impl Sequence for FakeSequence {
         self.hashes.len()
     }
 
+    fn pending(&self) -> usize {
+        self.pending
+    }
+
     fn fork(&self) -> Self {
         self.live.fetch_add(1, Ordering::Relaxed);
         // Room to grow, so that the steady loop allocates nothing on the model's account.
         let mut hashes = Vec::with_capacity(self.hashes.len() + 256);
         hashes.extend_from_slice(&self.hashes);
-        Self { hashes, live: Arc::clone(&self.live) }
+        Self { hashes, pending: self.pending, live: Arc::clone(&self.live) }
     }
 
     fn truncate(&mut self, len: usize) {
@@ -59,7 +71,7 @@ pub(crate) struct FakeModel {
     pub(crate) spread: f32,
     /// Sequences that exist.
     pub(crate) live: Arc<AtomicUsize>,
-    /// Positions of every forward.
+    /// Positions of every forward, those of sources included.
     pub(crate) fed: std::sync::Mutex<Vec<usize>>,
     /// What every logit is instead, if anything.
     pub(crate) constant: Option<f32>,
@@ -104,7 +116,7 @@ impl Decoder for FakeModel {
 
     fn start(&self) -> FakeSequence {
         self.live.fetch_add(1, Ordering::Relaxed);
-        FakeSequence { hashes: Vec::with_capacity(2048), live: Arc::clone(&self.live) }
+        FakeSequence { hashes: Vec::with_capacity(2048), pending: 0, live: Arc::clone(&self.live) }
     }
 
     fn forward(
@@ -126,7 +138,7 @@ impl Decoder for FakeModel {
                 Input::Embeddings(values) => &values.iter().map(|x| x.to_bits()).collect::<Vec<_>>(),
             };
             assert!(!tokens.is_empty(), "a segment without rows");
-            positions += tokens.len();
+            positions += tokens.len() + std::mem::take(&mut segment.sequence.pending);
             for (place, &token) in tokens.iter().enumerate() {
                 segment.sequence.append(token);
                 let last = place + 1 == tokens.len();
