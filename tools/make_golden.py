@@ -12,6 +12,7 @@ import shutil
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "tests" / "python"))
@@ -51,7 +52,7 @@ RECIPES = {
     ),
     "random-smallest": Recipe(config(heads=2, head_dim=1, vocab=3, positions=24, n_inner=5), seed=2),
 }
-SAMPLING = {
+SAMPLING: dict[str, Any] = {
     "do_sample": True,
     "temperature": 0.8,
     "top_k": 20,
@@ -61,7 +62,7 @@ SAMPLING = {
 }
 
 
-SEARCH = {
+SEARCH: dict[str, Any] = {
     "num_beams": 4,
     "num_return_sequences": 3,
     "length_penalty": 0.6,

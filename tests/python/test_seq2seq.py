@@ -299,10 +299,11 @@ model.run(memory=model.encode([3, 4, 5]), max_new_tokens=2)  # threads and libra
 def limit(more):
     used = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
     resource.setrlimit(resource.RLIMIT_AS, (used + more, resource.RLIM_INFINITY))
-limit(8 << 20)
+source = [5] * 20000
 for call in (model.encode, lambda ids: model.run(ids, max_new_tokens=2)):
+    limit(8 << 20)
     try:
-        call([5] * 20000)
+        call(source)
     except errors.OutOfMemoryError as error:
         print(error.bytes > 0, isinstance(error, MemoryError))
 limit(1 << 34)
