@@ -7,7 +7,7 @@ BASE_PYTHON ?= python3
 CLIPPY = cargo clippy --locked --all-targets
 
 .DEFAULT_GOAL := help
-.PHONY: help dev fmt lint test test-rust test-python golden bench docs wheel check
+.PHONY: help dev fmt lint test test-rust test-python golden notebook bench docs wheel check
 
 help: ## list the verbs
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -43,6 +43,9 @@ golden: ## make the golden files again (needs the `test` extra)
 	$(PY) tools/make_golden.py
 	$(PY) tools/make_rng_golden.py
 	$(PY) tools/make_decode_golden.py
+
+notebook: ## make examples/lesson.ipynb from examples/lesson.py
+	$(PY) tools/make_notebook.py
 
 bench: ## kernels, then end to end against the peers that are installed (benches/README.md)
 	cargo bench --locked
