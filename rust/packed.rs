@@ -220,18 +220,34 @@ impl Packed {
         for p in 0..n.div_ceil(WIDTH) {
             let panel = self.panel(first / WIDTH + p).cast_mut();
             let lanes = (n - p * WIDTH).min(WIDTH);
-            for l in 0..lines {
-                let mut line = [D::Bits::default(); 2 * WIDTH];
-                for lane in 0..lanes {
-                    for s in 0..D::STEP {
-                        let k = l * D::STEP + s;
-                        if k < self.inputs {
-                            let x = S::read(rows, (p * WIDTH + lane) * row + k * S::BYTES);
-                            line[D::place(lane, s)] = D::narrow(x, &mut fits);
-                        }
+            // Lines that one turn transposes: sixteen inputs of every lane.
+            let turn = WIDTH / D::STEP;
+            let mut l = 0;
+            while lanes == WIDTH && (l + turn) * D::STEP <= self.inputs {
+                let mut block = [[D::Bits::default(); LINE_ELEMENTS]; WIDTH];
+                for lane in 0..WIDTH {
+                    let at = (p * WIDTH + lane) * row + l * D::STEP * S::BYTES;
+                    let from = &rows[at..at + WIDTH * S::BYTES];
+                    for i in 0..WIDTH {
+                        block[i / D::STEP][D::place(lane, i % D::STEP)] =
+                            convert::<S, D>(from, i * S::BYTES, &mut fits);
                     }
                 }
-                // SAFETY: the line lies in the panel, and is the caller's alone to write.
+                for line in &block[..turn] {
+                    // SAFETY: the line lies in the panel, and is the caller's alone to write.
+                    unsafe { D::store(panel.add(l * LINE), line) };
+                    l += 1;
+                }
+            }
+            for l in l..lines {
+                let mut line = [D::Bits::default(); LINE_ELEMENTS];
+                for lane in 0..lanes {
+                    for k in l * D::STEP..((l + 1) * D::STEP).min(self.inputs) {
+                        let at = (p * WIDTH + lane) * row + k * S::BYTES;
+                        line[D::place(lane, k % D::STEP)] = convert::<S, D>(rows, at, &mut fits);
+                    }
+                }
+                // SAFETY: as above.
                 unsafe { D::store(panel.add(l * LINE), &line) };
             }
         }
@@ -247,12 +263,19 @@ impl Packed {
             let panel = self.panel(p).cast_mut();
             let lanes = (self.outputs - p * WIDTH).min(WIDTH);
             for i in (0..n).step_by(D::STEP) {
-                let mut line = [D::Bits::default(); 2 * WIDTH];
+                let mut line = [D::Bits::default(); LINE_ELEMENTS];
                 for s in 0..D::STEP.min(n - i) {
                     let at = (i + s) * row + p * WIDTH * S::BYTES;
+                    let from = &rows[at..at + lanes * S::BYTES];
+                    if lanes == WIDTH {
+                        // A constant number of lanes, which the compiler copies as vectors.
+                        for lane in 0..WIDTH {
+                            line[D::place(lane, s)] = convert::<S, D>(from, lane * S::BYTES, &mut fits);
+                        }
+                        continue;
+                    }
                     for lane in 0..lanes {
-                        let x = S::read(rows, at + lane * S::BYTES);
-                        line[D::place(lane, s)] = D::narrow(x, &mut fits);
+                        line[D::place(lane, s)] = convert::<S, D>(from, lane * S::BYTES, &mut fits);
                     }
                 }
                 // SAFETY: the line lies in the panel, and is the caller's alone to write.
@@ -263,11 +286,17 @@ impl Packed {
     }
 }
 
+/// Elements of a line, at most.
+const LINE_ELEMENTS: usize = 2 * WIDTH;
+
 /// A storage as the packing loops see it.
 trait Element {
+    const STORAGE: Storage;
     const BYTES: usize;
     const STEP: usize;
     type Bits: Copy + Default;
+    /// An element as it is stored.
+    fn raw(bytes: &[u8], at: usize) -> Self::Bits;
     fn read(bytes: &[u8], at: usize) -> f32;
     /// `x` in this storage; `fits` turns false when a finite value became infinite.
     fn narrow(x: f32, fits: &mut bool) -> Self::Bits;
@@ -275,7 +304,13 @@ trait Element {
     fn place(lane: usize, s: usize) -> usize;
     /// # Safety
     /// `at` has room for a line.
-    unsafe fn store(at: *mut u8, line: &[Self::Bits; 2 * WIDTH]);
+    unsafe fn store(at: *mut u8, line: &[Self::Bits; LINE_ELEMENTS]);
+}
+
+/// An element of one storage in another; the bits stay where both are the same.
+#[inline(always)]
+fn convert<S: Element, D: Element>(bytes: &[u8], at: usize, fits: &mut bool) -> D::Bits {
+    if S::STORAGE == D::STORAGE { D::raw(bytes, at) } else { D::narrow(S::read(bytes, at), fits) }
 }
 
 struct F32;
@@ -283,9 +318,14 @@ struct Bf16;
 struct F16;
 
 impl Element for F32 {
+    const STORAGE: Storage = Storage::F32;
     const BYTES: usize = 4;
     const STEP: usize = 1;
     type Bits = f32;
+    #[inline(always)]
+    fn raw(bytes: &[u8], at: usize) -> f32 {
+        Self::read(bytes, at)
+    }
     #[inline(always)]
     fn read(bytes: &[u8], at: usize) -> f32 {
         f32::from_le_bytes([bytes[at], bytes[at + 1], bytes[at + 2], bytes[at + 3]])
@@ -299,18 +339,23 @@ impl Element for F32 {
         lane
     }
     #[inline(always)]
-    unsafe fn store(at: *mut u8, line: &[f32; 2 * WIDTH]) {
+    unsafe fn store(at: *mut u8, line: &[f32; LINE_ELEMENTS]) {
         // SAFETY: the caller grants a line; the first half of the array is one.
         unsafe { std::ptr::copy_nonoverlapping(line.as_ptr().cast(), at, LINE) }
     }
 }
 
 macro_rules! sixteen_bits {
-    ($name:ty, $read:expr, $narrow:expr, $place:expr) => {
+    ($name:ident, $read:expr, $narrow:expr, $place:expr) => {
         impl Element for $name {
+            const STORAGE: Storage = Storage::$name;
             const BYTES: usize = 2;
             const STEP: usize = 2;
             type Bits = u16;
+            #[inline(always)]
+            fn raw(bytes: &[u8], at: usize) -> u16 {
+                u16::from_le_bytes([bytes[at], bytes[at + 1]])
+            }
             #[inline(always)]
             fn read(bytes: &[u8], at: usize) -> f32 {
                 $read(u16::from_le_bytes([bytes[at], bytes[at + 1]]))
@@ -326,7 +371,7 @@ macro_rules! sixteen_bits {
                 $place(lane, s)
             }
             #[inline(always)]
-            unsafe fn store(at: *mut u8, line: &[u16; 2 * WIDTH]) {
+            unsafe fn store(at: *mut u8, line: &[u16; LINE_ELEMENTS]) {
                 // SAFETY: the caller grants a line; the array is one.
                 unsafe { std::ptr::copy_nonoverlapping(line.as_ptr().cast(), at, LINE) }
             }
