@@ -65,6 +65,9 @@ pub struct Pool {
 /// Blocks that a pool keeps for reuse, in bytes.
 const KEEP_BYTES: usize = 64 << 20;
 
+/// Blocks from which on their memory is asked for at once, first.
+const PROBED: usize = 16;
+
 /// One block's memory.
 #[derive(Debug)]
 struct Memory {
@@ -117,6 +120,21 @@ impl Pool {
     /// Sizes of the cache.
     pub fn shape(&self) -> &Shape {
         &self.shape
+    }
+
+    /// Asks for the memory of many blocks at once and gives it back: a refusal comes while there is still room for the small
+    /// things around them, whose allocation cannot fail softly.
+    fn probe(&self, blocks: usize) -> Result<()> {
+        if blocks < PROBED {
+            return Ok(());
+        }
+        let bytes = blocks.saturating_mul(self.shape.block_bytes());
+        let refused = |_| Error::OutOfMemory { what: "key-value cache".to_owned(), bytes };
+        let mut room = Vec::<u8>::new();
+        room.try_reserve_exact(bytes).map_err(refused)?;
+        // Without this the compiler may leave out memory that nothing uses.
+        std::hint::black_box(room);
+        Ok(())
     }
 
     /// A zeroed block.
@@ -217,6 +235,11 @@ impl Sequence {
             }
             clear(&self.pool.shape, copy.at(), tail);
             *last = copy;
+        }
+        let missing = (self.len + more).div_ceil(BLOCK).saturating_sub(self.blocks.len());
+        if let Err(e) = self.pool.probe(missing) {
+            self.settle();
+            return Err(e);
         }
         while self.blocks.len() * BLOCK < self.len + more {
             match self.pool.block() {

@@ -63,10 +63,13 @@ impl T5 {
         trace: Option<&Trace>,
     ) -> Result<Vec<Arc<Memory>>> {
         let rows = sources.iter().map(|ids| ids.len()).sum();
+        let mut state = self.encoder_states.take();
+        // The largest pieces of memory first: what comes after them is small.
+        let views = state.buffers.views(&self.config, &self.runtime, rows)?;
+        let hidden = state.hidden.rows(rows, self.config.d_model)?;
         let (_blocks, own) = reserve(&self.encoder_pool, sources)?;
         let (memories, memory_batch) = reserve(&self.pool, sources)?;
         let spans: Vec<Span> = own.spans.clone();
-        let mut state = self.encoder_states.take();
         let step = Step {
             sources: std::iter::zip(sources, &spans)
                 .map(|(ids, span)| Source { row: span.row, position: 0, input: Input::Tokens(ids) })
@@ -74,8 +77,8 @@ impl T5 {
             rows: (0..rows).collect(),
             own,
             memories: memory_batch,
-            views: state.buffers.views(&self.config, &self.runtime, rows)?,
-            hidden: state.hidden.rows(rows, self.config.d_model)?,
+            views,
+            hidden,
         };
         team::run(self.runtime.threads, cancel, |member| self.encode_member(member, &step, trace))?;
         let found = std::iter::zip(sources, memories)
