@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import tiny_t5
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -42,8 +43,22 @@ def test_the_readme_shows_code() -> None:
 @pytest.mark.parametrize("page", [page for page in PAGES if blocks(page, "python")], ids=name)
 def test_python_blocks_run(page: Path, tmp_path: Path) -> None:
     # One program per page: later blocks go on from earlier ones, as a reader does.
+    run("\n".join(blocks(page, "python")), page, tmp_path)
+
+
+def test_blocks_that_name_a_model_of_the_hub_run_with_another(tmp_path: Path) -> None:
+    page = ROOT / "docs" / "encoder-decoder.md"
+    folder = tiny_t5.write_folder(
+        tmp_path / "m", tokenizer=tiny_t5.with_end(), generation={"max_new_tokens": 9}
+    )
+    program = "\n".join(blocks(page, "text"))
+    assert program.count('"google/flan-t5-base"') == 1
+    run(program.replace('"google/flan-t5-base"', repr(str(folder))), page, tmp_path)
+
+
+def run(source: str, page: Path, tmp_path: Path) -> None:
     program = tmp_path / "page.py"
-    program.write_text("\n".join(blocks(page, "python")))
+    program.write_text(source)
     done = subprocess.run(
         [sys.executable, "-W", "error", str(program)],
         cwd=tmp_path,
