@@ -100,6 +100,11 @@ class Seq2SeqLM(LanguageModel):
             UnknownOptionError: There is no such option.
             OptionError: An option, the source or the decoder's prompt cannot be used.
             ConfigError: The folder names no decoder_start_token_id.
+
+        Example:
+            >>> texts = model.generate(["How old are you?", "Good day"], num_beams=2, max_new_tokens=8)
+            >>> texts[1] == model.generate("Good day", num_beams=2, max_new_tokens=8)
+            True
         """
         self._need_tokenizer("generate (run and stream work on token ids)")
         outputs = self.run(source, decoder_prompt, memory=memory, **options)
@@ -163,6 +168,14 @@ class Seq2SeqLM(LanguageModel):
             UnknownOptionError: There is no such option.
             OptionError: An option, the source or the decoder's prompt cannot be used.
             ConfigError: The folder names no decoder_start_token_id.
+
+        Example:
+            >>> output = model.run("How old are you?", max_new_tokens=5, eos_token_id=None)
+            >>> output.finish_reason, len(output.token_ids)
+            ('length', 5)
+            >>> prefix, rest = output.token_ids[:2], output.token_ids[2:]
+            >>> rest == model.run("How old are you?", prefix, max_new_tokens=3, eos_token_id=None).token_ids
+            True
         """
         items, one = self._items(source, decoder_prompt, memory)
         outputs = self._start(items, options).outputs()
@@ -201,6 +214,12 @@ class Seq2SeqLM(LanguageModel):
             OptionError: An option, the source or the decoder's prompt cannot be used, or
                 there are beams.
             ConfigError: The folder names no decoder_start_token_id.
+
+        Example:
+            >>> "".join(str(piece) for piece in model.stream("Good day", max_new_tokens=8)) == model.generate(
+            ...     "Good day", max_new_tokens=8
+            ... )
+            True
         """
         items, _ = self._items(source, decoder_prompt, memory)
         return self._start(items, options).stream()
@@ -255,6 +274,13 @@ class Seq2SeqLM(LanguageModel):
         Raises:
             OptionError: A source cannot be used.
             TokenizerMissing: Text is given and the model has no tokenizer.
+
+        Example:
+            >>> memory = model.encode("How old are you?")
+            >>> memory.hidden.shape == (len(memory.source_ids), model.config["d_model"])
+            True
+            >>> model.generate(memory=memory, max_new_tokens=8) == model.generate("How old are you?", max_new_tokens=8)
+            True
         """
         one = is_one(source, "source")
         sources: list[Any] = [source] if one else list(source)
@@ -272,6 +298,13 @@ class Seq2SeqLM(LanguageModel):
         Raises:
             OptionError: The ids or the memory cannot be used.
             ConfigError: There are no ids, and the folder names no decoder_start_token_id.
+
+        Example:
+            >>> state = model.prefill(memory=model.encode("Good day"))
+            >>> for _ in range(3):
+            ...     logits = state.step(int(state.logits.argmax()))
+            >>> state.tokens[1:] == model.run("Good day", max_new_tokens=3, eos_token_id=None).token_ids
+            True
         """
         ids = [self._start_token()] if decoder_ids is None else self._decoder_ids(decoder_ids)
         [memory] = _memories([memory])
@@ -292,6 +325,11 @@ class Seq2SeqLM(LanguageModel):
         Raises:
             OptionError: The source or the ids cannot be used.
             TokenizerMissing: Text is given and the model has no tokenizer.
+
+        Example:
+            >>> start = model.prefill(memory=model.encode("Good day")).tokens
+            >>> model.logits("Good day", [*start, 5, 6]).shape == (3, model.config["vocab_size"])
+            True
         """
         return self._logits(self._read_source(source), self._decoder_ids(decoder_ids))
 
@@ -318,6 +356,12 @@ class Seq2SeqLM(LanguageModel):
             OptionError: A source or target cannot be used, no token counts, or the lists differ in length.
             ConfigError: The folder names no decoder_start_token_id.
             TokenizerMissing: Text is given and the model has no tokenizer.
+
+        Example:
+            >>> memory = model.encode("How old are you?")
+            >>> losses = [model.loss(memory, answer) for answer in ("I am six", "Nobody")]
+            >>> min(losses) > 0
+            True
         """
         if isinstance(source, Memory) or is_one(source, "source"):
             return self._loss(source, target)

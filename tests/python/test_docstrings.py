@@ -8,6 +8,7 @@ import pkgutil
 
 import fastdecode
 import pytest
+import tiny_t5
 
 MODULES = [
     module.name
@@ -21,10 +22,17 @@ def demo() -> fastdecode.CausalLM:
     return fastdecode.CausalLM.load("demo-stories", num_threads=2)
 
 
+@pytest.fixture(scope="module")
+def encoder_decoder(tmp_path_factory: pytest.TempPathFactory) -> fastdecode.Seq2SeqLM:
+    folder = tiny_t5.write_folder(tmp_path_factory.mktemp("t5"), tokenizer=tiny_t5.with_end())
+    return fastdecode.Seq2SeqLM.load(folder, num_threads=2)
+
+
 @pytest.mark.parametrize("name", MODULES)
-def test_examples(name: str, demo: fastdecode.CausalLM) -> None:
+def test_examples(name: str, demo: fastdecode.CausalLM, encoder_decoder: fastdecode.Seq2SeqLM) -> None:
     module = importlib.import_module(f"fastdecode.{name}")
-    outcome = doctest.testmod(module, extraglobs={"fastdecode": fastdecode, "model": demo})
+    model = encoder_decoder if name in ("memory", "seq2seq") else demo
+    outcome = doctest.testmod(module, extraglobs={"fastdecode": fastdecode, "model": model})
     assert outcome.failed == 0
 
 
