@@ -196,15 +196,16 @@ unsafe fn block<L: Lanes, K: Kind<L>, const M: usize, const N: usize, const PACK
     }
 }
 
-/// [`block`] for a number of rows known only at run time; never more than `L::ROWS`.
+/// [`block`] for a number of rows known only at run time; never more than `L::ROWS`, and never less than half of them where
+/// the rows are packed, because [`height`] splits them evenly.
 macro_rules! by_rows {
     ($rows:expr, $L:ty, $K:ty, $N:literal, $P:literal, $args:tt) => {
         match $rows {
-            1 => block::<$L, $K, 1, $N, $P> $args,
-            2 => block::<$L, $K, 2, $N, $P> $args,
-            3 => block::<$L, $K, 3, $N, $P> $args,
-            4 => block::<$L, $K, 4, $N, $P> $args,
-            5 if <$L>::ROWS >= 5 => block::<$L, $K, 5, $N, $P> $args,
+            1 if !$P || <$L>::ROWS <= 3 => block::<$L, $K, 1, $N, $P> $args,
+            2 if !$P || <$L>::ROWS <= 5 => block::<$L, $K, 2, $N, $P> $args,
+            3 if !$P || <$L>::ROWS <= 7 => block::<$L, $K, 3, $N, $P> $args,
+            4 if !$P || <$L>::ROWS <= 9 => block::<$L, $K, 4, $N, $P> $args,
+            5 if <$L>::ROWS >= 5 && (!$P || <$L>::ROWS <= 11) => block::<$L, $K, 5, $N, $P> $args,
             6 if <$L>::ROWS >= 6 => block::<$L, $K, 6, $N, $P> $args,
             7 if <$L>::ROWS >= 7 => block::<$L, $K, 7, $N, $P> $args,
             8 if <$L>::ROWS >= 8 => block::<$L, $K, 8, $N, $P> $args,
@@ -392,8 +393,11 @@ unsafe fn many<L: Lanes, K: Kind<L>, T: Kind<L>>(job: &Matmul) {
             let n = per_block.min(lines - l0);
             let (first, last) = (l0 == 0, l0 + n == lines);
             let words = n * K::WORDS;
-            for m0 in (0..job.m).step_by(t.block_m) {
-                let rows = t.block_m.min(job.m - m0);
+            // Blocks of nearly equal size, so that no tile is lower than half of the largest.
+            let blocks = job.m.div_ceil(t.block_m.max(L::ROWS));
+            for block in 0..blocks {
+                let m0 = job.m * block / blocks;
+                let rows = job.m * (block + 1) / blocks - m0;
                 let tiles = rows.div_ceil(L::ROWS);
                 pack::<L, K>(job, job.a.add(m0 * job.a_stride), rows, tiles, l0, n);
                 let mut p = 0;
