@@ -49,13 +49,19 @@ Json = dict[str, Any]
 
 
 class Worker:
-    """One engine in its own process and virtual environment."""
+    """One engine in its own process and virtual environment.
 
-    def __init__(self, engine: str, peers: Path) -> None:
+    Args:
+        engine: Its name.
+        peers: Folder of virtual environments.
+        kind: Which of its files under peers/ drives it: "run" (text generation) or "seq2seq".
+    """
+
+    def __init__(self, engine: str, peers: Path, kind: str = "run") -> None:
         own = peers / engine / "bin" / "python"
         # A peer without an environment of its own may be installed beside the package.
         self.python = str(own if own.exists() else Path(sys.executable))
-        script = HERE / "peers" / f"run_{engine}.py"
+        script = HERE / "peers" / f"{kind}_{engine}.py"
         self.engine = engine
         # A file, since a pipe that nobody reads fills up and stops the engine.
         self.log = tempfile.TemporaryFile("w+")  # noqa: SIM115  (open as long as the process)

@@ -5,7 +5,8 @@ request per line from stdin and answers with one line on what was stdout; everyt
 
     {"do": "prepare", "folder": ..., "cache": ..., "precision": ...}   convert, unless that was done before
     {"do": "load", ..., "threads": 2}         -> {"seconds": ..., "version": ...}
-    {"do": "generate", "prompts": [[...]], "new": 128}                 -> {"seconds": ...}
+    {"do": "generate", "prompts": [[...]], "new": 128}                 -> {"seconds": ...}   ("beams": 4 for seq2seq)
+    {"do": "encode", "prompts": [[...]]}      -> {"seconds": ...}   (seq2seq, where the engine has such a call)
     {"do": "limits", "bytes": ...}            -> what the machine can do (fastdecode's worker only)
     {"do": "memory"}                          -> {"peak": bytes}
 
@@ -61,12 +62,17 @@ def answer(kind: type[Engine], state: dict[str, Any], request: dict[str, Any]) -
         return {"seconds": time.perf_counter() - start, "version": kind.version()}
     if what == "generate":
         start = time.perf_counter()
-        rows = state["engine"].generate(request["prompts"], request["new"])
+        search = {"beams": request["beams"]} if "beams" in request else {}
+        rows = state["engine"].generate(request["prompts"], request["new"], **search)
         seconds = time.perf_counter() - start
         lengths = [len(row) for row in rows]
         if lengths != [request["new"]] * len(request["prompts"]):
             return {"error": f"{request['new']} new tokens were asked for, got {lengths}"}
         return {"seconds": seconds, "first": [row[:8] for row in rows]}
+    if what == "encode":
+        start = time.perf_counter()
+        state["engine"].encode(request["prompts"])
+        return {"seconds": time.perf_counter() - start}
     if what == "limits":
         limits: dict[str, Any] = state["engine"].limits(request["bytes"])
         return limits

@@ -1,0 +1,249 @@
+"""Encoder-decoders end to end against the peers, in interleaved rounds: greedy and beams, one source and eight.
+
+    python benches/seq2seq.py                                        every model and precision, five rounds
+    python benches/seq2seq.py --models t5-base --precisions f32      one group; --merge FILE adds it to earlier ones
+    python benches/seq2seq.py --models t5-tiny --rounds 1 --source 8 --new 4        tries the script itself
+
+Works as decode.py does: engines of one precision live at the same time, each in its own process, and take turns within
+a round; limits are measured in every round with them; every call gets sources of its own, drawn from the vocabulary;
+nothing is converted or loaded while the clock runs; a peer that is not installed is named as missing.
+
+What is counted (B sources of T tokens, S new tokens each, none of which may end an output; medians over the rounds):
+    greedy B, beam 4 B   (S - 1) * B / (seconds(T, S) - seconds(T, 1)): tokens, or positions of the search, per second
+    encode               seconds of the encoder over one source (ours makes the keys and values of cross-attention too)
+Fractions of the limit count bytes of weights, cache and source read per step, or FLOPs of encoder and cross-attention.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+import statistics
+import sys
+import time
+from datetime import UTC, datetime
+from pathlib import Path
+
+from decode import HERE, Json, Worker, cpu_name, save
+from t5_folders import SHAPES, T5Shape, build
+
+# Our own engine first, then the peers; the precisions each has. int8 stands for 8-bit weights of any scheme.
+ENGINES = {
+    "fastdecode": ["f32", "bf16"],
+    "transformers": ["f32", "bf16"],
+    "ctranslate2": ["f32", "int8"],
+    "llama_cpp": ["f32", "bf16", "int8"],
+}
+PRECISIONS = ["f32", "bf16", "int8"]
+BEAMS = 4
+# Name -> (sources, beams).
+WORKS = {"greedy 1": (1, 1), "greedy 8": (8, 1), "beam 4, 1": (1, BEAMS), "beam 4, 8": (8, BEAMS)}
+# CTranslate2 has no call for the encoder alone; llama.cpp no beams, and it ends the process on several sources at once.
+LACKS = {"ctranslate2": ("encode",), "llama_cpp": ("greedy 8", "beam 4, 1", "beam 4, 8")}
+# transformers and CTranslate2 give their last 128 ids no piece of text, and the first three are special.
+FIRST_ID, IDS = 3, 32000
+
+
+def sources(count: int, length: int) -> list[list[int]]:
+    """Draws sources that no call has had before."""
+    return [[random.randrange(FIRST_ID, IDS) for _ in range(length)] for _ in range(count)]
+
+
+def call(worker: Worker, work: tuple[int, int], length: int, new: int) -> float:
+    """Returns the seconds of one call with fresh sources, after a pause in which other engines' threads go to sleep."""
+    time.sleep(0.3)
+    count, beams = work
+    seconds: float = worker.ask(do="generate", prompts=sources(count, length), new=new, beams=beams)[
+        "seconds"
+    ]
+    return seconds
+
+
+def start(
+    shape: T5Shape, precision: str, options: argparse.Namespace
+) -> tuple[dict[str, tuple[str, Worker]], Json, Json]:
+    """Converts, loads and warms up every engine; returns those that run, the missing ones and all versions."""
+    folders = {kind: build(shape, kind, options.cache) for kind in ("f32", "bf16")}
+    workers: dict[str, tuple[str, Worker]] = {}
+    missing, versions = {}, {}
+    for engine, has in ENGINES.items():
+        # Without 8-bit weights of our own, our 16-bit ones stand beside the peers'.
+        kind = "bf16" if engine == "fastdecode" and precision == "int8" else precision
+        if kind not in has:
+            continue
+        # Peers that convert start from float32, as their users do.
+        folder = folders["bf16" if engine == "fastdecode" and kind == "bf16" else "f32"]
+        worker = Worker(engine, options.peers, "seq2seq")
+        try:
+            place = {"folder": str(folder), "cache": str(options.cache), "precision": kind}
+            worker.ask(do="prepare", **place)
+            versions[engine] = worker.ask(do="load", threads=options.threads, **place)["version"]
+            call(worker, WORKS["greedy 1"], 16, 4)
+        except RuntimeError as error:
+            missing[engine] = str(error)
+            sys.stdout.write(f"  MISSING {engine} {kind}: {error}\n")
+            worker.close()
+            continue
+        workers[engine] = (kind, worker)
+    return workers, missing, versions
+
+
+def measure(shape: T5Shape, precision: str, options: argparse.Namespace) -> Json:
+    """Runs the rounds of one model at one precision and returns what every engine reached."""
+    workers, missing, versions = start(shape, precision, options)
+    if "fastdecode" not in workers:
+        raise SystemExit(f"fastdecode itself does not run: {missing['fastdecode']}")
+    ours = workers["fastdecode"][1]
+    size = shape.weight_bytes(4 if precision == "f32" else 2)
+    seconds: dict[str, dict[str, list[list[float]]]] = {name: {} for name in WORKS}
+    encode: dict[str, list[float]] = {}
+    limits: list[Json] = []
+    for turn in range(options.rounds):
+        limits.append(ours.ask(do="limits", bytes=size))
+        order = list(workers)
+        random.shuffle(order)
+        for engine in order:
+            worker, lacks = workers[engine][1], LACKS.get(engine, ())
+            missing |= {f"{engine}, {name}": "it has no such call" for name in lacks}
+            if "encode" not in lacks:
+                time.sleep(0.3)
+                done = worker.ask(do="encode", prompts=sources(1, options.source))
+                encode.setdefault(engine, []).append(done["seconds"])
+            for name, work in WORKS.items():
+                if name in lacks:
+                    continue
+                pair = [call(worker, work, options.source, new) for new in (1, options.new)]
+                seconds[name].setdefault(engine, []).append(pair)
+        shown = [f"{name} {pairs[-1][1]:.2f} s" for name, pairs in seconds["greedy 1"].items()]
+        sys.stdout.write(f"  round {turn + 1}: greedy {', '.join(shown)}\n")
+        sys.stdout.flush()
+    limits.append(ours.ask(do="limits", bytes=size))
+    for _, worker in workers.values():
+        worker.close()
+    return {
+        "model": shape.name,
+        "precision": precision,
+        "threads": options.threads,
+        "rounds": options.rounds,
+        "source": options.source,
+        "new": options.new,
+        "versions": versions,
+        "missing": missing,
+        "precisions": {engine: kind for engine, (kind, _) in workers.items()},
+        "limits": {
+            key: max(found[key] for found in limits if found.get(key)) for key in limits[0] if limits[0][key]
+        },
+        "seconds": seconds,
+        "encode_seconds": encode,
+    }
+
+
+def summary(shape: T5Shape, result: Json) -> Json:
+    """Returns medians, what ours are of the machine's limits, and their ratio to every peer's."""
+    new = result["new"]
+    medians = {
+        name: {
+            engine: statistics.median((new - 1) * WORKS[name][0] / (whole - first) for first, whole in pairs)
+            for engine, pairs in by.items()
+        }
+        for name, by in result["seconds"].items()
+    }
+    whole = {
+        name: statistics.median(pair[1] for pair in by["fastdecode"])
+        for name, by in result["seconds"].items()
+    }
+    encode = {engine: statistics.median(values) for engine, values in result["encode_seconds"].items()}
+    limits, width = result["limits"], 4 if result["precisions"]["fastdecode"] == "f32" else 2
+    read = shape.weight_bytes(width) + shape.cache_bytes(result["source"], new / 2)
+    flops = shape.encoder_flops(result["source"])
+    ours = {name: by["fastdecode"] for name, by in medians.items()}
+    ratios = {
+        name: {engine: by["fastdecode"] / value for engine, value in by.items() if engine != "fastdecode"}
+        for name, by in medians.items()
+    }
+    ratios["encode"] = {
+        engine: value / encode["fastdecode"] for engine, value in encode.items() if engine != "fastdecode"
+    }
+    return {
+        "medians": medians,
+        "encode_seconds": encode,
+        "ratios": ratios,
+        "of_limit": {
+            "greedy 1": ours["greedy 1"] * read / limits["read_bytes_per_second"],
+            "encode": flops / encode["fastdecode"] / limits["f32_flops_per_second"],
+        },
+        "batch_8_over_1": ours["greedy 8"] / ours["greedy 1"],
+        "beam_time_over_greedy": whole["beam 4, 1"] / whole["greedy 1"],
+    }
+
+
+def show(result: Json) -> None:
+    """Prints one group as a table of medians and ratios."""
+    found = result["summary"]
+    head = f"{result['model']}, {result['precision']}, source {result['source']}, {result['new']} new tokens"
+    sys.stdout.write(f"\n{head}, {result['threads']} threads; tokens or positions/s (ratio)\n")
+
+    def line(name: str, by: Json, unit: str, factor: float = 1.0) -> None:
+        cells = [f"fastdecode {by['fastdecode'] * factor:.1f}{unit}"]
+        cells += [
+            f"{engine} {value * factor:.1f}{unit} ({found['ratios'][name][engine]:.2f}x)"
+            for engine, value in by.items()
+            if engine != "fastdecode"
+        ]
+        sys.stdout.write(f"  {name:10} " + "   ".join(cells) + "\n")
+
+    for name, by in found["medians"].items():
+        line(name, by, "")
+    line("encode", found["encode_seconds"], " ms", 1e3)
+    of = found["of_limit"]
+    sys.stdout.write(
+        f"  of the machine's limit: decode {of['greedy 1']:.2f} of read bandwidth, encoder {of['encode']:.2f} of f32"
+        f" FMA; batch 8 is {found['batch_8_over_1']:.1f}x batch 1; beam {BEAMS} takes"
+        f" {found['beam_time_over_greedy']:.2f}x the time of greedy\n"
+    )
+    for engine, reason in result["missing"].items():
+        sys.stdout.write(f"  MISSING {engine}: {reason}\n")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--models", nargs="+", default=["t5-base", "flan-t5-large"], choices=list(SHAPES))
+    parser.add_argument("--precisions", nargs="+", default=PRECISIONS, choices=PRECISIONS)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--source", type=int, default=128, help="tokens of a source")
+    parser.add_argument("--new", type=int, default=64, help="new tokens, at least 2")
+    parser.add_argument("--peers", type=Path, default=Path(".peers"), help="folder of virtual environments")
+    parser.add_argument(
+        "--cache", type=Path, default=Path(".peers/models"), help="folder for models made here"
+    )
+    parser.add_argument("--merge", type=Path, help="result file to which the groups of this run are added")
+    parser.add_argument("--prepare", action="store_true", help="only build and convert the models")
+    options = parser.parse_args()
+    options.cache.mkdir(parents=True, exist_ok=True)
+    today = datetime.now(UTC).date().isoformat()
+    target: Path = options.merge or HERE / "results" / f"{today}-seq2seq.json"
+    report: Json = {"kind": "seq2seq", "date": today, "cpu": cpu_name(), "groups": []}
+    if options.merge and target.exists():
+        report = json.loads(target.read_text())
+    for name in options.models:
+        for precision in options.precisions:
+            sys.stdout.write(f"{name} {precision}\n")
+            if options.prepare:
+                for _, worker in start(SHAPES[name], precision, options)[0].values():
+                    worker.close()
+                continue
+            result = measure(SHAPES[name], precision, options)
+            result["summary"] = summary(SHAPES[name], result)
+            show(result)
+            report["groups"].append(result)
+            save(report, target)
+    if not options.prepare:
+        sys.stdout.write(f"\nwrote {target}; the chart: python benches/chart.py {target}\n")
+
+
+if __name__ == "__main__":
+    main()
