@@ -120,6 +120,7 @@ impl Model {
         values.set_item("architecture", info.architecture)?;
         values.set_item("parameters", info.parameters)?;
         values.set_item("weight_bytes", info.weight_bytes)?;
+        values.set_item("step_weight_bytes", info.step_weight_bytes)?;
         values.set_item("cache_bytes_per_token", info.cache_bytes_per_token)?;
         values.set_item("dtype", info.dtypes.join(", "))?;
         values.set_item("compute_dtype", info.compute_dtype)?;

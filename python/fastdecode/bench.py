@@ -1,8 +1,8 @@
 """How fast a model runs here, beside what the machine can do at most.
 
-Counted as ARCHITECTURE.md says: decode in bytes of weights and cache read per step, prefill in floating-point
-operations of the matrices, attention and head; the limits are measured around every round, on a buffer of the
-model's size.
+Decode is counted in bytes of weights and cache read per step, prefill in floating-point operations of the
+matrices, attention and head; the limits are measured around every round, on a buffer of the model's size. With
+an encoder the prompt is a source, prefill is its encoding, and every step reads its keys and values too.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ def measure(
     Args:
         model: The model; its number of threads is used for the limits too.
         rounds: Repetitions, at least 1; the median counts.
-        prefill: Tokens of the prompt whose prefill is timed.
-        prompt: Tokens of the prompt before the decode that is timed.
+        prefill: Tokens of the prompt, or of the source, whose prefill is timed.
+        prompt: Tokens of the prompt, or of the source, before the decode that is timed.
         new: New tokens of that decode, the first of which counts as prefill.
 
     Returns:
@@ -39,9 +39,10 @@ def measure(
     """
     info = model.info()
     context = info["context_length"]
-    prefill = min(prefill, context - 1)
-    prompt = min(prompt, context // 2)
-    new = min(new, context - prompt)
+    if context is not None:
+        prefill = min(prefill, context - 1)
+        prompt = min(prompt, context // 2)
+        new = min(new, context - prompt)
     draw = random.Random(0)
 
     def ids(count: int) -> list[int]:
@@ -59,9 +60,10 @@ def measure(
     peak = best["f32_flops_per_second"]
     if info["compute_dtype"] == "bfloat16":
         peak = max(peak, best["bf16_dot_flops_per_second"])
-    flops = _prefill_flops(model.config, prefill)
+    flops = (_encoder_flops if model.has_encoder else _prefill_flops)(model.config, prefill)
     steps = new - 1
-    read = steps * info["weight_bytes"] + info["cache_bytes_per_token"] * steps * (prompt + new / 2)
+    # A source's keys and values are as large as those of so many tokens of the decoder.
+    read = steps * info["step_weight_bytes"] + info["cache_bytes_per_token"] * steps * (prompt + new / 2)
     result: dict[str, Any] = {
         name: info[name]
         for name in (
@@ -106,3 +108,15 @@ def _prefill_flops(config: Any, tokens: int) -> float:  # noqa: ANN401 (values o
     matrices = 2 * tokens * layers * (4 * width * width + 2 * width * inner)
     attention = 2 * 2 * layers * width * tokens * (tokens + 1) / 2
     return float(matrices + attention + 2 * width * config["vocab_size"])
+
+
+def _encoder_flops(config: Any, tokens: int) -> float:  # noqa: ANN401 (values of config.json)
+    """Two operations per weight and token of the encoder and of the decoder's keys and values, then one step."""
+    width, heads = config["d_model"], config["num_heads"] * config["d_kv"]
+    layers, decoder_layers = config["num_layers"], config.get("num_decoder_layers") or config["num_layers"]
+    gated = config.get("is_gated_act", str(config.get("feed_forward_proj", "relu")).startswith("gated"))
+    dense = (3 if gated else 2) * width * config["d_ff"]
+    encoder = layers * (2 * tokens * (4 * width * heads + dense) + 2 * 2 * heads * tokens * tokens)
+    memory = decoder_layers * 2 * tokens * 2 * width * heads
+    step = decoder_layers * (2 * (6 * width * heads + dense) + 2 * 2 * heads * tokens)
+    return float(encoder + memory + step + 2 * width * config["vocab_size"])

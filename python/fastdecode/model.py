@@ -253,9 +253,9 @@ class LanguageModel:
         """What was loaded and how it computes.
 
         Returns:
-            `architecture`, `parameters` (tied ones counted once), `weight_bytes` (packed),
-            `cache_bytes_per_token`, `dtype`, `compute_dtype`, `isa`, `num_threads`, `context_length`,
-            `vocab_size`, `unknown_tensors` (names) and `load_seconds`.
+            `architecture`, `parameters` (tied ones counted once), `weight_bytes` (packed), `step_weight_bytes`
+            (those that a step of decoding reads), `cache_bytes_per_token`, `dtype`, `compute_dtype`, `isa`,
+            `num_threads`, `context_length`, `vocab_size`, `unknown_tensors` (names) and `load_seconds`.
         """
         return self._core.info() | {"load_seconds": self._load_seconds}
 

@@ -107,6 +107,8 @@ trait Architecture: Debug + Send + Sync {
     fn pool(&self) -> &Arc<kv::Pool>;
     /// Storage of every matrix.
     fn storages(&self) -> Vec<Storage>;
+    /// Bytes of the matrices that a step with one new token reads, but for a row of the embedding.
+    fn step_bytes(&self) -> usize;
     /// Token embeddings of the decoder, `V × D`.
     fn embedding(&self) -> &Packed;
     /// One step, see [`Decoder::forward`]; with a trace, every activation is shown by name.
@@ -187,6 +189,8 @@ pub struct Info {
     pub parameters: usize,
     /// Bytes of the packed matrices.
     pub weight_bytes: usize,
+    /// Bytes of those that a step with one new token reads.
+    pub step_weight_bytes: usize,
     /// Bytes of the cache for one token.
     pub cache_bytes_per_token: usize,
     /// Storage of the matrices, every kind that occurs.
@@ -273,6 +277,7 @@ impl Model {
             architecture,
             parameters: loader.parameters(),
             weight_bytes,
+            step_weight_bytes: network.step_bytes(),
             cache_bytes_per_token: network.pool().shape().block_bytes() / crate::kernels::BLOCK,
             dtypes,
             compute_dtype: if bf16 { "bfloat16" } else { "float32" },

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import fastdecode
 import pytest
 import tiny
+import tiny_t5
 from fastdecode import cli
 
 if TYPE_CHECKING:
@@ -151,6 +152,20 @@ def test_bench(capsys: pytest.CaptureFixture[str], folder: Path) -> None:
     assert status == 0
     for shown in ("prefill of 63 tokens", "decode after 32 tokens", "GB/s", "GFLOP/s", "of the peak"):
         assert shown in out
+
+
+def test_bench_of_an_encoder_decoder(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    folder = tiny_t5.write_folder(tmp_path)
+    status, out, err = run(capsys, "bench", str(folder), "--rounds", "1", "--num-threads", "1", "--json")
+    assert (status, err) == (0, "")
+    values = json.loads(out)
+    assert (values["architecture"], values["prefill"]["tokens"], values["decode"]["tokens"]) == (
+        "t5",
+        512,
+        127,
+    )
+    assert 0 < values["prefill"]["share_of_peak"] < 2
+    assert values["decode"]["share_of_bandwidth"] > 0
 
 
 @pytest.mark.parametrize(

@@ -68,6 +68,13 @@ class TestLoading:
         info = model.info()
         assert (info["architecture"], info["context_length"], info["vocab_size"]) == ("t5", None, 320)
         assert info["parameters"] == sum(w.size for w in tiny_t5.weights(tiny_t5.config()).values())
+        # A step reads the decoder and the head, but neither the encoder nor what makes keys and values of a source.
+        shapes = tiny_t5.block_shapes(tiny_t5.config())
+        skipped = ("relative_attention_bias", "EncDecAttention.k", "EncDecAttention.v")
+        names = [name for name in shapes if name.startswith("decoder") and len(shapes[name]) == 2]
+        names = [name for name in names if not any(part in name for part in skipped)]
+        padded = [-(-shapes[name][0] // 16) * 16 * shapes[name][1] for name in names]
+        assert info["step_weight_bytes"] == 4 * (sum(padded) + 320 * 24)
         assert repr(model).startswith("Seq2SeqLM(t5, ")
 
     def test_from_tensors_equals_the_folder(self, model: Seq2SeqLM) -> None:

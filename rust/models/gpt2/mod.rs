@@ -106,6 +106,10 @@ impl Architecture for Gpt2 {
         self.weights.storages().collect()
     }
 
+    fn step_bytes(&self) -> usize {
+        self.weights.linears().map(|l| l.weight().bytes()).sum()
+    }
+
     fn embedding(&self) -> &Packed {
         &self.weights.wte
     }

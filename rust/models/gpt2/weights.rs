@@ -126,9 +126,14 @@ impl Weights {
         Ok((weights, packing.bytes))
     }
 
+    /// Every matrix that a step multiplies with.
+    pub fn linears(&self) -> impl Iterator<Item = &Linear> {
+        let blocks = self.h.iter().flat_map(|b| [&b.c_attn, &b.attn_c_proj, &b.c_fc, &b.mlp_c_proj]);
+        blocks.chain([&self.lm_head])
+    }
+
     /// Storage of every matrix.
     pub fn storages(&self) -> impl Iterator<Item = Storage> {
-        let blocks = self.h.iter().flat_map(|b| [&b.c_attn, &b.attn_c_proj, &b.c_fc, &b.mlp_c_proj]);
-        blocks.chain([&self.lm_head]).map(|l| l.weight().storage()).chain([self.wte.storage()])
+        self.linears().map(|l| l.weight().storage()).chain([self.wte.storage()])
     }
 }

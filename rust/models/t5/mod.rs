@@ -120,6 +120,10 @@ impl Architecture for T5 {
         self.weights.storages().collect()
     }
 
+    fn step_bytes(&self) -> usize {
+        self.weights.decoder_linears().map(|l| l.weight().bytes()).sum()
+    }
+
     fn embedding(&self) -> &Packed {
         &self.weights.decoder.embed_tokens
     }

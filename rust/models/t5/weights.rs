@@ -234,20 +234,32 @@ impl Weights {
         Ok((weights, packing.bytes))
     }
 
+    /// Every matrix that a step of the decoder multiplies with; keys and values of a source are not among them.
+    pub fn decoder_linears(&self) -> impl Iterator<Item = &Linear> {
+        self.decoder.block.iter().flat_map(|block| block.matrices(false)).chain([&self.lm_head])
+    }
+
     /// Storage of every matrix.
     pub fn storages(&self) -> impl Iterator<Item = Storage> {
         let stacks = [&self.encoder, &self.decoder];
-        let linear = stacks.into_iter().flat_map(|stack| &stack.block).flat_map(Block::matrices);
+        let linear = stacks.into_iter().flat_map(|stack| &stack.block).flat_map(|block| block.matrices(true));
         let tokens = stacks.map(|stack| stack.embed_tokens.storage());
         linear.chain([&self.lm_head]).map(|l| l.weight().storage()).chain(tokens)
     }
 }
 
 impl Block {
-    fn matrices(&self) -> Vec<&Linear> {
-        let attention = [Some(&self.self_attention), self.cross_attention.as_ref()];
-        let ff = &self.feed_forward;
-        let attention = attention.into_iter().flatten().flat_map(|a| [&a.q, &a.k, &a.v, &a.o]);
-        attention.chain([&ff.gate, &ff.wo]).chain(&ff.up).collect()
+    /// Every matrix, with or without those that make keys and values of a source.
+    fn matrices(&self, with_source: bool) -> Vec<&Linear> {
+        let (own, ff) = (&self.self_attention, &self.feed_forward);
+        let mut all = vec![&own.q, &own.k, &own.v, &own.o, &ff.gate, &ff.wo];
+        all.extend(&ff.up);
+        if let Some(cross) = &self.cross_attention {
+            all.extend([&cross.q, &cross.o]);
+            if with_source {
+                all.extend([&cross.k, &cross.v]);
+            }
+        }
+        all
     }
 }
