@@ -38,7 +38,11 @@ pub(super) fn sum_of_exponentials(values: &[f32], maximum: f32) -> f64 {
     let mut lanes = [0.0_f64; LANES];
     let (chunks, rest) = values.as_chunks::<LANES>();
     for chunk in chunks {
-        let powers = chunk.map(|value| exp(value - maximum));
+        // A plain loop: what `map` makes of an array is called lane by lane.
+        let mut powers = [0.0_f32; LANES];
+        for (power, &value) in powers.iter_mut().zip(chunk) {
+            *power = exp(value - maximum);
+        }
         for (lane, power) in lanes.iter_mut().zip(powers) {
             *lane += f64::from(power);
         }
