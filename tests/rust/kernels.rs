@@ -21,10 +21,21 @@ fn value(i: usize) -> f32 {
     (x % 255) as f32 / 128.0 - 1.0
 }
 
+/// As [`value`], times a power of two from 1 to 2^-6: sums of a few products no longer fit f32, so that their order shows.
+fn spread(i: usize) -> f32 {
+    let shift = ((i as u64).wrapping_mul(0xd6e8_feb8_6659_fd93) >> 40) % 7;
+    value(i) / (1_u32 << shift) as f32
+}
+
+/// A table whose multiply-adds round once; all of these give the same bits.
+fn fuses(table: &Kernels) -> bool {
+    table.name != "portable"
+}
+
 fn packed(storage: Storage, outputs: usize, inputs: usize) -> Packed {
     let arena = Arena::new(packed_bytes(storage, outputs, inputs).unwrap() + LINE).unwrap();
     let m = Packed::new(&arena, 0, storage, outputs, inputs);
-    let data: Vec<u8> = (0..outputs * inputs).flat_map(|i| value(i).to_le_bytes()).collect();
+    let data: Vec<u8> = (0..outputs * inputs).flat_map(|i| spread(i).to_le_bytes()).collect();
     for first in (0..outputs).step_by(WIDTH) {
         let rows = (outputs - first).min(WIDTH);
         let bytes = &data[first * inputs * 4..(first + rows) * inputs * 4];
@@ -39,7 +50,7 @@ fn rows(m: usize, k: usize, seed: usize) -> Vec<f32> {
     let mut a = vec![0.0; m * stride(k)];
     for r in 0..m {
         for c in 0..k {
-            a[r * stride(k) + c] = value(seed + r * 1009 + c * 31);
+            a[r * stride(k) + c] = spread(seed + r * 1009 + c * 31);
         }
     }
     a
@@ -92,6 +103,7 @@ proptest! {
         let (format, storage) = FORMATS[which];
         let w = packed(storage, n, k);
         let a = rows(m, k, 17);
+        let mut bits: Option<Vec<u32>> = None;
         for table in Kernels::available() {
             let tuning = Tuning { panels, prefetch: ahead, rows_prefetch: ahead, block_k: block, widened: block, block_m: 24 };
             let c = multiply(&table, format, &w, &a, m, tuning);
@@ -99,7 +111,7 @@ proptest! {
             for r in 0..m {
                 for o in 0..n {
                     let want: f64 = (0..k)
-                        .map(|i| f64::from(a[r * stride(k) + i]) * f64::from(value(o * k + i)))
+                        .map(|i| f64::from(a[r * stride(k) + i]) * f64::from(spread(o * k + i)))
                         .sum();
                     let got = f64::from(c[r * stride_c + o]);
                     prop_assert!((got - want).abs() <= 1e-6 * (k as f64) + 1e-6,
@@ -108,6 +120,10 @@ proptest! {
                 for o in n..stride_c {
                     prop_assert_eq!(c[r * stride_c + o], 0.0, "padding is zero");
                 }
+            }
+            if fuses(&table) {
+                let now: Vec<u32> = c.iter().map(|v| v.to_bits()).collect();
+                prop_assert_eq!(bits.get_or_insert_with(|| now.clone()), &now, "tables agree");
             }
             // Each row alone, under other sizes of blocks.
             let other = Family::Unknown.tuning();
@@ -153,6 +169,7 @@ proptest! {
         let reach = settled + BLOCK.cast_signed();
         let biases: Vec<f32> = (-reach..reach + BLOCK.cast_signed()).map(bias).collect();
         let scale = 0.7;
+        let mut bits: Option<Vec<u32>> = None;
         for table in Kernels::available() {
             let run = |first: usize, n: usize| {
                 let mut out = vec![f32::NAN; n * d];
@@ -178,6 +195,10 @@ proptest! {
                 out
             };
             let all = run(0, new);
+            if fuses(&table) {
+                let now: Vec<u32> = all.iter().map(|v| v.to_bits()).collect();
+                prop_assert_eq!(bits.get_or_insert_with(|| now.clone()), &now, "tables agree");
+            }
             for i in 0..new {
                 let p = before + i;
                 let seen = if causal { p + 1 } else { keys };
@@ -227,11 +248,33 @@ proptest! {
                     continue;
                 }
                 // Without a product to fuse in the mean, the sums of the tables with an FMA are the same bits.
-                if table.name != "portable" {
+                if fuses(&table) {
                     let now: Vec<u32> = out.iter().map(|v| v.to_bits()).collect();
                     prop_assert_eq!(bits.get_or_insert_with(|| now.clone()), &now, "tables agree");
                 }
             }
+        }
+    }
+}
+
+/// The order that the dot has on paper: per pair of inputs the odd product, then the even one, each rounded once.
+#[test]
+fn the_bf16_dot_adds_the_odd_product_first() {
+    let (m, n, k) = (13, 33, 90);
+    let (w, a) = (packed(Storage::Bf16, n, k), rows(m, k, 5));
+    let sum = |r: usize, o: usize, odd_first: usize| {
+        (0..k).fold(0.0_f32, |sum, i| {
+            let i = i ^ odd_first;
+            a[r * stride(k) + i].mul_add(spread(o * k + i), sum)
+        })
+    };
+    let outputs: Vec<(usize, usize)> = (0..m).flat_map(|r| (0..n).map(move |o| (r, o))).collect();
+    assert!(outputs.iter().any(|&(r, o)| sum(r, o, 0) != sum(r, o, 1)), "the order shows in these values");
+    for table in Kernels::available().into_iter().filter(fuses) {
+        let c = multiply(&table, Format::Bf16Dot, &w, &a, m, Family::Unknown.tuning());
+        for &(r, o) in &outputs {
+            let (got, want) = (c[r * w.panels() * WIDTH + o], sum(r, o, 1));
+            assert_eq!(got.to_bits(), want.to_bits(), "{} row {r} output {o}: {got} for {want}", table.name);
         }
     }
 }
@@ -282,11 +325,16 @@ fn every_activation_equals_its_formula() {
     let xs: Vec<f32> = (0..1600).map(|i| (i as f32 - 800.0) / 400.0).collect();
     for name in Activation::names().split(", ") {
         let activation = Activation::from_name(name).expect("a listed name");
+        let mut bits: Option<Vec<u32>> = None;
         for table in Kernels::available() {
             let mut c = xs.clone();
             let e = Epilogue { activation, ..Epilogue::NONE };
             // SAFETY: one row of whole panels.
             unsafe { (table.finish())(c.as_mut_ptr(), c.len(), 1, c.len(), &e) };
+            if fuses(&table) {
+                let now: Vec<u32> = c.iter().map(|v| v.to_bits()).collect();
+                assert_eq!(bits.get_or_insert_with(|| now.clone()), &now, "{name}: tables agree");
+            }
             for (x, y) in xs.iter().zip(&c) {
                 let want = truth(activation, f64::from(*x));
                 assert!(
