@@ -8,13 +8,13 @@ from ._core import cpu_info as cpu_info
 from .causal import CausalLM as CausalLM
 from .loading import load as load
 from .memory import Memory as Memory
-from .pipelines import pipeline as pipeline
 from .seq2seq import Seq2SeqLM as Seq2SeqLM
 from .state import State as State
 from .tokenizer import Tokenizer as Tokenizer
 
 if TYPE_CHECKING:
     from .options import GenerateOptions as GenerateOptions
+    from .pipelines import pipeline as pipeline
     from .results import Chunk as Chunk
     from .results import Output as Output
 
@@ -36,9 +36,17 @@ __all__ = [
 
 
 def __getattr__(name: str) -> object:
-    """Imports the dataclasses when they are first asked for: `dataclasses` is most of what an import would cost."""
+    """Imports on first use what not every program needs; `dataclasses` would be most of what an import costs."""
+    if name == "pipeline":
+        from .pipelines import pipeline
+
+        return pipeline
     if name in ("Chunk", "GenerateOptions", "Output"):
         from . import options, results
 
         return getattr(options if name == "GenerateOptions" else results, name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
