@@ -285,6 +285,11 @@ def card(run: Run, folder: Path) -> str:
     options = run.options
     budget = f"--minutes {options.minutes:g}" if options.minutes else f"--epochs {options.epochs:g}"
     size = sum(p.numel() for p in run.model.parameters())
+    note = ""
+    if run.progress() < 1:
+        note = f" The run was stopped at {run.progress():.0%} of that schedule, before the rate reached zero."
+    if options.minutes:
+        note += " The schedule followed the clock of a busy machine: elsewhere the same minutes give other weights."
     english = len({english for english, _ in run.held_pairs})
     run.model.load_state_dict(AutoModelForSeq2SeqLM.from_pretrained(folder, dtype=torch.float32).state_dict())
     shown = "\n".join(
@@ -335,7 +340,7 @@ Sources begin with `{PREFIX.strip()}` (in `task_specific_params`).
     python tools/train_translator.py --data fra.txt --out RUN {budget} --seed {options.seed}
 
 Muon (rate {options.matrix_rate:g}) for the matrices of the layers, AdamW ({options.other_rate:g})
-for the rest, labels smoothed by {options.smoothing:g}.
+for the rest, labels smoothed by {options.smoothing:g}.{note}
 
 ## Data and licence
 

@@ -125,7 +125,9 @@ def _early_stopping(text: str) -> bool | str:
 
 
 def _add_model(parser: argparse.ArgumentParser, *, optional: bool = False) -> None:
-    parser.add_argument("model", nargs="?" if optional else None, help="folder, hub id or demo-stories")
+    parser.add_argument(
+        "model", nargs="?" if optional else None, help="folder, hub id, demo-stories or demo-en-fr"
+    )
     parser.add_argument("--dtype", default="auto", choices=("auto", "float32", "float16", "bfloat16"))
     parser.add_argument("--compute-dtype", choices=("float32", "bfloat16"))
     parser.add_argument("--num-threads", type=int, metavar="N", help="all that may be used, by default")

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 # Bundled models; each is a folder of this name under demo/.
-DEMOS = ("demo-stories",)
+DEMOS = ("demo-stories", "demo-en-fr")
 
 # One constant list: huggingface_hub (1.x and later) takes a snapshot for incomplete, offline, when other
 # patterns are asked for than at the download. Repositories also hold the same weights in forms that are not

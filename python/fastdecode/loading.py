@@ -36,7 +36,7 @@ def load(
 
     Args:
         model: A folder with config.json and weights (safetensors, or else pytorch_model.bin), a hub id, or
-            "demo-stories".
+            a bundled model: "demo-stories" (GPT-2) or "demo-en-fr" (T5, English to French).
         dtype: How weights are stored. "auto" keeps the checkpoint's values exactly; "float32", "float16" and
             "bfloat16" round every tensor, as `.to(dtype)` in PyTorch does.
         compute_dtype: How products are formed: "float32" (the default), or "bfloat16" for bfloat16 weights,

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from fastdecode.hub import DEMOS
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 SCRIPT = ROOT / "examples" / "lesson.py"
@@ -25,8 +24,6 @@ MODELS = {
         "LESSON_INSTRUCT": str(RANDOM / "t5"),
     },
 }
-if "demo-en-fr" not in DEMOS:
-    del MODELS["bundled models"]
 
 
 @pytest.mark.parametrize("models", MODELS.values(), ids=MODELS)
