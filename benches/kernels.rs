@@ -11,7 +11,7 @@ use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_m
 use fastdecode::arena::Arena;
 use fastdecode::kernels::{Activation, WIDTH};
 use fastdecode::layers::linear::{Linear, Then};
-use fastdecode::layers::{Buffer, Context, Runtime, scratch};
+use fastdecode::layers::{self, Buffer, Context, Runtime, scratch};
 use fastdecode::packed::{Orientation, Packed, Storage, packed_bytes};
 use fastdecode::team;
 
@@ -42,25 +42,26 @@ fn layers(storage: Storage) -> (Vec<Linear>, usize) {
 }
 
 /// All matrices once, for `rows` rows.
-fn pass(runtime: &Runtime, layers: &[Linear], buffers: &mut [Buffer; 6], rows: usize) {
-    let [x, qkv, attended, inner, out, memory] = buffers;
+fn pass(runtime: &Runtime, layers: &[Linear], buffers: &mut [Buffer; 7], rows: usize) {
+    let [x, qkv, attended, inner, out, memory, packed] = buffers;
     let (x, qkv) = (x.rows(rows, 768).expect("memory"), qkv.rows(rows, 2304).expect("memory"));
     let (attended, inner) =
         (attended.rows(rows, 768).expect("memory"), inner.rows(rows, 3072).expect("memory"));
     let out = out.rows(rows, 768).expect("memory");
     let memory = memory.rows(runtime.threads, scratch(runtime, 3072, 64)).expect("memory");
+    let packed = packed.rows(1, layers::packed(rows, 3072)).expect("memory");
     team::run(runtime.threads, &AtomicBool::new(false), |member| {
-        let ctx = Context { member, runtime, scratch: memory.at(member.index(), 0) };
+        let ctx = Context { member, runtime, scratch: memory.at(member.index(), 0), packed };
         for block in layers.chunks(SHAPES.len()) {
-            block[0].forward(&ctx, x, qkv, Then::NOTHING);
+            block[0].forward(&ctx, block[0].input(&ctx, x)?, qkv, Then::NOTHING);
             member.barrier()?;
-            block[1].forward(&ctx, x, attended, Then::NOTHING);
+            block[1].forward(&ctx, block[1].input(&ctx, x)?, attended, Then::NOTHING);
             member.barrier()?;
             let then = Then { activation: Activation::GeluNew, ..Then::NOTHING };
-            block[2].forward(&ctx, x, inner, then);
+            block[2].forward(&ctx, block[2].input(&ctx, x)?, inner, then);
             member.barrier()?;
             let then = Then { residual: Some(attended), ..Then::NOTHING };
-            block[3].forward(&ctx, inner, out, then);
+            block[3].forward(&ctx, block[3].input(&ctx, inner)?, out, then);
             member.barrier()?;
         }
         Ok(())
@@ -74,7 +75,7 @@ fn kernels(c: &mut Criterion) {
     let weights = (LAYERS * SHAPES.iter().map(|(k, n)| k * n).sum::<usize>()) as u64;
     for storage in [Storage::F32, Storage::Bf16, Storage::F16] {
         let (layers, bytes) = layers(storage);
-        let mut buffers: [Buffer; 6] = Default::default();
+        let mut buffers: [Buffer; 7] = Default::default();
         let mut group = c.benchmark_group(format!("rows/{}", storage.name()));
         group.sample_size(20).throughput(Throughput::Bytes(bytes as u64));
         let plain = Arena::filled(bytes / 4, 1.0).expect("memory to read");

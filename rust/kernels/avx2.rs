@@ -23,6 +23,7 @@ pub(super) fn detected() -> bool {
 unsafe impl Lanes for Avx2 {
     type F = Pair;
     const ROWS: usize = 6;
+    const WIDENED_ROWS: usize = 4;
     const PANELS: usize = 1;
 
     #[inline(always)]
@@ -148,5 +149,9 @@ unsafe impl Lanes for Avx2 {
     #[inline(always)]
     unsafe fn prefetch(p: *const u8) {
         unsafe { _mm_prefetch::<_MM_HINT_T0>(p.cast()) }
+    }
+    #[inline(always)]
+    unsafe fn prefetch_near(p: *const u8) {
+        unsafe { _mm_prefetch::<_MM_HINT_T1>(p.cast()) }
     }
 }

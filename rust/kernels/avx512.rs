@@ -63,6 +63,7 @@ macro_rules! lanes {
         unsafe impl Lanes for $name {
             type F = __m512;
             const ROWS: usize = 12;
+            const WIDENED_ROWS: usize = 12;
             const PANELS: usize = 2;
 
             #[inline(always)]
@@ -149,6 +150,10 @@ macro_rules! lanes {
             #[inline(always)]
             unsafe fn prefetch(p: *const u8) {
                 unsafe { _mm_prefetch::<_MM_HINT_T0>(p.cast()) }
+            }
+            #[inline(always)]
+            unsafe fn prefetch_near(p: *const u8) {
+                unsafe { _mm_prefetch::<_MM_HINT_T1>(p.cast()) }
             }
         }
     };

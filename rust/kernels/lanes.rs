@@ -19,6 +19,8 @@ pub unsafe trait Lanes: Copy + 'static {
     type F: Copy;
     /// Rows of a tile: accumulators that the registers hold.
     const ROWS: usize;
+    /// Rows of a tile that widens two vectors of weights for every line.
+    const WIDENED_ROWS: usize;
     /// Panels of a tile, side by side: 1 or 2.
     const PANELS: usize;
 
@@ -52,6 +54,8 @@ pub unsafe trait Lanes: Copy + 'static {
     unsafe fn dot_bf16(acc: Self::F, line: *const u16, pair: u32) -> Self::F;
     /// Brings the line at `p` towards the core; never faults.
     unsafe fn prefetch(p: *const u8);
+    /// Brings the line at `p` into the second level; never faults.
+    unsafe fn prefetch_near(p: *const u8);
 
     /// The lanes as an array.
     #[inline(always)]

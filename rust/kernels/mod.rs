@@ -17,6 +17,8 @@ mod matmul;
 mod norm;
 mod portable;
 pub mod probe;
+mod rows;
+mod tile;
 
 use std::sync::OnceLock;
 
@@ -27,6 +29,7 @@ pub use format::{Format, LINE};
 pub use lanes::WIDTH;
 pub use matmul::{Matmul, Tuning};
 pub use norm::Norm;
+pub use rows::{FEW_ROWS, Form, Pack};
 
 use crate::error::{Error, Result};
 
@@ -43,6 +46,9 @@ pub struct Kernels {
     detected: fn() -> bool,
     /// By [`Format`], in the order of its variants.
     matmul: [unsafe fn(&Matmul); 4],
+    /// By [`Format`]: how a product wants so many rows.
+    form: [fn(usize) -> Form; 4],
+    pack: unsafe fn(&Pack),
     finish: Finish,
     layer_norm: unsafe fn(&Norm),
     rms_norm: unsafe fn(&Norm),
@@ -72,6 +78,7 @@ macro_rules! table {
             shim!($attrs matmul_bf16(j: &Matmul), matmul::matmul::<$lanes, format::Bf16>(j));
             shim!($attrs matmul_f16(j: &Matmul), matmul::matmul::<$lanes, format::F16>(j));
             shim!($attrs matmul_dot(j: &Matmul), matmul::matmul::<$lanes, format::Bf16Dot>(j));
+            shim!($attrs pack(j: &Pack), rows::pack::<$lanes>(j));
             shim!($attrs finish(c: *mut f32, stride: usize, rows: usize, cols: usize, e: &Epilogue),
                 activation::epilogue::<$lanes>(c, stride, rows, cols, e));
             shim!($attrs layer_norm(j: &Norm), norm::layer_norm::<$lanes>(j));
@@ -89,6 +96,13 @@ macro_rules! table {
                 has_bf16_dot: $bf16,
                 detected: $detected,
                 matmul: [matmul_f32, matmul_bf16, matmul_f16, matmul_dot],
+                form: [
+                    Form::of::<$lanes, format::F32>,
+                    Form::of::<$lanes, format::Bf16>,
+                    Form::of::<$lanes, format::F16>,
+                    Form::of::<$lanes, format::Bf16Dot>,
+                ],
+                pack,
                 finish,
                 layer_norm,
                 rms_norm,
@@ -150,6 +164,20 @@ impl Kernels {
             Ok(table) => Ok(*table),
             Err(name) => Self::named(name),
         }
+    }
+
+    /// How a product of this format wants `m` rows.
+    pub fn form(&self, format: Format, m: usize) -> Form {
+        self.form[format as usize](m)
+    }
+
+    /// Packs rows for products of their form.
+    ///
+    /// # Safety
+    /// The pointers of `job` hold what its fields say, and no other thread touches these tiles.
+    pub unsafe fn pack(&self, job: &Pack) {
+        // SAFETY: handed on; the table is only handed out where its features are.
+        unsafe { (self.pack)(job) }
     }
 
     /// Runs one product.

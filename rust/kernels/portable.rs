@@ -17,6 +17,7 @@ fn each(f: impl Fn(usize) -> f32) -> [f32; WIDTH] {
 unsafe impl Lanes for Portable {
     type F = [f32; WIDTH];
     const ROWS: usize = 4;
+    const WIDENED_ROWS: usize = 4;
     const PANELS: usize = 1;
 
     #[inline(always)]
@@ -100,4 +101,6 @@ unsafe impl Lanes for Portable {
     }
     #[inline(always)]
     unsafe fn prefetch(_: *const u8) {}
+    #[inline(always)]
+    unsafe fn prefetch_near(_: *const u8) {}
 }

@@ -3,12 +3,10 @@
 use std::ops::Range;
 
 use super::{Context, Rows};
-use crate::kernels::{Activation, Epilogue, Format, Matmul, WIDTH};
+use crate::kernels::{Activation, Epilogue, FEW_ROWS, Form, Format, Matmul, Pack, WIDTH};
 use crate::packed::{Packed, Storage};
-use crate::team::Pieces;
+use crate::team::{Pieces, Stop};
 
-/// Up to this many rows every table multiplies straight from the stream of weights.
-const STREAMED: usize = 4;
 /// Panels of a claimed piece, at least: as many as a table takes side by side.
 const PIECE: usize = 4;
 
@@ -18,6 +16,14 @@ pub struct Linear {
     weight: Packed,
     /// Padded to whole panels; empty for none.
     bias: Vec<f32>,
+}
+
+/// Rows as the products of a layer read them, made by [`Linear::input`].
+#[derive(Debug, Clone, Copy)]
+pub struct Input<'a> {
+    rows: Rows<'a>,
+    form: Form,
+    at: *const f32,
 }
 
 /// What follows a product.
@@ -54,11 +60,65 @@ impl Linear {
         &self.weight
     }
 
-    /// This member's pieces of the panels, for a product with `rows` rows. Pieces are claimed where a product only streams
-    /// the weights; many rows are packed once per piece, so there a member has one.
-    pub fn pieces<'a>(&self, ctx: &Context<'a>, rows: usize) -> Pieces<'a> {
-        let panels = self.weight.panels();
-        if rows <= STREAMED { ctx.member.pieces(panels, PIECE) } else { ctx.member.one_piece(panels) }
+    /// How this layer's products are formed.
+    fn format(&self, ctx: &Context<'_>) -> Format {
+        if ctx.runtime.dot && self.weight.storage() == Storage::Bf16 {
+            Format::Bf16Dot
+        } else {
+            self.weight.format()
+        }
+    }
+
+    /// Makes `x` ready for this layer: as it lies, packed by every member for itself where rows are few, or packed by all
+    /// members together, behind a barrier. The common memory holds one input at a time: the next one may be made behind a
+    /// barrier after the last product of this one, and every member must make it.
+    ///
+    /// # Errors
+    /// [`Stop`] from the barrier.
+    pub fn input<'a>(&self, ctx: &Context<'_>, x: Rows<'a>) -> Result<Input<'a>, Stop> {
+        assert!(x.width() == self.weight.inputs(), "widths agree");
+        let form = ctx.runtime.kernels.form(self.format(ctx), x.rows());
+        if form.tiles == 0 {
+            return Ok(Input { rows: x, form, at: x.at(0, 0) });
+        }
+        let together = x.rows() > FEW_ROWS;
+        let (tiles, out) = if together {
+            assert!(x.rows() * form.words(x.width()) <= ctx.packed.stride(), "room for the packed rows");
+            (ctx.member.share(form.tiles), ctx.packed.at(0, 0))
+        } else {
+            // SAFETY: behind the product's scratch there is room for this many rows.
+            (0..form.tiles, unsafe { ctx.scratch.add(ctx.runtime.tuning.scratch()) })
+        };
+        let (a, m, k) = (x.at(0, 0), x.rows(), x.width());
+        let job = Pack { a, a_stride: x.stride(), m, k, form, tiles, out };
+        // SAFETY: the rows are padded to an even number; these tiles are this member's alone.
+        unsafe { ctx.runtime.kernels.pack(&job) }
+        if together {
+            ctx.member.barrier()?;
+        }
+        Ok(Input { rows: x, form, at: out })
+    }
+
+    /// Whether another layer's input is this one's, too.
+    pub fn takes(&self, ctx: &Context<'_>, x: Input<'_>) -> bool {
+        ctx.runtime.kernels.form(self.format(ctx), x.rows.rows()) == x.form
+    }
+
+    /// The input of another layer as this one's: the same, or made again behind a barrier where it is not.
+    ///
+    /// # Errors
+    /// [`Stop`] from a barrier.
+    pub fn input_again<'a>(&self, ctx: &Context<'_>, x: Input<'a>) -> Result<Input<'a>, Stop> {
+        if self.takes(ctx, x) {
+            return Ok(x);
+        }
+        ctx.member.barrier()?;
+        self.input(ctx, x.rows)
+    }
+
+    /// This member's pieces of the panels, claimed as it goes.
+    pub fn pieces<'a>(&self, ctx: &Context<'a>) -> Pieces<'a> {
+        ctx.member.pieces(self.weight.panels(), PIECE)
     }
 
     /// The outputs of a piece.
@@ -69,8 +129,8 @@ impl Linear {
     /// Writes this member's pieces of the outputs of every row; others may be read behind a barrier only.
     ///
     /// Bits of a row do not depend on the other rows or on the number of members.
-    pub fn forward(&self, ctx: &Context<'_>, x: Rows<'_>, out: Rows<'_>, then: Then<'_>) {
-        for panels in self.pieces(ctx, x.rows()) {
+    pub fn forward(&self, ctx: &Context<'_>, x: Input<'_>, out: Rows<'_>, then: Then<'_>) {
+        for panels in self.pieces(ctx) {
             self.product(ctx, panels, x, out, then);
         }
     }
@@ -80,27 +140,27 @@ impl Linear {
         &self,
         ctx: &Context<'_>,
         panels: Range<usize>,
-        x: Rows<'_>,
+        x: Input<'_>,
         out: Rows<'_>,
         then: Then<'_>,
     ) {
-        if panels.is_empty() || x.rows() == 0 {
+        let rows = x.rows;
+        if panels.is_empty() || rows.rows() == 0 {
             return;
         }
-        assert!(x.width() == self.weight.inputs() && out.width() == self.weight.outputs(), "widths agree");
-        assert!(x.rows() == out.rows(), "a row out for a row in");
-        let first = panels.start * WIDTH;
-        let format = if ctx.runtime.dot && self.weight.storage() == Storage::Bf16 {
-            Format::Bf16Dot
-        } else {
-            self.weight.format()
-        };
+        assert!(
+            rows.width() == self.weight.inputs() && out.width() == self.weight.outputs(),
+            "widths agree"
+        );
+        assert!(rows.rows() == out.rows(), "a row out for a row in");
+        let (first, format) = (panels.start * WIDTH, self.format(ctx));
+        assert!(self.takes(ctx, x), "an input for this layer");
         let epilogue = Epilogue {
             bias: if self.bias.is_empty() { std::ptr::null() } else { self.bias[first..].as_ptr() },
             activation: then.activation,
             residual: then.residual.map_or(std::ptr::null(), |r| {
                 assert!(
-                    r.rows() == x.rows() && r.width() == out.width(),
+                    r.rows() == rows.rows() && r.width() == out.width(),
                     "the residual has the output's shape"
                 );
                 r.at(0, first).cast_const()
@@ -109,10 +169,10 @@ impl Linear {
             round: then.feeds && ctx.runtime.bf16,
         };
         let job = Matmul {
-            a: x.at(0, 0),
-            a_stride: x.stride(),
-            m: x.rows(),
-            k: x.width(),
+            a: x.at,
+            a_stride: rows.stride(),
+            m: rows.rows(),
+            k: rows.width(),
             w: self.weight.panel(panels.start),
             panels: panels.len(),
             c: out.at(0, first),
@@ -122,8 +182,8 @@ impl Linear {
             tuning: ctx.runtime.tuning,
             finish: ctx.runtime.kernels.finish(),
         };
-        // SAFETY: the buffers hold `rows` rows padded to whole panels, inputs to an even number; these panels' outputs are
-        // this member's alone, and the scratch, too.
+        // SAFETY: the buffers hold `rows` rows padded to whole panels, inputs to an even number, or tiles of them; these
+        // panels' outputs are this member's alone, and the scratch, too.
         unsafe { ctx.runtime.kernels.matmul(format, &job) }
     }
 }

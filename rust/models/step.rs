@@ -96,11 +96,20 @@ impl Out {
     }
 
     /// Logits of the rows: this member's pieces of the head's product, without the padding.
-    pub fn logits(self, ctx: &Context<'_>, head: &Linear, rows: Rows<'_>, logits: Rows<'_>) {
-        let vocab = head.weight().outputs();
-        for panels in head.pieces(ctx, rows.rows()) {
+    ///
+    /// # Errors
+    /// [`Stop`] from a barrier.
+    pub fn logits(
+        self,
+        ctx: &Context<'_>,
+        head: &Linear,
+        rows: Rows<'_>,
+        logits: Rows<'_>,
+    ) -> Result<(), Stop> {
+        let (vocab, x) = (head.weight().outputs(), head.input(ctx, rows)?);
+        for panels in head.pieces(ctx) {
             let columns = head.columns(&panels);
-            head.product(ctx, panels, rows, logits, Then::NOTHING);
+            head.product(ctx, panels, x, logits, Then::NOTHING);
             for r in 0..logits.rows() {
                 // SAFETY: this member has just written these columns; the output has a row of `V` per wanted row.
                 unsafe {
@@ -109,6 +118,7 @@ impl Out {
                 }
             }
         }
+        Ok(())
     }
 }
 

@@ -4,7 +4,7 @@
 use fastdecode::arena::Arena;
 use fastdecode::kernels::{
     self, Activation, Attention, BLOCK, Bias, CHUNK, Epilogue, Family, Format, Kernels, LINE, Matmul, Norm,
-    Tuning, Visible, WIDTH,
+    Pack, Tuning, Visible, WIDTH,
 };
 use fastdecode::kv::{self, Pool, Sequence, Shape};
 use fastdecode::layers::stride;
@@ -60,10 +60,18 @@ fn rows(m: usize, k: usize, seed: usize) -> Vec<f32> {
 fn multiply(k: &Kernels, format: Format, w: &Packed, a: &[f32], m: usize, tuning: Tuning) -> Vec<f32> {
     let n = w.panels() * WIDTH;
     let mut c = vec![f32::NAN; m * n];
-    let mut scratch = vec![f32::NAN; tuning.scratch(w.inputs())];
+    let mut scratch = vec![f32::NAN; tuning.scratch()];
+    let (form, stride) = (k.form(format, m), stride(w.inputs()));
+    let mut packed = vec![f32::NAN; m * form.words(w.inputs())];
+    if form.tiles > 0 {
+        let (tiles, out) = (0..form.tiles, packed.as_mut_ptr());
+        let job = Pack { a: a.as_ptr(), a_stride: stride, m, k: w.inputs(), form, tiles, out };
+        // SAFETY: the vectors have the sizes that the job states.
+        unsafe { k.pack(&job) };
+    }
     let job = Matmul {
-        a: a.as_ptr(),
-        a_stride: stride(w.inputs()),
+        a: if form.tiles > 0 { packed.as_ptr() } else { a.as_ptr() },
+        a_stride: stride,
         m,
         k: w.inputs(),
         w: w.panel(0),

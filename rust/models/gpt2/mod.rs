@@ -19,7 +19,7 @@ use crate::error::Result;
 use crate::kernels::Activation;
 use crate::kv::{Pool, Shape};
 use crate::layers::attention::Look;
-use crate::layers::linear::{Linear, Then};
+use crate::layers::linear::{Input, Linear, Then};
 use crate::layers::norm::PRIVATE_ROWS;
 use crate::layers::{self, Buffer, Context, Rows, Runtime};
 use crate::layers::{embedding, stride};
@@ -52,6 +52,7 @@ struct State {
     inner: Buffer,
     logits: Buffer,
     members: Buffer,
+    packed: Buffer,
     unfused: Buffer,
 }
 
@@ -75,6 +76,8 @@ struct Step<'a> {
     logits: Rows<'a>,
     /// One row of working memory per member: its normed rows, then its scratch.
     members: Rows<'a>,
+    /// One row of common memory for packed inputs of products.
+    packed: Rows<'a>,
     /// Room for a product before its activation or residual, when a trace wants it: `M × max(D, n_inner)`.
     unfused: Rows<'a>,
     /// Where the logits go.
@@ -159,7 +162,8 @@ impl Gpt2 {
     ) -> Result<()> {
         let (c, rows, wanted) = (&self.config, plan.rows, plan.wanted.len());
         let own = PRIVATE_ROWS * stride(c.n_embd);
-        let scratch = layers::scratch(&self.runtime, c.n_embd.max(c.n_inner), c.head_dim());
+        let inputs = c.n_embd.max(c.n_inner);
+        let scratch = layers::scratch(&self.runtime, inputs, c.head_dim());
         let [x0, x1] = &mut state.residual;
         let traced = if trace.is_some() { rows } else { 0 };
         let s = Step {
@@ -171,6 +175,7 @@ impl Gpt2 {
             inner: state.inner.rows(rows, c.n_inner)?,
             logits: state.logits.rows(wanted, c.vocab_size)?,
             members: state.members.rows(self.runtime.threads, own + scratch)?,
+            packed: state.packed.rows(1, layers::packed(rows.max(wanted), inputs))?,
             unfused: state.unfused.rows(traced, c.n_embd.max(c.n_inner))?,
             out: Out::new(out),
         };
@@ -183,7 +188,7 @@ impl Gpt2 {
         let memory = s.members.at(member.index(), 0);
         // SAFETY: the row holds the member's normed rows first, and its scratch after them.
         let scratch = unsafe { memory.add(PRIVATE_ROWS * stride(self.config.n_embd)) };
-        let ctx = Context { member, runtime: &self.runtime, scratch };
+        let ctx = Context { member, runtime: &self.runtime, scratch, packed: s.packed };
         embedding::forward(&ctx, &w.wte, &w.wpe, &s.plan.sources, s.x[0]); // (M, D)
         member.barrier()?;
         show(&ctx, trace, format_args!("x"), s.x[0])?;
@@ -195,7 +200,7 @@ impl Gpt2 {
         member.barrier()?;
         let last = s.normed.first(s.plan.wanted.len());
         show(&ctx, trace, format_args!("ln_f"), last)?;
-        s.out.logits(&ctx, &w.lm_head, last, s.logits); // (W, V)
+        s.out.logits(&ctx, &w.lm_head, last, s.logits)?; // (W, V)
         member.barrier()?;
         show(&ctx, trace, format_args!("lm_head"), s.logits)
     }
@@ -214,6 +219,7 @@ impl Gpt2 {
 
         let x = w.ln_1.forward(ctx, s.x[0], s.normed, private)?; // (M, D)
         show(ctx, trace, format_args!("h.{i}.ln_1"), x)?;
+        let x = w.c_attn.input(ctx, x)?;
         w.c_attn.forward(ctx, x, s.qkv, Then::NOTHING); // (M, 3 D)
         ctx.member.barrier()?;
         show(ctx, trace, format_args!("h.{i}.attn.c_attn"), s.qkv)?;
@@ -222,22 +228,25 @@ impl Gpt2 {
         w.heads.forward(ctx, shape, i, batch, Look::CAUSAL, s.qkv, s.attended); // (M, D)
         ctx.member.barrier()?;
         show(ctx, trace, format_args!("h.{i}.attn.heads"), s.attended)?;
-        self.unfused(ctx, s, &w.attn_c_proj, s.attended, trace, format_args!("h.{i}.attn.c_proj"))?;
+        let attended = w.attn_c_proj.input(ctx, s.attended)?;
+        self.unfused(ctx, s, &w.attn_c_proj, attended, trace, format_args!("h.{i}.attn.c_proj"))?;
         let then = Then { residual: Some(s.x[0]), ..Then::NOTHING };
-        w.attn_c_proj.forward(ctx, s.attended, s.x[1], then); // (M, D)
+        w.attn_c_proj.forward(ctx, attended, s.x[1], then); // (M, D)
         ctx.member.barrier()?;
         show(ctx, trace, format_args!("h.{i}.attn.residual"), s.x[1])?;
 
         let x = w.ln_2.forward(ctx, s.x[1], s.normed, private)?; // (M, D)
         show(ctx, trace, format_args!("h.{i}.ln_2"), x)?;
+        let x = w.c_fc.input(ctx, x)?;
         self.unfused(ctx, s, &w.c_fc, x, trace, format_args!("h.{i}.mlp.c_fc"))?;
         let activation = self.config.activation_function;
         w.c_fc.forward(ctx, x, s.inner, Then { activation, feeds: true, ..Then::NOTHING }); // (M, n_inner)
         ctx.member.barrier()?;
         show(ctx, trace, format_args!("h.{i}.mlp.act"), s.inner)?;
-        self.unfused(ctx, s, &w.mlp_c_proj, s.inner, trace, format_args!("h.{i}.mlp.c_proj"))?;
+        let inner = w.mlp_c_proj.input(ctx, s.inner)?;
+        self.unfused(ctx, s, &w.mlp_c_proj, inner, trace, format_args!("h.{i}.mlp.c_proj"))?;
         let then = Then { residual: Some(s.x[1]), activation: Activation::Linear, feeds: false };
-        w.mlp_c_proj.forward(ctx, s.inner, s.x[0], then); // (M, D)
+        w.mlp_c_proj.forward(ctx, inner, s.x[0], then); // (M, D)
         ctx.member.barrier()?;
         show(ctx, trace, format_args!("h.{i}.mlp.residual"), s.x[0])
     }
@@ -248,7 +257,7 @@ impl Gpt2 {
         ctx: &Context<'_>,
         s: &Step<'_>,
         layer: &Linear,
-        x: Rows<'_>,
+        x: Input<'_>,
         trace: Option<&Trace>,
         name: Arguments<'_>,
     ) -> Result<(), Stop> {

@@ -72,7 +72,7 @@ impl T5 {
         member.barrier()?;
         let last = s.views.normed.first(s.plan.wanted.len());
         place.show(format_args!("decoder.final_layer_norm"), last)?;
-        s.out.logits(&place.ctx, head, last, s.logits); // (W, V)
+        s.out.logits(&place.ctx, head, last, s.logits)?; // (W, V)
         member.barrier()?;
         place.show(format_args!("lm_head"), s.logits)
     }

@@ -114,10 +114,17 @@ impl T5 {
     /// Keys and values of every decoder layer's cross-attention.
     fn remember(&self, place: &Place<'_>, s: &Step<'_>) -> Result<(), Stop> {
         let (ctx, [_, k, v]) = (&place.ctx, s.views.qkv);
+        let mut x = None;
         for (i, block) in self.weights.decoder.block.iter().enumerate() {
             let Some(w) = &block.cross_attention else { continue };
-            w.k.forward(ctx, s.hidden, k, Then::NOTHING); // (M, I)
-            w.v.forward(ctx, s.hidden, v, Then::NOTHING); // (M, I)
+            let keys = match x {
+                None => w.k.input(ctx, s.hidden)?,
+                Some(values) => w.k.input_again(ctx, values)?,
+            };
+            w.k.forward(ctx, keys, k, Then::NOTHING); // (M, I)
+            let values = w.v.input_again(ctx, keys)?;
+            w.v.forward(ctx, values, v, Then::NOTHING); // (M, I)
+            x = Some(values);
             ctx.member.barrier()?;
             w.heads.append(ctx, self.pool.shape(), i, &s.memories, (k, 0), (v, 0));
             ctx.member.barrier()?;

@@ -27,6 +27,7 @@ pub(super) struct Buffers {
     attended: Buffer,
     inner: [Buffer; 2],
     members: Buffer,
+    packed: Buffer,
 }
 
 /// One step's views of the buffers.
@@ -44,6 +45,8 @@ pub(super) struct Views<'a> {
     pub(super) inner: [Rows<'a>; 2],
     /// One row of working memory per member: its normed rows, then its scratch.
     pub(super) members: Rows<'a>,
+    /// One row of common memory for packed inputs of products.
+    pub(super) packed: Rows<'a>,
 }
 
 impl Buffers {
@@ -53,7 +56,8 @@ impl Buffers {
     /// `OutOfMemory`.
     pub(super) fn views(&mut self, c: &Config, runtime: &Runtime, rows: usize) -> Result<Views<'_>> {
         let (d, inner) = (c.d_model, c.inner_dim());
-        let scratch = layers::scratch(runtime, d.max(inner).max(c.d_ff), c.d_kv);
+        let inputs = d.max(inner).max(c.d_ff);
+        let scratch = layers::scratch(runtime, inputs, c.d_kv);
         let [x, y] = &mut self.residual;
         let [q, k, v] = &mut self.qkv;
         let [gate, up] = &mut self.inner;
@@ -64,6 +68,7 @@ impl Buffers {
             attended: self.attended.rows(rows, inner)?,
             inner: [gate.rows(rows, c.d_ff)?, up.rows(if c.is_gated_act { rows } else { 0 }, c.d_ff)?],
             members: self.members.rows(runtime.threads, PRIVATE_ROWS * stride(d) + scratch)?,
+            packed: self.packed.rows(1, layers::packed(rows, inputs))?,
         })
     }
 }
@@ -114,7 +119,7 @@ impl<'a> Place<'a> {
     ) -> Self {
         // SAFETY: the row holds the member's normed rows first, and its scratch after them.
         let scratch = unsafe { views.members.at(member.index(), 0).add(PRIVATE_ROWS * stride(c.d_model)) };
-        Self { ctx: Context { member, runtime, scratch }, views, activation: c.dense_act_fn, trace }
+        Self { ctx: Context { member, runtime, scratch, packed: views.packed }, views, activation: c.dense_act_fn, trace }
     }
 
     /// Rows that are this member's alone, for norms of a few.
@@ -139,8 +144,11 @@ impl<'a> Place<'a> {
         let (ctx, views, [q, k, v]) = (&self.ctx, &self.views, self.views.qkv);
         let x = w.layer_norm.forward(ctx, from, views.normed, self.private())?; // (M, D)
         self.show(format_args!("{name}.layer_norm"), x)?;
+        let x = w.q.input(ctx, x)?;
         w.q.forward(ctx, x, q, Then::NOTHING); // (M, I)
+        let x = w.k.input_again(ctx, x)?;
         w.k.forward(ctx, x, k, Then::NOTHING); // (M, I)
+        let x = w.v.input_again(ctx, x)?;
         w.v.forward(ctx, x, v, Then::NOTHING); // (M, I)
         ctx.member.barrier()?;
         w.heads.append(ctx, keys.shape, keys.layer, keys.batch, (k, 0), (v, 0));
@@ -159,6 +167,7 @@ impl<'a> Place<'a> {
         let (ctx, views) = (&self.ctx, &self.views);
         let x = w.layer_norm.forward(ctx, from, views.normed, self.private())?; // (M, D)
         self.show(format_args!("{name}.layer_norm"), x)?;
+        let x = w.q.input(ctx, x)?;
         w.q.forward(ctx, x, views.qkv[0], Then::NOTHING); // (M, I)
         ctx.member.barrier()?;
         self.attend(w, keys, Look::ALL, [from, to], format_args!("{name}.EncDecAttention"))
@@ -177,6 +186,7 @@ impl<'a> Place<'a> {
         w.heads.forward(ctx, keys.shape, keys.layer, keys.batch, look, q, attended); // (M, I)
         ctx.member.barrier()?;
         self.show(format_args!("{name}.heads"), attended)?;
+        let attended = w.o.input(ctx, attended)?;
         w.o.forward(ctx, attended, to, Then { residual: Some(from), ..Then::NOTHING }); // (M, D)
         ctx.member.barrier()?;
         self.show(format_args!("{name}.residual"), to)
@@ -193,15 +203,29 @@ impl<'a> Place<'a> {
         let x = w.layer_norm.forward(ctx, from, views.normed, self.private())?; // (M, D)
         self.show(format_args!("{name}.layer_norm"), x)?;
         let then = Then { activation: self.activation, feeds: w.up.is_none(), residual: None };
-        for panels in w.gate.pieces(ctx, x.rows()) {
-            w.gate.product(ctx, panels.clone(), x, gate, then); // (M, F)
-            if let Some(wi) = &w.up {
-                wi.product(ctx, panels.clone(), x, up, Then::NOTHING); // (M, F)
-                gate.multiply(ctx, up, wi.columns(&panels));
+        let x = w.gate.input(ctx, x)?;
+        match &w.up {
+            None => w.gate.forward(ctx, x, gate, then), // (M, F)
+            Some(wi) if wi.takes(ctx, x) => {
+                for panels in w.gate.pieces(ctx) {
+                    w.gate.product(ctx, panels.clone(), x, gate, then); // (M, F)
+                    wi.product(ctx, panels.clone(), x, up, Then::NOTHING); // (M, F)
+                    gate.multiply(ctx, up, wi.columns(&panels));
+                }
+            }
+            Some(wi) => {
+                w.gate.forward(ctx, x, gate, then); // (M, F)
+                // A barrier: whoever multiplies sees the gate.
+                let x = wi.input_again(ctx, x)?;
+                for panels in wi.pieces(ctx) {
+                    wi.product(ctx, panels.clone(), x, up, Then::NOTHING); // (M, F)
+                    gate.multiply(ctx, up, wi.columns(&panels));
+                }
             }
         }
         ctx.member.barrier()?;
         self.show(format_args!("{name}.DenseReluDense.act"), gate)?;
+        let gate = w.wo.input(ctx, gate)?;
         w.wo.forward(ctx, gate, to, Then { residual: Some(from), ..Then::NOTHING }); // (M, D)
         ctx.member.barrier()?;
         self.show(format_args!("{name}.DenseReluDense.residual"), to)

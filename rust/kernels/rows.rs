@@ -1,0 +1,126 @@
+//! Rows of activations as products read them: where they lie, or packed once for all panels.
+//!
+//! A packed tile holds the words of its rows word by word, the rows side by side, all of K; tiles follow each other. What a word
+//! is depends on how products are formed: one f32, or a pair of bf16. K is padded to an even number of f32.
+
+use std::ops::Range;
+
+use super::format::Kind;
+use super::lanes::{Lanes, round_bf16};
+
+/// Up to this many rows a panel's lines are taken once, from memory, by all tiles; above them products go in blocks of K.
+pub const FEW_ROWS: usize = 16;
+
+/// How a product wants its rows.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Form {
+    /// Number of packed tiles; 0 for rows as they lie.
+    pub tiles: usize,
+    /// Whether words are pairs of bf16.
+    pub pairs: bool,
+}
+
+impl Form {
+    /// The form of `m` rows for the kind `K`.
+    pub(super) fn of<L: Lanes, K: Kind<L>>(m: usize) -> Self {
+        let tiles = if !streamed::<L, K>(m) {
+            m.div_ceil(L::ROWS)
+        } else if K::PAIRS {
+            m // Each row its own tile: a row of words.
+        } else {
+            0
+        };
+        Self { tiles, pairs: K::PAIRS }
+    }
+
+    /// Words of a row of `k` inputs.
+    pub fn words(self, k: usize) -> usize {
+        if self.pairs { k.div_ceil(2) } else { k.next_multiple_of(2) }
+    }
+}
+
+/// Whether `m` rows are multiplied straight from the stream of weights, one tile high.
+pub(super) fn streamed<L: Lanes, K: Kind<L>>(m: usize) -> bool {
+    // A line of two widened vectors takes registers from the accumulators.
+    m <= if K::STEP == 2 && !K::PAIRS { L::WIDENED_ROWS } else { L::ROWS }
+}
+
+/// Rows of tile `t` when `rows` are split into `tiles` of nearly equal height.
+pub(super) fn height(rows: usize, tiles: usize, t: usize) -> usize {
+    rows / tiles + usize::from(t < rows % tiles)
+}
+
+/// First row of tile `t`.
+pub(super) fn start(rows: usize, tiles: usize, t: usize) -> usize {
+    rows / tiles * t + t.min(rows % tiles)
+}
+
+/// Packs some tiles of some rows.
+#[derive(Debug, Clone)]
+pub struct Pack {
+    /// Activations, `m` rows of `k` floats, padded with finite values to an even number.
+    pub a: *const f32,
+    /// Floats from one row to the next.
+    pub a_stride: usize,
+    /// Rows.
+    pub m: usize,
+    /// Inputs.
+    pub k: usize,
+    /// The product's form of these rows.
+    pub form: Form,
+    /// Which tiles.
+    pub tiles: Range<usize>,
+    /// Room for `form.words(k)` floats per row, all tiles counted.
+    pub out: *mut f32,
+}
+
+/// Copies the rows of `job.tiles` into their tiles.
+///
+/// # Safety
+/// The pointers of `job` hold what its fields say.
+#[inline(always)]
+pub(super) unsafe fn pack<L: Lanes>(job: &Pack) {
+    let words = job.form.words(job.k);
+    for t in job.tiles.clone() {
+        let (r, h) = (start(job.m, job.form.tiles, t), height(job.m, job.form.tiles, t));
+        // SAFETY: handed on from the caller.
+        unsafe {
+            let (from, out) = (job.a.add(r * job.a_stride), job.out.add(r * words));
+            if job.form.pairs {
+                for i in 0..h {
+                    pair_row(from.add(i * job.a_stride), job.k, out.add(i), h);
+                }
+            } else if h == L::ROWS {
+                interleave(from, job.a_stride, L::ROWS, words, out);
+            } else {
+                interleave(from, job.a_stride, h, words, out);
+            }
+        }
+    }
+}
+
+/// One row of activations as words of bf16 pairs, `step` words apart.
+#[inline(always)]
+unsafe fn pair_row(a: *const f32, k: usize, out: *mut f32, step: usize) {
+    // SAFETY: the caller grants `k` floats and room for the words.
+    unsafe {
+        for i in 0..k.div_ceil(2) {
+            let low = u32::from(round_bf16(*a.add(2 * i)));
+            let high = if 2 * i + 1 < k { u32::from(round_bf16(*a.add(2 * i + 1))) } else { 0 };
+            *out.add(i * step) = f32::from_bits(low | (high << 16));
+        }
+    }
+}
+
+/// Writes `words` words of `h` rows word by word, the rows side by side; stores follow each other, which is what counts.
+#[inline(always)]
+unsafe fn interleave(from: *const f32, stride: usize, h: usize, words: usize, out: *mut f32) {
+    // SAFETY: the caller grants the words of every row, and room for all of them.
+    unsafe {
+        for w in 0..words {
+            for i in 0..h {
+                *out.add(w * h + i) = *from.add(i * stride + w);
+            }
+        }
+    }
+}
