@@ -131,15 +131,19 @@ pub(super) unsafe fn attention<L: Lanes, E: Element<L>>(job: &Attention<'_>) {
     unsafe {
         let mut i = 0;
         while i + MAX_ROWS <= job.rows {
-            rows::<L, E, MAX_ROWS>(job, i);
+            rows::<L, E, MAX_ROWS, 1>(job, i);
             i += MAX_ROWS;
         }
+        while i + 4 <= job.rows {
+            rows::<L, E, 4, 1>(job, i);
+            i += 4;
+        }
         while i + 2 <= job.rows {
-            rows::<L, E, 2>(job, i);
+            rows::<L, E, 2, 2>(job, i);
             i += 2;
         }
         while i < job.rows {
-            rows::<L, E, 1>(job, i);
+            rows::<L, E, 1, 4>(job, i);
             i += 1;
         }
     }
@@ -155,9 +159,10 @@ struct Running {
     newest: f32,
 }
 
-/// `R` rows from row `i0` on, through every chunk that the last of them sees.
+/// `R` rows from row `i0` on, through every chunk that the last of them sees. `N` blocks of keys, or vectors of values, go side
+/// by side: an accumulator waits for its own last addition only, so few rows need several of them.
 #[inline(always)]
-unsafe fn rows<L: Lanes, E: Element<L>, const R: usize>(job: &Attention<'_>, i0: usize) {
+unsafe fn rows<L: Lanes, E: Element<L>, const R: usize, const N: usize>(job: &Attention<'_>, i0: usize) {
     // SAFETY: handed on from the caller.
     unsafe {
         let width = job.d.next_multiple_of(WIDTH);
@@ -170,21 +175,27 @@ unsafe fn rows<L: Lanes, E: Element<L>, const R: usize>(job: &Attention<'_>, i0:
         let keys = job.visible.keys(i0 + R - 1);
         for c0 in (0..keys).step_by(CHUNK) {
             let blocks = (keys - c0).min(CHUNK).div_ceil(BLOCK);
-            for b in 0..blocks {
-                score::<L, E, R>(job, i0, c0 / BLOCK + b, scores.add(b * BLOCK));
+            let mut b = 0;
+            while b + N <= blocks {
+                score::<L, E, R, N>(job, i0, c0 / BLOCK + b, scores.add(b * BLOCK));
+                b += N;
+            }
+            while b < blocks {
+                score::<L, E, R, 1>(job, i0, c0 / BLOCK + b, scores.add(b * BLOCK));
+                b += 1;
             }
             for (r, run) in run.iter_mut().enumerate() {
                 let seen = job.visible.keys(i0 + r).saturating_sub(c0).min(CHUNK);
                 weigh::<L>(scores.add(r * CHUNK), blocks, seen, run);
             }
-            for v in (0..width).step_by(WIDTH) {
-                let newest = values::<L, E, R>(job, c0 / BLOCK, blocks, v, scores);
-                for (r, run) in run.iter().enumerate() {
-                    // A row that sees nothing of the chunk has weights 0 there, and factors 1 and 0.
-                    let t = total.add(r * width + v);
-                    let older = L::mul(L::load(t), L::splat(run.older));
-                    L::store(t, L::fma(newest[r], L::splat(run.newest), older));
-                }
+            let mut v = 0;
+            while v + N * WIDTH <= width {
+                values::<L, E, R, N>(job, c0 / BLOCK, blocks, v, scores, &run, total.add(v));
+                v += N * WIDTH;
+            }
+            while v < width {
+                values::<L, E, R, 1>(job, c0 / BLOCK, blocks, v, scores, &run, total.add(v));
+                v += WIDTH;
             }
         }
         for (r, run) in run.iter().enumerate() {
@@ -202,39 +213,54 @@ unsafe fn rows<L: Lanes, E: Element<L>, const R: usize>(job: &Attention<'_>, i0:
     }
 }
 
-/// Scores of one block of keys: scaled, biased, masked with -inf.
+/// Scores of `N` blocks of keys: scaled, biased, masked with -inf.
 #[inline(always)]
-unsafe fn score<L: Lanes, E: Element<L>, const R: usize>(
+#[allow(
+    clippy::needless_range_loop,
+    reason = "indices keep the accumulators in registers without iterators' closures"
+)]
+unsafe fn score<L: Lanes, E: Element<L>, const R: usize, const N: usize>(
     job: &Attention<'_>,
     i0: usize,
     block: usize,
     out: *mut f32,
 ) {
-    // SAFETY: handed on from the caller; the block is one of the sequence's.
+    // SAFETY: handed on from the caller; the blocks are the sequence's.
     unsafe {
-        let keys = job.blocks[block].add(job.keys);
+        let mut keys = [job.blocks[block].add(job.keys); N];
+        for n in 1..N {
+            keys[n] = job.blocks[block + n].add(job.keys);
+        }
         let q = job.q.add(i0 * job.q_stride);
-        let mut acc = [L::splat(0.0); R];
+        let mut acc = [[L::splat(0.0); N]; R];
         for x in 0..job.d {
-            let line = E::load(keys.add(x * WIDTH * E::BYTES));
-            for (r, acc) in acc.iter_mut().enumerate() {
-                *acc = L::fma(L::splat(*q.add(r * job.q_stride + x)), line, *acc);
+            let mut line = [E::load(keys[0].add(x * WIDTH * E::BYTES)); N];
+            for n in 1..N {
+                line[n] = E::load(keys[n].add(x * WIDTH * E::BYTES));
+            }
+            for r in 0..R {
+                let query = L::splat(*q.add(r * job.q_stride + x));
+                for n in 0..N {
+                    acc[r][n] = L::fma(query, line[n], acc[r][n]);
+                }
             }
         }
-        let first_key = block * BLOCK;
-        for (r, acc) in acc.iter().enumerate() {
-            let mut s = L::mul(*acc, L::splat(job.scale));
-            if let Some(bias) = job.bias {
-                let distance = first_key.cast_signed() - (bias.first + i0 + r).cast_signed();
-                s = L::add(s, L::load(bias.at.offset(distance.clamp(-bias.reach, bias.reach))));
-            }
+        for r in 0..R {
             let seen = job.visible.keys(i0 + r);
-            if seen < first_key + BLOCK {
-                let mut a = L::to_array(s);
-                a[seen.saturating_sub(first_key)..].fill(f32::NEG_INFINITY);
-                s = L::from_array(a);
+            for n in 0..N {
+                let first_key = (block + n) * BLOCK;
+                let mut s = L::mul(acc[r][n], L::splat(job.scale));
+                if let Some(bias) = job.bias {
+                    let distance = first_key.cast_signed() - (bias.first + i0 + r).cast_signed();
+                    s = L::add(s, L::load(bias.at.offset(distance.clamp(-bias.reach, bias.reach))));
+                }
+                if seen < first_key + BLOCK {
+                    let mut a = L::to_array(s);
+                    a[seen.saturating_sub(first_key)..].fill(f32::NEG_INFINITY);
+                    s = L::from_array(a);
+                }
+                L::store(out.add(r * CHUNK + n * BLOCK), s);
             }
-            L::store(out.add(r * CHUNK), s);
         }
     }
 }
@@ -274,28 +300,48 @@ unsafe fn weigh<L: Lanes>(scores: *mut f32, blocks: usize, seen: usize, run: &mu
     }
 }
 
-/// Weighted values of a chunk, sixteen dimensions from `v` on, for every row.
+/// Weighted values of a chunk, `N` vectors of dimensions from `v` on, merged into `total` for every row.
 #[inline(always)]
-unsafe fn values<L: Lanes, E: Element<L>, const R: usize>(
+#[allow(
+    clippy::needless_range_loop,
+    reason = "indices keep the accumulators in registers without iterators' closures"
+)]
+unsafe fn values<L: Lanes, E: Element<L>, const R: usize, const N: usize>(
     job: &Attention<'_>,
     first_block: usize,
     blocks: usize,
     v: usize,
     weights: *const f32,
-) -> [L::F; R] {
+    run: &[Running; R],
+    total: *mut f32,
+) {
     // SAFETY: handed on from the caller.
     unsafe {
         let width = job.d.next_multiple_of(WIDTH);
-        let mut acc = [L::splat(0.0); R];
+        let mut acc = [[L::splat(0.0); N]; R];
         for b in 0..blocks {
             let p = job.blocks[first_block + b].add(job.values + v * E::BYTES);
             for t in 0..BLOCK {
-                let line = E::load(p.add(t * width * E::BYTES));
-                for (r, acc) in acc.iter_mut().enumerate() {
-                    *acc = L::fma(L::splat(*weights.add(r * CHUNK + b * BLOCK + t)), line, *acc);
+                let at = p.add(t * width * E::BYTES);
+                let mut line = [E::load(at); N];
+                for n in 1..N {
+                    line[n] = E::load(at.add(n * WIDTH * E::BYTES));
+                }
+                for r in 0..R {
+                    let weight = L::splat(*weights.add(r * CHUNK + b * BLOCK + t));
+                    for n in 0..N {
+                        acc[r][n] = L::fma(weight, line[n], acc[r][n]);
+                    }
                 }
             }
         }
-        acc
+        for r in 0..R {
+            for n in 0..N {
+                // A row that sees nothing of the chunk has weights 0 there, and factors 1 and 0.
+                let t = total.add(r * width + n * WIDTH);
+                let older = L::mul(L::load(t), L::splat(run[r].older));
+                L::store(t, L::fma(acc[r][n], L::splat(run[r].newest), older));
+            }
+        }
     }
 }

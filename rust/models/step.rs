@@ -231,12 +231,21 @@ pub fn run(
 /// Gets every segment's positions and notes where they are, and what they look at.
 fn reserve(segments: &mut [Segment<'_, Cached>], counts: &[usize], plan: &mut Plan<'_>) -> Result<()> {
     let Plan { batch, memories, sources, .. } = plan;
+    let mut last = std::ptr::null();
     for ((s, &rows), source) in segments.iter_mut().zip(counts).zip(sources.iter()) {
         s.sequence.cache.reserve(rows)?;
         let (row, position, keys) = (source.row, source.position, source.position + rows);
         batch.spans.push(Span { row, rows, position, keys, block: batch.blocks.len() });
         s.sequence.cache.pointers(&mut batch.blocks);
         if let Some(memory) = s.sequence.memory() {
+            // Neighbours that look at one memory (beams, sequences of one prompt) read it together.
+            let here = std::sync::Arc::as_ptr(memory);
+            if std::mem::replace(&mut last, here) == here
+                && let Some(span) = memories.spans.last_mut()
+            {
+                span.rows += rows;
+                continue;
+            }
             let keys = memory.keys_values.len();
             memories.spans.push(Span { row, rows, position, keys, block: memories.blocks.len() });
             memory.keys_values.pointers(&mut memories.blocks);
