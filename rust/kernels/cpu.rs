@@ -86,6 +86,7 @@ impl Family {
                 block_k: 768,
                 widened: 768,
                 block_m: 192,
+                short_blocks: 192,
             },
             Self::Zen4 | Self::Zen5 => Tuning {
                 panels: 1,
@@ -94,6 +95,7 @@ impl Family {
                 block_k: 256,
                 widened: 256,
                 block_m: 384,
+                short_blocks: 64,
             },
             Self::Xeon => Tuning {
                 panels: 4,
@@ -102,6 +104,7 @@ impl Family {
                 block_k: 768,
                 widened: 256,
                 block_m: 512,
+                short_blocks: 64,
             },
         }
     }

@@ -19,7 +19,7 @@ pub unsafe trait Lanes: Copy + 'static {
     type F: Copy;
     /// Rows of a tile: accumulators that the registers hold.
     const ROWS: usize;
-    /// Rows of a tile that widens two vectors of weights for every line.
+    /// Rows of a tile that reads them where they lie and widens two vectors of weights for every line.
     const WIDENED_ROWS: usize;
     /// Panels of a tile, side by side: 1 or 2.
     const PANELS: usize;

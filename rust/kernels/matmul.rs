@@ -6,8 +6,8 @@
 //!
 //! A panel is sixteen outputs; its lines are 64 bytes: sixteen lanes of one k (f32), of two (bf16: pairs in a lane; f16:
 //! sixteen of k, then sixteen of k + 1). Up to a tile's height the rows are multiplied straight from the weights' stream,
-//! several panels side by side to hide latency; a few tiles share short blocks of a panel; many rows go through blocks of K,
-//! weights of 16 bits being widened once per block for all of them.
+//! several panels side by side to hide latency; some tiles share short blocks of a panel; many rows go through long blocks of
+//! K. Weights of 16 bits are widened once per block where there are enough tiles.
 
 use super::activation::Epilogue;
 use super::format::{F32, Kind, LINE};
@@ -33,12 +33,14 @@ pub struct Tuning {
     pub widened: usize,
     /// Rows of activations that a block of weights serves before the next panel.
     pub block_m: usize,
+    /// Up to this many rows, at least [`FEW_ROWS`], all tiles share short blocks of lines instead.
+    pub short_blocks: usize,
 }
 
 impl Tuning {
     /// Floats of scratch that one thread needs for any product: a widened block of two panels.
     pub fn scratch(&self) -> usize {
-        2 * WIDTH * (self.widened + LINE)
+        2 * WIDTH * (self.widened.max(2 * FEW_LINES) + LINE)
     }
 }
 
@@ -81,12 +83,14 @@ pub(super) unsafe fn matmul<L: Lanes, K: Kind<L>>(job: &Matmul) {
     unsafe {
         if streamed::<L, K>(job.m) {
             stream::<L, K>(job);
-        } else if job.m <= FEW_ROWS {
-            few::<L, K>(job);
-        } else if K::WIDEN {
-            many::<L, K, F32>(job);
         } else {
-            many::<L, K, K>(job);
+            let short = job.m <= job.tuning.short_blocks.max(FEW_ROWS);
+            match (short, K::WIDEN && job.m > FEW_ROWS) {
+                (true, false) => few::<L, K, K>(job),
+                (true, true) => few::<L, K, F32>(job),
+                (false, true) => many::<L, K, F32>(job),
+                (false, false) => many::<L, K, K>(job),
+            }
         }
     }
 }
@@ -100,8 +104,8 @@ unsafe fn stream<L: Lanes, K: Kind<L>>(job: &Matmul) {
         let panel = lines * LINE;
         let row = if K::PAIRS { Form::of::<L, K>(job.m).words(job.k) } else { job.a_stride };
         let a = Rows { at: job.a, row, word: 1 };
-        let bytes = if job.m == 1 { job.tuning.prefetch } else { job.tuning.rows_prefetch };
-        let ahead = Ahead { bytes, ..Ahead::NONE };
+        let step = if job.m == 1 { job.tuning.prefetch } else { job.tuning.rows_prefetch };
+        let ahead = Ahead { step, ..Ahead::NONE };
         let mut done = 0;
         macro_rules! panels {
             ($m:literal, $n:literal) => {
@@ -172,10 +176,12 @@ unsafe fn finish(job: &Matmul, panel: usize, panels: usize, row: usize, rows: us
     }
 }
 
-/// A few tiles of rows: panel by panel, in short blocks of lines that every tile takes while they are in L1. Each tile fetches
-/// its part of the block that comes next, so that memory is busy all the time.
+/// Some tiles of rows: panel by panel, in short blocks of lines that every tile takes while they are in L1. Each tile fetches
+/// its part of the block that comes next, so that memory is busy all the time. `T` is the kind that the tiles multiply: `K`
+/// itself, or f32 after widening.
 #[inline(always)]
-unsafe fn few<L: Lanes, K: Kind<L>>(job: &Matmul) {
+unsafe fn few<L: Lanes, K: Kind<L>, T: Kind<L>>(job: &Matmul) {
+    let widen = K::STEP != T::STEP;
     // SAFETY: handed on from the caller.
     unsafe {
         let lines = job.k.div_ceil(K::STEP);
@@ -184,14 +190,21 @@ unsafe fn few<L: Lanes, K: Kind<L>>(job: &Matmul) {
         for p in 0..job.panels {
             for l0 in (0..lines).step_by(FEW_LINES) {
                 let n = FEW_LINES.min(lines - l0);
-                let w = job.w.add(p * panel + l0 * LINE);
+                let from = job.w.add(p * panel + l0 * LINE);
+                let (mut w, mut tile_lines) = (from, n);
+                if widen {
+                    for l in 0..n {
+                        K::widen(from.add(l * LINE), job.scratch.add(l * K::WORDS * WIDTH));
+                    }
+                    (w, tile_lines) = (job.scratch.cast_const().cast(), n * K::WORDS);
+                }
+                let step = (n * LINE * turn::<L, T>()).div_ceil(tiles * tile_lines);
                 for t in 0..tiles {
                     let (r, h) = (start(job.m, tiles, t), height(job.m, tiles, t));
                     let a = Rows::packed(job.a.add(r * words + l0 * K::WORDS * h), h);
                     let c = job.c.add(r * job.c_stride + p * WIDTH);
-                    let bytes = (n + t * n / tiles) * LINE;
-                    let ahead = Ahead { bytes, step: (turn::<L, K>() * LINE).div_ceil(tiles) };
-                    by_rows!(h, L, K, 1, FETCH, (c, job.c_stride, a, w, panel, n, l0 == 0, ahead));
+                    let ahead = Ahead { at: from.wrapping_add((n + t * n / tiles) * LINE), step };
+                    by_rows!(h, L, T, 1, FETCH, (c, job.c_stride, a, w, panel, tile_lines, l0 == 0, ahead));
                 }
             }
             finish(job, p, 1, 0, job.m);
@@ -199,8 +212,7 @@ unsafe fn few<L: Lanes, K: Kind<L>>(job: &Matmul) {
     }
 }
 
-/// Many rows: blocks of K, weights of 16 bits widened once per block for all of them. `T` is the kind that the tiles multiply:
-/// `K` itself, or f32 after widening.
+/// Many rows: long blocks of K, so that tiles begin and end rarely; `T` as for [`few`].
 #[inline(always)]
 unsafe fn many<L: Lanes, K: Kind<L>, T: Kind<L>>(job: &Matmul) {
     let widen = K::STEP != T::STEP;

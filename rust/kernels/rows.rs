@@ -8,7 +8,8 @@ use std::ops::Range;
 use super::format::Kind;
 use super::lanes::{Lanes, round_bf16};
 
-/// Up to this many rows a panel's lines are taken once, from memory, by all tiles; above them products go in blocks of K.
+/// Up to this many rows a member packs all of them for itself, and weights of 16 bits are widened by each tile; above them,
+/// members pack together, and a block of weights is widened once for all tiles.
 pub const FEW_ROWS: usize = 16;
 
 /// How a product wants its rows.
@@ -41,8 +42,8 @@ impl Form {
 
 /// Whether `m` rows are multiplied straight from the stream of weights, one tile high.
 pub(super) fn streamed<L: Lanes, K: Kind<L>>(m: usize) -> bool {
-    // A line of two widened vectors takes registers from the accumulators.
-    m <= if K::STEP == 2 && !K::PAIRS { L::WIDENED_ROWS } else { L::ROWS }
+    // A line of two widened vectors takes registers that row pointers would need.
+    m <= if K::WIDEN { L::WIDENED_ROWS } else { L::ROWS }
 }
 
 /// Rows of tile `t` when `rows` are split into `tiles` of nearly equal height.

@@ -23,15 +23,15 @@ impl Rows {
 /// What a tile asks the memory for while it multiplies.
 #[derive(Clone, Copy)]
 pub(super) struct Ahead {
-    /// Where, in bytes from the first panel's line; 0 for nothing where rows are not packed.
-    pub(super) bytes: usize,
-    /// How much further with every turn of a packed tile that fetches; a turn is [`turn`] lines.
+    /// The first byte of a tile that fetches.
+    pub(super) at: *const u8,
+    /// Bytes from there with every turn of such a tile, or ahead of the stream of rows as they lie; 0 for nothing.
     pub(super) step: usize,
 }
 
 impl Ahead {
     /// Nothing.
-    pub(super) const NONE: Self = Self { bytes: 0, step: 0 };
+    pub(super) const NONE: Self = Self { at: std::ptr::null(), step: 0 };
 }
 
 /// Rows as they lie: every line of every panel is fetched ahead.
@@ -69,7 +69,7 @@ unsafe fn tile<L: Lanes, K: Kind<L>, const M: usize, const N: usize, const A: u8
             let turn = turn::<L, K>();
             let mut x = a.at;
             let mut at = w;
-            let mut next = w[0].wrapping_add(ahead.bytes);
+            let mut next = ahead.at;
             while l + turn <= lines {
                 if A == FETCH {
                     L::prefetch(next);
@@ -99,9 +99,9 @@ unsafe fn tile<L: Lanes, K: Kind<L>, const M: usize, const N: usize, const A: u8
             for j in 1..N {
                 line[j] = K::line(w[j].add(l * LINE));
             }
-            if A == PLAIN && ahead.bytes > 0 {
+            if A == PLAIN && ahead.step > 0 {
                 for p in w {
-                    L::prefetch(p.wrapping_add(l * LINE + ahead.bytes));
+                    L::prefetch(p.wrapping_add(l * LINE + ahead.step));
                 }
             }
             for r in 0..M {

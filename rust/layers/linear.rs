@@ -148,10 +148,7 @@ impl Linear {
         if panels.is_empty() || rows.rows() == 0 {
             return;
         }
-        assert!(
-            rows.width() == self.weight.inputs() && out.width() == self.weight.outputs(),
-            "widths agree"
-        );
+        assert!(rows.width() == self.weight.inputs() && out.width() == self.weight.outputs(), "widths agree");
         assert!(rows.rows() == out.rows(), "a row out for a row in");
         let (first, format) = (panels.start * WIDTH, self.format(ctx));
         assert!(self.takes(ctx, x), "an input for this layer");

@@ -119,7 +119,12 @@ impl<'a> Place<'a> {
     ) -> Self {
         // SAFETY: the row holds the member's normed rows first, and its scratch after them.
         let scratch = unsafe { views.members.at(member.index(), 0).add(PRIVATE_ROWS * stride(c.d_model)) };
-        Self { ctx: Context { member, runtime, scratch, packed: views.packed }, views, activation: c.dense_act_fn, trace }
+        Self {
+            ctx: Context { member, runtime, scratch, packed: views.packed },
+            views,
+            activation: c.dense_act_fn,
+            trace,
+        }
     }
 
     /// Rows that are this member's alone, for norms of a few.
