@@ -212,11 +212,6 @@ impl<'a> Member<'a> {
         Pieces { next, rest, least, count: self.count }
     }
 
-    /// This member's share of `0..n` as its only piece.
-    pub fn one_piece(&self, n: usize) -> Pieces<'a> {
-        Pieces { next: None, rest: self.share(n), least: 1, count: self.count }
-    }
-
     /// Waits until every member is here; what they wrote before is then visible to all.
     ///
     /// # Errors

@@ -18,13 +18,13 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "tests" / "python"))
 
 import numpy as np  # noqa: E402  (the line above makes the next import possible)
-import reference  # noqa: E402
-import reference_t5  # noqa: E402
-import torch  # noqa: E402
-import transformers  # noqa: E402
-from reference import Recipe, config  # noqa: E402
-from reference_beams import BeamReference  # noqa: E402
-from safetensors.numpy import save_file  # noqa: E402
+import reference  # noqa: E402 (as above)
+import reference_t5  # noqa: E402 (as above)
+import torch  # noqa: E402 (as above)
+import transformers  # noqa: E402 (as above)
+from reference import Recipe, config  # noqa: E402 (as above)
+from reference_beams import BeamReference  # noqa: E402 (as above)
+from safetensors.numpy import save_file  # noqa: E402 (as above)
 
 # One folder per corner of the format; together about a megabyte. Seeds were chosen so that the greedy text varies and
 # no choice in it is close.

@@ -19,7 +19,7 @@ class Fastdecode:
     def prepare(folder: Path, cache: Path, precision: str) -> None:
         pass
 
-    def __init__(self, folder: Path, cache: Path, precision: str, threads: int) -> None:  # noqa: ARG002
+    def __init__(self, folder: Path, cache: Path, precision: str, threads: int) -> None:  # noqa: ARG002 (all engines alike)
         compute: Any = "bfloat16" if precision == "bf16 dot" else None
         self.model = fastdecode.load(folder, compute_dtype=compute, num_threads=threads)
         self.threads = threads

@@ -115,7 +115,7 @@ class LlamaCpp:
             raise RuntimeError(f"llama_decode gave {failed}")
 
     def generate(self, prompts: list[list[int]], new: int) -> list[list[int]]:
-        llama_cpp.llama_memory_clear(llama_cpp.llama_get_memory(self.context), True)  # noqa: FBT003
+        llama_cpp.llama_memory_clear(llama_cpp.llama_get_memory(self.context), True)  # noqa: FBT003 (C takes no names)
         length, rows = len(prompts[0]), []
         for sequence, prompt in enumerate(prompts):
             rows += [(token, i, sequence, i == length - 1) for i, token in enumerate(prompt)]

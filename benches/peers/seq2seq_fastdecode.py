@@ -19,7 +19,7 @@ class Fastdecode:
     def prepare(folder: Path, cache: Path, precision: str) -> None:
         pass
 
-    def __init__(self, folder: Path, cache: Path, precision: str, threads: int) -> None:  # noqa: ARG002
+    def __init__(self, folder: Path, cache: Path, precision: str, threads: int) -> None:  # noqa: ARG002 (all engines alike)
         self.model = fastdecode.Seq2SeqLM.load(folder, num_threads=threads)
         self.threads = threads
 

@@ -50,8 +50,8 @@ def write_gguf(folder: Path, target: Path) -> None:
     writer.add_eos_token_id(1)
     writer.add_unk_token_id(2)
     writer.add_pad_token_id(0)
-    writer.add_add_bos_token(False)  # noqa: FBT003
-    writer.add_add_eos_token(True)  # noqa: FBT003
+    writer.add_add_bos_token(False)  # noqa: FBT003 (C takes no names)
+    writer.add_add_eos_token(True)  # noqa: FBT003 (C takes no names)
     names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.T5, config["num_layers"])
     for name, values in load_file(folder / "model.safetensors").items():
         known = names.get_name(name, try_suffixes=(".weight",))
@@ -111,7 +111,7 @@ class LlamaCpp:
     def encode(self, prompts: list[list[int]]) -> None:
         [source] = prompts
         # Positions must go on from those in the cache, even for the encoder.
-        llama_cpp.llama_memory_clear(llama_cpp.llama_get_memory(self.context), True)  # noqa: FBT003
+        llama_cpp.llama_memory_clear(llama_cpp.llama_get_memory(self.context), True)  # noqa: FBT003 (C takes no names)
         self._fill(source, 0, every=True)
         if failed := llama_cpp.llama_encode(self.context, self.batch):
             raise RuntimeError(f"llama_encode gave {failed}")

@@ -18,7 +18,7 @@ class Transformers:
     def prepare(folder: Path, cache: Path, precision: str) -> None:
         pass
 
-    def __init__(self, folder: Path, cache: Path, precision: str, threads: int) -> None:  # noqa: ARG002
+    def __init__(self, folder: Path, cache: Path, precision: str, threads: int) -> None:  # noqa: ARG002 (all engines alike)
         torch.set_num_threads(threads)
         torch.set_grad_enabled(mode=False)
         dtype = {"f32": torch.float32, "bf16": torch.bfloat16}[precision]

@@ -250,11 +250,11 @@ fn shown(value: &Value) -> String {
     }
 }
 
-/// The first NaN or Infinity outside of strings, with the key before it.
+/// The first NaN, Infinity or number too large for double precision outside of strings, with the key before it.
 fn find_non_finite(text: &str) -> Option<(String, String)> {
     let mut key = "the document";
     let mut rest = text;
-    while let Some(start) = rest.find(['"', 'N', 'I']) {
+    while let Some(start) = rest.find(|c: char| matches!(c, '"' | 'N' | 'I' | '-' | '0'..='9')) {
         rest = &rest[start..];
         if let Some(inner) = rest.strip_prefix('"') {
             let end = string_end(inner)?;
@@ -266,7 +266,12 @@ fn find_non_finite(text: &str) -> Option<(String, String)> {
         } else if let Some(name) = ["NaN", "Infinity"].into_iter().find(|name| rest.starts_with(name)) {
             return Some((key.into(), name.into()));
         } else {
-            rest = &rest[1..];
+            let of_number = |c: char| matches!(c, '0'..='9' | '+' | '-' | '.' | 'e' | 'E');
+            let number = &rest[..rest.find(|c| !of_number(c)).unwrap_or(rest.len())];
+            if number.parse::<f64>().is_ok_and(f64::is_infinite) {
+                return Some((key.into(), number.into()));
+            }
+            rest = &rest[number.len().max(1)..];
         }
     }
     None

@@ -30,7 +30,7 @@ class Shake(LogitsProcessor):
         self.bound = bound
         self.random = torch.Generator().manual_seed(seed)
 
-    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:  # noqa: ARG002
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:  # noqa: ARG002 (as transformers calls it)
         noise = torch.rand(scores.shape, generator=self.random) * 2 - 1
         return scores + self.bound * noise
 

@@ -146,7 +146,7 @@ def test_non_finite_values_of_config(broken: Path, text: str) -> None:
     (broken / "config.json").write_text(json.dumps(config).replace('"HERE"', text))
     error = failure(broken)
     assert isinstance(error, errors.ConfigError)
-    assert error.field == "layer_norm_epsilon" or text == "1e999"  # no float at all, says the JSON reader
+    assert error.field == "layer_norm_epsilon"
 
 
 def test_another_architecture(broken: Path) -> None:

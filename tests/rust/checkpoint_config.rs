@@ -118,11 +118,11 @@ fn values_that_are_not_finite_name_their_field() {
         (r#"{"a": 1, "eps": NaN}"#, "eps", "NaN"),
         (r#"{"a": "NaN \" Infinity", "eps" : -Infinity, "b": 1}"#, "eps", "Infinity"),
         (r#"{"nested": {"NaN": [1, Infinity]}}"#, "NaN", "Infinity"),
+        // Too large for double precision: Python reads infinity.
+        (r#"{"a": 1e308, "eps": -1e999, "b": "2e999"}"#, "eps", "-1e999"),
     ] {
         assert_refused(ConfigFile::from_json("config.json", text), field, got);
     }
-    // Too large for double precision: Python reads infinity.
-    assert_refused(ConfigFile::from_json("config.json", r#"{"eps": 1e999}"#), "the document", "out of range");
     assert!(ConfigFile::from_json("config.json", r#"{"a": "NaN", "b\\": "Infinity"}"#).is_ok());
 }
 
