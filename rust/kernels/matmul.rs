@@ -5,9 +5,9 @@
 //! changes no bits. So a row's result does not depend on its company.
 //!
 //! A panel is sixteen outputs; its lines are 64 bytes: sixteen lanes of one k (f32), of two (bf16: pairs in a lane; f16:
-//! sixteen of k, then sixteen of k + 1). Up to a tile's height the rows are multiplied straight from the weights' stream,
-//! several panels side by side to hide latency; some tiles share short blocks of a panel; many rows go through long blocks of
-//! K. Weights of 16 bits are widened once per block where there are enough tiles.
+//! sixteen of k, then sixteen of k + 1). A few rows, at most a tile's height, are multiplied straight from the weights'
+//! stream, several panels side by side to hide latency; some tiles share short blocks of a panel; many rows go through long blocks of
+//! K. Weights of 16 bits are widened once per block above [`FEW_ROWS`] rows.
 
 use super::activation::Epilogue;
 use super::format::{F32, Kind, LINE};
@@ -15,8 +15,8 @@ use super::lanes::{Lanes, WIDTH};
 use super::rows::{FEW_ROWS, Form, height, start, streamed};
 use super::tile::{Ahead, FETCH, NEAR, PLAIN, Rows, block, by_rows, turn};
 
-/// Lines of a panel that a few tiles share: 8 KB, so that they and the next ones fit in L1.
-const FEW_LINES: usize = 128;
+/// Lines of a short block, which some tiles share: 8 KB as they are stored, so that they and the next ones fit in L1.
+const SHORT_LINES: usize = 128;
 
 /// Sizes that change speed and no bits; one set per CPU family, see `cpu.rs`.
 #[derive(Debug, Clone, Copy)]
@@ -40,7 +40,7 @@ pub struct Tuning {
 impl Tuning {
     /// Floats of scratch that one thread needs for any product: a widened block of two panels.
     pub fn scratch(&self) -> usize {
-        2 * WIDTH * (self.widened.max(2 * FEW_LINES) + LINE)
+        2 * WIDTH * (self.widened.max(2 * SHORT_LINES) + LINE)
     }
 }
 
@@ -84,12 +84,11 @@ pub(super) unsafe fn matmul<L: Lanes, K: Kind<L>>(job: &Matmul) {
         if streamed::<L, K>(job.m) {
             stream::<L, K>(job);
         } else {
-            let short = job.m <= job.tuning.short_blocks.max(FEW_ROWS);
-            match (short, K::WIDEN && job.m > FEW_ROWS) {
-                (true, false) => few::<L, K, K>(job),
-                (true, true) => few::<L, K, F32>(job),
-                (false, true) => many::<L, K, F32>(job),
-                (false, false) => many::<L, K, K>(job),
+            match (job.m <= job.tuning.short_blocks.max(FEW_ROWS), K::WIDEN) {
+                (true, true) if job.m > FEW_ROWS => short::<L, K, F32>(job),
+                (true, _) => short::<L, K, K>(job),
+                (false, true) => long::<L, K, F32>(job),
+                (false, false) => long::<L, K, K>(job),
             }
         }
     }
@@ -102,8 +101,8 @@ unsafe fn stream<L: Lanes, K: Kind<L>>(job: &Matmul) {
     unsafe {
         let lines = job.k.div_ceil(K::STEP);
         let panel = lines * LINE;
-        let row = if K::PAIRS { Form::of::<L, K>(job.m).words(job.k) } else { job.a_stride };
-        let a = Rows { at: job.a, row, word: 1 };
+        let stride = if K::PAIRS { Form::of::<L, K>(job.m).words(job.k) } else { job.a_stride };
+        let a = Rows { at: job.a, stride };
         let step = if job.m == 1 { job.tuning.prefetch } else { job.tuning.rows_prefetch };
         let ahead = Ahead { step, ..Ahead::NONE };
         let mut done = 0;
@@ -180,7 +179,7 @@ unsafe fn finish(job: &Matmul, panel: usize, panels: usize, row: usize, rows: us
 /// its part of the block that comes next, so that memory is busy all the time. `T` is the kind that the tiles multiply: `K`
 /// itself, or f32 after widening.
 #[inline(always)]
-unsafe fn few<L: Lanes, K: Kind<L>, T: Kind<L>>(job: &Matmul) {
+unsafe fn short<L: Lanes, K: Kind<L>, T: Kind<L>>(job: &Matmul) {
     let widen = K::STEP != T::STEP;
     // SAFETY: handed on from the caller.
     unsafe {
@@ -188,8 +187,8 @@ unsafe fn few<L: Lanes, K: Kind<L>, T: Kind<L>>(job: &Matmul) {
         let form = Form::of::<L, K>(job.m);
         let (panel, words, tiles) = (lines * LINE, form.words(job.k), form.tiles);
         for p in 0..job.panels {
-            for l0 in (0..lines).step_by(FEW_LINES) {
-                let n = FEW_LINES.min(lines - l0);
+            for l0 in (0..lines).step_by(SHORT_LINES) {
+                let n = SHORT_LINES.min(lines - l0);
                 let from = job.w.add(p * panel + l0 * LINE);
                 let (mut w, mut tile_lines) = (from, n);
                 if widen {
@@ -201,9 +200,9 @@ unsafe fn few<L: Lanes, K: Kind<L>, T: Kind<L>>(job: &Matmul) {
                 let step = (n * LINE * turn::<L, T>()).div_ceil(tiles * tile_lines);
                 for t in 0..tiles {
                     let (r, h) = (start(job.m, tiles, t), height(job.m, tiles, t));
-                    let a = Rows::packed(job.a.add(r * words + l0 * K::WORDS * h), h);
+                    let a = Rows::packed(job.a.add(r * words + l0 * K::WORDS * h));
                     let c = job.c.add(r * job.c_stride + p * WIDTH);
-                    let ahead = Ahead { at: from.wrapping_add((n + t * n / tiles) * LINE), step };
+                    let ahead = Ahead { at: from.wrapping_add((SHORT_LINES + t * n / tiles) * LINE), step };
                     by_rows!(h, L, T, 1, FETCH, (c, job.c_stride, a, w, panel, tile_lines, l0 == 0, ahead));
                 }
             }
@@ -212,9 +211,9 @@ unsafe fn few<L: Lanes, K: Kind<L>, T: Kind<L>>(job: &Matmul) {
     }
 }
 
-/// Many rows: long blocks of K, so that tiles begin and end rarely; `T` as for [`few`].
+/// Many rows: long blocks of K, so that tiles begin and end rarely; `T` as for [`short`].
 #[inline(always)]
-unsafe fn many<L: Lanes, K: Kind<L>, T: Kind<L>>(job: &Matmul) {
+unsafe fn long<L: Lanes, K: Kind<L>, T: Kind<L>>(job: &Matmul) {
     let widen = K::STEP != T::STEP;
     let lines = job.k.div_ceil(K::STEP);
     let panel = lines * LINE;
@@ -251,7 +250,7 @@ unsafe fn many<L: Lanes, K: Kind<L>, T: Kind<L>>(job: &Matmul) {
                     }
                     for ti in tiles_here.clone() {
                         let (r, h) = (start(job.m, tiles, ti), height(job.m, tiles, ti));
-                        let a = Rows::packed(job.a.add(r * words + l0 * K::WORDS * h), h);
+                        let a = Rows::packed(job.a.add(r * words + l0 * K::WORDS * h));
                         let c = job.c.add(r * job.c_stride + p * WIDTH);
                         let ahead = Ahead::NONE;
                         if L::PANELS == 2 && np == 2 {

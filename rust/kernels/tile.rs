@@ -5,18 +5,18 @@
 use super::format::{Kind, LINE};
 use super::lanes::{Lanes, WIDTH};
 
-/// Activations as a tile reads them: word `w` of row `r` is at `r * row + w * word`.
+/// Activations as a tile reads them: rows of words, or a packed tile.
 #[derive(Clone, Copy)]
 pub(super) struct Rows {
     pub(super) at: *const f32,
-    pub(super) row: usize,
-    pub(super) word: usize,
+    /// Words from one row to the next, where they are not packed.
+    pub(super) stride: usize,
 }
 
 impl Rows {
-    /// A packed tile of `height` rows.
-    pub(super) fn packed(at: *const f32, height: usize) -> Self {
-        Self { at, row: 1, word: height }
+    /// A packed tile.
+    pub(super) fn packed(at: *const f32) -> Self {
+        Self { at, stride: 1 }
     }
 }
 
@@ -93,7 +93,7 @@ unsafe fn tile<L: Lanes, K: Kind<L>, const M: usize, const N: usize, const A: u8
                 l += turn;
             }
         }
-        let (row, word) = if A == PLAIN { (a.row, a.word) } else { (1, M) };
+        let (row, word) = if A == PLAIN { (a.stride, 1) } else { (1, M) };
         while l < lines {
             let mut line = [K::line(w[0].add(l * LINE)); N];
             for j in 1..N {

@@ -30,7 +30,7 @@ pub struct Span {
 /// The keys of a step as attention sees them.
 #[derive(Debug, Default)]
 pub struct Batch {
-    /// One span per sequence, in the order of the rows.
+    /// One span per sequence, or per run of neighbours that look at the same memory, in the order of the rows.
     pub spans: Vec<Span>,
     /// Blocks of all spans, each covering its keys.
     pub blocks: Vec<*const u8>,

@@ -18,7 +18,8 @@ pub struct Linear {
     bias: Vec<f32>,
 }
 
-/// Rows as the products of a layer read them, made by [`Linear::input`].
+/// Rows as the products of a layer read them, made by [`Linear::input`]; good until the next one is made, or until attention
+/// takes the same working memory.
 #[derive(Debug, Clone, Copy)]
 pub struct Input<'a> {
     rows: Rows<'a>,
@@ -70,7 +71,7 @@ impl Linear {
     }
 
     /// Makes `x` ready for this layer: as it lies, packed by every member for itself where rows are few, or packed by all
-    /// members together, behind a barrier. The common memory holds one input at a time: the next one may be made behind a
+    /// members together, behind a barrier. Either memory holds one input at a time: the next one may be made behind a
     /// barrier after the last product of this one, and every member must make it.
     ///
     /// # Errors

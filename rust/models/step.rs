@@ -241,7 +241,7 @@ fn reserve(segments: &mut [Segment<'_, Cached>], counts: &[usize], plan: &mut Pl
             // Neighbours that look at one memory (beams, sequences of one prompt) read it together.
             let here = std::sync::Arc::as_ptr(memory);
             if std::mem::replace(&mut last, here) == here
-                && let Some(span) = memories.spans.last_mut()
+                && let Some(span) = memories.spans.last_mut().filter(|span| span.row + span.rows == row)
             {
                 span.rows += rows;
                 continue;

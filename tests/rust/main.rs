@@ -12,6 +12,7 @@ mod decode_sets;
 mod engine;
 mod fake;
 mod kernels;
+mod linear;
 
 /// The golden file `name`, made by a script in `tools/`.
 fn golden(name: &str) -> serde_json::Value {

@@ -1,7 +1,8 @@
 //! GPT-2 (Radford et al. 2019): embeddings, blocks of attention and feed-forward with norms before them, a head.
 //!
 //! Letters: `M` rows of the step, `D` width, `V` vocabulary, `W` rows whose logits are wanted. Phases of a block that a barrier
-//! separates: qkv | append | attend | project | widen | narrow; norms of a few rows cost none.
+//! separates: qkv | append | attend | project | widen | narrow; norms of a few rows cost none, and above 16 rows each product has
+//! one more, for its packed input.
 
 pub mod config;
 pub mod weights;

@@ -1,0 +1,89 @@
+//! Linear layers over the team: a row's bits do not depend on the rows beside it, on the number of members, or on which layer
+//! its input was made for.
+
+use std::sync::atomic::AtomicBool;
+
+use fastdecode::arena::Arena;
+use fastdecode::kernels::{Family, Kernels, LINE, WIDTH};
+use fastdecode::layers::linear::{Linear, Then};
+use fastdecode::layers::{self, Buffer, Context, Runtime};
+use fastdecode::packed::{Orientation, Packed, Storage, packed_bytes};
+use fastdecode::team;
+
+const INPUTS: usize = 197;
+const OUTPUTS: usize = 150;
+
+/// A value in -1..1 that bf16 and f16 hold exactly.
+fn value(i: usize) -> f32 {
+    let x = (i as u64).wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 40;
+    (x % 255) as f32 / 128.0 - 1.0
+}
+
+fn layer(storage: Storage, seed: usize) -> Linear {
+    let arena = Arena::new(packed_bytes(storage, OUTPUTS, INPUTS).unwrap() + LINE).unwrap();
+    let m = Packed::new(&arena, 0, storage, OUTPUTS, INPUTS);
+    for first in (0..OUTPUTS).step_by(WIDTH) {
+        let rows = (OUTPUTS - first).min(WIDTH);
+        let panel: Vec<u8> =
+            (0..rows * INPUTS).flat_map(|i| value(seed + first * INPUTS + i).to_le_bytes()).collect();
+        // SAFETY: one thread.
+        assert!(unsafe { m.write(Orientation::OutIn, first, Storage::F32, &panel) }, "values fit");
+    }
+    Linear::new(m, (0..OUTPUTS).map(value).collect())
+}
+
+/// Bits of what each layer makes of rows `first..first + m`, one input serving all layers that take it.
+fn products(layers: &[Linear], runtime: &Runtime, first: usize, m: usize) -> Vec<Vec<Vec<u32>>> {
+    let (mut x, mut members, mut packed) = (Buffer::default(), Buffer::default(), Buffer::default());
+    let x = x.rows(m, INPUTS).unwrap();
+    for r in 0..m {
+        // SAFETY: one thread.
+        let row = unsafe { x.row_mut(r) };
+        row.iter_mut().enumerate().for_each(|(c, v)| *v = value(7 * (first + r) * INPUTS + c));
+    }
+    let members = members.rows(runtime.threads, layers::scratch(runtime, INPUTS, 16)).unwrap();
+    let packed = packed.rows(1, layers::packed(m, INPUTS)).unwrap();
+    let mut outs: Vec<Buffer> = layers.iter().map(|_| Buffer::default()).collect();
+    let outs: Vec<_> = outs.iter_mut().map(|out| out.rows(m, OUTPUTS).unwrap()).collect();
+    team::run(runtime.threads, &AtomicBool::new(false), |member| {
+        let ctx = Context { member, runtime, scratch: members.at(member.index(), 0), packed };
+        let mut input = layers[0].input(&ctx, x)?;
+        for (layer, out) in layers.iter().zip(&outs) {
+            input = layer.input_again(&ctx, input)?;
+            layer.forward(&ctx, input, *out, Then::NOTHING);
+        }
+        member.barrier()
+    })
+    .unwrap();
+    // SAFETY: the region is over.
+    let bits = |out: &layers::Rows<'_>, r| unsafe { out.row(r) }.iter().map(|v| v.to_bits()).collect();
+    outs.iter().map(|out| (0..m).map(|r| bits(out, r)).collect()).collect()
+}
+
+#[test]
+fn a_row_is_the_same_in_any_company() {
+    // Neighbours in storage, so that inputs are made again where products are formed differently.
+    let storages = [Storage::F32, Storage::Bf16, Storage::F16, Storage::F32, Storage::Bf16];
+    let layers: Vec<Linear> = storages.iter().enumerate().map(|(i, s)| layer(*s, 1000 * i)).collect();
+    for table in Kernels::available() {
+        for dot in [false, true] {
+            let runtime = |threads| {
+                let runtime = Runtime::with(table, Family::Unknown, threads, dot);
+                Runtime { dot: dot && table.has_bf16_dot, ..runtime }
+            };
+            let alone: Vec<_> = (0..40).map(|r| products(&layers, &runtime(1), r, 1)).collect();
+            for (m, threads) in [(1, 3), (4, 2), (5, 2), (6, 3), (7, 1), (13, 2), (16, 3), (17, 2), (40, 3)] {
+                let together = products(&layers, &runtime(threads), 0, m);
+                for (l, rows) in together.iter().enumerate() {
+                    for (r, row) in rows.iter().enumerate() {
+                        assert!(
+                            *row == alone[r][l][0],
+                            "{} layer {l} row {r} of {m}, {threads} members",
+                            table.name
+                        );
+                    }
+                }
+            }
+        }
+    }
+}
