@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import platform
 import random
 import statistics
@@ -44,6 +45,8 @@ PRECISIONS = ["f32", "bf16", "int8"]
 # (sequences, prompt tokens, new tokens)
 DECODE, PREFILL, BATCH = (1, 32, 128), (1, 512, 1), (8, 32, 65)
 START_UP_RUN = (1, 16, 64)
+# Modules may leave their bytecode behind, as pip does when it installs: else every process would compile them anew.
+INSTALLED = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
 
 Json = dict[str, Any]
 
@@ -71,6 +74,7 @@ class Worker:
             stdout=subprocess.PIPE,
             stderr=self.log,
             text=True,
+            env=INSTALLED,
         )
 
     def ask(self, **request: Any) -> Json:
@@ -234,7 +238,7 @@ def start_up(shape: Shape, options: argparse.Namespace) -> list[Json]:
 def seconds(python: str, code: str) -> float:
     """Returns the wall time of a fresh interpreter that runs `code`."""
     start = time.perf_counter()
-    subprocess.run([python, "-c", code], check=True, capture_output=True)
+    subprocess.run([python, "-c", code], check=True, capture_output=True, env=INSTALLED)
     return time.perf_counter() - start
 
 
