@@ -4,14 +4,15 @@
     python benches/decode.py --models gpt2 --precisions f32   one group; --merge FILE adds it to earlier ones
 
 Engines of one precision live at the same time, each in its own process, and take turns within a round; the machine's
-limits are measured in every round with them. Every call gets a prompt of its own: some peers keep prefixes
-across calls.
-Nothing is converted or loaded while the clock runs. A peer that is not installed is named as missing.
+limits are measured right before and after our own turn; the better of the two counts. Every call gets a prompt of its
+own: some peers keep prefixes across calls. Nothing is converted or loaded while the clock runs. A peer that is not
+installed is named as missing.
 
 What is counted (B sequences, T prompt tokens, S new tokens; seconds are whole calls, medians over the rounds):
     decode   (S - 1) * B / (seconds(T, S) - seconds(T, 1)), T = 32, S = 128; batch 8: T = 32, S = 65, contexts 32 to 96
     prefill  T / seconds(T, 1), T = 512
-Fractions of the limit count bytes of weights and cache read per step, or FLOPs of matrices, attention and head.
+Fractions of the limit count bytes of weights and cache read per step, or FLOPs of matrices, attention and head; they
+and the ratio of batch 8 are taken within each round.
 """
 
 from __future__ import annotations
@@ -44,6 +45,7 @@ ENGINES = {
 PRECISIONS = ["f32", "bf16", "int8"]
 # (sequences, prompt tokens, new tokens)
 DECODE, PREFILL, BATCH = (1, 32, 128), (1, 512, 1), (8, 32, 65)
+WORKS = {"decode": DECODE, "prefill": PREFILL, "batch 8": BATCH}
 START_UP_RUN = (1, 16, 64)
 # Modules may leave their bytecode behind, as pip does when it installs: else every process would compile them anew.
 INSTALLED = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
@@ -106,6 +108,16 @@ class Worker:
         self.process.wait(timeout=60)
 
 
+def better(one: Json, other: Json) -> Json:
+    """Returns the higher of two measurements of the machine's limits, without those that it does not have."""
+    return {key: max(value, other[key]) for key, value in one.items() if value}
+
+
+def of_limit(reached: list[float], limits: list[Json], key: str) -> float:
+    """Returns what a work reached of a limit, the median over rounds: the machine's speed changes between them."""
+    return statistics.median(value / limit[key] for value, limit in zip(reached, limits, strict=True))
+
+
 def prompts(count: int, length: int, vocab: int) -> list[list[int]]:
     """Draws prompts that no call has had before."""
     return [[random.randrange(vocab) for _ in range(length)] for _ in range(count)]
@@ -152,22 +164,22 @@ def measure(shape: Shape, precision: str, options: argparse.Namespace) -> Json:
             worker.close()
             continue
         workers[engine] = (kind, worker)
-    works = {"decode": DECODE, "prefill": PREFILL, "batch 8": BATCH}
-    rates: dict[str, dict[str, list[float]]] = {name: {engine: [] for engine in workers} for name in works}
+    rates: dict[str, dict[str, list[float]]] = {name: {engine: [] for engine in workers} for name in WORKS}
     limits: list[Json] = []
     size = shape.weight_bytes(4 if precision == "f32" else 2)
     ours = workers["fastdecode"][1]
     for turn in range(options.rounds):
-        limits.append(ours.ask(do="limits", bytes=size))
         order = list(workers)
         random.shuffle(order)
         for engine in order:
-            for name, work in works.items():
+            before = ours.ask(do="limits", bytes=size) if engine == "fastdecode" else None
+            for name, work in WORKS.items():
                 rates[name][engine].append(rate(workers[engine][1], work, shape.vocab))
+            if before:
+                limits.append(better(before, ours.ask(do="limits", bytes=size)))
         shown = ", ".join(f"{engine} {rates['decode'][engine][-1]:.1f}" for engine in workers)
         sys.stdout.write(f"  round {turn + 1}: decode {shown}\n")
         sys.stdout.flush()
-    limits.append(ours.ask(do="limits", bytes=size))
     for _, worker in workers.values():
         worker.close()
     return {
@@ -178,9 +190,7 @@ def measure(shape: Shape, precision: str, options: argparse.Namespace) -> Json:
         "versions": versions,
         "missing": missing,
         "precisions": {engine: kind for engine, (kind, _) in workers.items()},
-        "limits": {
-            key: max(found[key] for found in limits if found.get(key)) for key in limits[0] if limits[0][key]
-        },
+        "limits": limits,
         "tokens_per_second": rates,
     }
 
@@ -256,19 +266,20 @@ def fractions(shape: Shape, result: Json) -> Json:
         for work, by in result["tokens_per_second"].items()
     }
     limits, width = result["limits"], 4 if result["precisions"]["fastdecode"] == "f32" else 2
+    rates = {work: by["fastdecode"] for work, by in result["tokens_per_second"].items()}
     ours = {work: by["fastdecode"] for work, by in medians.items()}
     _, prompt, new = DECODE
     read = shape.weight_bytes(width) + shape.cache_bytes(prompt + new / 2)
+    flops = shape.prefill_flops(PREFILL[1]) / PREFILL[1]
     return {
         "medians": medians,
         "of_limit": {
-            "decode": ours["decode"] * read / limits["read_bytes_per_second"],
-            "prefill": ours["prefill"]
-            * shape.prefill_flops(PREFILL[1])
-            / PREFILL[1]
-            / limits["f32_flops_per_second"],
+            "decode": of_limit([r * read for r in rates["decode"]], limits, "read_bytes_per_second"),
+            "prefill": of_limit([r * flops for r in rates["prefill"]], limits, "f32_flops_per_second"),
         },
-        "batch_8_over_1": ours["batch 8"] / ours["decode"],
+        "batch_8_over_1": statistics.median(
+            eight / one for eight, one in zip(rates["batch 8"], rates["decode"], strict=True)
+        ),
         "ratios": {
             work: {engine: ours[work] / value for engine, value in by.items() if engine != "fastdecode"}
             for work, by in medians.items()

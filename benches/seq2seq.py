@@ -5,13 +5,14 @@
     python benches/seq2seq.py --models t5-tiny --rounds 1 --source 8 --new 4        tries the script itself
 
 Works as decode.py does: engines of one precision live at the same time, each in its own process, and take turns within
-a round; limits are measured in every round with them; every call gets sources of its own, drawn from the vocabulary;
-nothing is converted or loaded while the clock runs; a peer that is not installed is named as missing.
+a round; limits are measured right before and after our own turn; every call gets sources of its own, drawn from the
+vocabulary; nothing is converted or loaded while the clock runs; a peer that is not installed is named as missing.
 
 What is counted (B sources of T tokens, S new tokens each, none of which may end an output; medians over the rounds):
     greedy B, beam 4 B   (S - 1) * B / (seconds(T, S) - seconds(T, 1)): tokens, or positions of the search, per second
     encode               seconds of the encoder over one source (ours makes the keys and values of cross-attention too)
-Fractions of the limit count bytes of weights, cache and source read per step, or FLOPs of encoder and cross-attention.
+Fractions of the limit count bytes of weights, cache and source read per step, or FLOPs of encoder and cross-attention;
+they and our own ratios (batch 8, beams) are taken within each round.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ import time
 from datetime import UTC, datetime
 from pathlib import Path
 
-from decode import HERE, Json, Worker, cpu_name, save
+from decode import HERE, Json, Worker, better, cpu_name, of_limit, save
 from t5_folders import SHAPES, T5Shape, build
 
 # Our own engine first, then the peers; the precisions each has. int8 stands for 8-bit weights of any scheme.
@@ -36,7 +37,7 @@ ENGINES = {
     "llama_cpp": ["f32", "bf16", "int8"],
 }
 PRECISIONS = ["f32", "bf16", "int8"]
-BEAMS = 4
+BEAMS, ENCODES = 4, 3
 # Name -> (sources, beams).
 WORKS = {"greedy 1": (1, 1), "greedy 8": (8, 1), "beam 4, 1": (1, BEAMS), "beam 4, 8": (8, BEAMS)}
 # CTranslate2 has no call for the encoder alone; llama.cpp no beams, and it ends the process on several sources at once.
@@ -100,14 +101,14 @@ def measure(shape: T5Shape, precision: str, options: argparse.Namespace) -> Json
     encode: dict[str, list[float]] = {}
     limits: list[Json] = []
     for turn in range(options.rounds):
-        limits.append(ours.ask(do="limits", bytes=size))
         order = list(workers)
         random.shuffle(order)
         for engine in order:
+            before = ours.ask(do="limits", bytes=size) if engine == "fastdecode" else None
             worker, lacks = workers[engine][1], LACKS.get(engine, ())
             missing |= {f"{engine}, {name}": "it has no such call" for name in lacks}
             if "encode" not in lacks:
-                for _ in range(3):  # short calls: one alone would measure what came before it
+                for _ in range(ENCODES):  # short calls: one alone would measure what came before it
                     time.sleep(0.3)
                     done = worker.ask(do="encode", prompts=sources(1, options.source))
                     encode.setdefault(engine, []).append(done["seconds"])
@@ -116,10 +117,11 @@ def measure(shape: T5Shape, precision: str, options: argparse.Namespace) -> Json
                     continue
                 pair = [call(worker, work, options.source, new) for new in (1, options.new)]
                 seconds[name].setdefault(engine, []).append(pair)
+            if before:
+                limits.append(better(before, ours.ask(do="limits", bytes=size)))
         shown = [f"{name} {pairs[-1][1]:.2f} s" for name, pairs in seconds["greedy 1"].items()]
         sys.stdout.write(f"  round {turn + 1}: greedy {', '.join(shown)}\n")
         sys.stdout.flush()
-    limits.append(ours.ask(do="limits", bytes=size))
     for _, worker in workers.values():
         worker.close()
     return {
@@ -132,9 +134,7 @@ def measure(shape: T5Shape, precision: str, options: argparse.Namespace) -> Json
         "versions": versions,
         "missing": missing,
         "precisions": {engine: kind for engine, (kind, _) in workers.items()},
-        "limits": {
-            key: max(found[key] for found in limits if found.get(key)) for key in limits[0] if limits[0][key]
-        },
+        "limits": limits,
         "seconds": seconds,
         "encode_seconds": encode,
     }
@@ -143,22 +143,21 @@ def measure(shape: T5Shape, precision: str, options: argparse.Namespace) -> Json
 def summary(shape: T5Shape, result: Json) -> Json:
     """Returns medians, what ours are of the machine's limits, and their ratio to every peer's."""
     new = result["new"]
-    medians = {
+    rates = {
         name: {
-            engine: statistics.median((new - 1) * WORKS[name][0] / (whole - first) for first, whole in pairs)
+            engine: [(new - 1) * WORKS[name][0] / (whole - first) for first, whole in pairs]
             for engine, pairs in by.items()
         }
         for name, by in result["seconds"].items()
     }
-    whole = {
-        name: statistics.median(pair[1] for pair in by["fastdecode"])
-        for name, by in result["seconds"].items()
+    medians = {
+        name: {engine: statistics.median(values) for engine, values in by.items()}
+        for name, by in rates.items()
     }
     encode = {engine: statistics.median(values) for engine, values in result["encode_seconds"].items()}
     limits, width = result["limits"], 4 if result["precisions"]["fastdecode"] == "f32" else 2
     read = shape.weight_bytes(width) + shape.cache_bytes(result["source"], new / 2)
     flops = shape.encoder_flops(result["source"])
-    ours = {name: by["fastdecode"] for name, by in medians.items()}
     ratios = {
         name: {engine: by["fastdecode"] / value for engine, value in by.items() if engine != "fastdecode"}
         for name, by in medians.items()
@@ -166,16 +165,23 @@ def summary(shape: T5Shape, result: Json) -> Json:
     ratios["encode"] = {
         engine: value / encode["fastdecode"] for engine, value in encode.items() if engine != "fastdecode"
     }
+    one, eight = (rates[name]["fastdecode"] for name in ("greedy 1", "greedy 8"))
+    encoded = [flops / seconds for seconds in result["encode_seconds"]["fastdecode"]]
+    whole = {name: [pair[1] for pair in by["fastdecode"]] for name, by in result["seconds"].items()}
     return {
         "medians": medians,
         "encode_seconds": encode,
         "ratios": ratios,
         "of_limit": {
-            "greedy 1": ours["greedy 1"] * read / limits["read_bytes_per_second"],
-            "encode": flops / encode["fastdecode"] / limits["f32_flops_per_second"],
+            "greedy 1": of_limit([rate * read for rate in one], limits, "read_bytes_per_second"),
+            "encode": of_limit(
+                encoded, [limit for limit in limits for _ in range(ENCODES)], "f32_flops_per_second"
+            ),
         },
-        "batch_8_over_1": ours["greedy 8"] / ours["greedy 1"],
-        "beam_time_over_greedy": whole["beam 4, 1"] / whole["greedy 1"],
+        "batch_8_over_1": statistics.median(many / rate for many, rate in zip(eight, one, strict=True)),
+        "beam_time_over_greedy": statistics.median(
+            beam / greedy for beam, greedy in zip(whole["beam 4, 1"], whole["greedy 1"], strict=True)
+        ),
     }
 
 
