@@ -9,7 +9,7 @@ use super::{Context, Rows};
 use crate::kernels::{self, BLOCK, Visible};
 use crate::kv::{self, Shape};
 
-/// Query rows of one task: enough to amortize, few enough to spread over the members.
+/// Query rows of one task, at most: enough to amortize, few enough to spread over the members.
 const TASK_ROWS: usize = 24;
 
 /// Rows of a step that look at the same keys.
@@ -94,7 +94,7 @@ impl Heads {
         }
     }
 
-    /// Attends with this member's share of (sequence, head, rows); every key must be in its block (a barrier).
+    /// Attends with this member's pieces of (head, sequence, rows); every key must be in its block (a barrier).
     #[expect(clippy::too_many_arguments, reason = "where the keys are, who looks, and where the result goes")]
     pub fn forward(
         &self,
@@ -106,16 +106,26 @@ impl Heads {
         queries: Rows<'_>,
         out: Rows<'_>,
     ) {
-        let mut task = 0;
-        for span in &batch.spans {
-            let blocks = &batch.blocks[span.block..];
-            let blocks = &blocks[..span.keys.div_ceil(BLOCK)];
-            // Later rows see more keys: neighbours go to different members, which evens the work out.
-            for first in (0..span.rows).step_by(TASK_ROWS) {
-                for head in 0..self.heads {
-                    let mine = task % ctx.member.count() == ctx.member.index();
+        // Few rows on many members: a task takes fewer, so that all of them have work.
+        let rows: usize = batch.spans.iter().map(|span| span.rows).sum();
+        let at_once = (rows * self.heads / (2 * ctx.member.count())).clamp(1, TASK_ROWS);
+        let tasks = batch.spans.iter().map(|span| span.rows.div_ceil(at_once) * self.heads).sum::<usize>();
+        // Little work is not worth several claims.
+        let least = if at_once < TASK_ROWS { tasks.div_ceil(ctx.member.count()) } else { 1 };
+        let mut pieces = ctx.member.pieces(tasks, least.max(1));
+        let (mut task, mut mine) = (0, pieces.next());
+        // Rows of one head follow each other: they read the same keys, as forks of a sequence do.
+        for head in 0..self.heads {
+            for span in &batch.spans {
+                let blocks = &batch.blocks[span.block..];
+                let blocks = &blocks[..span.keys.div_ceil(BLOCK)];
+                for first in (0..span.rows).step_by(at_once) {
+                    if mine.as_ref().is_some_and(|piece| piece.end <= task) {
+                        mine = pieces.next();
+                    }
+                    let Some(piece) = &mine else { return };
                     task += 1;
-                    if !mine {
+                    if task <= piece.start {
                         continue;
                     }
                     let column = head * self.head_dim;
@@ -123,7 +133,7 @@ impl Heads {
                     let job = kernels::Attention {
                         q: queries.at(span.row + first, column),
                         q_stride: queries.stride(),
-                        rows: TASK_ROWS.min(span.rows - first),
+                        rows: at_once.min(span.rows - first),
                         d: self.head_dim,
                         blocks,
                         keys: shape.keys(layer, head),
