@@ -49,19 +49,19 @@ fn pass(runtime: &Runtime, layers: &[Linear], buffers: &mut [Buffer; 7], rows: u
         (attended.rows(rows, 768).expect("memory"), inner.rows(rows, 3072).expect("memory"));
     let out = out.rows(rows, 768).expect("memory");
     let memory = memory.rows(runtime.threads, scratch(runtime, 3072, 64)).expect("memory");
-    let packed = packed.rows(1, layers::packed(rows, 3072)).expect("memory");
+    let packed_rows = packed.rows(1, layers::packed_rows(rows, 3072)).expect("memory");
     team::run(runtime.threads, &AtomicBool::new(false), |member| {
-        let ctx = Context { member, runtime, scratch: memory.at(member.index(), 0), packed };
+        let ctx = Context { member, runtime, scratch: memory.at(member.index(), 0), packed_rows };
         for block in layers.chunks(SHAPES.len()) {
-            block[0].forward(&ctx, block[0].input(&ctx, x)?, qkv, Then::NOTHING);
+            block[0].forward(&ctx, block[0].prepare(&ctx, x)?, qkv, Then::NOTHING);
             member.barrier()?;
-            block[1].forward(&ctx, block[1].input(&ctx, x)?, attended, Then::NOTHING);
+            block[1].forward(&ctx, block[1].prepare(&ctx, x)?, attended, Then::NOTHING);
             member.barrier()?;
             let then = Then { activation: Activation::GeluNew, ..Then::NOTHING };
-            block[2].forward(&ctx, block[2].input(&ctx, x)?, inner, then);
+            block[2].forward(&ctx, block[2].prepare(&ctx, x)?, inner, then);
             member.barrier()?;
             let then = Then { residual: Some(attended), ..Then::NOTHING };
-            block[3].forward(&ctx, block[3].input(&ctx, inner)?, out, then);
+            block[3].forward(&ctx, block[3].prepare(&ctx, inner)?, out, then);
             member.barrier()?;
         }
         Ok(())

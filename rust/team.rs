@@ -212,6 +212,11 @@ impl<'a> Member<'a> {
         Pieces { next, rest, least, count: self.count }
     }
 
+    /// As [`Member::pieces`], the same for the same `n` and count: this member's share in one piece.
+    pub fn fixed(&self, n: usize) -> Pieces<'a> {
+        Pieces { next: None, rest: self.share(n), least: 1, count: self.count }
+    }
+
     /// Waits until every member is here; what they wrote before is then visible to all.
     ///
     /// # Errors

@@ -13,7 +13,7 @@ use super::activation::Epilogue;
 use super::format::{F32, Kind, LINE};
 use super::lanes::{Lanes, WIDTH};
 use super::rows::{FEW_ROWS, Form, height, start, streamed};
-use super::tile::{Ahead, FETCH, NEAR, PLAIN, Rows, block, by_rows, turn};
+use super::tile::{Ahead, FETCH, NEAR, PLAIN, TileRows, block, by_rows, turn};
 
 /// Lines of a short block, which some tiles share: 8 KB as they are stored, so that they and the next ones fit in L1.
 const SHORT_LINES: usize = 128;
@@ -102,7 +102,7 @@ unsafe fn stream<L: Lanes, K: Kind<L>>(job: &Matmul) {
         let lines = job.k.div_ceil(K::STEP);
         let panel = lines * LINE;
         let stride = if K::PAIRS { Form::of::<L, K>(job.m).words(job.k) } else { job.a_stride };
-        let a = Rows { at: job.a, stride };
+        let a = TileRows { at: job.a, stride };
         let step = if job.m == 1 { job.tuning.prefetch } else { job.tuning.rows_prefetch };
         let ahead = Ahead { step, ..Ahead::NONE };
         let mut done = 0;
@@ -200,7 +200,7 @@ unsafe fn short<L: Lanes, K: Kind<L>, T: Kind<L>>(job: &Matmul) {
                 let step = (n * LINE * turn::<L, T>()).div_ceil(tiles * tile_lines);
                 for t in 0..tiles {
                     let (r, h) = (start(job.m, tiles, t), height(job.m, tiles, t));
-                    let a = Rows::packed(job.a.add(r * words + l0 * K::WORDS * h));
+                    let a = TileRows::packed(job.a.add(r * words + l0 * K::WORDS * h));
                     let c = job.c.add(r * job.c_stride + p * WIDTH);
                     let ahead = Ahead { at: from.wrapping_add((SHORT_LINES + t * n / tiles) * LINE), step };
                     by_rows!(h, L, T, 1, FETCH, (c, job.c_stride, a, w, panel, tile_lines, l0 == 0, ahead));
@@ -250,7 +250,7 @@ unsafe fn long<L: Lanes, K: Kind<L>, T: Kind<L>>(job: &Matmul) {
                     }
                     for ti in tiles_here.clone() {
                         let (r, h) = (start(job.m, tiles, ti), height(job.m, tiles, ti));
-                        let a = Rows::packed(job.a.add(r * words + l0 * K::WORDS * h));
+                        let a = TileRows::packed(job.a.add(r * words + l0 * K::WORDS * h));
                         let c = job.c.add(r * job.c_stride + p * WIDTH);
                         let ahead = Ahead::NONE;
                         if L::PANELS == 2 && np == 2 {

@@ -7,13 +7,13 @@ use super::lanes::{Lanes, WIDTH};
 
 /// Activations as a tile reads them: rows of words, or a packed tile.
 #[derive(Clone, Copy)]
-pub(super) struct Rows {
+pub(super) struct TileRows {
     pub(super) at: *const f32,
     /// Words from one row to the next, where they are not packed.
     pub(super) stride: usize,
 }
 
-impl Rows {
+impl TileRows {
     /// A packed tile.
     pub(super) fn packed(at: *const f32) -> Self {
         Self { at, stride: 1 }
@@ -54,7 +54,7 @@ pub(super) const fn turn<L: Lanes, K: Kind<L>>() -> usize {
 )]
 unsafe fn tile<L: Lanes, K: Kind<L>, const M: usize, const N: usize, const A: u8>(
     acc: &mut [[L::F; N]; M],
-    a: Rows,
+    a: TileRows,
     w: [*const u8; N],
     lines: usize,
     ahead: Ahead,
@@ -121,7 +121,7 @@ unsafe fn tile<L: Lanes, K: Kind<L>, const M: usize, const N: usize, const A: u8
 pub(super) unsafe fn block<L: Lanes, K: Kind<L>, const M: usize, const N: usize, const A: u8>(
     c: *mut f32,
     c_stride: usize,
-    a: Rows,
+    a: TileRows,
     w: *const u8,
     w_stride: usize,
     lines: usize,

@@ -110,9 +110,9 @@ impl Heads {
         let rows: usize = batch.spans.iter().map(|span| span.rows).sum();
         let at_once = (rows * self.heads / (2 * ctx.member.count())).clamp(1, TASK_ROWS);
         let tasks = batch.spans.iter().map(|span| span.rows.div_ceil(at_once) * self.heads).sum::<usize>();
-        // Little work is not worth several claims.
-        let least = if at_once < TASK_ROWS { tasks.div_ceil(ctx.member.count()) } else { 1 };
-        let mut pieces = ctx.member.pieces(tasks, least.max(1));
+        // Where there is little to do, whoever comes first would take it all.
+        let little = at_once < TASK_ROWS;
+        let mut pieces = if little { ctx.member.fixed(tasks) } else { ctx.member.pieces(tasks, 1) };
         let (mut task, mut mine) = (0, pieces.next());
         // Rows of one head follow each other: they read the same keys, as forks of a sequence do.
         for head in 0..self.heads {

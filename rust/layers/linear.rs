@@ -18,10 +18,10 @@ pub struct Linear {
     bias: Vec<f32>,
 }
 
-/// Rows as the products of a layer read them, made by [`Linear::input`]; good until the next one is made, or until attention
+/// Rows as the products of a layer read them, made by [`Linear::prepare`]; good until the next one is made, or until attention
 /// takes the same working memory.
 #[derive(Debug, Clone, Copy)]
-pub struct Input<'a> {
+pub struct Prepared<'a> {
     rows: Rows<'a>,
     form: Form,
     at: *const f32,
@@ -71,21 +71,21 @@ impl Linear {
     }
 
     /// Makes `x` ready for this layer: as it lies, packed by every member for itself where rows are few, or packed by all
-    /// members together, behind a barrier. Either memory holds one input at a time: the next one may be made behind a
+    /// members together, behind a barrier. Either memory holds the rows of one call at a time: the next may be made behind a
     /// barrier after the last product of this one, and every member must make it.
     ///
     /// # Errors
     /// [`Stop`] from the barrier.
-    pub fn input<'a>(&self, ctx: &Context<'_>, x: Rows<'a>) -> Result<Input<'a>, Stop> {
+    pub fn prepare<'a>(&self, ctx: &Context<'_>, x: Rows<'a>) -> Result<Prepared<'a>, Stop> {
         assert!(x.width() == self.weight.inputs(), "widths agree");
         let form = ctx.runtime.kernels.form(self.format(ctx), x.rows());
         if form.tiles == 0 {
-            return Ok(Input { rows: x, form, at: x.at(0, 0) });
+            return Ok(Prepared { rows: x, form, at: x.at(0, 0) });
         }
         let together = x.rows() > FEW_ROWS;
         let (tiles, out) = if together {
-            assert!(x.rows() * form.words(x.width()) <= ctx.packed.stride(), "room for the packed rows");
-            (ctx.member.share(form.tiles), ctx.packed.at(0, 0))
+            assert!(x.rows() * form.words(x.width()) <= ctx.packed_rows.stride(), "room for the packed rows");
+            (ctx.member.share(form.tiles), ctx.packed_rows.at(0, 0))
         } else {
             // SAFETY: behind the product's scratch there is room for this many rows.
             (0..form.tiles, unsafe { ctx.scratch.add(ctx.runtime.tuning.scratch()) })
@@ -97,24 +97,24 @@ impl Linear {
         if together {
             ctx.member.barrier()?;
         }
-        Ok(Input { rows: x, form, at: out })
+        Ok(Prepared { rows: x, form, at: out })
     }
 
-    /// Whether another layer's input is this one's, too.
-    pub fn takes(&self, ctx: &Context<'_>, x: Input<'_>) -> bool {
+    /// Whether what another layer was prepared for serves this one, too.
+    pub fn takes(&self, ctx: &Context<'_>, x: Prepared<'_>) -> bool {
         ctx.runtime.kernels.form(self.format(ctx), x.rows.rows()) == x.form
     }
 
-    /// The input of another layer as this one's: the same, or made again behind a barrier where it is not.
+    /// What another layer was prepared for as this one reads it: the same, or made again behind a barrier where it is not.
     ///
     /// # Errors
     /// [`Stop`] from a barrier.
-    pub fn input_again<'a>(&self, ctx: &Context<'_>, x: Input<'a>) -> Result<Input<'a>, Stop> {
+    pub fn prepare_again<'a>(&self, ctx: &Context<'_>, x: Prepared<'a>) -> Result<Prepared<'a>, Stop> {
         if self.takes(ctx, x) {
             return Ok(x);
         }
         ctx.member.barrier()?;
-        self.input(ctx, x.rows)
+        self.prepare(ctx, x.rows)
     }
 
     /// This member's pieces of the panels, claimed as it goes.
@@ -130,7 +130,7 @@ impl Linear {
     /// Writes this member's pieces of the outputs of every row; others may be read behind a barrier only.
     ///
     /// Bits of a row do not depend on the other rows or on the number of members.
-    pub fn forward(&self, ctx: &Context<'_>, x: Input<'_>, out: Rows<'_>, then: Then<'_>) {
+    pub fn forward(&self, ctx: &Context<'_>, x: Prepared<'_>, out: Rows<'_>, then: Then<'_>) {
         for panels in self.pieces(ctx) {
             self.product(ctx, panels, x, out, then);
         }
@@ -141,7 +141,7 @@ impl Linear {
         &self,
         ctx: &Context<'_>,
         panels: Range<usize>,
-        x: Input<'_>,
+        x: Prepared<'_>,
         out: Rows<'_>,
         then: Then<'_>,
     ) {

@@ -197,8 +197,8 @@ pub struct Context<'a> {
     pub runtime: &'a Runtime,
     /// Working memory of [`scratch`] floats, this member's alone.
     pub scratch: *mut f32,
-    /// One row of [`packed`] floats, common to all members.
-    pub packed: Rows<'a>,
+    /// One row of [`packed_rows`] floats, common to all members.
+    pub packed_rows: Rows<'a>,
 }
 
 /// Floats of working memory that a member needs for products of up to `max_k` inputs and heads of up to `max_d`.
@@ -208,6 +208,6 @@ pub fn scratch(runtime: &Runtime, max_k: usize, max_d: usize) -> usize {
 }
 
 /// Floats of common memory for the packed rows of products with `rows` rows of up to `max_k` inputs.
-pub fn packed(rows: usize, max_k: usize) -> usize {
+pub fn packed_rows(rows: usize, max_k: usize) -> usize {
     if rows > kernels::FEW_ROWS { rows * max_k.next_multiple_of(2) } else { 0 }
 }

@@ -106,7 +106,7 @@ impl Out {
         rows: Rows<'_>,
         logits: Rows<'_>,
     ) -> Result<(), Stop> {
-        let (vocab, x) = (head.weight().outputs(), head.input(ctx, rows)?);
+        let (vocab, x) = (head.weight().outputs(), head.prepare(ctx, rows)?);
         for panels in head.pieces(ctx) {
             let columns = head.columns(&panels);
             head.product(ctx, panels, x, logits, Then::NOTHING);

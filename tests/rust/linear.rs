@@ -42,14 +42,14 @@ fn products(layers: &[Linear], runtime: &Runtime, first: usize, m: usize) -> Vec
         row.iter_mut().enumerate().for_each(|(c, v)| *v = value(7 * (first + r) * INPUTS + c));
     }
     let members = members.rows(runtime.threads, layers::scratch(runtime, INPUTS, 16)).unwrap();
-    let packed = packed.rows(1, layers::packed(m, INPUTS)).unwrap();
+    let packed_rows = packed.rows(1, layers::packed_rows(m, INPUTS)).unwrap();
     let mut outs: Vec<Buffer> = layers.iter().map(|_| Buffer::default()).collect();
     let outs: Vec<_> = outs.iter_mut().map(|out| out.rows(m, OUTPUTS).unwrap()).collect();
     team::run(runtime.threads, &AtomicBool::new(false), |member| {
-        let ctx = Context { member, runtime, scratch: members.at(member.index(), 0), packed };
-        let mut input = layers[0].input(&ctx, x)?;
+        let ctx = Context { member, runtime, scratch: members.at(member.index(), 0), packed_rows };
+        let mut input = layers[0].prepare(&ctx, x)?;
         for (layer, out) in layers.iter().zip(&outs) {
-            input = layer.input_again(&ctx, input)?;
+            input = layer.prepare_again(&ctx, input)?;
             layer.forward(&ctx, input, *out, Then::NOTHING);
         }
         member.barrier()

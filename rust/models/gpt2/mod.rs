@@ -20,7 +20,7 @@ use crate::error::Result;
 use crate::kernels::Activation;
 use crate::kv::{Pool, Shape};
 use crate::layers::attention::Look;
-use crate::layers::linear::{Input, Linear, Then};
+use crate::layers::linear::{Linear, Prepared, Then};
 use crate::layers::norm::PRIVATE_ROWS;
 use crate::layers::{self, Buffer, Context, Rows, Runtime};
 use crate::layers::{embedding, stride};
@@ -53,7 +53,7 @@ struct State {
     inner: Buffer,
     logits: Buffer,
     members: Buffer,
-    packed: Buffer,
+    packed_rows: Buffer,
     unfused: Buffer,
 }
 
@@ -78,7 +78,7 @@ struct Step<'a> {
     /// One row of working memory per member: its normed rows, then its scratch.
     members: Rows<'a>,
     /// One row of common memory for packed inputs of products.
-    packed: Rows<'a>,
+    packed_rows: Rows<'a>,
     /// Room for a product before its activation or residual, when a trace wants it: `M × max(D, n_inner)`.
     unfused: Rows<'a>,
     /// Where the logits go.
@@ -176,7 +176,7 @@ impl Gpt2 {
             inner: state.inner.rows(rows, c.n_inner)?,
             logits: state.logits.rows(wanted, c.vocab_size)?,
             members: state.members.rows(self.runtime.threads, own + scratch)?,
-            packed: state.packed.rows(1, layers::packed(rows.max(wanted), inputs))?,
+            packed_rows: state.packed_rows.rows(1, layers::packed_rows(rows.max(wanted), inputs))?,
             unfused: state.unfused.rows(traced, c.n_embd.max(c.n_inner))?,
             out: Out::new(out),
         };
@@ -189,7 +189,7 @@ impl Gpt2 {
         let memory = s.members.at(member.index(), 0);
         // SAFETY: the row holds the member's normed rows first, and its scratch after them.
         let scratch = unsafe { memory.add(PRIVATE_ROWS * stride(self.config.n_embd)) };
-        let ctx = Context { member, runtime: &self.runtime, scratch, packed: s.packed };
+        let ctx = Context { member, runtime: &self.runtime, scratch, packed_rows: s.packed_rows };
         embedding::forward(&ctx, &w.wte, &w.wpe, &s.plan.sources, s.x[0]); // (M, D)
         member.barrier()?;
         show(&ctx, trace, format_args!("x"), s.x[0])?;
@@ -220,7 +220,7 @@ impl Gpt2 {
 
         let x = w.ln_1.forward(ctx, s.x[0], s.normed, private)?; // (M, D)
         show(ctx, trace, format_args!("h.{i}.ln_1"), x)?;
-        let x = w.c_attn.input(ctx, x)?;
+        let x = w.c_attn.prepare(ctx, x)?;
         w.c_attn.forward(ctx, x, s.qkv, Then::NOTHING); // (M, 3 D)
         ctx.member.barrier()?;
         show(ctx, trace, format_args!("h.{i}.attn.c_attn"), s.qkv)?;
@@ -229,7 +229,7 @@ impl Gpt2 {
         w.heads.forward(ctx, shape, i, batch, Look::CAUSAL, s.qkv, s.attended); // (M, D)
         ctx.member.barrier()?;
         show(ctx, trace, format_args!("h.{i}.attn.heads"), s.attended)?;
-        let attended = w.attn_c_proj.input(ctx, s.attended)?;
+        let attended = w.attn_c_proj.prepare(ctx, s.attended)?;
         self.unfused(ctx, s, &w.attn_c_proj, attended, trace, format_args!("h.{i}.attn.c_proj"))?;
         let then = Then { residual: Some(s.x[0]), ..Then::NOTHING };
         w.attn_c_proj.forward(ctx, attended, s.x[1], then); // (M, D)
@@ -238,13 +238,13 @@ impl Gpt2 {
 
         let x = w.ln_2.forward(ctx, s.x[1], s.normed, private)?; // (M, D)
         show(ctx, trace, format_args!("h.{i}.ln_2"), x)?;
-        let x = w.c_fc.input(ctx, x)?;
+        let x = w.c_fc.prepare(ctx, x)?;
         self.unfused(ctx, s, &w.c_fc, x, trace, format_args!("h.{i}.mlp.c_fc"))?;
         let activation = self.config.activation_function;
         w.c_fc.forward(ctx, x, s.inner, Then { activation, feeds: true, ..Then::NOTHING }); // (M, n_inner)
         ctx.member.barrier()?;
         show(ctx, trace, format_args!("h.{i}.mlp.act"), s.inner)?;
-        let inner = w.mlp_c_proj.input(ctx, s.inner)?;
+        let inner = w.mlp_c_proj.prepare(ctx, s.inner)?;
         self.unfused(ctx, s, &w.mlp_c_proj, inner, trace, format_args!("h.{i}.mlp.c_proj"))?;
         let then = Then { residual: Some(s.x[1]), activation: Activation::Linear, feeds: false };
         w.mlp_c_proj.forward(ctx, inner, s.x[0], then); // (M, D)
@@ -258,7 +258,7 @@ impl Gpt2 {
         ctx: &Context<'_>,
         s: &Step<'_>,
         layer: &Linear,
-        x: Input<'_>,
+        x: Prepared<'_>,
         trace: Option<&Trace>,
         name: Arguments<'_>,
     ) -> Result<(), Stop> {

@@ -118,11 +118,11 @@ impl T5 {
         for (i, block) in self.weights.decoder.block.iter().enumerate() {
             let Some(w) = &block.cross_attention else { continue };
             let keys = match x {
-                None => w.k.input(ctx, s.hidden)?,
-                Some(values) => w.k.input_again(ctx, values)?,
+                None => w.k.prepare(ctx, s.hidden)?,
+                Some(values) => w.k.prepare_again(ctx, values)?,
             };
             w.k.forward(ctx, keys, k, Then::NOTHING); // (M, I)
-            let values = w.v.input_again(ctx, keys)?;
+            let values = w.v.prepare_again(ctx, keys)?;
             w.v.forward(ctx, values, v, Then::NOTHING); // (M, I)
             x = Some(values);
             ctx.member.barrier()?;

@@ -27,7 +27,7 @@ pub(super) struct Buffers {
     attended: Buffer,
     inner: [Buffer; 2],
     members: Buffer,
-    packed: Buffer,
+    packed_rows: Buffer,
 }
 
 /// One step's views of the buffers.
@@ -46,7 +46,7 @@ pub(super) struct Views<'a> {
     /// One row of working memory per member: its normed rows, then its scratch.
     pub(super) members: Rows<'a>,
     /// One row of common memory for packed inputs of products.
-    pub(super) packed: Rows<'a>,
+    pub(super) packed_rows: Rows<'a>,
 }
 
 impl Buffers {
@@ -68,7 +68,7 @@ impl Buffers {
             attended: self.attended.rows(rows, inner)?,
             inner: [gate.rows(rows, c.d_ff)?, up.rows(if c.is_gated_act { rows } else { 0 }, c.d_ff)?],
             members: self.members.rows(runtime.threads, PRIVATE_ROWS * stride(d) + scratch)?,
-            packed: self.packed.rows(1, layers::packed(rows, inputs))?,
+            packed_rows: self.packed_rows.rows(1, layers::packed_rows(rows, inputs))?,
         })
     }
 }
@@ -120,7 +120,7 @@ impl<'a> Place<'a> {
         // SAFETY: the row holds the member's normed rows first, and its scratch after them.
         let scratch = unsafe { views.members.at(member.index(), 0).add(PRIVATE_ROWS * stride(c.d_model)) };
         Self {
-            ctx: Context { member, runtime, scratch, packed: views.packed },
+            ctx: Context { member, runtime, scratch, packed_rows: views.packed_rows },
             views,
             activation: c.dense_act_fn,
             trace,
@@ -149,11 +149,11 @@ impl<'a> Place<'a> {
         let (ctx, views, [q, k, v]) = (&self.ctx, &self.views, self.views.qkv);
         let x = w.layer_norm.forward(ctx, from, views.normed, self.private())?; // (M, D)
         self.show(format_args!("{name}.layer_norm"), x)?;
-        let x = w.q.input(ctx, x)?;
+        let x = w.q.prepare(ctx, x)?;
         w.q.forward(ctx, x, q, Then::NOTHING); // (M, I)
-        let x = w.k.input_again(ctx, x)?;
+        let x = w.k.prepare_again(ctx, x)?;
         w.k.forward(ctx, x, k, Then::NOTHING); // (M, I)
-        let x = w.v.input_again(ctx, x)?;
+        let x = w.v.prepare_again(ctx, x)?;
         w.v.forward(ctx, x, v, Then::NOTHING); // (M, I)
         ctx.member.barrier()?;
         w.heads.append(ctx, keys.shape, keys.layer, keys.batch, (k, 0), (v, 0));
@@ -172,7 +172,7 @@ impl<'a> Place<'a> {
         let (ctx, views) = (&self.ctx, &self.views);
         let x = w.layer_norm.forward(ctx, from, views.normed, self.private())?; // (M, D)
         self.show(format_args!("{name}.layer_norm"), x)?;
-        let x = w.q.input(ctx, x)?;
+        let x = w.q.prepare(ctx, x)?;
         w.q.forward(ctx, x, views.qkv[0], Then::NOTHING); // (M, I)
         ctx.member.barrier()?;
         self.attend(w, keys, Look::ALL, [from, to], format_args!("{name}.EncDecAttention"))
@@ -191,7 +191,7 @@ impl<'a> Place<'a> {
         w.heads.forward(ctx, keys.shape, keys.layer, keys.batch, look, q, attended); // (M, I)
         ctx.member.barrier()?;
         self.show(format_args!("{name}.heads"), attended)?;
-        let attended = w.o.input(ctx, attended)?;
+        let attended = w.o.prepare(ctx, attended)?;
         w.o.forward(ctx, attended, to, Then { residual: Some(from), ..Then::NOTHING }); // (M, D)
         ctx.member.barrier()?;
         self.show(format_args!("{name}.residual"), to)
@@ -208,7 +208,7 @@ impl<'a> Place<'a> {
         let x = w.layer_norm.forward(ctx, from, views.normed, self.private())?; // (M, D)
         self.show(format_args!("{name}.layer_norm"), x)?;
         let then = Then { activation: self.activation, feeds: w.up.is_none(), residual: None };
-        let x = w.gate.input(ctx, x)?;
+        let x = w.gate.prepare(ctx, x)?;
         match &w.up {
             None => w.gate.forward(ctx, x, gate, then), // (M, F)
             Some(wi) if wi.takes(ctx, x) => {
@@ -221,7 +221,7 @@ impl<'a> Place<'a> {
             Some(wi) => {
                 w.gate.forward(ctx, x, gate, then); // (M, F)
                 // A barrier: whoever multiplies sees the gate.
-                let x = wi.input_again(ctx, x)?;
+                let x = wi.prepare_again(ctx, x)?;
                 for panels in wi.pieces(ctx) {
                     wi.product(ctx, panels.clone(), x, up, Then::NOTHING); // (M, F)
                     gate.multiply(ctx, up, wi.columns(&panels));
@@ -230,7 +230,7 @@ impl<'a> Place<'a> {
         }
         ctx.member.barrier()?;
         self.show(format_args!("{name}.DenseReluDense.act"), gate)?;
-        let gate = w.wo.input(ctx, gate)?;
+        let gate = w.wo.prepare(ctx, gate)?;
         w.wo.forward(ctx, gate, to, Then { residual: Some(from), ..Then::NOTHING }); // (M, D)
         ctx.member.barrier()?;
         self.show(format_args!("{name}.DenseReluDense.residual"), to)
