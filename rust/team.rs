@@ -405,7 +405,7 @@ mod tests {
                 let hits: Vec<AtomicUsize> = (0..n).map(|_| AtomicUsize::new(0)).collect();
                 let sum = AtomicUsize::new(0);
                 run(threads, &off, |m| {
-                    for i in m.share(n) {
+                    for i in m.fixed(n).flatten() {
                         hits[i].fetch_add(1, Ordering::Relaxed);
                     }
                     m.barrier()?;
