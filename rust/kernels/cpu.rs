@@ -82,6 +82,7 @@ impl Family {
             Self::Zen | Self::Unknown => Tuning {
                 panels: 4,
                 prefetch: 0,
+                widened_prefetch: 512,
                 rows_prefetch: 4096,
                 block_k: 768,
                 widened: 768,
@@ -91,6 +92,7 @@ impl Family {
             Self::Zen4 | Self::Zen5 => Tuning {
                 panels: 1,
                 prefetch: 0,
+                widened_prefetch: 0,
                 rows_prefetch: 1024,
                 block_k: 256,
                 widened: 256,
@@ -100,6 +102,7 @@ impl Family {
             Self::Xeon => Tuning {
                 panels: 4,
                 prefetch: 2048,
+                widened_prefetch: 2048,
                 rows_prefetch: 2048,
                 block_k: 768,
                 widened: 256,

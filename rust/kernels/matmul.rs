@@ -25,6 +25,8 @@ pub struct Tuning {
     pub panels: usize,
     /// Bytes ahead of the stream that are prefetched for one row; 0 for none.
     pub prefetch: usize,
+    /// As `prefetch`, for weights that are widened: more instructions to a line, so fewer lines ahead by themselves.
+    pub widened_prefetch: usize,
     /// As `prefetch`, for more rows: they look less far ahead by themselves.
     pub rows_prefetch: usize,
     /// Inputs in a block of weights that are multiplied as they are stored.
@@ -103,7 +105,11 @@ unsafe fn stream<L: Lanes, K: Kind<L>>(job: &Matmul) {
         let panel = lines * LINE;
         let stride = if K::PAIRS { Form::of::<L, K>(job.m).words(job.k) } else { job.a_stride };
         let a = TileRows { at: job.a, stride };
-        let step = if job.m == 1 { job.tuning.prefetch } else { job.tuning.rows_prefetch };
+        let step = match job.m {
+            1 if K::WIDEN => job.tuning.widened_prefetch,
+            1 => job.tuning.prefetch,
+            _ => job.tuning.rows_prefetch,
+        };
         let ahead = Ahead { step, ..Ahead::NONE };
         let mut done = 0;
         macro_rules! panels {

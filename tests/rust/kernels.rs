@@ -114,7 +114,7 @@ proptest! {
         let a = rows(m, k, 17);
         let mut bits: Option<Vec<u32>> = None;
         for table in Kernels::available() {
-            let tuning = Tuning { panels, prefetch: ahead, rows_prefetch: ahead, block_k: block, widened: block, block_m: 24, short_blocks: short };
+            let tuning = Tuning { panels, prefetch: ahead, widened_prefetch: ahead, rows_prefetch: ahead, block_k: block, widened: block, block_m: 24, short_blocks: short };
             let c = multiply(&table, format, &w, &a, m, tuning);
             let stride_c = w.panels() * WIDTH;
             for r in 0..m {
