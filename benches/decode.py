@@ -115,7 +115,8 @@ def better(one: Json, other: Json) -> Json:
 
 def of_limit(reached: list[float], limits: list[Json], key: str) -> float:
     """Returns what a work reached of a limit, the median over rounds: the machine's speed changes between them."""
-    return statistics.median(value / limit[key] for value, limit in zip(reached, limits, strict=True))
+    shares: list[float] = [value / limit[key] for value, limit in zip(reached, limits, strict=True)]
+    return statistics.median(shares)
 
 
 def prompts(count: int, length: int, vocab: int) -> list[list[int]]:
