@@ -54,8 +54,9 @@ bench: ## kernels, then end to end against the peers that are installed (benches
 docs: ## the Rust documentation; its warnings are errors
 	RUSTDOCFLAGS="-D warnings" cargo doc --locked --no-deps --document-private-items
 
-wheel: ## one abi3 wheel for CPython 3.11 and later, in dist/
-	$(PY) -m maturin build --release --locked --out dist
+wheel: ## one abi3 wheel for CPython 3.11 and later, in dist/, against the old glibc that pyproject.toml names (zig links it)
+	$(PY) -m pip install --quiet 'maturin[zig]>=1.16,<2'
+	PATH="$(dir $(abspath $(PY))):$$PATH" $(PY) -m maturin build --release --locked --zig --out dist
 
 # pytest comes last: its summary is the last line.
 check: lint docs test ## everything that a change must pass
