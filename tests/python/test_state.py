@@ -39,7 +39,8 @@ def test_logits(model: fastdecode.CausalLM) -> None:
     stepped = state.step(9)
     stepped[:] = 0
     assert np.array_equal(state.logits, model.logits([5, 6, 7, 9])[-1])
-    assert np.array_equal(model.logits("Once"), model.logits(model.tokenizer.encode("Once")))  # type: ignore[union-attr]
+    assert model.tokenizer is not None
+    assert np.array_equal(model.logits("Once"), model.logits(model.tokenizer.encode("Once")))
 
 
 def test_fork(model: fastdecode.CausalLM) -> None:
@@ -129,5 +130,6 @@ def test_misuse(model: fastdecode.CausalLM) -> None:
     assert np.array_equal(full.logits, model.logits([5] * 64)[-1])
     with pytest.raises(errors.OptionError):
         model.embed([320])
+    rows: Any = [[1], [2]]
     with pytest.raises(errors.OptionError):
-        model.logits([[1], [2]])  # type: ignore[list-item]
+        model.logits(rows)
