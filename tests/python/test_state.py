@@ -130,6 +130,6 @@ def test_misuse(model: fastdecode.CausalLM) -> None:
     assert np.array_equal(full.logits, model.logits([5] * 64)[-1])
     with pytest.raises(errors.OptionError):
         model.embed([320])
-    rows: Any = [[1], [2]]
+    prompts: Any = [[1], [2]]
     with pytest.raises(errors.OptionError):
-        model.logits(rows)
+        model.logits(prompts)
