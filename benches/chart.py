@@ -13,6 +13,7 @@ from matplotlib import pyplot as plt
 
 LABELS = {
     "fastdecode": "fastdecode",
+    "fastdecode_bf16": "fastdecode, bf16 products",
     "transformers": "transformers",
     "ctranslate2": "CTranslate2",
     "llama_cpp": "llama.cpp",
@@ -54,7 +55,7 @@ def main() -> None:
             bars = axis.barh(
                 [LABELS[n] for n in names],
                 values,
-                color=[OURS if n == "fastdecode" else THEIRS for n in names],
+                color=[OURS if n.startswith("fastdecode") else THEIRS for n in names],
             )
             axis.bar_label(bars, fmt="%.0f", padding=3, color=TEXT)
             axis.set_title(f"{name}, {group['precision']}", color=TEXT, fontsize=9)

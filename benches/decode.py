@@ -12,7 +12,8 @@ What is counted (B sequences, T prompt tokens, S new tokens; seconds are whole c
     decode   (S - 1) * B / (seconds(T, S) - seconds(T, 1)), T = 32, S = 128; batch 8: T = 32, S = 65, contexts 32 to 96
     prefill  T / seconds(T, 1), T = 512
 Fractions of the limit count bytes of weights and cache read per step, or FLOPs of matrices, attention and head; they
-and the ratio of batch 8 are taken within each round.
+and the ratio of batch 8 are taken within each round. At bf16 we run twice: weights in bf16 with float32 products
+("fastdecode"), and products in bf16 as the peers form them ("fastdecode_bf16", compute_dtype="bfloat16").
 """
 
 from __future__ import annotations
@@ -34,9 +35,12 @@ from typing import Any
 from folders import MODELS, Shape, build
 
 HERE = Path(__file__).resolve().parent
-# Our own engine first, then the peers; the precisions each has. int8 stands for 8-bit weights of any scheme.
+# What we are in this run: products in float32, and in bfloat16. One file drives both.
+OURS = ("fastdecode", "fastdecode_bf16")
+# Our own engines first, then the peers; the precisions each has. int8 stands for 8-bit weights of any scheme.
 ENGINES = {
     "fastdecode": ["f32", "bf16"],
+    "fastdecode_bf16": ["bf16"],
     "transformers": ["f32", "bf16"],
     "ctranslate2": ["f32", "int8"],
     "llama_cpp": ["f32", "bf16", "int8"],
@@ -66,7 +70,7 @@ class Worker:
         own = peers / engine / "bin" / "python"
         # A peer without an environment of its own may be installed beside the package.
         self.python = str(own if own.exists() else Path(sys.executable))
-        script = HERE / "peers" / f"{kind}_{engine}.py"
+        script = HERE / "peers" / f"{kind}_{OURS[0] if engine in OURS else engine}.py"
         self.engine = engine
         # A file, since a pipe that nobody reads fills up and stops the engine.
         self.log = tempfile.TemporaryFile("w+")  # noqa: SIM115  (open as long as the process)
@@ -141,21 +145,29 @@ def rate(worker: Worker, work: tuple[int, int, int], vocab: int) -> float:
     return count * (new - 1) / (call(worker, work, vocab) - first)
 
 
+def own_kind(engine: str, precision: str) -> str:
+    """Returns the precision in which an engine runs: without 8-bit weights, our 16-bit ones stand beside the peers'."""
+    return "bf16" if engine in OURS and precision == "int8" else precision
+
+
+def asked(engine: str, kind: str) -> str:
+    """Returns the precision as the engine's file takes it."""
+    return "bf16 dot" if engine == "fastdecode_bf16" else kind
+
+
 def measure(shape: Shape, precision: str, options: argparse.Namespace) -> Json:
     """Runs the rounds of one model at one precision and returns what every engine reached."""
     cache: Path = options.cache
-    folders = {kind: build(shape, kind, cache) for kind in ("f32", "bf16")}
     workers, missing, versions = {}, {}, {}
-    for engine, has in ENGINES.items():
-        # Without 8-bit weights of our own, our 16-bit ones stand beside the peers'.
-        kind = "bf16" if engine == "fastdecode" and precision == "int8" else precision
-        if kind not in has:
+    for engine in ENGINES:
+        kind = own_kind(engine, precision)
+        if kind not in ENGINES[engine]:
             continue
         # Peers that convert start from float32, as their users do.
-        folder = folders["bf16" if engine == "fastdecode" and kind == "bf16" else "f32"]
+        folder = build(shape, "bf16" if engine in OURS and kind == "bf16" else "f32", cache)
         worker = Worker(engine, options.peers)
         try:
-            place = {"folder": str(folder), "cache": str(cache), "precision": kind}
+            place = {"folder": str(folder), "cache": str(cache), "precision": asked(engine, kind)}
             worker.ask(do="prepare", **place)
             versions[engine] = worker.ask(do="load", threads=options.threads, **place)["version"]
             worker.ask(do="generate", prompts=prompts(1, 16, shape.vocab), new=4)
@@ -166,18 +178,18 @@ def measure(shape: Shape, precision: str, options: argparse.Namespace) -> Json:
             continue
         workers[engine] = (kind, worker)
     rates: dict[str, dict[str, list[float]]] = {name: {engine: [] for engine in workers} for name in WORKS}
-    limits: list[Json] = []
+    limits: dict[str, list[Json]] = {}
     size = shape.weight_bytes(4 if precision == "f32" else 2)
     ours = workers["fastdecode"][1]
     for turn in range(options.rounds):
         order = list(workers)
         random.shuffle(order)
         for engine in order:
-            before = ours.ask(do="limits", bytes=size) if engine == "fastdecode" else None
+            before = ours.ask(do="limits", bytes=size) if engine in OURS else None
             for name, work in WORKS.items():
                 rates[name][engine].append(rate(workers[engine][1], work, shape.vocab))
             if before:
-                limits.append(better(before, ours.ask(do="limits", bytes=size)))
+                limits.setdefault(engine, []).append(better(before, ours.ask(do="limits", bytes=size)))
         shown = ", ".join(f"{engine} {rates['decode'][engine][-1]:.1f}" for engine in workers)
         sys.stdout.write(f"  round {turn + 1}: decode {shown}\n")
         sys.stdout.flush()
@@ -201,6 +213,7 @@ def start_up(shape: Shape, options: argparse.Namespace) -> list[Json]:
     rows = []
     modules = {
         "fastdecode": "fastdecode",
+        "fastdecode_bf16": "fastdecode",
         "transformers": "torch, transformers.models.auto",
         "ctranslate2": "ctranslate2",
         "llama_cpp": "llama_cpp",
@@ -208,10 +221,12 @@ def start_up(shape: Shape, options: argparse.Namespace) -> list[Json]:
     }
     for engine, has in ENGINES.items():
         for precision in (kind for kind in has if kind != "int8"):
-            folder = build(
-                shape, "bf16" if engine == "fastdecode" and precision == "bf16" else "f32", options.cache
-            )
-            place = {"folder": str(folder), "cache": str(options.cache), "precision": precision}
+            folder = build(shape, "bf16" if engine in OURS and precision == "bf16" else "f32", options.cache)
+            place = {
+                "folder": str(folder),
+                "cache": str(options.cache),
+                "precision": asked(engine, precision),
+            }
             loads, peaks, python = [], [], sys.executable
             try:
                 for _ in range(options.rounds):
@@ -260,51 +275,65 @@ def interpreter_peak(python: str) -> int:
     return int(found.stdout) * 1024
 
 
+def peak_of(engine: str, limits: list[Json]) -> str:
+    """Returns the limit of an engine's products: the bf16 dot's where it forms them so and the CPU does it fast."""
+    dot = engine == "fastdecode_bf16" and all("bf16_dot_flops_per_second" in limit for limit in limits)
+    return "bf16_dot_flops_per_second" if dot else "f32_flops_per_second"
+
+
 def fractions(shape: Shape, result: Json) -> Json:
-    """Returns what our engine's medians are of the machine's limits, and its ratio to every peer."""
+    """Returns all medians, and for each of our engines its shares of the limits and its ratio to every peer."""
+    by_work = result["tokens_per_second"]
     medians = {
         work: {engine: statistics.median(values) for engine, values in by.items()}
-        for work, by in result["tokens_per_second"].items()
+        for work, by in by_work.items()
     }
-    limits, width = result["limits"], 4 if result["precisions"]["fastdecode"] == "f32" else 2
-    rates = {work: by["fastdecode"] for work, by in result["tokens_per_second"].items()}
-    ours = {work: by["fastdecode"] for work, by in medians.items()}
     _, prompt, new = DECODE
-    read = shape.weight_bytes(width) + shape.cache_bytes(prompt + new / 2)
     flops = shape.prefill_flops(PREFILL[1]) / PREFILL[1]
-    return {
-        "medians": medians,
-        "of_limit": {
-            "decode": of_limit([r * read for r in rates["decode"]], limits, "read_bytes_per_second"),
-            "prefill": of_limit([r * flops for r in rates["prefill"]], limits, "f32_flops_per_second"),
-        },
-        "batch_8_over_1": statistics.median(
-            eight / one for eight, one in zip(rates["batch 8"], rates["decode"], strict=True)
-        ),
-        "ratios": {
-            work: {engine: ours[work] / value for engine, value in by.items() if engine != "fastdecode"}
-            for work, by in medians.items()
-        },
-    }
+    ours = {}
+    for engine, limits in result["limits"].items():
+        rates = {work: by[engine] for work, by in by_work.items()}
+        width = 4 if result["precisions"][engine] == "f32" else 2
+        cache = shape.cache_bytes(prompt + new / 2) * (0.5 if engine == "fastdecode_bf16" else 1.0)
+        read = [rate * (shape.weight_bytes(width) + cache) for rate in rates["decode"]]
+        peak = peak_of(engine, limits)
+        eight = zip(rates["batch 8"], rates["decode"], strict=True)
+        ours[engine] = {
+            "of_limit": {
+                "decode": of_limit(read, limits, "read_bytes_per_second"),
+                "prefill": of_limit([rate * flops for rate in rates["prefill"]], limits, peak),
+                "peak": peak,
+            },
+            "batch_8_over_1": statistics.median(many / one for many, one in eight),
+            "ratios": {
+                work: {peer: by[engine] / value for peer, value in by.items() if peer not in OURS}
+                for work, by in medians.items()
+            },
+        }
+    return {"medians": medians, "ours": ours}
 
 
 def show(result: Json) -> None:
     """Prints one group as a table of medians and ratios."""
     summary = result["summary"]
-    sys.stdout.write(
-        f"\n{result['model']}, {result['precision']}, {result['threads']} threads, tokens/s (ratio)\n"
-    )
+    head = f"{result['model']}, {result['precision']}, {result['threads']} threads"
+    sys.stdout.write(f"\n{head}, tokens/s (ours over theirs)\n")
     for work, by in summary["medians"].items():
-        cells = [f"fastdecode {by['fastdecode']:.1f}"]
-        cells += [
-            f"{e} {v:.1f} ({summary['ratios'][work][e]:.2f}x)" for e, v in by.items() if e != "fastdecode"
-        ]
+        cells = []
+        for engine, value in by.items():
+            ratios = [
+                f"{own['ratios'][work][engine]:.2f}x"
+                for own in summary["ours"].values()
+                if engine not in OURS
+            ]
+            cells.append(f"{engine} {value:.1f}" + (f" ({', '.join(ratios)})" if ratios else ""))
         sys.stdout.write(f"  {work:8} " + "   ".join(cells) + "\n")
-    of = summary["of_limit"]
-    sys.stdout.write(
-        f"  of the machine's limit: decode {of['decode']:.2f} of read bandwidth, prefill {of['prefill']:.2f} of f32 FMA"
-        f"; batch 8 is {summary['batch_8_over_1']:.1f}x batch 1\n"
-    )
+    for engine, own in summary["ours"].items():
+        of = own["of_limit"]
+        sys.stdout.write(
+            f"  {engine}: decode {of['decode']:.3f} of read bandwidth, prefill {of['prefill']:.3f} of"
+            f" {of['peak']}; batch 8 is {own['batch_8_over_1']:.2f}x batch 1\n"
+        )
     for engine, reason in result["missing"].items():
         sys.stdout.write(f"  MISSING {engine}: {reason}\n")
 

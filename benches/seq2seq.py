@@ -26,12 +26,13 @@ import time
 from datetime import UTC, datetime
 from pathlib import Path
 
-from decode import HERE, Json, Worker, better, cpu_name, of_limit, save
+from decode import HERE, OURS, Json, Worker, asked, better, cpu_name, of_limit, own_kind, peak_of, save
 from t5_folders import SHAPES, T5Shape, build
 
-# Our own engine first, then the peers; the precisions each has. int8 stands for 8-bit weights of any scheme.
+# Our own engines first, then the peers; the precisions each has. int8 stands for 8-bit weights of any scheme.
 ENGINES = {
     "fastdecode": ["f32", "bf16"],
+    "fastdecode_bf16": ["bf16"],
     "transformers": ["f32", "bf16"],
     "ctranslate2": ["f32", "int8"],
     "llama_cpp": ["f32", "bf16", "int8"],
@@ -65,19 +66,17 @@ def start(
     shape: T5Shape, precision: str, options: argparse.Namespace
 ) -> tuple[dict[str, tuple[str, Worker]], Json, Json]:
     """Converts, loads and warms up every engine; returns those that run, the missing ones and all versions."""
-    folders = {kind: build(shape, kind, options.cache) for kind in ("f32", "bf16")}
     workers: dict[str, tuple[str, Worker]] = {}
     missing, versions = {}, {}
     for engine, has in ENGINES.items():
-        # Without 8-bit weights of our own, our 16-bit ones stand beside the peers'.
-        kind = "bf16" if engine == "fastdecode" and precision == "int8" else precision
+        kind = own_kind(engine, precision)
         if kind not in has:
             continue
         # Peers that convert start from float32, as their users do.
-        folder = folders["bf16" if engine == "fastdecode" and kind == "bf16" else "f32"]
+        folder = build(shape, "bf16" if engine in OURS and kind == "bf16" else "f32", options.cache)
         worker = Worker(engine, options.peers, "seq2seq")
         try:
-            place = {"folder": str(folder), "cache": str(options.cache), "precision": kind}
+            place = {"folder": str(folder), "cache": str(options.cache), "precision": asked(engine, kind)}
             worker.ask(do="prepare", **place)
             versions[engine] = worker.ask(do="load", threads=options.threads, **place)["version"]
             call(worker, WORKS["greedy 1"], 16, 4)
@@ -99,12 +98,12 @@ def measure(shape: T5Shape, precision: str, options: argparse.Namespace) -> Json
     size = shape.weight_bytes(4 if precision == "f32" else 2)
     seconds: dict[str, dict[str, list[list[float]]]] = {name: {} for name in WORKS}
     encode: dict[str, list[float]] = {}
-    limits: list[Json] = []
+    limits: dict[str, list[Json]] = {}
     for turn in range(options.rounds):
         order = list(workers)
         random.shuffle(order)
         for engine in order:
-            before = ours.ask(do="limits", bytes=size) if engine == "fastdecode" else None
+            before = ours.ask(do="limits", bytes=size) if engine in OURS else None
             worker, lacks = workers[engine][1], LACKS.get(engine, ())
             missing |= {f"{engine}, {name}": "it has no such call" for name in lacks}
             if "encode" not in lacks:
@@ -118,7 +117,7 @@ def measure(shape: T5Shape, precision: str, options: argparse.Namespace) -> Json
                 pair = [call(worker, work, options.source, new) for new in (1, options.new)]
                 seconds[name].setdefault(engine, []).append(pair)
             if before:
-                limits.append(better(before, ours.ask(do="limits", bytes=size)))
+                limits.setdefault(engine, []).append(better(before, ours.ask(do="limits", bytes=size)))
         shown = [f"{name} {pairs[-1][1]:.2f} s" for name, pairs in seconds["greedy 1"].items()]
         sys.stdout.write(f"  round {turn + 1}: greedy {', '.join(shown)}\n")
         sys.stdout.flush()
@@ -155,60 +154,65 @@ def summary(shape: T5Shape, result: Json) -> Json:
         for name, by in rates.items()
     }
     encode = {engine: statistics.median(values) for engine, values in result["encode_seconds"].items()}
-    limits, width = result["limits"], 4 if result["precisions"]["fastdecode"] == "f32" else 2
-    read = shape.weight_bytes(width) + shape.cache_bytes(result["source"], new / 2)
     flops = shape.encoder_flops(result["source"])
-    ratios = {
-        name: {engine: by["fastdecode"] / value for engine, value in by.items() if engine != "fastdecode"}
-        for name, by in medians.items()
-    }
-    ratios["encode"] = {
-        engine: value / encode["fastdecode"] for engine, value in encode.items() if engine != "fastdecode"
-    }
-    one, eight = (rates[name]["fastdecode"] for name in ("greedy 1", "greedy 8"))
-    encoded = [flops / seconds for seconds in result["encode_seconds"]["fastdecode"]]
-    whole = {name: [pair[1] for pair in by["fastdecode"]] for name, by in result["seconds"].items()}
-    return {
-        "medians": medians,
-        "encode_seconds": encode,
-        "ratios": ratios,
-        "of_limit": {
-            "greedy 1": of_limit([rate * read for rate in one], limits, "read_bytes_per_second"),
-            "encode": of_limit(
-                encoded, [limit for limit in limits for _ in range(ENCODES)], "f32_flops_per_second"
+    ours = {}
+    for engine, limits in result["limits"].items():
+        width = 4 if result["precisions"][engine] == "f32" else 2
+        cache = shape.cache_bytes(result["source"], new / 2) * (0.5 if engine == "fastdecode_bf16" else 1.0)
+        read = shape.weight_bytes(width) + cache
+        one, eight = (rates[name][engine] for name in ("greedy 1", "greedy 8"))
+        encoded = [flops / seconds for seconds in result["encode_seconds"][engine]]
+        whole = {name: [pair[1] for pair in by[engine]] for name, by in result["seconds"].items()}
+        peak = peak_of(engine, limits)
+        ratios = {
+            name: {peer: by[engine] / value for peer, value in by.items() if peer not in OURS}
+            for name, by in medians.items()
+        }
+        ratios["encode"] = {
+            peer: value / encode[engine] for peer, value in encode.items() if peer not in OURS
+        }
+        ours[engine] = {
+            "of_limit": {
+                "greedy 1": of_limit([rate * read for rate in one], limits, "read_bytes_per_second"),
+                "encode": of_limit(encoded, [limit for limit in limits for _ in range(ENCODES)], peak),
+                "peak": peak,
+            },
+            "batch_8_over_1": statistics.median(many / rate for many, rate in zip(eight, one, strict=True)),
+            "beam_time_over_greedy": statistics.median(
+                beam / greedy for beam, greedy in zip(whole["beam 4, 1"], whole["greedy 1"], strict=True)
             ),
-        },
-        "batch_8_over_1": statistics.median(many / rate for many, rate in zip(eight, one, strict=True)),
-        "beam_time_over_greedy": statistics.median(
-            beam / greedy for beam, greedy in zip(whole["beam 4, 1"], whole["greedy 1"], strict=True)
-        ),
-    }
+            "ratios": ratios,
+        }
+    return {"medians": medians, "encode_seconds": encode, "ours": ours}
 
 
 def show(result: Json) -> None:
     """Prints one group as a table of medians and ratios."""
     found = result["summary"]
     head = f"{result['model']}, {result['precision']}, source {result['source']}, {result['new']} new tokens"
-    sys.stdout.write(f"\n{head}, {result['threads']} threads; tokens or positions/s (ratio)\n")
+    sys.stdout.write(f"\n{head}, {result['threads']} threads; tokens or positions/s (ours over theirs)\n")
 
     def line(name: str, by: Json, unit: str, factor: float = 1.0) -> None:
-        cells = [f"fastdecode {by['fastdecode'] * factor:.1f}{unit}"]
-        cells += [
-            f"{engine} {value * factor:.1f}{unit} ({found['ratios'][name][engine]:.2f}x)"
-            for engine, value in by.items()
-            if engine != "fastdecode"
-        ]
+        cells = []
+        for engine, value in by.items():
+            ratios = [
+                f"{own['ratios'][name][engine]:.2f}x" for own in found["ours"].values() if engine not in OURS
+            ]
+            cells.append(
+                f"{engine} {value * factor:.1f}{unit}" + (f" ({', '.join(ratios)})" if ratios else "")
+            )
         sys.stdout.write(f"  {name:10} " + "   ".join(cells) + "\n")
 
     for name, by in found["medians"].items():
         line(name, by, "")
     line("encode", found["encode_seconds"], " ms", 1e3)
-    of = found["of_limit"]
-    sys.stdout.write(
-        f"  of the machine's limit: decode {of['greedy 1']:.2f} of read bandwidth, encoder {of['encode']:.2f} of f32"
-        f" FMA; batch 8 is {found['batch_8_over_1']:.1f}x batch 1; beam {BEAMS} takes"
-        f" {found['beam_time_over_greedy']:.2f}x the time of greedy\n"
-    )
+    for engine, own in found["ours"].items():
+        of = own["of_limit"]
+        sys.stdout.write(
+            f"  {engine}: decode {of['greedy 1']:.3f} of read bandwidth, encoder {of['encode']:.3f} of {of['peak']};"
+            f" batch 8 is {own['batch_8_over_1']:.2f}x batch 1; beam {BEAMS} takes"
+            f" {own['beam_time_over_greedy']:.2f}x the time of greedy\n"
+        )
     for engine, reason in result["missing"].items():
         sys.stdout.write(f"  MISSING {engine}: {reason}\n")
 

@@ -20,7 +20,8 @@ class Fastdecode:
         pass
 
     def __init__(self, folder: Path, cache: Path, precision: str, threads: int) -> None:  # noqa: ARG002 (all engines alike)
-        self.model = fastdecode.Seq2SeqLM.load(folder, num_threads=threads)
+        compute: Any = "bfloat16" if precision == "bf16 dot" else None
+        self.model = fastdecode.Seq2SeqLM.load(folder, compute_dtype=compute, num_threads=threads)
         self.threads = threads
 
     def generate(self, prompts: list[list[int]], new: int, beams: int = 1) -> list[list[int]]:
