@@ -2,7 +2,7 @@
 //!
 //! Formulas are those of `transformers.activations` 5.23, by their names there.
 
-use super::lanes::{Lanes, WIDTH, round_bf16, widen_bf16};
+use super::lanes::{Lanes, WIDTH};
 use super::math;
 
 /// An activation without parameters.
@@ -231,22 +231,12 @@ unsafe fn finish<L: Lanes, F: Function>(c: *mut f32, stride: usize, rows: usize,
                     v = L::add(L::load(e.residual.add(r * e.residual_stride + j)), v);
                 }
                 if e.round {
-                    v = rounded::<L>(v);
+                    v = L::round_bf16(v);
                 }
                 L::store(p, v);
             }
         }
     }
-}
-
-/// Every lane rounded to bf16.
-///
-/// # Safety
-/// As for [`Lanes`].
-#[inline(always)]
-pub(super) unsafe fn rounded<L: Lanes>(v: L::F) -> L::F {
-    // SAFETY: the caller's contract is that of `Lanes`.
-    unsafe { L::from_array(L::to_array(v).map(|x| widen_bf16(round_bf16(x)))) }
 }
 
 /// `gate = activation(gate) * up` for `n` floats (whole panels).
@@ -260,7 +250,7 @@ pub(super) unsafe fn multiply<L: Lanes>(gate: *mut f32, up: *const f32, n: usize
         for j in (0..n).step_by(WIDTH) {
             let mut v = L::mul(L::load(gate.add(j)), L::load(up.add(j)));
             if round {
-                v = rounded::<L>(v);
+                v = L::round_bf16(v);
             }
             L::store(gate.add(j), v);
         }

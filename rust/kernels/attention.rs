@@ -6,7 +6,6 @@
 //! go through it together: per query and output there is one accumulator, ascending in the dimension, then in the token.
 //! Masked and unwritten lanes have weight exactly 0 and unwritten blocks hold zeros, so they add exact zeros.
 
-use super::activation::rounded;
 use super::lanes::{Lanes, WIDTH};
 use super::math;
 
@@ -14,8 +13,8 @@ use super::math;
 pub const BLOCK: usize = WIDTH;
 /// Keys that are reduced together; a multiple of [`BLOCK`].
 pub const CHUNK: usize = 256;
-/// Query rows of a tile, at most.
-const MAX_ROWS: usize = 6;
+/// Query rows of a tile, at most; tables with half of the registers take half of them.
+const MAX_ROWS: usize = 12;
 
 /// Which keys a query row may see.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -130,9 +129,13 @@ pub(super) unsafe fn attention<L: Lanes, E: Element<L>>(job: &Attention<'_>) {
     // SAFETY: handed on from the caller.
     unsafe {
         let mut i = 0;
-        while i + MAX_ROWS <= job.rows {
+        while L::ROWS >= MAX_ROWS && i + MAX_ROWS <= job.rows {
             rows::<L, E, MAX_ROWS, 1>(job, i);
             i += MAX_ROWS;
+        }
+        while i + 6 <= job.rows {
+            rows::<L, E, 6, 1>(job, i);
+            i += 6;
         }
         while i + 4 <= job.rows {
             rows::<L, E, 4, 1>(job, i);
@@ -203,7 +206,7 @@ unsafe fn rows<L: Lanes, E: Element<L>, const R: usize, const N: usize>(job: &At
             for v in (0..job.d).step_by(WIDTH) {
                 let mut x = L::div(L::load(total.add(r * width + v)), scale);
                 if job.round {
-                    x = rounded::<L>(x);
+                    x = L::round_bf16(x);
                 }
                 let out = job.out.add((i0 + r) * job.out_stride + v);
                 let rest = (job.d - v).min(WIDTH);

@@ -17,6 +17,22 @@ pub(super) fn detected() -> bool {
     is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") && is_x86_feature_detected!("f16c")
 }
 
+/// Eight lanes rounded to bf16.
+#[inline(always)]
+unsafe fn round_half(v: __m256) -> __m256 {
+    // SAFETY: the caller grants AVX2.
+    unsafe {
+        let bits = _mm256_castps_si256(v);
+        let odd = _mm256_and_si256(_mm256_srli_epi32::<16>(bits), _mm256_set1_epi32(1));
+        let up = _mm256_add_epi32(bits, _mm256_add_epi32(odd, _mm256_set1_epi32(0x7fff)));
+        // A NaN would round to infinity, or past it: it takes its quiet bit instead.
+        let quiet = _mm256_or_si256(bits, _mm256_set1_epi32(0x40_0000));
+        let nan = _mm256_cmp_ps::<_CMP_UNORD_Q>(v, v);
+        let kept = _mm256_blendv_ps(_mm256_castsi256_ps(up), _mm256_castsi256_ps(quiet), nan);
+        _mm256_and_ps(kept, _mm256_castsi256_ps(_mm256_set1_epi32(0xffff_0000_u32.cast_signed())))
+    }
+}
+
 // SAFETY: AVX2, FMA and F16C intrinsics alone; the table is handed out only after `detected()`. Pointers' room is the
 // caller's to grant, and every memory access is an unaligned one.
 #[allow(clippy::undocumented_unsafe_blocks, reason = "one contract for all functions, stated on the impl")]
@@ -144,6 +160,21 @@ unsafe impl Lanes for Avx2 {
             let (even, odd) = Self::load_bf16_pairs(line);
             let acc = Self::fma(Self::splat(f32::from_bits(pair & 0xffff_0000)), odd, acc);
             Self::fma(Self::splat(f32::from_bits(pair << 16)), even, acc)
+        }
+    }
+    #[inline(always)]
+    unsafe fn round_bf16(v: Pair) -> Pair {
+        unsafe { Pair(round_half(v.0), round_half(v.1)) }
+    }
+    #[inline(always)]
+    unsafe fn pair_bf16(p: *const f32, out: *mut f32) {
+        unsafe {
+            let Pair(a, b) = Self::round_bf16(Self::load(p));
+            let even = _mm256_castps_si256(_mm256_shuffle_ps::<0b10_00_10_00>(a, b));
+            let odd = _mm256_castps_si256(_mm256_shuffle_ps::<0b11_01_11_01>(a, b));
+            let both = _mm256_or_si256(odd, _mm256_srli_epi32::<16>(even));
+            // The shuffles took quarters of both in turn.
+            _mm256_storeu_si256(out.cast(), _mm256_permute4x64_epi64::<0b11_01_10_00>(both));
         }
     }
     #[inline(always)]

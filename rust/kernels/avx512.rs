@@ -48,7 +48,7 @@ unsafe fn dot_by_instruction(acc: __m512, line: *const u16, pair: u32) -> __m512
     unsafe {
         let w: __m512bh = std::mem::transmute(_mm512_loadu_si512(line.cast()));
         let x: __m512bh = std::mem::transmute(_mm512_set1_epi32(pair.cast_signed()));
-        _mm512_dpbf16_ps(acc, x, w)
+        _mm512_dpbf16_ps(acc, w, x)
     }
 }
 
@@ -146,6 +146,31 @@ macro_rules! lanes {
             #[inline(always)]
             unsafe fn dot_bf16(acc: __m512, line: *const u16, pair: u32) -> __m512 {
                 unsafe { $dot(acc, line, pair) }
+            }
+            #[inline(always)]
+            unsafe fn round_bf16(v: __m512) -> __m512 {
+                unsafe {
+                    let bits = _mm512_castps_si512(v);
+                    let odd = _mm512_and_si512(_mm512_srli_epi32::<16>(bits), _mm512_set1_epi32(1));
+                    let up = _mm512_add_epi32(bits, _mm512_add_epi32(odd, _mm512_set1_epi32(0x7fff)));
+                    // A NaN would round to infinity, or past it: it takes its quiet bit instead.
+                    let nan = _mm512_cmp_ps_mask::<_CMP_UNORD_Q>(v, v);
+                    let kept = _mm512_mask_or_epi32(up, nan, bits, _mm512_set1_epi32(0x40_0000));
+                    _mm512_castsi512_ps(_mm512_and_si512(
+                        kept,
+                        _mm512_set1_epi32(0xffff_0000_u32.cast_signed()),
+                    ))
+                }
+            }
+            #[inline(always)]
+            unsafe fn pair_bf16(p: *const f32, out: *mut f32) {
+                unsafe {
+                    let v = _mm512_castps_si512(Self::round_bf16(Self::load(p)));
+                    // The low half of a 64-bit lane is the first of the pair.
+                    let first = _mm512_srli_epi64::<48>(_mm512_slli_epi64::<32>(v));
+                    let both = _mm512_or_si512(_mm512_srli_epi64::<32>(v), first);
+                    _mm256_storeu_si256(out.cast(), _mm512_cvtepi64_epi32(both));
+                }
             }
             #[inline(always)]
             unsafe fn prefetch(p: *const u8) {

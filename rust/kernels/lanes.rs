@@ -52,6 +52,10 @@ pub unsafe trait Lanes: Copy + 'static {
     /// The bf16 dot of one line of pairs with one pair of activations (even k in the low half): per lane, the odd
     /// product is added first, then the even one, each as a fused multiply-add (what `vdpbf16ps` does).
     unsafe fn dot_bf16(acc: Self::F, line: *const u16, pair: u32) -> Self::F;
+    /// Every lane rounded to bf16, ties to even; a NaN stays one.
+    unsafe fn round_bf16(v: Self::F) -> Self::F;
+    /// Sixteen floats as eight words of bf16 pairs, the first of a pair in the low half.
+    unsafe fn pair_bf16(p: *const f32, out: *mut f32);
     /// Brings the line at `p` towards the core; never faults.
     unsafe fn prefetch(p: *const u8);
     /// Brings the line at `p` into the second level; never faults.

@@ -27,7 +27,7 @@ pub struct Tuning {
     pub prefetch: usize,
     /// As `prefetch`, for weights that are widened: more instructions to a line, so fewer lines ahead by themselves.
     pub widened_prefetch: usize,
-    /// As `prefetch`, for more rows: they look less far ahead by themselves.
+    /// As `prefetch`, for more rows with less than four panels side by side: they look less far ahead by themselves.
     pub rows_prefetch: usize,
     /// Inputs in a block of weights that are multiplied as they are stored.
     pub block_k: usize,
@@ -105,15 +105,12 @@ unsafe fn stream<L: Lanes, K: Kind<L>>(job: &Matmul) {
         let panel = lines * LINE;
         let stride = if K::PAIRS { Form::of::<L, K>(job.m).words(job.k) } else { job.a_stride };
         let a = TileRows { at: job.a, stride };
-        let step = match job.m {
-            1 if K::WIDEN => job.tuning.widened_prefetch,
-            1 => job.tuning.prefetch,
-            _ => job.tuning.rows_prefetch,
-        };
-        let ahead = Ahead { step, ..Ahead::NONE };
+        let one = if K::WIDEN { job.tuning.widened_prefetch } else { job.tuning.prefetch };
+        let more = if job.m == 1 { one } else { job.tuning.rows_prefetch };
         let mut done = 0;
         macro_rules! panels {
             ($m:literal, $n:literal) => {
+                let ahead = Ahead::of(if $n == 4 { one } else { more }, lines, $n);
                 while job.panels - done >= $n {
                     let c = job.c.add(done * WIDTH);
                     let w = job.w.add(done * panel);
@@ -139,18 +136,43 @@ unsafe fn stream<L: Lanes, K: Kind<L>>(job: &Matmul) {
                 }
                 panels!(2, 2);
             }
-            3 if wide => panels!(3, 4),
-            4 if wide => panels!(4, 4),
-            5 if wide => panels!(5, 4),
-            6 if wide => panels!(6, 4),
-            7 if wide => panels!(7, 2),
-            8 if wide => panels!(8, 2),
-            9 if wide => panels!(9, 2),
-            10 if wide => panels!(10, 2),
-            11 if wide => panels!(11, 2),
-            12 if wide => panels!(12, 2),
+            3 if wide => {
+                panels!(3, 4);
+            }
+            4 if wide => {
+                panels!(4, 4);
+            }
+            5 if wide => {
+                panels!(5, 4);
+            }
+            // Four widened lines would leave no registers for six rows.
+            6 if wide && K::WIDEN => {
+                panels!(6, 2);
+            }
+            6 if wide => {
+                panels!(6, 4);
+            }
+            7 if wide => {
+                panels!(7, 2);
+            }
+            8 if wide => {
+                panels!(8, 2);
+            }
+            9 if wide => {
+                panels!(9, 2);
+            }
+            10 if wide => {
+                panels!(10, 2);
+            }
+            11 if wide => {
+                panels!(11, 2);
+            }
+            12 if wide => {
+                panels!(12, 2);
+            }
             _ => {}
         }
+        let ahead = Ahead::of(more, lines, 1);
         while done < job.panels {
             let c = job.c.add(done * WIDTH);
             let w = job.w.add(done * panel);
@@ -208,7 +230,8 @@ unsafe fn short<L: Lanes, K: Kind<L>, T: Kind<L>>(job: &Matmul) {
                     let (r, h) = (start(job.m, tiles, t), height(job.m, tiles, t));
                     let a = TileRows::packed(job.a.add(r * words + l0 * K::WORDS * h));
                     let c = job.c.add(r * job.c_stride + p * WIDTH);
-                    let ahead = Ahead { at: from.wrapping_add((SHORT_LINES + t * n / tiles) * LINE), step };
+                    let at = from.wrapping_add((SHORT_LINES + t * n / tiles) * LINE);
+                    let ahead = Ahead { at, step, ..Ahead::NONE };
                     by_rows!(h, L, T, 1, FETCH, (c, job.c_stride, a, w, panel, tile_lines, l0 == 0, ahead));
                 }
             }

@@ -1,6 +1,5 @@
 //! Normalization of one row: sixteen fixed lanes and a fixed tree, so that the sums are the same bits in every table.
 
-use super::activation::rounded;
 use super::lanes::{Lanes, WIDTH};
 
 /// One row to normalize; `out` may be `x`.
@@ -74,7 +73,7 @@ unsafe fn write_row<L: Lanes>(job: &Norm, mean: f32, scale: f32) {
                 v = L::add(v, part::<L>(job.bias.add(j), rest));
             }
             if job.round {
-                v = rounded::<L>(v);
+                v = L::round_bf16(v);
             }
             // Lanes past the end had weight and bias 0; a non-finite row must not leave NaN in the padding.
             if rest < WIDTH {

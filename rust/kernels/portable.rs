@@ -2,7 +2,7 @@
 //!
 //! A product and a sum are rounded apart here (`a * b + c`): without an FMA instruction a fused one is a library call.
 
-use super::lanes::{Lanes, WIDTH, widen_bf16};
+use super::lanes::{Lanes, WIDTH, round_bf16, widen_bf16};
 
 /// Lanes without any instruction set of their own.
 #[derive(Debug, Clone, Copy)]
@@ -98,6 +98,20 @@ unsafe impl Lanes for Portable {
         let (even, odd) = unsafe { Self::load_bf16_pairs(line) };
         let (x0, x1) = (f32::from_bits(pair << 16), f32::from_bits(pair & 0xffff_0000));
         each(|i| (acc[i] + odd[i] * x1) + even[i] * x0)
+    }
+    #[inline(always)]
+    unsafe fn round_bf16(v: Self::F) -> Self::F {
+        each(|i| widen_bf16(round_bf16(v[i])))
+    }
+    #[inline(always)]
+    unsafe fn pair_bf16(p: *const f32, out: *mut f32) {
+        for i in 0..WIDTH / 2 {
+            // SAFETY: the caller grants sixteen readable floats, and room for eight words.
+            unsafe {
+                let (low, high) = (round_bf16(*p.add(2 * i)), round_bf16(*p.add(2 * i + 1)));
+                *out.add(i) = f32::from_bits(u32::from(low) | (u32::from(high) << 16));
+            }
+        }
     }
     #[inline(always)]
     unsafe fn prefetch(_: *const u8) {}

@@ -6,7 +6,7 @@
 use std::ops::Range;
 
 use super::format::Kind;
-use super::lanes::{Lanes, round_bf16};
+use super::lanes::{Lanes, WIDTH};
 
 /// Up to this many rows a member packs all of them for itself, and weights of 16 bits are widened by each tile; above them,
 /// members pack together, and a block of weights is widened once for all tiles.
@@ -88,9 +88,7 @@ pub(super) unsafe fn pack<L: Lanes>(job: &Pack) {
         unsafe {
             let (from, out) = (job.a.add(r * job.a_stride), job.out.add(r * words));
             if job.form.pairs {
-                for i in 0..h {
-                    pair_row(from.add(i * job.a_stride), job.k, out.add(i), h);
-                }
+                pairs::<L>(from, job.a_stride, h, job.k, out);
             } else if h == L::ROWS {
                 interleave(from, job.a_stride, L::ROWS, words, out);
             } else {
@@ -100,15 +98,33 @@ pub(super) unsafe fn pack<L: Lanes>(job: &Pack) {
     }
 }
 
-/// One row of activations as words of bf16 pairs, `step` words apart.
+/// Words of a row that are made at a time, before the rows are laid side by side.
+const MADE: usize = 64;
+/// Rows of the highest tile of any table.
+const HIGHEST: usize = 12;
+
+/// As [`interleave`] for words that are pairs of bf16, made of `k` floats a row.
 #[inline(always)]
-unsafe fn pair_row(a: *const f32, k: usize, out: *mut f32, step: usize) {
-    // SAFETY: the caller grants `k` floats and room for the words.
-    unsafe {
-        for i in 0..k.div_ceil(2) {
-            let low = u32::from(round_bf16(*a.add(2 * i)));
-            let high = if 2 * i + 1 < k { u32::from(round_bf16(*a.add(2 * i + 1))) } else { 0 };
-            *out.add(i * step) = f32::from_bits(low | (high << 16));
+unsafe fn pairs<L: Lanes>(from: *const f32, stride: usize, h: usize, k: usize, out: *mut f32) {
+    assert!(h <= HIGHEST, "a tile of {h} rows");
+    let mut made = [0.0; HIGHEST * MADE];
+    for first in (0..k).step_by(2 * MADE) {
+        let n = (k - first).min(2 * MADE);
+        // SAFETY: the caller grants `k` floats of every row, and room for all words.
+        unsafe {
+            for i in 0..h {
+                let (a, word) = (from.add(i * stride + first), made.as_mut_ptr().add(i * MADE));
+                let whole = n - n % WIDTH;
+                for j in (0..whole).step_by(WIDTH) {
+                    L::pair_bf16(a.add(j), word.add(j / 2));
+                }
+                if whole < n {
+                    let mut rest = [0.0; WIDTH];
+                    std::ptr::copy_nonoverlapping(a.add(whole), rest.as_mut_ptr(), n - whole);
+                    L::pair_bf16(rest.as_ptr(), word.add(whole / 2));
+                }
+            }
+            interleave(made.as_ptr(), MADE, h, n.div_ceil(2), out.add(first / 2 * h));
         }
     }
 }
@@ -118,10 +134,40 @@ unsafe fn pair_row(a: *const f32, k: usize, out: *mut f32, step: usize) {
 unsafe fn interleave(from: *const f32, stride: usize, h: usize, words: usize, out: *mut f32) {
     // SAFETY: the caller grants the words of every row, and room for all of them.
     unsafe {
-        for w in 0..words {
+        let mut w = 0;
+        while w + QUAD <= words {
+            let mut i = 0;
+            while i + QUAD <= h {
+                turned(from.add(i * stride + w), stride, out.add(w * h + i), h);
+                i += QUAD;
+            }
+            for w in w..w + QUAD {
+                for i in i..h {
+                    *out.add(w * h + i) = *from.add(i * stride + w);
+                }
+            }
+            w += QUAD;
+        }
+        for w in w..words {
             for i in 0..h {
                 *out.add(w * h + i) = *from.add(i * stride + w);
             }
+        }
+    }
+}
+
+/// Rows and words that change places together: as many as the smallest vector holds.
+const QUAD: usize = 4;
+
+/// Four words of four rows, `stride` apart, as four rows of four words, `step` apart: the compiler makes shuffles of it.
+#[inline(always)]
+unsafe fn turned(from: *const f32, stride: usize, out: *mut f32, step: usize) {
+    // SAFETY: the caller grants the sixteen words on both sides.
+    unsafe {
+        let row = |i: usize| from.add(i * stride).cast::<[f32; QUAD]>().read();
+        let [a, b, c, d] = [row(0), row(1), row(2), row(3)];
+        for w in 0..QUAD {
+            out.add(w * step).cast::<[f32; QUAD]>().write([a[w], b[w], c[w], d[w]]);
         }
     }
 }

@@ -27,11 +27,21 @@ pub(super) struct Ahead {
     pub(super) at: *const u8,
     /// Bytes from there with every turn of such a tile, or ahead of the stream of rows as they lie; 0 for nothing.
     pub(super) step: usize,
+    /// For rows as they lie: the line from which on `step` would lead past the panel's end, and takes `jump` more, to the
+    /// panels that come next.
+    pub(super) last: usize,
+    /// Bytes of the panels between.
+    pub(super) jump: usize,
 }
 
 impl Ahead {
     /// Nothing.
-    pub(super) const NONE: Self = Self { at: std::ptr::null(), step: 0 };
+    pub(super) const NONE: Self = Self { at: std::ptr::null(), step: 0, last: 0, jump: 0 };
+
+    /// For `n` panels side by side of `lines` lines each: `step` bytes ahead in each, or in the one that takes its place.
+    pub(super) fn of(step: usize, lines: usize, n: usize) -> Self {
+        Self { step, last: lines.saturating_sub(step / LINE), jump: (n - 1) * lines * LINE, ..Self::NONE }
+    }
 }
 
 /// Rows as they lie: every line of every panel is fetched ahead.
@@ -100,8 +110,9 @@ unsafe fn tile<L: Lanes, K: Kind<L>, const M: usize, const N: usize, const A: u8
                 line[j] = K::line(w[j].add(l * LINE));
             }
             if A == PLAIN && ahead.step > 0 {
+                let step = if l < ahead.last { ahead.step } else { ahead.step + ahead.jump };
                 for p in w {
-                    L::prefetch(p.wrapping_add(l * LINE + ahead.step));
+                    L::prefetch(p.wrapping_add(l * LINE + step));
                 }
             }
             for r in 0..M {

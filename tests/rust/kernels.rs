@@ -375,6 +375,71 @@ fn the_epilogue_adds_bias_before_and_residual_after_the_activation() {
     }
 }
 
+/// Values at which rounding to bf16 is easily got wrong: ties, carries into the exponent, the largest, the smallest, NaNs whose
+/// payload lies in the dropped half.
+const HARD_TO_ROUND: [u32; WIDTH] = [
+    0x3f80_8000,
+    0x3f81_8000,
+    0x3f80_8001,
+    0x3f80_7fff,
+    0x3fff_ffff,
+    0x7f7f_ffff,
+    0xff7f_8000,
+    0x7f80_0000,
+    0xff80_0000,
+    0x7f80_0001,
+    0xffff_ffff,
+    0x0000_8001,
+    0x8000_7fff,
+    0x0080_0000,
+    0x8000_0000,
+    0x0000_0000,
+];
+
+#[test]
+fn every_table_rounds_to_bf16_as_half_does() {
+    let want = HARD_TO_ROUND.map(|bits| half::bf16::from_f32(f32::from_bits(bits)));
+    for table in Kernels::available() {
+        let mut c = HARD_TO_ROUND.map(f32::from_bits);
+        let e = Epilogue { round: true, ..Epilogue::NONE };
+        // SAFETY: one row of one panel.
+        unsafe { (table.finish())(c.as_mut_ptr(), WIDTH, 1, WIDTH, &e) };
+        assert_eq!(c.map(f32::to_bits), want.map(|x| x.to_f32().to_bits()), "{}", table.name);
+    }
+}
+
+#[test]
+fn every_table_packs_rows_as_pairs_of_bf16() {
+    for table in Kernels::available() {
+        for (m, k) in [(1, 1), (2, 31), (5, 33), (12, 128), (13, 300), (29, 257)] {
+            let mut a = rows(m, k, 3);
+            for (x, bits) in a.iter_mut().zip(HARD_TO_ROUND) {
+                *x = f32::from_bits(bits);
+            }
+            let form = table.form(Format::Bf16Dot, m);
+            let words = form.words(k);
+            let mut out = vec![f32::NAN; m * words];
+            let (tiles, to) = (0..form.tiles, out.as_mut_ptr());
+            let job = Pack { a: a.as_ptr(), a_stride: stride(k), m, k, form, tiles, out: to };
+            // SAFETY: the vectors have the sizes that the job states.
+            unsafe { table.pack(&job) };
+            let mut first = 0;
+            for t in 0..form.tiles {
+                let height = m / form.tiles + usize::from(t < m % form.tiles);
+                for (w, i) in (0..words).flat_map(|w| (0..height).map(move |i| (w, i))) {
+                    let at = |j: usize| {
+                        let x = if j < k { a[(first + i) * stride(k) + j] } else { 0.0 };
+                        u32::from(half::bf16::from_f32(x).to_bits())
+                    };
+                    let got = out[first * words + w * height + i].to_bits();
+                    assert_eq!(got, at(2 * w) | (at(2 * w + 1) << 16), "{} {m}x{k}: row {i} word {w}", table.name);
+                }
+                first += height;
+            }
+        }
+    }
+}
+
 #[test]
 fn an_absent_table_is_an_error() {
     assert!(matches!(Kernels::named("avx9"), Err(fastdecode::Error::Isa { .. })), "no such table");
