@@ -1,6 +1,7 @@
-//! Anonymous memory for weights, on huge pages where the system grants them: a mapped file would count as ours and has small
+//! Anonymous memory for weights, caches and activations, on huge pages where the system grants them: a mapped file would count as ours and has small
 //! pages, and small pages cost a tenth of the read bandwidth.
 
+use std::alloc::Layout;
 use std::sync::Arc;
 
 use crate::error::{Error, Result};
@@ -17,8 +18,10 @@ unsafe impl Send for Arena {}
 // SAFETY: as above.
 unsafe impl Sync for Arena {}
 
-/// Size of a huge page, to which the arena is aligned.
+/// Size of a huge page.
 const HUGE: usize = 2 << 20;
+/// Size of a line of the cache.
+const LINE: usize = 64;
 
 impl Arena {
     /// Memory for `len` bytes, not yet written, on huge pages where the system grants them.
@@ -32,14 +35,22 @@ impl Arena {
     /// As [`Arena::new`], for one owner.
     fn alone(len: usize) -> Result<Self> {
         let refused = || Error::OutOfMemory { what: "weights".to_owned(), bytes: len };
-        let layout = std::alloc::Layout::from_size_align(len.max(1), HUGE).map_err(|_| refused())?;
+        let layout = Self::layout(len).ok_or_else(refused)?;
         // SAFETY: the layout has a size above zero.
         let at = unsafe { std::alloc::alloc(layout) };
         if at.is_null() {
             return Err(refused());
         }
-        ask_for_huge_pages(at, len);
+        ask_for_huge_pages(at, layout.size());
         Ok(Self { at, len })
+    }
+
+    /// From half of a huge page on, whole ones; less is only aligned to a line.
+    fn layout(len: usize) -> Option<Layout> {
+        if len < HUGE / 2 {
+            return Layout::from_size_align(len.max(1), LINE).ok();
+        }
+        Layout::from_size_align(len.checked_next_multiple_of(HUGE)?, HUGE).ok()
     }
 
     /// Memory for `floats` numbers, all of them `value`.
@@ -58,7 +69,7 @@ impl Arena {
         Ok(Filled { memory, floats })
     }
 
-    /// First byte; aligned to a huge page.
+    /// First byte; aligned to a line, or from half of a huge page on to a huge page.
     pub fn at(&self) -> *mut u8 {
         self.at
     }
@@ -76,7 +87,7 @@ impl Arena {
 
 /// Asks the system for huge pages under `len` bytes from `at` on, before they are touched. Memory and behaviour stay the
 /// same where it refuses.
-pub fn ask_for_huge_pages(at: *mut u8, len: usize) {
+fn ask_for_huge_pages(at: *mut u8, len: usize) {
     let skipped = at.addr().next_multiple_of(HUGE) - at.addr();
     #[cfg(target_os = "linux")]
     if len >= skipped + HUGE {
@@ -91,7 +102,7 @@ pub fn ask_for_huge_pages(at: *mut u8, len: usize) {
 
 impl Drop for Arena {
     fn drop(&mut self) {
-        if let Ok(layout) = std::alloc::Layout::from_size_align(self.len.max(1), HUGE) {
+        if let Some(layout) = Self::layout(self.len) {
             // SAFETY: the same layout as in `new`.
             unsafe { std::alloc::dealloc(self.at, layout) };
         }
@@ -131,6 +142,13 @@ mod tests {
     fn a_filled_arena_holds_its_value() {
         let a = Arena::filled(5, 1.5).unwrap();
         assert_eq!(*a, [1.5; 5], "every float");
-        assert!(a.as_ptr().addr().is_multiple_of(HUGE), "aligned to a huge page");
+        assert!(a.as_ptr().addr().is_multiple_of(LINE), "aligned to a line");
+    }
+
+    #[test]
+    fn large_memory_begins_at_a_huge_page() {
+        for len in [HUGE / 2, HUGE, 3 * HUGE + 1] {
+            assert!(Arena::new(len).unwrap().at().addr().is_multiple_of(HUGE), "{len} bytes");
+        }
     }
 }

@@ -5,9 +5,9 @@
 //! by token, padded to whole vectors. Blocks are zeroed when handed out, and everything past a sequence's length stays
 //! zero, so that masked lanes add exact zeros. A shared last block is copied when it is written.
 
-use std::alloc::{Layout, alloc_zeroed, dealloc};
 use std::sync::{Arc, Mutex};
 
+use crate::arena::Arena;
 use crate::error::{Error, Result};
 use crate::kernels::lanes::round_bf16;
 use crate::kernels::{BLOCK, WIDTH};
@@ -62,17 +62,24 @@ pub struct Pool {
     free: Mutex<Vec<Memory>>,
 }
 
+/// Bytes to which a block's first one is aligned.
+const ALIGN: usize = 64;
+
 /// Blocks that a pool keeps for reuse, in bytes.
 const KEEP_BYTES: usize = 64 << 20;
 
 /// Blocks from which on their memory is asked for at once, first.
 const PROBED: usize = 16;
 
-/// One block's memory.
+/// Bytes that are asked of the system at a time, for as many blocks as they hold: enough for huge pages, since a step that reads
+/// the caches of several sequences would else spend its time on looking pages up.
+const SLAB_BYTES: usize = 8 << 20;
+
+/// One block's memory, a part of a slab that lives as long as any of its blocks.
 #[derive(Debug)]
 struct Memory {
     at: *mut u8,
-    layout: Layout,
+    _slab: Arc<Arena>,
 }
 
 // SAFETY: plain memory, owned by one value.
@@ -80,10 +87,16 @@ unsafe impl Send for Memory {}
 // SAFETY: reached through a sequence; writers are kept apart by `Sequence::reserve`'s contract.
 unsafe impl Sync for Memory {}
 
-impl Drop for Memory {
-    fn drop(&mut self) {
-        // SAFETY: allocated with this layout.
-        unsafe { dealloc(self.at, self.layout) };
+impl Memory {
+    /// The blocks of `bytes` bytes each of a new slab.
+    fn slab(bytes: usize) -> Result<Vec<Self>> {
+        let refused = || Error::OutOfMemory { what: "key-value cache".to_owned(), bytes };
+        let apart = bytes.max(1).checked_next_multiple_of(ALIGN).ok_or_else(refused)?;
+        let count = (SLAB_BYTES / apart).max(1);
+        let slab = Arena::new(count * apart).map_err(|_| refused())?;
+        // SAFETY: every block lies inside the slab.
+        let at = |i: usize| unsafe { slab.at().add(i * apart) };
+        Ok((0..count).rev().map(|i| Self { at: at(i), _slab: Arc::clone(&slab) }).collect())
     }
 }
 
@@ -104,7 +117,7 @@ impl Drop for Block {
     fn drop(&mut self) {
         // A lock that another thread holds, or held when this process was forked, is not waited for.
         if let (Some(memory), Ok(mut free)) = (self.memory.take(), self.pool.free.try_lock())
-            && (free.len() + 1) * memory.layout.size() <= KEEP_BYTES
+            && (free.len() + 1) * self.pool.shape.block_bytes() <= KEEP_BYTES.max(SLAB_BYTES)
         {
             free.push(memory);
         }
@@ -142,22 +155,20 @@ impl Pool {
         let bytes = self.shape.block_bytes();
         let reused = self.free.try_lock().ok().and_then(|mut free| free.pop());
         let memory = match reused {
-            Some(memory) => {
-                // SAFETY: the memory is this block's alone, of this size.
-                unsafe { memory.at.write_bytes(0, bytes) };
-                memory
-            }
+            Some(memory) => memory,
             None => {
+                let mut slab = Memory::slab(bytes)?;
                 let refused = || Error::OutOfMemory { what: "key-value cache".to_owned(), bytes };
-                let layout = Layout::from_size_align(bytes.max(64), 64).map_err(|_| refused())?;
-                // SAFETY: the layout has a size above zero.
-                let at = unsafe { alloc_zeroed(layout) };
-                if at.is_null() {
-                    return Err(refused());
+                let first = slab.pop().ok_or_else(refused)?;
+                // As in `Block::drop`; what is not kept here goes back with the slab.
+                if let Ok(mut free) = self.free.try_lock() {
+                    free.append(&mut slab);
                 }
-                Memory { at, layout }
+                first
             }
         };
+        // SAFETY: the memory is this block's alone, of this size.
+        unsafe { memory.at.write_bytes(0, bytes) };
         Ok(Arc::new(Block { memory: Some(memory), pool: Arc::clone(self) }))
     }
 }

@@ -241,6 +241,12 @@ unsafe fn score<L: Lanes, E: Element<L>, const R: usize, const N: usize>(
             for n in 1..N {
                 line[n] = E::load(keys[n].add(x * WIDTH * E::BYTES));
             }
+            // Few rows wait for memory: a block's values are as many lines as its keys, and come meanwhile.
+            if R <= 2 {
+                for key in keys {
+                    L::prefetch(key.wrapping_add(job.values - job.keys + x * WIDTH * E::BYTES));
+                }
+            }
             for r in 0..R {
                 let query = L::splat(*q.add(r * job.q_stride + x));
                 for n in 0..N {

@@ -10,8 +10,9 @@ pub mod norm;
 pub mod relative_bias;
 
 use std::marker::PhantomData;
+use std::sync::Arc;
 
-use crate::arena::ask_for_huge_pages;
+use crate::arena::Arena;
 use crate::error::{Error, Result};
 use crate::kernels::{self, Family, Kernels, Tuning, WIDTH};
 use crate::team::Member;
@@ -59,32 +60,33 @@ pub fn stride(width: usize) -> usize {
 /// Rows of activations, reused from step to step: zeroed at first, padding stays finite.
 #[derive(Debug, Default)]
 pub struct Buffer {
-    data: Vec<f32>,
+    memory: Option<Arc<Arena>>,
 }
 
 impl Buffer {
-    /// A view of `rows` rows of `width` floats; grows the memory when it must.
+    /// A view of `rows` rows of `width` floats; takes larger memory when it must.
     ///
     /// # Errors
     /// [`Error::OutOfMemory`] when the system refuses.
     pub fn rows(&mut self, rows: usize, width: usize) -> Result<Rows<'_>> {
         let stride = stride(width);
-        let len = rows * stride;
-        if self.data.len() < len {
-            let more = len - self.data.len();
-            self.data
-                .try_reserve_exact(more)
-                .map_err(|_| Error::OutOfMemory { what: "activations".to_owned(), bytes: len * 4 })?;
-            ask_for_huge_pages(self.data.as_mut_ptr().cast(), len * size_of::<f32>());
-            self.data.resize(len, 0.0);
+        let bytes = rows * stride * size_of::<f32>();
+        if self.memory.as_ref().is_none_or(|memory| memory.len() < bytes) {
+            let refused = |_| Error::OutOfMemory { what: "activations".to_owned(), bytes };
+            self.memory = None;
+            let memory = Arena::new(bytes).map_err(refused)?;
+            // SAFETY: nobody else has it yet.
+            unsafe { memory.at().write_bytes(0, memory.len()) };
+            self.memory = Some(memory);
         }
-        Ok(Rows { at: self.data.as_mut_ptr(), stride, rows, width, memory: PhantomData })
+        let at = self.memory.as_ref().map_or(std::ptr::null_mut(), |memory| memory.at().cast());
+        Ok(Rows { at, stride, rows, width, memory: PhantomData })
     }
 
     /// Gives the memory back when it is larger than `floats`.
     pub fn shrink(&mut self, floats: usize) {
-        if self.data.len() > floats {
-            self.data = Vec::new();
+        if self.memory.as_ref().is_some_and(|memory| memory.len() > floats * size_of::<f32>()) {
+            self.memory = None;
         }
     }
 }

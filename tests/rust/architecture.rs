@@ -14,7 +14,7 @@ const ROOMS: &[(&str, &[&str])] = &[
     ("arena", &["error"]),
     ("limits", &["error", "arena", "kernels", "team"]),
     ("packed", &["error", "arena", "kernels"]),
-    ("kv", &["error", "kernels"]),
+    ("kv", &["error", "arena", "kernels"]),
     ("layers", &["error", "arena", "kernels", "team", "packed", "kv"]),
     ("checkpoint", &["error", "kernels", "team", "packed"]),
     ("models", &["error", "arena", "kernels", "team", "packed", "kv", "layers", "checkpoint"]),
