@@ -319,9 +319,17 @@ pub unsafe fn write(
         let values = block.add(shape.values(layer, head));
         if shape.bf16 {
             let (keys, values) = (keys.cast::<u16>(), values.cast::<u16>().add(token * shape.value_width()));
-            for d in 0..shape.head_dim {
-                *keys.add(d * BLOCK + token) = round_bf16(*key.add(d));
-                *values.add(d) = round_bf16(*value.add(d));
+            // Rounded side by side first, which the compiler makes vectors of.
+            for d0 in (0..shape.head_dim).step_by(WIDTH) {
+                let mut rounded = [0; WIDTH];
+                let n = WIDTH.min(shape.head_dim - d0);
+                for d in 0..n {
+                    rounded[d] = round_bf16(*key.add(d0 + d));
+                    *values.add(d0 + d) = round_bf16(*value.add(d0 + d));
+                }
+                for (d, key) in rounded[..n].iter().enumerate() {
+                    *keys.add((d0 + d) * BLOCK + token) = *key;
+                }
             }
         } else {
             let (keys, values) = (keys.cast::<f32>(), values.cast::<f32>().add(token * shape.value_width()));

@@ -17,6 +17,39 @@ pub(super) fn detected() -> bool {
     is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") && is_x86_feature_detected!("f16c")
 }
 
+/// [`Lanes::transpose`] by shuffles.
+///
+/// # Safety
+/// As for [`Lanes`]: AVX2, and sixteen floats on both sides.
+#[inline(always)]
+pub(super) unsafe fn transpose_quads(from: *const f32, stride: usize, out: *mut f32, step: usize) {
+    // SAFETY: handed on from the caller.
+    unsafe {
+        let (a, b) = (_mm_loadu_ps(from), _mm_loadu_ps(from.add(stride)));
+        let (c, d) = (_mm_loadu_ps(from.add(2 * stride)), _mm_loadu_ps(from.add(3 * stride)));
+        let (ab, cd) = (_mm_unpacklo_ps(a, b), _mm_unpacklo_ps(c, d));
+        _mm_storeu_ps(out, _mm_movelh_ps(ab, cd));
+        _mm_storeu_ps(out.add(step), _mm_movehl_ps(cd, ab));
+        let (ab, cd) = (_mm_unpackhi_ps(a, b), _mm_unpackhi_ps(c, d));
+        _mm_storeu_ps(out.add(2 * step), _mm_movelh_ps(ab, cd));
+        _mm_storeu_ps(out.add(3 * step), _mm_movehl_ps(cd, ab));
+    }
+}
+
+/// The end of [`Lanes::sum`]'s tree: (i, i + 4), (i, i + 2), (0, 1).
+///
+/// # Safety
+/// As for [`Lanes`]: AVX2.
+#[inline(always)]
+pub(super) unsafe fn sum_halves(v: __m256) -> f32 {
+    // SAFETY: the caller grants AVX2.
+    unsafe {
+        let fours = _mm_add_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps::<1>(v));
+        let twos = _mm_add_ps(fours, _mm_movehl_ps(fours, fours));
+        _mm_cvtss_f32(_mm_add_ss(twos, _mm_shuffle_ps::<1>(twos, twos)))
+    }
+}
+
 /// Eight lanes rounded to bf16.
 #[inline(always)]
 unsafe fn round_half(v: __m256) -> __m256 {
@@ -176,6 +209,18 @@ unsafe impl Lanes for Avx2 {
             // The shuffles took quarters of both in turn.
             _mm256_storeu_si256(out.cast(), _mm256_permute4x64_epi64::<0b11_01_10_00>(both));
         }
+    }
+    #[inline(always)]
+    unsafe fn transpose(from: *const f32, stride: usize, out: *mut f32, step: usize) {
+        unsafe { transpose_quads(from, stride, out, step) }
+    }
+    #[inline(always)]
+    unsafe fn prefetch_write(p: *const u8) {
+        unsafe { _mm_prefetch::<_MM_HINT_ET0>(p.cast()) }
+    }
+    #[inline(always)]
+    unsafe fn sum(v: Pair) -> f32 {
+        unsafe { sum_halves(_mm256_add_ps(v.0, v.1)) }
     }
     #[inline(always)]
     unsafe fn prefetch(p: *const u8) {

@@ -173,6 +173,25 @@ macro_rules! lanes {
                 }
             }
             #[inline(always)]
+            unsafe fn transpose(from: *const f32, stride: usize, out: *mut f32, step: usize) {
+                unsafe { super::avx2::transpose_quads(from, stride, out, step) }
+            }
+            #[inline(always)]
+            unsafe fn prefetch_write(p: *const u8) {
+                unsafe { _mm_prefetch::<_MM_HINT_ET0>(p.cast()) }
+            }
+            #[inline(always)]
+            unsafe fn sum(v: __m512) -> f32 {
+                unsafe {
+                    let low = _mm512_castps512_ps256(v);
+                    super::avx2::sum_halves(_mm256_add_ps(low, _mm512_extractf32x8_ps::<1>(v)))
+                }
+            }
+            #[inline(always)]
+            unsafe fn largest(v: __m512) -> f32 {
+                unsafe { _mm512_reduce_max_ps(v) }
+            }
+            #[inline(always)]
             unsafe fn prefetch(p: *const u8) {
                 unsafe { _mm_prefetch::<_MM_HINT_T0>(p.cast()) }
             }

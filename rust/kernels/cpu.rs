@@ -94,10 +94,10 @@ impl Family {
                 prefetch: 0,
                 widened_prefetch: 256,
                 rows_prefetch: 2048,
-                block_k: 1536,
-                widened: 1536,
+                block_k: 3072,
+                widened: 0,
                 block_m: 528,
-                short_blocks: 64,
+                short_blocks: 1024,
             },
             Self::Xeon => Tuning {
                 panels: 4,

@@ -7,6 +7,9 @@
 /// Number of lanes, and of outputs in a weight panel.
 pub const WIDTH: usize = 16;
 
+/// Rows and columns that [`Lanes::transpose`] exchanges: as many floats as the smallest vector holds.
+pub const QUAD: usize = 4;
+
 /// Sixteen f32 lanes of one instruction set.
 ///
 /// # Safety
@@ -56,10 +59,15 @@ pub unsafe trait Lanes: Copy + 'static {
     unsafe fn round_bf16(v: Self::F) -> Self::F;
     /// Sixteen floats as eight words of bf16 pairs, the first of a pair in the low half.
     unsafe fn pair_bf16(p: *const f32, out: *mut f32);
+    /// Four floats of four rows, `stride` apart, as four rows of four floats, `step` apart.
+    unsafe fn transpose(from: *const f32, stride: usize, out: *mut f32, step: usize);
     /// Brings the line at `p` towards the core; never faults.
     unsafe fn prefetch(p: *const u8);
     /// Brings the line at `p` into the second level; never faults.
     unsafe fn prefetch_near(p: *const u8);
+
+    /// Brings the line at `p` towards the core, to be written; never faults.
+    unsafe fn prefetch_write(p: *const u8);
 
     /// The lanes as an array.
     #[inline(always)]
@@ -118,10 +126,9 @@ pub unsafe trait Lanes: Copy + 'static {
 #[inline(always)]
 pub fn round_bf16(x: f32) -> u16 {
     let bits = x.to_bits();
-    if x.is_nan() {
-        return ((bits >> 16) | 0x40) as u16;
-    }
-    ((bits + 0x7fff + ((bits >> 16) & 1)) >> 16) as u16
+    // Both are computed, so that loops over this stay free of branches.
+    let (nan, number) = (bits | 0x40_0000, bits.wrapping_add(0x7fff + ((bits >> 16) & 1)));
+    ((if x.is_nan() { nan } else { number }) >> 16) as u16
 }
 
 /// The f32 with the value of a bf16.

@@ -7,7 +7,7 @@
 //! A panel is sixteen outputs; its lines are 64 bytes: sixteen lanes of one k (f32), of two (bf16: pairs in a lane; f16:
 //! sixteen of k, then sixteen of k + 1). A few rows, at most a tile's height, are multiplied straight from the weights'
 //! stream, several panels side by side to hide latency; some tiles share short blocks of a panel; many rows go through long blocks of
-//! K. Weights of 16 bits are widened once per block above [`FEW_ROWS`] rows.
+//! K. Above [`FEW_ROWS`] rows weights of 16 bits are widened once per block, where that is faster.
 
 use super::activation::Epilogue;
 use super::format::{F32, Kind, LINE};
@@ -31,7 +31,7 @@ pub struct Tuning {
     pub rows_prefetch: usize,
     /// Inputs in a block of weights that are multiplied as they are stored.
     pub block_k: usize,
-    /// Inputs in a block of widened weights.
+    /// Inputs in a block of weights of 16 bits that is widened once for all tiles; 0 where high tiles widen for themselves.
     pub widened: usize,
     /// Rows of activations that a block of weights serves before the next panel.
     pub block_m: usize,
@@ -86,9 +86,10 @@ pub(super) unsafe fn matmul<L: Lanes, K: Kind<L>>(job: &Matmul) {
         if streamed::<L, K>(job.m) {
             stream::<L, K>(job);
         } else {
-            match (job.m <= job.tuning.short_blocks.max(FEW_ROWS), K::WIDEN) {
-                (true, true) if job.m > FEW_ROWS => short::<L, K, F32>(job),
-                (true, _) => short::<L, K, K>(job),
+            let widen = K::WIDEN && job.tuning.widened > 0 && job.m > FEW_ROWS;
+            match (job.m <= job.tuning.short_blocks.max(FEW_ROWS), widen) {
+                (true, true) => short::<L, K, F32>(job),
+                (true, false) => short::<L, K, K>(job),
                 (false, true) => long::<L, K, F32>(job),
                 (false, false) => long::<L, K, K>(job),
             }
@@ -203,6 +204,19 @@ unsafe fn finish(job: &Matmul, panel: usize, panels: usize, row: usize, rows: us
     }
 }
 
+/// Asks for what the epilogue of a tile will add, while the tile is multiplied.
+#[inline(always)]
+unsafe fn fetch_residual<L: Lanes>(job: &Matmul, panel: usize, panels: usize, row: usize, rows: usize) {
+    let e = &job.epilogue;
+    if e.residual.is_null() {
+        return;
+    }
+    for (r, p) in (row..row + rows).flat_map(|r| (panel..panel + panels).map(move |p| (r, p))) {
+        // SAFETY: a prefetch never faults.
+        unsafe { L::prefetch(e.residual.wrapping_add(r * e.residual_stride + p * WIDTH).cast()) };
+    }
+}
+
 /// Some tiles of rows: panel by panel, in short blocks of lines that every tile takes while they are in L1. Each tile fetches
 /// its part of the block that comes next, so that memory is busy all the time. `T` is the kind that the tiles multiply: `K`
 /// itself, or f32 after widening.
@@ -282,6 +296,9 @@ unsafe fn long<L: Lanes, K: Kind<L>, T: Kind<L>>(job: &Matmul) {
                         let a = TileRows::packed(job.a.add(r * words + l0 * K::WORDS * h));
                         let c = job.c.add(r * job.c_stride + p * WIDTH);
                         let ahead = Ahead::NONE;
+                        if last {
+                            fetch_residual::<L>(job, p, np, r, h);
+                        }
                         if L::PANELS == 2 && np == 2 {
                             by_rows!(
                                 h,

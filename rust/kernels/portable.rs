@@ -2,7 +2,7 @@
 //!
 //! A product and a sum are rounded apart here (`a * b + c`): without an FMA instruction a fused one is a library call.
 
-use super::lanes::{Lanes, WIDTH, round_bf16, widen_bf16};
+use super::lanes::{Lanes, QUAD, WIDTH, round_bf16, widen_bf16};
 
 /// Lanes without any instruction set of their own.
 #[derive(Debug, Clone, Copy)]
@@ -113,6 +113,15 @@ unsafe impl Lanes for Portable {
             }
         }
     }
+    #[inline(always)]
+    unsafe fn transpose(from: *const f32, stride: usize, out: *mut f32, step: usize) {
+        for (i, w) in (0..QUAD).flat_map(|i| (0..QUAD).map(move |w| (i, w))) {
+            // SAFETY: the caller grants the sixteen floats on both sides.
+            unsafe { *out.add(w * step + i) = *from.add(i * stride + w) };
+        }
+    }
+    #[inline(always)]
+    unsafe fn prefetch_write(_: *const u8) {}
     #[inline(always)]
     unsafe fn prefetch(_: *const u8) {}
     #[inline(always)]

@@ -6,7 +6,7 @@
 use std::ops::Range;
 
 use super::format::Kind;
-use super::lanes::{Lanes, WIDTH};
+use super::lanes::{Lanes, QUAD, WIDTH};
 
 /// Up to this many rows a member packs all of them for itself, and weights of 16 bits are widened by each tile; above them,
 /// members pack together, and a block of weights is widened once for all tiles.
@@ -90,9 +90,9 @@ pub(super) unsafe fn pack<L: Lanes>(job: &Pack) {
             if job.form.pairs {
                 pairs::<L>(from, job.a_stride, h, job.k, out);
             } else if h == L::ROWS {
-                interleave(from, job.a_stride, L::ROWS, words, out);
+                interleave::<L>(from, job.a_stride, L::ROWS, words, out);
             } else {
-                interleave(from, job.a_stride, h, words, out);
+                interleave::<L>(from, job.a_stride, h, words, out);
             }
         }
     }
@@ -124,21 +124,28 @@ unsafe fn pairs<L: Lanes>(from: *const f32, stride: usize, h: usize, k: usize, o
                     L::pair_bf16(rest.as_ptr(), word.add(whole / 2));
                 }
             }
-            interleave(made.as_ptr(), MADE, h, n.div_ceil(2), out.add(first / 2 * h));
+            interleave::<L>(made.as_ptr(), MADE, h, n.div_ceil(2), out.add(first / 2 * h));
         }
     }
 }
 
+/// Floats ahead of the stores at which packed rows are asked for.
+const WRITE_AHEAD: usize = 512;
+
 /// Writes `words` words of `h` rows word by word, the rows side by side; stores follow each other, which is what counts.
 #[inline(always)]
-unsafe fn interleave(from: *const f32, stride: usize, h: usize, words: usize, out: *mut f32) {
+unsafe fn interleave<L: Lanes>(from: *const f32, stride: usize, h: usize, words: usize, out: *mut f32) {
     // SAFETY: the caller grants the words of every row, and room for all of them.
     unsafe {
         let mut w = 0;
         while w + QUAD <= words {
+            // What was read by other members last is to be written: its lines are asked for well before.
+            for line in (0..QUAD * h).step_by(WIDTH) {
+                L::prefetch_write(out.wrapping_add(w * h + line + WRITE_AHEAD).cast());
+            }
             let mut i = 0;
             while i + QUAD <= h {
-                turned(from.add(i * stride + w), stride, out.add(w * h + i), h);
+                L::transpose(from.add(i * stride + w), stride, out.add(w * h + i), h);
                 i += QUAD;
             }
             for w in w..w + QUAD {
@@ -152,22 +159,6 @@ unsafe fn interleave(from: *const f32, stride: usize, h: usize, words: usize, ou
             for i in 0..h {
                 *out.add(w * h + i) = *from.add(i * stride + w);
             }
-        }
-    }
-}
-
-/// Rows and words that change places together: as many as the smallest vector holds.
-const QUAD: usize = 4;
-
-/// Four words of four rows, `stride` apart, as four rows of four words, `step` apart: the compiler makes shuffles of it.
-#[inline(always)]
-unsafe fn turned(from: *const f32, stride: usize, out: *mut f32, step: usize) {
-    // SAFETY: the caller grants the sixteen words on both sides.
-    unsafe {
-        let row = |i: usize| from.add(i * stride).cast::<[f32; QUAD]>().read();
-        let [a, b, c, d] = [row(0), row(1), row(2), row(3)];
-        for w in 0..QUAD {
-            out.add(w * step).cast::<[f32; QUAD]>().write([a[w], b[w], c[w], d[w]]);
         }
     }
 }

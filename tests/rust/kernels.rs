@@ -108,13 +108,14 @@ proptest! {
         panels in prop_oneof![Just(1usize), Just(2), Just(4)],
         ahead in prop_oneof![Just(0usize), Just(2048)],
         short in prop_oneof![Just(16usize), Just(48)],
+        widen in any::<bool>(),
     ) {
         let (format, storage) = FORMATS[which];
         let w = packed(storage, n, k);
         let a = rows(m, k, 17);
         let mut bits: Option<Vec<u32>> = None;
         for table in Kernels::available() {
-            let tuning = Tuning { panels, prefetch: ahead, widened_prefetch: ahead, rows_prefetch: ahead, block_k: block, widened: block, block_m: 24, short_blocks: short };
+            let tuning = Tuning { panels, prefetch: ahead, widened_prefetch: ahead, rows_prefetch: ahead, block_k: block, widened: if widen { block } else { 0 }, block_m: 24, short_blocks: short };
             let c = multiply(&table, format, &w, &a, m, tuning);
             let stride_c = w.panels() * WIDTH;
             for r in 0..m {
