@@ -152,6 +152,14 @@ impl Pool {
 
     /// A zeroed block.
     fn block(self: &Arc<Self>) -> Result<Arc<Block>> {
+        let block = self.unwritten()?;
+        // SAFETY: the memory is this block's alone, of this size.
+        unsafe { block.at().write_bytes(0, self.shape.block_bytes()) };
+        Ok(block)
+    }
+
+    /// A block whose contents are whatever was there; its owner writes all of it.
+    fn unwritten(self: &Arc<Self>) -> Result<Arc<Block>> {
         let bytes = self.shape.block_bytes();
         let reused = self.free.try_lock().ok().and_then(|mut free| free.pop());
         let memory = match reused {
@@ -167,8 +175,6 @@ impl Pool {
                 first
             }
         };
-        // SAFETY: the memory is this block's alone, of this size.
-        unsafe { memory.at.write_bytes(0, bytes) };
         Ok(Arc::new(Block { memory: Some(memory), pool: Arc::clone(self) }))
     }
 }
@@ -239,7 +245,7 @@ impl Sequence {
             && let Some(last) = self.blocks.last_mut()
             && Arc::get_mut(last).is_none()
         {
-            let copy = self.pool.block()?;
+            let copy = self.pool.unwritten()?;
             // SAFETY: both blocks have the pool's size, and the copy is nobody else's yet.
             unsafe {
                 std::ptr::copy_nonoverlapping(last.at(), copy.at(), self.pool.shape.block_bytes());

@@ -82,6 +82,8 @@ pub struct Attention<'a> {
     pub out_stride: usize,
     /// Whether results are rounded to bf16.
     pub round: bool,
+    /// What this thread attends to next: the blocks, and the bytes from a block's start to the keys. Asked for in good time.
+    pub next: (&'a [*const u8], usize),
     /// Working memory of [`scratch`] floats.
     pub scratch: *mut f32,
 }
@@ -241,10 +243,11 @@ unsafe fn score<L: Lanes, E: Element<L>, const R: usize, const N: usize>(
             for n in 1..N {
                 line[n] = E::load(keys[n].add(x * WIDTH * E::BYTES));
             }
-            // Few rows wait for memory: a block's values are as many lines as its keys, and come meanwhile.
+            // Few rows wait for memory: a block's values are as many lines as its keys, and come meanwhile, into the
+            // second level, since the first has no room for both.
             if R <= 2 {
                 for key in keys {
-                    L::prefetch(key.wrapping_add(job.values - job.keys + x * WIDTH * E::BYTES));
+                    L::prefetch_near(key.wrapping_add(job.values - job.keys + x * WIDTH * E::BYTES));
                 }
             }
             for r in 0..R {
@@ -335,6 +338,13 @@ unsafe fn values<L: Lanes, E: Element<L>, const R: usize, const N: usize>(
                 let mut line = [E::load(at); N];
                 for n in 1..N {
                     line[n] = E::load(at.add(n * WIDTH * E::BYTES));
+                }
+                // As many lines of keys as there are of values, a step ahead.
+                if R <= 2 && first_block + b < job.next.0.len() {
+                    let key = job.next.0[first_block + b].wrapping_add(job.next.1);
+                    for n in 0..N {
+                        L::prefetch_near(key.wrapping_add((t * width + v + n * WIDTH) * E::BYTES));
+                    }
                 }
                 for r in 0..R {
                     let weight = L::splat(*weights.add(r * CHUNK + b * BLOCK + t));

@@ -52,6 +52,13 @@ impl Look<'_> {
     pub const ALL: Self = Self { causal: false, bias: None };
 }
 
+impl Batch {
+    /// The blocks of a span's keys.
+    fn blocks_of(&self, span: &Span) -> &[*const u8] {
+        &self.blocks[span.block..][..span.keys.div_ceil(BLOCK)]
+    }
+}
+
 // SAFETY: the blocks are kept alive and exclusively reserved by the step that made the batch.
 unsafe impl Send for Batch {}
 // SAFETY: as above; members write different heads.
@@ -116,9 +123,8 @@ impl Heads {
         let (mut task, mut mine) = (0, pieces.next());
         // Rows of one head follow each other: they read the same keys, as forks of a sequence do.
         for head in 0..self.heads {
-            for span in &batch.spans {
-                let blocks = &batch.blocks[span.block..];
-                let blocks = &blocks[..span.keys.div_ceil(BLOCK)];
+            for (s, span) in batch.spans.iter().enumerate() {
+                let blocks = batch.blocks_of(span);
                 for first in (0..span.rows).step_by(at_once) {
                     if mine.as_ref().is_some_and(|piece| piece.end <= task) {
                         mine = pieces.next();
@@ -148,6 +154,7 @@ impl Heads {
                         out: out.at(span.row + first, column),
                         out_stride: out.stride(),
                         round: ctx.runtime.bf16,
+                        next: self.next(shape, layer, batch, head, s),
                         scratch: ctx.scratch,
                     };
                     // SAFETY: the blocks cover every visible key; these rows' head is this member's alone.
@@ -155,5 +162,21 @@ impl Heads {
                 }
             }
         }
+    }
+
+    /// Blocks that come after those of span `s` under this head, and where their keys begin.
+    fn next<'a>(
+        &self,
+        shape: &Shape,
+        layer: usize,
+        batch: &'a Batch,
+        head: usize,
+        s: usize,
+    ) -> (&'a [*const u8], usize) {
+        let (span, head) = if s + 1 < batch.spans.len() { (s + 1, head) } else { (0, head + 1) };
+        if head == self.heads {
+            return (&[], 0);
+        }
+        (batch.blocks_of(&batch.spans[span]), shape.keys(layer, head))
     }
 }

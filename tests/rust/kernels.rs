@@ -198,6 +198,7 @@ proptest! {
                     out: out.as_mut_ptr(),
                     out_stride: d,
                     round: false,
+                    next: (&blocks, shape.keys(layer, head)),
                     scratch: scratch.as_mut_ptr(),
                 };
                 // SAFETY: the vectors have the sizes that the job states.
@@ -433,7 +434,12 @@ fn every_table_packs_rows_as_pairs_of_bf16() {
                         u32::from(half::bf16::from_f32(x).to_bits())
                     };
                     let got = out[first * words + w * height + i].to_bits();
-                    assert_eq!(got, at(2 * w) | (at(2 * w + 1) << 16), "{} {m}x{k}: row {i} word {w}", table.name);
+                    assert_eq!(
+                        got,
+                        at(2 * w) | (at(2 * w + 1) << 16),
+                        "{} {m}x{k}: row {i} word {w}",
+                        table.name
+                    );
                 }
                 first += height;
             }
