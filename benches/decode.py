@@ -4,7 +4,7 @@
     python benches/decode.py --models gpt2 --precisions f32   one group; --merge FILE adds it to earlier ones
 
 Engines of one precision live at the same time, each in its own process, and take turns within a round; the machine's
-limits are measured right before and after our own turn; the better of the two counts. Every call gets a prompt of its
+limits are measured right before and after each of our own works; the better of the two counts. Every call gets a prompt of its
 own: some peers keep prefixes across calls. Nothing is converted or loaded while the clock runs. A peer that is not
 installed is named as missing.
 
@@ -178,18 +178,20 @@ def measure(shape: Shape, precision: str, options: argparse.Namespace) -> Json:
             continue
         workers[engine] = (kind, worker)
     rates: dict[str, dict[str, list[float]]] = {name: {engine: [] for engine in workers} for name in WORKS}
-    limits: dict[str, list[Json]] = {}
+    limits: dict[str, dict[str, list[Json]]] = {}
     size = shape.weight_bytes(4 if precision == "f32" else 2)
     ours = workers["fastdecode"][1]
     for turn in range(options.rounds):
         order = list(workers)
         random.shuffle(order)
         for engine in order:
-            before = ours.ask(do="limits", bytes=size) if engine in OURS else None
+            before = ours.ask(do="limits", bytes=size) if engine in OURS else {}
             for name, work in WORKS.items():
                 rates[name][engine].append(rate(workers[engine][1], work, shape.vocab))
-            if before:
-                limits.setdefault(engine, []).append(better(before, ours.ask(do="limits", bytes=size)))
+                if before:
+                    after = ours.ask(do="limits", bytes=size)
+                    limits.setdefault(engine, {}).setdefault(name, []).append(better(before, after))
+                    before = after
         shown = ", ".join(f"{engine} {rates['decode'][engine][-1]:.1f}" for engine in workers)
         sys.stdout.write(f"  round {turn + 1}: decode {shown}\n")
         sys.stdout.flush()
@@ -296,12 +298,12 @@ def fractions(shape: Shape, result: Json) -> Json:
         width = 4 if result["precisions"][engine] == "f32" else 2
         cache = shape.cache_bytes(prompt + new / 2) * (0.5 if engine == "fastdecode_bf16" else 1.0)
         read = [rate * (shape.weight_bytes(width) + cache) for rate in rates["decode"]]
-        peak = peak_of(engine, limits)
+        peak = peak_of(engine, limits["prefill"])
         eight = zip(rates["batch 8"], rates["decode"], strict=True)
         ours[engine] = {
             "of_limit": {
-                "decode": of_limit(read, limits, "read_bytes_per_second"),
-                "prefill": of_limit([rate * flops for rate in rates["prefill"]], limits, peak),
+                "decode": of_limit(read, limits["decode"], "read_bytes_per_second"),
+                "prefill": of_limit([rate * flops for rate in rates["prefill"]], limits["prefill"], peak),
                 "peak": peak,
             },
             "batch_8_over_1": statistics.median(many / one for many, one in eight),

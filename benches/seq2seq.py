@@ -5,7 +5,7 @@
     python benches/seq2seq.py --models t5-tiny --rounds 1 --source 8 --new 4        tries the script itself
 
 Works as decode.py does: engines of one precision live at the same time, each in its own process, and take turns within
-a round; limits are measured right before and after our own turn; every call gets sources of its own, drawn from the
+a round; limits are measured right before and after each of our own works; every call gets sources of its own, drawn from the
 vocabulary; nothing is converted or loaded while the clock runs; a peer that is not installed is named as missing.
 
 What is counted (B sources of T tokens, S new tokens each, none of which may end an output; medians over the rounds):
@@ -98,12 +98,12 @@ def measure(shape: T5Shape, precision: str, options: argparse.Namespace) -> Json
     size = shape.weight_bytes(4 if precision == "f32" else 2)
     seconds: dict[str, dict[str, list[list[float]]]] = {name: {} for name in WORKS}
     encode: dict[str, list[float]] = {}
-    limits: dict[str, list[Json]] = {}
+    limits: dict[str, dict[str, list[Json]]] = {}
     for turn in range(options.rounds):
         order = list(workers)
         random.shuffle(order)
         for engine in order:
-            before = ours.ask(do="limits", bytes=size) if engine in OURS else None
+            before = ours.ask(do="limits", bytes=size) if engine in OURS else {}
             worker, lacks = workers[engine][1], LACKS.get(engine, ())
             missing |= {f"{engine}, {name}": "it has no such call" for name in lacks}
             if "encode" not in lacks:
@@ -111,13 +111,19 @@ def measure(shape: T5Shape, precision: str, options: argparse.Namespace) -> Json
                     time.sleep(0.3)
                     done = worker.ask(do="encode", prompts=sources(1, options.source))
                     encode.setdefault(engine, []).append(done["seconds"])
+            if before:
+                after = ours.ask(do="limits", bytes=size)
+                limits.setdefault(engine, {}).setdefault("encode", []).append(better(before, after))
+                before = after
             for name, work in WORKS.items():
                 if name in lacks:
                     continue
                 pair = [call(worker, work, options.source, new) for new in (1, options.new)]
                 seconds[name].setdefault(engine, []).append(pair)
-            if before:
-                limits.setdefault(engine, []).append(better(before, ours.ask(do="limits", bytes=size)))
+                if before:
+                    after = ours.ask(do="limits", bytes=size)
+                    limits[engine].setdefault(name, []).append(better(before, after))
+                    before = after
         shown = [f"{name} {pairs[-1][1]:.2f} s" for name, pairs in seconds["greedy 1"].items()]
         sys.stdout.write(f"  round {turn + 1}: greedy {', '.join(shown)}\n")
         sys.stdout.flush()
@@ -163,7 +169,7 @@ def summary(shape: T5Shape, result: Json) -> Json:
         one, eight = (rates[name][engine] for name in ("greedy 1", "greedy 8"))
         encoded = [flops / seconds for seconds in result["encode_seconds"][engine]]
         whole = {name: [pair[1] for pair in by[engine]] for name, by in result["seconds"].items()}
-        peak = peak_of(engine, limits)
+        peak = peak_of(engine, limits["encode"])
         ratios = {
             name: {peer: by[engine] / value for peer, value in by.items() if peer not in OURS}
             for name, by in medians.items()
@@ -173,8 +179,12 @@ def summary(shape: T5Shape, result: Json) -> Json:
         }
         ours[engine] = {
             "of_limit": {
-                "greedy 1": of_limit([rate * read for rate in one], limits, "read_bytes_per_second"),
-                "encode": of_limit(encoded, [limit for limit in limits for _ in range(ENCODES)], peak),
+                "greedy 1": of_limit(
+                    [rate * read for rate in one], limits["greedy 1"], "read_bytes_per_second"
+                ),
+                "encode": of_limit(
+                    encoded, [limit for limit in limits["encode"] for _ in range(ENCODES)], peak
+                ),
                 "peak": peak,
             },
             "batch_8_over_1": statistics.median(many / rate for many, rate in zip(eight, one, strict=True)),

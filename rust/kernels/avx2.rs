@@ -36,6 +36,17 @@ pub(super) unsafe fn transpose_quads(from: *const f32, stride: usize, out: *mut 
     }
 }
 
+/// [`Lanes::prefetch_write`]: the instruction itself, since the intrinsic is a plain prefetch unless the CPU's 3DNow! bit is
+/// asked for. CPUs that do not know it do nothing.
+///
+/// # Safety
+/// As for [`Lanes`].
+#[inline(always)]
+pub(super) unsafe fn write_hint(p: *const u8) {
+    // SAFETY: a hint; it changes no memory and never faults.
+    unsafe { std::arch::asm!("prefetchw [{}]", in(reg) p, options(nostack, preserves_flags, readonly)) };
+}
+
 /// The end of [`Lanes::sum`]'s tree: (i, i + 4), (i, i + 2), (0, 1).
 ///
 /// # Safety
@@ -216,7 +227,7 @@ unsafe impl Lanes for Avx2 {
     }
     #[inline(always)]
     unsafe fn prefetch_write(p: *const u8) {
-        unsafe { _mm_prefetch::<_MM_HINT_ET0>(p.cast()) }
+        unsafe { write_hint(p) }
     }
     #[inline(always)]
     unsafe fn sum(v: Pair) -> f32 {

@@ -178,7 +178,7 @@ macro_rules! lanes {
             }
             #[inline(always)]
             unsafe fn prefetch_write(p: *const u8) {
-                unsafe { _mm_prefetch::<_MM_HINT_ET0>(p.cast()) }
+                unsafe { super::avx2::write_hint(p) }
             }
             #[inline(always)]
             unsafe fn sum(v: __m512) -> f32 {
