@@ -4,9 +4,9 @@
     python benches/decode.py --models gpt2 --precisions f32   one group; --merge FILE adds it to earlier ones
 
 Engines of one precision live at the same time, each in its own process, and take turns within a round; the machine's
-limits are measured right before and after each of our own works; the better of the two counts. Every call gets a prompt of its
-own: some peers keep prefixes across calls. Nothing is converted or loaded while the clock runs. A peer that is not
-installed is named as missing.
+limits are measured right before and after each of our own works; the better of the two counts. Every call gets a
+prompt of its own: some peers keep prefixes across calls. Nothing is converted or loaded while the clock runs. A peer
+that is not installed is named as missing.
 
 What is counted (B sequences, T prompt tokens, S new tokens; seconds are whole calls, medians over the rounds):
     decode   (S - 1) * B / (seconds(T, S) - seconds(T, 1)), T = 32, S = 128; batch 8: T = 32, S = 65, contexts 32 to 96

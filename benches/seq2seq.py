@@ -5,8 +5,9 @@
     python benches/seq2seq.py --models t5-tiny --rounds 1 --source 8 --new 4        tries the script itself
 
 Works as decode.py does: engines of one precision live at the same time, each in its own process, and take turns within
-a round; limits are measured right before and after each of our own works; every call gets sources of its own, drawn from the
-vocabulary; nothing is converted or loaded while the clock runs; a peer that is not installed is named as missing.
+a round; limits are measured right before and after each of our own works; every call gets sources of its own, drawn
+from the vocabulary; nothing is converted or loaded while the clock runs; a peer that is not installed is named as
+missing.
 
 What is counted (B sources of T tokens, S new tokens each, none of which may end an output; medians over the rounds):
     greedy B, beam 4 B   (S - 1) * B / (seconds(T, S) - seconds(T, 1)): tokens, or positions of the search, per second
