@@ -1,6 +1,7 @@
 //! Which CPU this is, and the sizes that suit its family. Changes speed and, through the choice of the bf16 dot, which
 //! instructions serve a compute type; never decided by a timing, so results do not change from run to run.
 
+use super::Kernels;
 use super::matmul::Tuning;
 
 /// A CPU family with measured sizes.
@@ -76,7 +77,17 @@ pub fn identify() -> Cpu {
 }
 
 impl Family {
-    /// Sizes of blocks and the prefetch distance, measured per family (docs/decisions/0003-tuning.md).
+    /// The family whose sizes suit this one when it runs `table`: the rows of Zen 4 and 5 are those of tiles in 512-bit registers,
+    /// which a virtual machine may hide.
+    #[must_use]
+    pub fn with_table(self, table: &Kernels) -> Self {
+        match self {
+            Self::Zen4 | Self::Zen5 if !table.is_wide() => Self::Zen,
+            family => family,
+        }
+    }
+
+    /// Sizes of blocks and the prefetch distance, measured per family (docs/decisions/0003 and 0008).
     pub fn tuning(self) -> Tuning {
         match self {
             Self::Zen | Self::Unknown => Tuning {

@@ -166,6 +166,11 @@ impl Kernels {
         }
     }
 
+    /// Whether a vector is one register, of which there are 32: tiles have twelve rows.
+    pub fn is_wide(&self) -> bool {
+        self.probe.chains == 12
+    }
+
     /// How a product of this format wants `m` rows.
     pub fn form(&self, format: Format, m: usize) -> Form {
         self.form[format as usize](m)

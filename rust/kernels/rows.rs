@@ -9,7 +9,7 @@ use super::format::Kind;
 use super::lanes::{Lanes, QUAD, WIDTH};
 
 /// Up to this many rows a member packs all of them for itself, and weights of 16 bits are widened by each tile; above them,
-/// members pack together, and a block of weights is widened once for all tiles.
+/// members pack together, and low tiles share blocks of weights that were widened once.
 pub const FEW_ROWS: usize = 16;
 
 /// How a product wants its rows.

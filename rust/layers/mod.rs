@@ -46,7 +46,7 @@ impl Runtime {
     /// A runtime of these kernels, tuned for this family.
     pub fn with(kernels: Kernels, family: Family, threads: usize, bf16: bool) -> Self {
         let dot = bf16 && kernels.has_bf16_dot && family.fast_bf16_dot();
-        Self { kernels, tuning: family.tuning(), threads, bf16, dot }
+        Self { kernels, tuning: family.with_table(&kernels).tuning(), threads, bf16, dot }
     }
 }
 
