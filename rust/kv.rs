@@ -329,12 +329,12 @@ pub unsafe fn write(
             for d0 in (0..shape.head_dim).step_by(WIDTH) {
                 let mut rounded = [0; WIDTH];
                 let n = WIDTH.min(shape.head_dim - d0);
-                for d in 0..n {
-                    rounded[d] = round_bf16(*key.add(d0 + d));
+                for (d, rounded) in rounded[..n].iter_mut().enumerate() {
+                    *rounded = round_bf16(*key.add(d0 + d));
                     *values.add(d0 + d) = round_bf16(*value.add(d0 + d));
                 }
-                for (d, key) in rounded[..n].iter().enumerate() {
-                    *keys.add((d0 + d) * BLOCK + token) = *key;
+                for (d, rounded) in rounded[..n].iter().enumerate() {
+                    *keys.add((d0 + d) * BLOCK + token) = *rounded;
                 }
             }
         } else {
