@@ -1,5 +1,5 @@
-//! Anonymous memory for weights, caches and activations, on huge pages where the system grants them: a mapped file would count as ours and has small
-//! pages, and small pages cost a tenth of the read bandwidth.
+//! Anonymous memory for weights, caches and activations, on huge pages where the system grants them: a mapped file would count
+//! as ours and has small pages, and small pages cost a tenth of the read bandwidth.
 
 use std::alloc::Layout;
 use std::sync::Arc;
