@@ -293,9 +293,10 @@ def fractions(shape: Shape, result: Json) -> Json:
     _, prompt, new = DECODE
     flops = shape.prefill_flops(PREFILL[1]) / PREFILL[1]
     ours = {}
-    for engine, limits in (
-        (engine, result["limits"][engine]) for engine in OURS if engine in result["limits"]
-    ):
+    for engine in OURS:
+        if engine not in result["limits"]:
+            continue
+        limits = result["limits"][engine]
         rates = {work: by[engine] for work, by in by_work.items()}
         width = 4 if result["precisions"][engine] == "f32" else 2
         cache = shape.cache_bytes(prompt + new / 2) * (0.5 if engine == "fastdecode_bf16" else 1.0)

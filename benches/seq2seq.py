@@ -163,9 +163,10 @@ def summary(shape: T5Shape, result: Json) -> Json:
     encode = {engine: statistics.median(values) for engine, values in result["encode_seconds"].items()}
     flops = shape.encoder_flops(result["source"])
     ours = {}
-    for engine, limits in (
-        (engine, result["limits"][engine]) for engine in OURS if engine in result["limits"]
-    ):
+    for engine in OURS:
+        if engine not in result["limits"]:
+            continue
+        limits = result["limits"][engine]
         width = 4 if result["precisions"][engine] == "f32" else 2
         cache = shape.cache_bytes(result["source"], new / 2) * (0.5 if engine == "fastdecode_bf16" else 1.0)
         read = shape.weight_bytes(width) + cache

@@ -121,57 +121,29 @@ unsafe fn stream<L: Lanes, K: Kind<L>>(job: &Matmul) {
                 }
             };
         }
-        let wide = L::ROWS >= 12;
-        match job.m {
-            1 => {
-                if job.tuning.panels >= 4 {
-                    panels!(1, 4);
+        macro_rules! by_height {
+            ($($m:literal => $n:literal),*) => {
+                match job.m {
+                    $($m => { panels!($m, $n); })*
+                    _ => {}
                 }
-                if job.tuning.panels >= 2 {
-                    panels!(1, 2);
-                }
+            };
+        }
+        if job.m == 1 && job.tuning.panels >= 4 {
+            panels!(1, 4);
+        }
+        if job.m == 1 && job.tuning.panels >= 2 {
+            panels!(1, 2);
+        }
+        if L::ROWS >= 12 {
+            by_height!(2 => 4, 3 => 4, 4 => 4, 5 => 4);
+            if !K::WIDEN {
+                by_height!(6 => 4);
             }
-            2 => {
-                if wide {
-                    panels!(2, 4);
-                }
-                panels!(2, 2);
-            }
-            3 if wide => {
-                panels!(3, 4);
-            }
-            4 if wide => {
-                panels!(4, 4);
-            }
-            5 if wide => {
-                panels!(5, 4);
-            }
-            // Four widened lines would leave no registers for six rows.
-            6 if wide && K::WIDEN => {
-                panels!(6, 2);
-            }
-            6 if wide => {
-                panels!(6, 4);
-            }
-            7 if wide => {
-                panels!(7, 2);
-            }
-            8 if wide => {
-                panels!(8, 2);
-            }
-            9 if wide => {
-                panels!(9, 2);
-            }
-            10 if wide => {
-                panels!(10, 2);
-            }
-            11 if wide => {
-                panels!(11, 2);
-            }
-            12 if wide => {
-                panels!(12, 2);
-            }
-            _ => {}
+            // Six rows and four widened lines would need more registers than there are.
+            by_height!(2 => 2, 6 => 2, 7 => 2, 8 => 2, 9 => 2, 10 => 2, 11 => 2, 12 => 2);
+        } else {
+            by_height!(2 => 2);
         }
         let ahead = Ahead::of(more, lines, 1);
         while done < job.panels {
@@ -201,19 +173,6 @@ unsafe fn finish(job: &Matmul, panel: usize, panels: usize, row: usize, rows: us
         }
         let c = job.c.add(row * job.c_stride + panel * WIDTH);
         (job.finish)(c, job.c_stride, rows, panels * WIDTH, &e);
-    }
-}
-
-/// Asks for what the epilogue of a tile will add, while the tile is multiplied.
-#[inline(always)]
-unsafe fn fetch_residual<L: Lanes>(job: &Matmul, panel: usize, panels: usize, row: usize, rows: usize) {
-    let e = &job.epilogue;
-    if e.residual.is_null() {
-        return;
-    }
-    for (r, p) in (row..row + rows).flat_map(|r| (panel..panel + panels).map(move |p| (r, p))) {
-        // SAFETY: a prefetch never faults.
-        unsafe { L::prefetch(e.residual.wrapping_add(r * e.residual_stride + p * WIDTH).cast()) };
     }
 }
 
@@ -296,9 +255,6 @@ unsafe fn long<L: Lanes, K: Kind<L>, T: Kind<L>>(job: &Matmul) {
                         let a = TileRows::packed(job.a.add(r * words + l0 * K::WORDS * h));
                         let c = job.c.add(r * job.c_stride + p * WIDTH);
                         let ahead = Ahead::NONE;
-                        if last {
-                            fetch_residual::<L>(job, p, np, r, h);
-                        }
                         if L::PANELS == 2 && np == 2 {
                             by_rows!(
                                 h,

@@ -115,9 +115,11 @@ unsafe impl Lanes for Portable {
     }
     #[inline(always)]
     unsafe fn transpose(from: *const f32, stride: usize, out: *mut f32, step: usize) {
-        for (i, w) in (0..QUAD).flat_map(|i| (0..QUAD).map(move |w| (i, w))) {
-            // SAFETY: the caller grants the sixteen floats on both sides.
-            unsafe { *out.add(w * step + i) = *from.add(i * stride + w) };
+        for i in 0..QUAD {
+            for w in 0..QUAD {
+                // SAFETY: the caller grants the sixteen floats on both sides.
+                unsafe { *out.add(w * step + i) = *from.add(i * stride + w) };
+            }
         }
     }
     #[inline(always)]
