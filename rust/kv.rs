@@ -1,16 +1,15 @@
 //! The key-value cache: sequences made of blocks of sixteen tokens that forks share. Four verbs: append, fork, truncate, and
 //! free by dropping.
 //!
-//! A block holds sixteen tokens of every layer: per head the keys as `head_dim` lines of sixteen tokens, and the values token
-//! by token, padded to whole vectors. Blocks are zeroed when handed out, and everything past a sequence's length stays
-//! zero, so that masked lanes add exact zeros. A shared last block is copied when it is written.
+//! A block holds sixteen tokens of every layer and head, keys and values as the kernels lay them. Blocks are zeroed when handed
+//! out, and everything past a sequence's length stays zero, so that masked lanes add exact zeros. A shared last block is
+//! copied when it is written.
 
 use std::sync::{Arc, Mutex};
 
 use crate::arena::Arena;
 use crate::error::{Error, Result};
-use crate::kernels::lanes::round_bf16;
-use crate::kernels::{BLOCK, WIDTH};
+use crate::kernels::{self, BLOCK};
 
 /// Sizes of a cache.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -26,17 +25,9 @@ pub struct Shape {
 }
 
 impl Shape {
-    fn element(&self) -> usize {
-        if self.bf16 { 2 } else { 4 }
-    }
-
-    /// Width of a value row in elements.
-    fn value_width(&self) -> usize {
-        self.head_dim.next_multiple_of(WIDTH)
-    }
-
     fn head_bytes(&self) -> usize {
-        BLOCK * (self.head_dim + self.value_width()) * self.element()
+        let (bf16, d) = (self.bf16, self.head_dim);
+        kernels::key_bytes(bf16, d) + kernels::value_bytes(bf16, d)
     }
 
     /// Bytes of a block: sixteen tokens of every layer and head.
@@ -51,7 +42,7 @@ impl Shape {
 
     /// Bytes from a block's start to the values of a head.
     pub fn values(&self, layer: usize, head: usize) -> usize {
-        self.keys(layer, head) + BLOCK * self.head_dim * self.element()
+        self.keys(layer, head) + kernels::key_bytes(self.bf16, self.head_dim)
     }
 }
 
@@ -289,60 +280,11 @@ impl Sequence {
 
 /// Zeroes the tokens from `from` on of every head of a block.
 fn clear(shape: &Shape, block: *mut u8, from: usize) {
-    let e = shape.element();
-    for layer in 0..shape.layers {
-        for head in 0..shape.heads {
-            // SAFETY: the offsets lie in the block, which is the caller's alone.
-            unsafe {
-                let keys = block.add(shape.keys(layer, head));
-                for d in 0..shape.head_dim {
-                    keys.add((d * BLOCK + from) * e).write_bytes(0, (BLOCK - from) * e);
-                }
-                let row = shape.value_width() * e;
-                block.add(shape.values(layer, head) + from * row).write_bytes(0, (BLOCK - from) * row);
-            }
-        }
-    }
-}
-
-/// Writes one token's key and value of one head, `head_dim` floats each, into its block.
-///
-/// # Safety
-/// `block` is the token's block, reserved by the sequence that is written, and no other thread touches this head's token.
-pub unsafe fn write(
-    shape: &Shape,
-    block: *mut u8,
-    token: usize,
-    layer: usize,
-    head: usize,
-    key: *const f32,
-    value: *const f32,
-) {
-    debug_assert!(token < BLOCK, "a block has {BLOCK} tokens");
-    // SAFETY: the offsets lie in the block; the caller grants the floats and the block.
-    unsafe {
-        let keys = block.add(shape.keys(layer, head));
-        let values = block.add(shape.values(layer, head));
-        if shape.bf16 {
-            let (keys, values) = (keys.cast::<u16>(), values.cast::<u16>().add(token * shape.value_width()));
-            // Rounded side by side first, which the compiler makes vectors of.
-            for d0 in (0..shape.head_dim).step_by(WIDTH) {
-                let mut rounded = [0; WIDTH];
-                let n = WIDTH.min(shape.head_dim - d0);
-                for (d, rounded) in rounded[..n].iter_mut().enumerate() {
-                    *rounded = round_bf16(*key.add(d0 + d));
-                    *values.add(d0 + d) = round_bf16(*value.add(d0 + d));
-                }
-                for (d, rounded) in rounded[..n].iter().enumerate() {
-                    *keys.add((d0 + d) * BLOCK + token) = *rounded;
-                }
-            }
-        } else {
-            let (keys, values) = (keys.cast::<f32>(), values.cast::<f32>().add(token * shape.value_width()));
-            for d in 0..shape.head_dim {
-                *keys.add(d * BLOCK + token) = *key.add(d);
-            }
-            std::ptr::copy_nonoverlapping(value, values, shape.head_dim);
+    for (layer, head) in (0..shape.layers).flat_map(|l| (0..shape.heads).map(move |h| (l, h))) {
+        // SAFETY: the offsets lie in the block, which is the caller's alone.
+        unsafe {
+            let (keys, values) = (block.add(shape.keys(layer, head)), block.add(shape.values(layer, head)));
+            kernels::clear(shape.bf16, shape.head_dim, keys, values, from);
         }
     }
 }
@@ -350,39 +292,68 @@ pub unsafe fn write(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::kernels::lanes::widen_bf16;
+    use crate::kernels::{Kernels, Put};
 
-    const SHAPE: Shape = Shape { layers: 2, heads: 3, head_dim: 5, bf16: false };
-
-    fn append(s: &mut Sequence, values: &[f32]) {
-        s.reserve(values.len()).unwrap();
-        let mut blocks = Vec::new();
-        s.pointers(&mut blocks);
-        for (i, &x) in values.iter().enumerate() {
-            let at = s.len() + i;
-            for (layer, head) in (0..2).flat_map(|l| (0..3).map(move |h| (l, h))) {
-                let row = [x + (layer * 3 + head) as f32; 5];
-                // SAFETY: reserved, one thread.
-                unsafe {
-                    let block = blocks[at / BLOCK].cast_mut();
-                    write(&SHAPE, block, at % BLOCK, layer, head, row.as_ptr(), row.as_ptr());
-                }
-            }
-        }
-        s.advance(values.len());
+    fn shape(bf16: bool) -> Shape {
+        Shape { layers: 2, heads: 3, head_dim: 5, bf16 }
     }
 
-    /// Key and value of every position up to whole blocks, of one head.
+    /// Appends positions whose keys and values are all of one number, in runs as forwards do.
+    fn append(s: &mut Sequence, numbers: &[f32]) {
+        s.reserve(numbers.len()).unwrap();
+        let mut blocks = Vec::new();
+        s.pointers(&mut blocks);
+        let (shape, mut done) = (*s.pool.shape(), 0);
+        while done < numbers.len() {
+            let token = (s.len() + done) % BLOCK;
+            let rows = (BLOCK - token).min(numbers.len() - done);
+            for (layer, head) in (0..2).flat_map(|l| (0..3).map(move |h| (l, h))) {
+                let number = |x: &f32| [x + (layer * 3 + head) as f32; 5];
+                let floats: Vec<f32> = numbers[done..done + rows].iter().flat_map(number).collect();
+                // SAFETY: reserved, one thread.
+                unsafe {
+                    let block = blocks[(s.len() + done) / BLOCK].cast_mut();
+                    let job = Put {
+                        key: floats.as_ptr(),
+                        key_stride: 5,
+                        value: floats.as_ptr(),
+                        value_stride: 5,
+                        rows,
+                        d: 5,
+                        token,
+                        keys: block.add(shape.keys(layer, head)),
+                        values: block.add(shape.values(layer, head)),
+                    };
+                    Kernels::chosen().unwrap().put(shape.bf16, &job);
+                }
+            }
+            done += rows;
+        }
+        s.advance(numbers.len());
+    }
+
+    /// Last dimension of key and value of every position up to whole blocks, of one head.
     fn contents(s: &Sequence) -> Vec<(f32, f32)> {
         let mut blocks = Vec::new();
         s.pointers(&mut blocks);
+        let shape = *s.pool.shape();
         (0..blocks.len() * BLOCK)
             .map(|i| {
+                let t = i % BLOCK;
                 // SAFETY: the offsets lie in the block.
                 unsafe {
-                    let b = blocks[i / BLOCK];
-                    let key = *b.add(SHAPE.keys(1, 2)).cast::<f32>().add(4 * BLOCK + i % BLOCK);
-                    let value = *b.add(SHAPE.values(1, 2)).cast::<f32>().add((i % BLOCK) * 16 + 4);
-                    (key, value)
+                    let keys = blocks[i / BLOCK].add(shape.keys(1, 2));
+                    let values = blocks[i / BLOCK].add(shape.values(1, 2));
+                    if shape.bf16 {
+                        let (keys, values) = (keys.cast::<u16>(), values.cast::<u16>());
+                        assert_eq!(*keys.add((2 * BLOCK + t) * 2 + 1), 0, "no sixth dimension");
+                        let key = *keys.add((2 * BLOCK + t) * 2);
+                        (widen_bf16(key), widen_bf16(*values.add((t / 2 * 16 + 4) * 2 + t % 2)))
+                    } else {
+                        let (keys, values) = (keys.cast::<f32>(), values.cast::<f32>());
+                        (*keys.add(4 * BLOCK + t), *values.add(t * 16 + 4))
+                    }
                 }
             })
             .collect()
@@ -397,41 +368,46 @@ mod tests {
 
     #[test]
     fn append_fork_truncate_keep_contents_and_zeros() {
-        let pool = Pool::new(SHAPE);
-        let all: Vec<f32> = (0..40).map(|i| i as f32).collect();
-        let mut a = Sequence::new(&pool);
-        append(&mut a, &all[..20]);
-        let mut b = a.fork();
-        append(&mut b, &[100.0, 101.0]);
-        append(&mut a, &all[20..40]);
-        expect(&a, &all);
-        let mut want = all[..20].to_vec();
-        want.extend([100.0, 101.0]);
-        expect(&b, &want);
-        let mut c = a.fork();
-        c.truncate(18);
-        append(&mut c, &[7.0]);
-        want = all[..18].to_vec();
-        want.push(7.0);
-        expect(&c, &want);
-        expect(&a, &all);
-        a.truncate(33);
-        expect(&a, &all[..33]);
-        a.truncate(0);
-        assert!(a.is_empty(), "nothing is left");
-        drop((a, b, c));
-        let mut d = Sequence::new(&pool);
-        append(&mut d, &[1.0]);
-        expect(&d, &[1.0]);
+        for pool in [false, true].map(|bf16| Pool::new(shape(bf16))) {
+            let all: Vec<f32> = (0..40).map(|i| i as f32).collect();
+            let mut a = Sequence::new(&pool);
+            append(&mut a, &all[..20]);
+            let mut b = a.fork();
+            append(&mut b, &[100.0, 101.0]);
+            append(&mut a, &all[20..21]);
+            append(&mut a, &all[21..40]);
+            expect(&a, &all);
+            let mut want = all[..20].to_vec();
+            want.extend([100.0, 101.0]);
+            expect(&b, &want);
+            let mut c = a.fork();
+            c.truncate(18);
+            append(&mut c, &[7.0]);
+            want = all[..18].to_vec();
+            want.push(7.0);
+            expect(&c, &want);
+            expect(&a, &all);
+            for left in [35, 33] {
+                a.truncate(left);
+                expect(&a, &all[..left]);
+            }
+            a.truncate(0);
+            assert!(a.is_empty(), "nothing is left");
+            drop((a, b, c));
+            let mut d = Sequence::new(&pool);
+            append(&mut d, &[1.0]);
+            expect(&d, &[1.0]);
+        }
     }
 
     #[test]
     fn what_was_reserved_and_given_up_leaves_no_trace() {
-        let pool = Pool::new(SHAPE);
-        let mut a = Sequence::new(&pool);
-        append(&mut a, &[1.0, 2.0]);
-        a.reserve(30).unwrap();
-        a.abandon();
-        expect(&a, &[1.0, 2.0]);
+        for pool in [false, true].map(|bf16| Pool::new(shape(bf16))) {
+            let mut a = Sequence::new(&pool);
+            append(&mut a, &[1.0, 2.0]);
+            a.reserve(30).unwrap();
+            a.abandon();
+            expect(&a, &[1.0, 2.0]);
+        }
     }
 }

@@ -1,16 +1,17 @@
 //! Attention of a few query rows of one head over the cached keys and values of one sequence.
 //!
-//! Keys lie in blocks of sixteen tokens, one line of sixteen lanes per dimension (so scores come out sixteen tokens
-//! wide); values lie token by token. Keys are reduced in chunks of 256 absolute positions from key 0, each alone (maximum,
-//! sum, weighted values, from zero), and merged in ascending order. A chunk's result does not depend on how many queries
-//! go through it together: per query and output there is one accumulator, ascending in the dimension, then in the token.
-//! Masked and unwritten lanes have weight exactly 0 and unwritten blocks hold zeros, so they add exact zeros.
+//! Keys and values lie as `cache.rs` says: scores come out sixteen tokens wide. Keys are reduced in chunks of 256 absolute
+//! positions from key 0, each alone (maximum, sum, weighted values, from zero), and merged in ascending order. A chunk's result
+//! does not depend on how many queries go through it together: per query and output there is one accumulator, ascending in the
+//! dimension, then in the token. Masked and unwritten lanes have weight exactly 0 and unwritten blocks hold zeros, so they add
+//! exact zeros. Over a bf16 cache queries and weights are rounded to bf16, as the operands of a product; sums of weights are not.
 
+use super::cache::BLOCK;
+use super::format::{Kind, LINE};
 use super::lanes::{Lanes, WIDTH};
 use super::math;
+use super::tile::TileRows;
 
-/// Tokens in a block.
-pub const BLOCK: usize = WIDTH;
 /// Keys that are reduced together; a multiple of [`BLOCK`].
 pub const CHUNK: usize = 256;
 /// Query rows of a tile, at most; tables with half of the registers take half of them.
@@ -66,9 +67,9 @@ pub struct Attention<'a> {
     pub d: usize,
     /// The sequence's blocks, each holding 16 tokens of every layer and head.
     pub blocks: &'a [*const u8],
-    /// Bytes from a block's start to this head's keys: `d` lines of 16 elements.
+    /// Bytes from a block's start to this head's keys.
     pub keys: usize,
-    /// Bytes from a block's start to this head's values: 16 rows of `d` elements, padded to whole vectors.
+    /// Bytes from a block's start to this head's values.
     pub values: usize,
     /// Which keys a row may see.
     pub visible: Visible,
@@ -90,36 +91,7 @@ pub struct Attention<'a> {
 
 /// Floats of working memory for head dimension `d`.
 pub fn scratch(d: usize) -> usize {
-    MAX_ROWS * (CHUNK + d.next_multiple_of(WIDTH)) + WIDTH
-}
-
-/// An element of the cache.
-pub(super) trait Element<L: Lanes> {
-    const BYTES: usize;
-    unsafe fn load(p: *const u8) -> L::F;
-}
-
-/// f32 cache.
-pub(super) struct Full;
-/// bf16 cache.
-pub(super) struct Half;
-
-impl<L: Lanes> Element<L> for Full {
-    const BYTES: usize = 4;
-    #[inline(always)]
-    unsafe fn load(p: *const u8) -> L::F {
-        // SAFETY: the caller grants sixteen elements.
-        unsafe { L::load(p.cast()) }
-    }
-}
-
-impl<L: Lanes> Element<L> for Half {
-    const BYTES: usize = 2;
-    #[inline(always)]
-    unsafe fn load(p: *const u8) -> L::F {
-        // SAFETY: the caller grants sixteen elements.
-        unsafe { L::load_bf16(p.cast()) }
-    }
+    MAX_ROWS * (CHUNK + 2 * d.next_multiple_of(WIDTH)) + WIDTH
 }
 
 /// Attention of `job.rows` rows.
@@ -127,28 +99,28 @@ impl<L: Lanes> Element<L> for Half {
 /// # Safety
 /// As for [`Lanes`]; the pointers of `job` hold what its fields say, and `blocks` cover every visible key.
 #[inline(always)]
-pub(super) unsafe fn attention<L: Lanes, E: Element<L>>(job: &Attention<'_>) {
+pub(super) unsafe fn attention<L: Lanes, K: Kind<L>>(job: &Attention<'_>) {
     // SAFETY: handed on from the caller.
     unsafe {
         let mut i = 0;
         while L::ROWS >= MAX_ROWS && i + MAX_ROWS <= job.rows {
-            rows::<L, E, MAX_ROWS, 1>(job, i);
+            rows::<L, K, MAX_ROWS, 1>(job, i);
             i += MAX_ROWS;
         }
         while i + 6 <= job.rows {
-            rows::<L, E, 6, 1>(job, i);
+            rows::<L, K, 6, 1>(job, i);
             i += 6;
         }
         while i + 4 <= job.rows {
-            rows::<L, E, 4, 1>(job, i);
+            rows::<L, K, 4, 1>(job, i);
             i += 4;
         }
         while i + 2 <= job.rows {
-            rows::<L, E, 2, 2>(job, i);
+            rows::<L, K, 2, 2>(job, i);
             i += 2;
         }
         while i < job.rows {
-            rows::<L, E, 1, 4>(job, i);
+            rows::<L, K, 1, 4>(job, i);
             i += 1;
         }
     }
@@ -167,7 +139,7 @@ struct Running {
 /// `R` rows from row `i0` on, through every chunk that the last of them sees. `N` blocks of keys, or vectors of values, go side
 /// by side: an accumulator waits for its own last addition only, so few rows need several of them.
 #[inline(always)]
-unsafe fn rows<L: Lanes, E: Element<L>, const R: usize, const N: usize>(job: &Attention<'_>, i0: usize) {
+unsafe fn rows<L: Lanes, K: Kind<L>, const R: usize, const N: usize>(job: &Attention<'_>, i0: usize) {
     // SAFETY: handed on from the caller.
     unsafe {
         let width = job.d.next_multiple_of(WIDTH);
@@ -176,30 +148,31 @@ unsafe fn rows<L: Lanes, E: Element<L>, const R: usize, const N: usize>(job: &At
         for x in 0..R * width {
             *total.add(x) = 0.0;
         }
+        let q = queries::<L, K, R>(job, i0, total.add(R * width));
         let mut run = [Running { max: f32::NEG_INFINITY, sum: 0.0, older: 0.0, newest: 0.0 }; R];
         let keys = job.visible.keys(i0 + R - 1);
         for c0 in (0..keys).step_by(CHUNK) {
             let blocks = (keys - c0).min(CHUNK).div_ceil(BLOCK);
             let mut b = 0;
             while b + N <= blocks {
-                score::<L, E, R, N>(job, i0, c0 / BLOCK + b, scores.add(b * BLOCK));
+                score::<L, K, R, N>(job, q, i0, c0 / BLOCK + b, scores.add(b * BLOCK));
                 b += N;
             }
             while b < blocks {
-                score::<L, E, R, 1>(job, i0, c0 / BLOCK + b, scores.add(b * BLOCK));
+                score::<L, K, R, 1>(job, q, i0, c0 / BLOCK + b, scores.add(b * BLOCK));
                 b += 1;
             }
             for (r, run) in run.iter_mut().enumerate() {
                 let seen = job.visible.keys(i0 + r).saturating_sub(c0).min(CHUNK);
-                weigh::<L>(scores.add(r * CHUNK), blocks, seen, run);
+                weigh::<L, K>(scores.add(r * CHUNK), blocks, seen, run);
             }
             let mut v = 0;
             while v + N * WIDTH <= width {
-                values::<L, E, R, N>(job, c0 / BLOCK, blocks, v, scores, &run, total.add(v));
+                values::<L, K, R, N>(job, c0 / BLOCK, blocks, v, scores, &run, total.add(v));
                 v += N * WIDTH;
             }
             while v < width {
-                values::<L, E, R, 1>(job, c0 / BLOCK, blocks, v, scores, &run, total.add(v));
+                values::<L, K, R, 1>(job, c0 / BLOCK, blocks, v, scores, &run, total.add(v));
                 v += WIDTH;
             }
         }
@@ -218,14 +191,53 @@ unsafe fn rows<L: Lanes, E: Element<L>, const R: usize, const N: usize>(job: &At
     }
 }
 
+/// `R` rows of queries from row `i0` on as words that keys are multiplied by: where they lie, or rounded to bf16 at `out`.
+#[inline(always)]
+unsafe fn queries<L: Lanes, K: Kind<L>, const R: usize>(
+    job: &Attention<'_>,
+    i0: usize,
+    out: *mut f32,
+) -> TileRows {
+    // SAFETY: handed on from the caller; `out` has room for `R` rows padded to whole vectors.
+    unsafe {
+        let q = job.q.add(i0 * job.q_stride);
+        if K::STEP == 1 {
+            return TileRows { at: q, stride: job.q_stride };
+        }
+        let width = job.d.next_multiple_of(WIDTH);
+        for r in 0..R {
+            for x in (0..job.d).step_by(WIDTH) {
+                let part = L::load_part(q.add(r * job.q_stride + x), (job.d - x).min(WIDTH));
+                operands::<L, K>(part, out.add(r * width + x / K::STEP * K::WORDS));
+            }
+        }
+        TileRows { at: out, stride: width }
+    }
+}
+
+/// Sixteen factors of a product as words of the kind `K`: themselves, rounded to bf16, or in pairs.
+#[inline(always)]
+unsafe fn operands<L: Lanes, K: Kind<L>>(v: L::F, out: *mut f32) {
+    // SAFETY: the caller grants room for the words.
+    unsafe {
+        if K::PAIRS {
+            let lanes = L::to_array(v);
+            L::pair_bf16(lanes.as_ptr(), out);
+        } else {
+            L::store(out, if K::STEP == 1 { v } else { L::round_bf16(v) });
+        }
+    }
+}
+
 /// Scores of `N` blocks of keys: scaled, biased, masked with -inf.
 #[inline(always)]
 #[allow(
     clippy::needless_range_loop,
     reason = "indices keep the accumulators in registers without iterators' closures"
 )]
-unsafe fn score<L: Lanes, E: Element<L>, const R: usize, const N: usize>(
+unsafe fn score<L: Lanes, K: Kind<L>, const R: usize, const N: usize>(
     job: &Attention<'_>,
+    q: TileRows,
     i0: usize,
     block: usize,
     out: *mut f32,
@@ -236,24 +248,23 @@ unsafe fn score<L: Lanes, E: Element<L>, const R: usize, const N: usize>(
         for n in 1..N {
             keys[n] = job.blocks[block + n].add(job.keys);
         }
-        let q = job.q.add(i0 * job.q_stride);
         let mut acc = [[L::splat(0.0); N]; R];
-        for x in 0..job.d {
-            let mut line = [E::load(keys[0].add(x * WIDTH * E::BYTES)); N];
+        for x in 0..job.d.div_ceil(K::STEP) {
+            let mut line = [K::line(keys[0].add(x * LINE)); N];
             for n in 1..N {
-                line[n] = E::load(keys[n].add(x * WIDTH * E::BYTES));
+                line[n] = K::line(keys[n].add(x * LINE));
             }
             // Few rows wait for memory: a block's values are as many lines as its keys, and come meanwhile, into the
             // second level, since the first has no room for both.
             if R <= 2 {
                 for key in keys {
-                    L::prefetch_near(key.wrapping_add(job.values - job.keys + x * WIDTH * E::BYTES));
+                    L::prefetch_near(key.wrapping_add(job.values - job.keys + x * LINE));
                 }
             }
             for r in 0..R {
-                let query = L::splat(*q.add(r * job.q_stride + x));
+                let query = q.at.add(r * q.stride + x * K::WORDS);
                 for n in 0..N {
-                    acc[r][n] = L::fma(query, line[n], acc[r][n]);
+                    acc[r][n] = K::apply(acc[r][n], line[n], query, 1);
                 }
             }
         }
@@ -277,14 +288,15 @@ unsafe fn score<L: Lanes, E: Element<L>, const R: usize, const N: usize>(
     }
 }
 
-/// Turns a chunk's scores into weights relative to the chunk's own maximum, and updates the row's softmax.
+/// Turns a chunk's scores into weights relative to the chunk's own maximum, as words of the kind `K`, and updates the row's
+/// softmax.
 #[inline(always)]
-unsafe fn weigh<L: Lanes>(scores: *mut f32, blocks: usize, seen: usize, run: &mut Running) {
+unsafe fn weigh<L: Lanes, K: Kind<L>>(scores: *mut f32, blocks: usize, seen: usize, run: &mut Running) {
     // SAFETY: the caller grants `blocks` blocks of scores.
     unsafe {
         if seen == 0 {
             for b in 0..blocks {
-                L::store(scores.add(b * BLOCK), L::splat(0.0));
+                operands::<L, K>(L::splat(0.0), scores.add(b * BLOCK / K::STEP * K::WORDS));
             }
             (run.older, run.newest) = (1.0, 0.0);
             return;
@@ -296,9 +308,9 @@ unsafe fn weigh<L: Lanes>(scores: *mut f32, blocks: usize, seen: usize, run: &mu
         let max = L::largest(max);
         let mut sum = L::splat(0.0);
         for b in 0..blocks {
-            let p = scores.add(b * BLOCK);
-            let e = math::exp::<L>(L::sub(L::load(p), L::splat(max)));
-            L::store(p, e);
+            let e = math::exp::<L>(L::sub(L::load(scores.add(b * BLOCK)), L::splat(max)));
+            // Words are never more than scores, so none is written over that is still to be read.
+            operands::<L, K>(e, scores.add(b * BLOCK / K::STEP * K::WORDS));
             sum = L::add(sum, e);
         }
         let merged = if run.max > max { run.max } else { max };
@@ -318,7 +330,7 @@ unsafe fn weigh<L: Lanes>(scores: *mut f32, blocks: usize, seen: usize, run: &mu
     clippy::needless_range_loop,
     reason = "indices keep the accumulators in registers without iterators' closures"
 )]
-unsafe fn values<L: Lanes, E: Element<L>, const R: usize, const N: usize>(
+unsafe fn values<L: Lanes, K: Kind<L>, const R: usize, const N: usize>(
     job: &Attention<'_>,
     first_block: usize,
     blocks: usize,
@@ -332,24 +344,24 @@ unsafe fn values<L: Lanes, E: Element<L>, const R: usize, const N: usize>(
         let width = job.d.next_multiple_of(WIDTH);
         let mut acc = [[L::splat(0.0); N]; R];
         for b in 0..blocks {
-            let p = job.blocks[first_block + b].add(job.values + v * E::BYTES);
-            for t in 0..BLOCK {
-                let at = p.add(t * width * E::BYTES);
-                let mut line = [E::load(at); N];
+            let p = job.blocks[first_block + b].add(job.values + v / WIDTH * LINE);
+            for t in 0..BLOCK / K::STEP {
+                let at = p.add(t * width / WIDTH * LINE);
+                let mut line = [K::line(at); N];
                 for n in 1..N {
-                    line[n] = E::load(at.add(n * WIDTH * E::BYTES));
+                    line[n] = K::line(at.add(n * LINE));
                 }
                 // As many lines of keys as there are of values, a step ahead.
                 if R <= 2 && first_block + b < job.next.0.len() {
                     let key = job.next.0[first_block + b].wrapping_add(job.next.1);
                     for n in 0..N {
-                        L::prefetch_near(key.wrapping_add((t * width + v + n * WIDTH) * E::BYTES));
+                        L::prefetch_near(key.wrapping_add((t * width / WIDTH + v / WIDTH + n) * LINE));
                     }
                 }
                 for r in 0..R {
-                    let weight = L::splat(*weights.add(r * CHUNK + b * BLOCK + t));
+                    let weight = weights.add(r * CHUNK + (b * BLOCK / K::STEP + t) * K::WORDS);
                     for n in 0..N {
-                        acc[r][n] = L::fma(weight, line[n], acc[r][n]);
+                        acc[r][n] = K::apply(acc[r][n], line[n], weight, 1);
                     }
                 }
             }

@@ -77,6 +77,13 @@ unsafe fn round_half(v: __m256) -> __m256 {
     }
 }
 
+/// Eight words: the upper half of `low` below that of `high`.
+#[inline(always)]
+unsafe fn join_halves(low: __m256, high: __m256) -> __m256 {
+    // SAFETY: the caller grants AVX2.
+    unsafe { _mm256_or_ps(high, _mm256_castsi256_ps(_mm256_srli_epi32::<16>(_mm256_castps_si256(low)))) }
+}
+
 // SAFETY: AVX2, FMA and F16C intrinsics alone; the table is handed out only after `detected()`. Pointers' room is the
 // caller's to grant, and every memory access is an unaligned one.
 #[allow(clippy::undocumented_unsafe_blocks, reason = "one contract for all functions, stated on the impl")]
@@ -219,6 +226,13 @@ unsafe impl Lanes for Avx2 {
             let both = _mm256_or_si256(odd, _mm256_srli_epi32::<16>(even));
             // The shuffles took quarters of both in turn.
             _mm256_storeu_si256(out.cast(), _mm256_permute4x64_epi64::<0b11_01_10_00>(both));
+        }
+    }
+    #[inline(always)]
+    unsafe fn join_bf16(low: Pair, high: Pair) -> Pair {
+        unsafe {
+            let (low, high) = (Self::round_bf16(low), Self::round_bf16(high));
+            Pair(join_halves(low.0, high.0), join_halves(low.1, high.1))
         }
     }
     #[inline(always)]

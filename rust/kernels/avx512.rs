@@ -173,6 +173,14 @@ macro_rules! lanes {
                 }
             }
             #[inline(always)]
+            unsafe fn join_bf16(low: __m512, high: __m512) -> __m512 {
+                unsafe {
+                    let low = _mm512_srli_epi32::<16>(_mm512_castps_si512(Self::round_bf16(low)));
+                    let high = _mm512_castps_si512(Self::round_bf16(high));
+                    _mm512_castsi512_ps(_mm512_or_si512(low, high))
+                }
+            }
+            #[inline(always)]
             unsafe fn transpose(from: *const f32, stride: usize, out: *mut f32, step: usize) {
                 unsafe { super::avx2::transpose_quads(from, stride, out, step) }
             }

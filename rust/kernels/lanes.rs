@@ -59,6 +59,8 @@ pub unsafe trait Lanes: Copy + 'static {
     unsafe fn round_bf16(v: Self::F) -> Self::F;
     /// Sixteen floats as eight words of bf16 pairs, the first of a pair in the low half.
     unsafe fn pair_bf16(p: *const f32, out: *mut f32);
+    /// Words of bf16 pairs, `low` in the low half, both rounded as by [`Lanes::round_bf16`].
+    unsafe fn join_bf16(low: Self::F, high: Self::F) -> Self::F;
     /// Four floats of four rows, `stride` apart, as four rows of four floats, `step` apart.
     unsafe fn transpose(from: *const f32, stride: usize, out: *mut f32, step: usize);
     /// Brings the line at `p` towards the core; never faults.
@@ -90,6 +92,9 @@ pub unsafe trait Lanes: Copy + 'static {
         let mut a = [0.0; WIDTH];
         // SAFETY: the caller gives `n` readable floats, and `n <= WIDTH`.
         unsafe {
+            if n == WIDTH {
+                return Self::load(p);
+            }
             std::ptr::copy_nonoverlapping(p, a.as_mut_ptr(), n);
             Self::from_array(a)
         }

@@ -9,6 +9,7 @@ mod attention;
 mod avx2;
 #[cfg(target_arch = "x86_64")]
 mod avx512;
+mod cache;
 mod cpu;
 mod format;
 pub mod lanes;
@@ -23,7 +24,8 @@ mod tile;
 use std::sync::OnceLock;
 
 pub use activation::{Activation, Epilogue};
-pub use attention::{Attention, BLOCK, Bias, CHUNK, Visible, scratch as attention_scratch};
+pub use attention::{Attention, Bias, CHUNK, Visible, scratch as attention_scratch};
+pub use cache::{BLOCK, CacheProducts, Put, clear, key_bytes, value_bytes};
 pub use cpu::{Cpu, Family, identify};
 pub use format::{Format, LINE};
 pub use lanes::WIDTH;
@@ -53,7 +55,9 @@ pub struct Kernels {
     layer_norm: unsafe fn(&Norm),
     rms_norm: unsafe fn(&Norm),
     /// f32 cache, bf16 cache.
-    attention: [unsafe fn(&Attention<'_>); 2],
+    put: [unsafe fn(&Put); 2],
+    /// By [`CacheProducts`].
+    attention: [unsafe fn(&Attention<'_>); 3],
     multiply: unsafe fn(*mut f32, *const f32, usize, bool),
     probe: probe::Probes,
 }
@@ -83,8 +87,11 @@ macro_rules! table {
                 activation::epilogue::<$lanes>(c, stride, rows, cols, e));
             shim!($attrs layer_norm(j: &Norm), norm::layer_norm::<$lanes>(j));
             shim!($attrs rms_norm(j: &Norm), norm::rms_norm::<$lanes>(j));
-            shim!($attrs attention_f32(j: &Attention<'_>), attention::attention::<$lanes, attention::Full>(j));
-            shim!($attrs attention_bf16(j: &Attention<'_>), attention::attention::<$lanes, attention::Half>(j));
+            shim!($attrs put_f32(j: &Put), cache::put_f32::<$lanes>(j));
+            shim!($attrs put_bf16(j: &Put), cache::put_bf16::<$lanes>(j));
+            shim!($attrs attention_f32(j: &Attention<'_>), attention::attention::<$lanes, format::F32>(j));
+            shim!($attrs attention_bf16(j: &Attention<'_>), attention::attention::<$lanes, format::Bf16>(j));
+            shim!($attrs attention_dot(j: &Attention<'_>), attention::attention::<$lanes, format::Bf16Dot>(j));
             shim!($attrs multiply(g: *mut f32, u: *const f32, n: usize, round: bool),
                 activation::multiply::<$lanes>(g, u, n, round));
             shim!($attrs fma(n: usize) -> f32, probe::fma::<$lanes>(n));
@@ -106,7 +113,8 @@ macro_rules! table {
                 finish,
                 layer_norm,
                 rms_norm,
-                attention: [attention_f32, attention_bf16],
+                put: [put_f32, put_bf16],
+                attention: [attention_f32, attention_bf16, attention_dot],
                 multiply,
                 probe: probe::Probes { fma, dot, read, chains: <$lanes as lanes::Lanes>::ROWS },
             };
@@ -218,13 +226,23 @@ impl Kernels {
         unsafe { (self.rms_norm)(job) }
     }
 
-    /// Attention of some rows of one head; `bf16` says how the cache is stored.
+    /// Puts rows of keys and values into a block of the cache; `bf16` says how it is stored.
+    ///
+    /// # Safety
+    /// As for [`Kernels::matmul`]; the rows fit into the block.
+    pub unsafe fn put(&self, bf16: bool, job: &Put) {
+        debug_assert!(job.token + job.rows <= BLOCK, "a block has {BLOCK} tokens");
+        // SAFETY: handed on.
+        unsafe { self.put[usize::from(bf16)](job) }
+    }
+
+    /// Attention of some rows of one head over a cache.
     ///
     /// # Safety
     /// As for [`Kernels::matmul`].
-    pub unsafe fn attention(&self, bf16: bool, job: &Attention<'_>) {
+    pub unsafe fn attention(&self, cache: CacheProducts, job: &Attention<'_>) {
         // SAFETY: handed on.
-        unsafe { self.attention[usize::from(bf16)](job) }
+        unsafe { self.attention[cache as usize](job) }
     }
 
     /// `gate *= up` for `n` floats, a multiple of 16, rounded to bf16 when asked.

@@ -114,6 +114,10 @@ unsafe impl Lanes for Portable {
         }
     }
     #[inline(always)]
+    unsafe fn join_bf16(low: Self::F, high: Self::F) -> Self::F {
+        each(|i| f32::from_bits(u32::from(round_bf16(low[i])) | (u32::from(round_bf16(high[i])) << 16)))
+    }
+    #[inline(always)]
     unsafe fn transpose(from: *const f32, stride: usize, out: *mut f32, step: usize) {
         for i in 0..QUAD {
             for w in 0..QUAD {

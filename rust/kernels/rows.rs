@@ -34,6 +34,12 @@ impl Form {
         Self { tiles, pairs: K::PAIRS }
     }
 
+    /// Rows of tile `t` of `m` rows.
+    pub fn rows(self, m: usize, t: usize) -> Range<usize> {
+        let first = start(m, self.tiles, t);
+        first..first + height(m, self.tiles, t)
+    }
+
     /// Words of a row of `k` inputs.
     pub fn words(self, k: usize) -> usize {
         if self.pairs { k.div_ceil(2) } else { k.next_multiple_of(2) }
@@ -88,11 +94,11 @@ pub(super) unsafe fn pack<L: Lanes>(job: &Pack) {
         unsafe {
             let (from, out) = (job.a.add(r * job.a_stride), job.out.add(r * words));
             if job.form.pairs {
-                pairs::<L>(from, job.a_stride, h, job.k, out);
+                pairs::<L>(from, job.a_stride, h, job.k, out, h);
             } else if h == L::ROWS {
-                interleave::<L>(from, job.a_stride, L::ROWS, words, out);
+                interleave::<L>(from, job.a_stride, L::ROWS, words, out, L::ROWS);
             } else {
-                interleave::<L>(from, job.a_stride, h, words, out);
+                interleave::<L>(from, job.a_stride, h, words, out, h);
             }
         }
     }
@@ -100,13 +106,20 @@ pub(super) unsafe fn pack<L: Lanes>(job: &Pack) {
 
 /// Words of a row that are made at a time, before the rows are laid side by side.
 const MADE: usize = 64;
-/// Rows of the highest tile of any table.
-const HIGHEST: usize = 12;
+/// Rows that are laid side by side, at most: those of a block of the cache.
+const HIGHEST: usize = WIDTH;
 
 /// As [`interleave`] for words that are pairs of bf16, made of `k` floats a row.
 #[inline(always)]
-unsafe fn pairs<L: Lanes>(from: *const f32, stride: usize, h: usize, k: usize, out: *mut f32) {
-    assert!(h <= HIGHEST, "a tile of {h} rows");
+pub(super) unsafe fn pairs<L: Lanes>(
+    from: *const f32,
+    stride: usize,
+    h: usize,
+    k: usize,
+    out: *mut f32,
+    step: usize,
+) {
+    assert!(h <= HIGHEST, "{h} rows side by side");
     let mut made = [0.0; HIGHEST * MADE];
     for first in (0..k).step_by(2 * MADE) {
         let n = (k - first).min(2 * MADE);
@@ -124,7 +137,7 @@ unsafe fn pairs<L: Lanes>(from: *const f32, stride: usize, h: usize, k: usize, o
                     L::pair_bf16(rest.as_ptr(), word.add(whole / 2));
                 }
             }
-            interleave::<L>(made.as_ptr(), MADE, h, n.div_ceil(2), out.add(first / 2 * h));
+            interleave::<L>(made.as_ptr(), MADE, h, n.div_ceil(2), out.add(first / 2 * step), step);
         }
     }
 }
@@ -132,32 +145,40 @@ unsafe fn pairs<L: Lanes>(from: *const f32, stride: usize, h: usize, k: usize, o
 /// Floats ahead of the stores at which packed rows are asked for.
 const WRITE_AHEAD: usize = 512;
 
-/// Writes `words` words of `h` rows word by word, the rows side by side; stores follow each other, which is what counts.
+/// Writes `words` words of `h` rows word by word, the rows side by side and a word `step` floats after the last; stores follow
+/// each other, which is what counts.
 #[inline(always)]
-unsafe fn interleave<L: Lanes>(from: *const f32, stride: usize, h: usize, words: usize, out: *mut f32) {
+pub(super) unsafe fn interleave<L: Lanes>(
+    from: *const f32,
+    stride: usize,
+    h: usize,
+    words: usize,
+    out: *mut f32,
+    step: usize,
+) {
     // SAFETY: the caller grants the words of every row, and room for all of them.
     unsafe {
         let mut w = 0;
         while w + QUAD <= words {
             // What was read by other members last is to be written: its lines are asked for well before.
-            for line in (0..QUAD * h).step_by(WIDTH) {
-                L::prefetch_write(out.wrapping_add(w * h + line + WRITE_AHEAD).cast());
+            for line in (0..QUAD * step).step_by(WIDTH) {
+                L::prefetch_write(out.wrapping_add(w * step + line + WRITE_AHEAD).cast());
             }
             let mut i = 0;
             while i + QUAD <= h {
-                L::transpose(from.add(i * stride + w), stride, out.add(w * h + i), h);
+                L::transpose(from.add(i * stride + w), stride, out.add(w * step + i), step);
                 i += QUAD;
             }
             for w in w..w + QUAD {
                 for i in i..h {
-                    *out.add(w * h + i) = *from.add(i * stride + w);
+                    *out.add(w * step + i) = *from.add(i * stride + w);
                 }
             }
             w += QUAD;
         }
         for w in w..words {
             for i in 0..h {
-                *out.add(w * h + i) = *from.add(i * stride + w);
+                *out.add(w * step + i) = *from.add(i * stride + w);
             }
         }
     }

@@ -6,8 +6,8 @@
 
 use super::relative_bias::RelativeBias;
 use super::{Context, Rows};
-use crate::kernels::{self, BLOCK, Visible};
-use crate::kv::{self, Shape};
+use crate::kernels::{self, BLOCK, CacheProducts, Put, Visible};
+use crate::kv::Shape;
 
 /// Query rows of one task, at most: enough to amortize, few enough to spread over the members.
 const TASK_ROWS: usize = 24;
@@ -89,14 +89,28 @@ impl Heads {
     ) {
         for task in ctx.member.share(batch.spans.len() * self.heads) {
             let (span, head) = (&batch.spans[task / self.heads], task % self.heads);
-            for i in 0..span.rows {
-                let p = span.position + i;
-                let block = batch.blocks[span.block + p / BLOCK].cast_mut();
-                let column = head * self.head_dim;
-                let key = keys.0.at(span.row + i, keys.1 + column);
-                let value = values.0.at(span.row + i, values.1 + column);
-                // SAFETY: the block is reserved for this row, and the head is this member's alone.
-                unsafe { kv::write(shape, block, p % BLOCK, layer, head, key, value) }
+            let (column, mut done) = (head * self.head_dim, 0);
+            while done < span.rows {
+                let (position, row) = (span.position + done, span.row + done);
+                let token = position % BLOCK;
+                let rows = (BLOCK - token).min(span.rows - done);
+                let block = batch.blocks[span.block + position / BLOCK].cast_mut();
+                // SAFETY: the block is reserved for these rows, and the head is this member's alone.
+                unsafe {
+                    let job = Put {
+                        key: keys.0.at(row, keys.1 + column),
+                        key_stride: keys.0.stride(),
+                        value: values.0.at(row, values.1 + column),
+                        value_stride: values.0.stride(),
+                        rows,
+                        d: self.head_dim,
+                        token,
+                        keys: block.add(shape.keys(layer, head)),
+                        values: block.add(shape.values(layer, head)),
+                    };
+                    ctx.runtime.kernels.put(shape.bf16, &job);
+                }
+                done += rows;
             }
         }
     }
@@ -120,6 +134,11 @@ impl Heads {
         // Where there is little to do, whoever comes first would take it all.
         let little = at_once < TASK_ROWS;
         let mut pieces = if little { ctx.member.fixed(tasks) } else { ctx.member.pieces(tasks, 1) };
+        let products = match (shape.bf16, ctx.runtime.dot) {
+            (false, _) => CacheProducts::F32,
+            (true, false) => CacheProducts::Bf16,
+            (true, true) => CacheProducts::Bf16Dot,
+        };
         let (mut task, mut mine) = (0, pieces.next());
         // Rows of one head follow each other: they read the same keys, as forks of a sequence do.
         for head in 0..self.heads {
@@ -158,7 +177,7 @@ impl Heads {
                         scratch: ctx.scratch,
                     };
                     // SAFETY: the blocks cover every visible key; these rows' head is this member's alone.
-                    unsafe { ctx.runtime.kernels.attention(shape.bf16, &job) }
+                    unsafe { ctx.runtime.kernels.attention(products, &job) }
                 }
             }
         }

@@ -27,6 +27,21 @@ pub struct Prepared<'a> {
     at: *const f32,
 }
 
+impl<'a> Prepared<'a> {
+    /// The rows that were prepared.
+    pub fn rows(&self) -> Rows<'a> {
+        self.rows
+    }
+}
+
+/// Packs some tiles of the rows, which no other member touches.
+fn pack(ctx: &Context<'_>, x: Rows<'_>, form: Form, tiles: Range<usize>, out: *mut f32) {
+    let (a, m, k) = (x.at(0, 0), x.rows(), x.width());
+    let job = Pack { a, a_stride: x.stride(), m, k, form, tiles, out };
+    // SAFETY: the rows are padded to an even number; the callers give room for the words.
+    unsafe { ctx.runtime.kernels.pack(&job) }
+}
+
 /// What follows a product.
 #[derive(Debug, Clone, Copy)]
 pub struct Then<'a> {
@@ -78,25 +93,54 @@ impl Linear {
     /// [`Stop`] from the barrier.
     pub fn prepare<'a>(&self, ctx: &Context<'_>, x: Rows<'a>) -> Result<Prepared<'a>, Stop> {
         assert!(x.width() == self.weight.inputs(), "widths agree");
+        if x.rows() > FEW_ROWS {
+            return self.pack_together(ctx, x, |_| ());
+        }
         let form = ctx.runtime.kernels.form(self.format(ctx), x.rows());
         if form.tiles == 0 {
             return Ok(Prepared { rows: x, form, at: x.at(0, 0) });
         }
-        let together = x.rows() > FEW_ROWS;
-        let (tiles, out) = if together {
-            assert!(x.rows() * form.words(x.width()) <= ctx.packed_rows.stride(), "room for the packed rows");
-            (ctx.member.share(form.tiles), ctx.packed_rows.at(0, 0))
-        } else {
-            // SAFETY: behind the product's scratch there is room for this many rows.
-            (0..form.tiles, unsafe { ctx.scratch.add(ctx.runtime.tuning.scratch()) })
-        };
-        let (a, m, k) = (x.at(0, 0), x.rows(), x.width());
-        let job = Pack { a, a_stride: x.stride(), m, k, form, tiles, out };
-        // SAFETY: the rows are padded to an even number; these tiles are this member's alone.
-        unsafe { ctx.runtime.kernels.pack(&job) }
-        if together {
-            ctx.member.barrier()?;
+        // SAFETY: behind the product's scratch there is room for this many rows.
+        let out = unsafe { ctx.scratch.add(ctx.runtime.tuning.scratch()) };
+        pack(ctx, x, form, 0..form.tiles, out);
+        Ok(Prepared { rows: x, form, at: out })
+    }
+
+    /// As [`Linear::prepare`] for rows that are still to be made: `make` fills those of its range, each row once, by one of the
+    /// members, which packs it while it is near.
+    ///
+    /// # Errors
+    /// [`Stop`] from the barrier.
+    pub fn prepare_made<'a>(
+        &self,
+        ctx: &Context<'_>,
+        x: Rows<'a>,
+        make: impl Fn(Range<usize>),
+    ) -> Result<Prepared<'a>, Stop> {
+        if x.rows() > FEW_ROWS {
+            return self.pack_together(ctx, x, make);
         }
+        make(ctx.member.share(x.rows()));
+        ctx.member.barrier()?;
+        self.prepare(ctx, x)
+    }
+
+    /// Makes and packs this member's share of the tiles; then a barrier.
+    fn pack_together<'a>(
+        &self,
+        ctx: &Context<'_>,
+        x: Rows<'a>,
+        make: impl Fn(Range<usize>),
+    ) -> Result<Prepared<'a>, Stop> {
+        assert!(x.width() == self.weight.inputs(), "widths agree");
+        let form = ctx.runtime.kernels.form(self.format(ctx), x.rows());
+        assert!(x.rows() * form.words(x.width()) <= ctx.packed_rows.stride(), "room for the packed rows");
+        let out = ctx.packed_rows.at(0, 0);
+        for tile in ctx.member.share(form.tiles) {
+            make(form.rows(x.rows(), tile));
+            pack(ctx, x, form, tile..tile + 1, out);
+        }
+        ctx.member.barrier()?;
         Ok(Prepared { rows: x, form, at: out })
     }
 

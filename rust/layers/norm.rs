@@ -1,11 +1,14 @@
 //! Normalization of rows, each by itself.
 
+use std::ops::Range;
+
+use super::linear::{Linear, Prepared};
 use super::{Context, Rows};
 use crate::kernels;
 use crate::team::Stop;
 
 /// Rows up to which every member normalizes all of them into memory of its own: cheaper than a barrier.
-pub const PRIVATE_ROWS: usize = 4;
+pub const PRIVATE_ROWS: usize = 8;
 
 /// Which statistics a row is divided by.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -52,29 +55,31 @@ impl Norm {
         }
     }
 
-    /// Normalizes every row and returns where to read them: each member's own `private` rows for up to
+    /// Normalizes every row and makes the result ready for `layer`: each member's own `private` rows for up to
     /// [`PRIVATE_ROWS`], otherwise `shared` ones behind a barrier.
     ///
     /// # Errors
     /// [`Stop`] from the barrier.
-    pub fn forward<'a>(
+    pub fn prepare<'a>(
         &self,
         ctx: &Context<'_>,
         x: Rows<'_>,
         shared: Rows<'a>,
         private: Rows<'a>,
-    ) -> Result<Rows<'a>, Stop> {
-        if x.rows() <= PRIVATE_ROWS {
-            for r in 0..x.rows() {
-                self.row(ctx, x, r, private, r);
+        layer: &Linear,
+    ) -> Result<Prepared<'a>, Stop> {
+        let normalize = |rows: Range<usize>, out: Rows<'_>| {
+            for r in rows {
+                self.row(ctx, x, r, out, r);
             }
-            return Ok(private.first(x.rows()));
+        };
+        if x.rows() <= PRIVATE_ROWS {
+            let own = private.first(x.rows());
+            normalize(0..x.rows(), own);
+            return layer.prepare(ctx, own);
         }
-        for r in ctx.member.share(x.rows()) {
-            self.row(ctx, x, r, shared, r);
-        }
-        ctx.member.barrier()?;
-        Ok(shared.first(x.rows()))
+        let out = shared.first(x.rows());
+        layer.prepare_made(ctx, out, |rows| normalize(rows, out))
     }
 
     /// Normalizes the rows listed into the first rows of `out`, this member's share of them.

@@ -3,10 +3,10 @@
 
 use fastdecode::arena::Arena;
 use fastdecode::kernels::{
-    self, Activation, Attention, BLOCK, Bias, CHUNK, Epilogue, Family, Format, Kernels, LINE, Matmul, Norm,
-    Pack, Tuning, Visible, WIDTH,
+    self, Activation, Attention, BLOCK, Bias, CHUNK, CacheProducts, Epilogue, Family, Format, Kernels, LINE,
+    Matmul, Norm, Pack, Put, Tuning, Visible, WIDTH,
 };
-use fastdecode::kv::{self, Pool, Sequence, Shape};
+use fastdecode::kv::{Pool, Sequence, Shape};
 use fastdecode::layers::stride;
 use fastdecode::packed::{Orientation, Packed, Storage, packed_bytes};
 use proptest::prelude::*;
@@ -88,6 +88,37 @@ fn multiply(k: &Kernels, format: Format, w: &Packed, a: &[f32], m: usize, tuning
     c
 }
 
+/// Puts `keys` tokens of one head into their blocks, in runs that end with a block.
+fn put(
+    table: &Kernels,
+    shape: &Shape,
+    blocks: &[*const u8],
+    (layer, head): (usize, usize),
+    key: &[f32],
+    value: &[f32],
+    keys: usize,
+) {
+    let d = shape.head_dim;
+    for t in (0..keys).step_by(BLOCK) {
+        let block = blocks[t / BLOCK].cast_mut();
+        // SAFETY: reserved, one thread.
+        unsafe {
+            let job = Put {
+                key: key[t * d..].as_ptr(),
+                key_stride: d,
+                value: value[t * d..].as_ptr(),
+                value_stride: d,
+                rows: BLOCK.min(keys - t),
+                d,
+                token: 0,
+                keys: block.add(shape.keys(layer, head)),
+                values: block.add(shape.values(layer, head)),
+            };
+            table.put(shape.bf16, &job);
+        }
+    }
+}
+
 const FORMATS: [(Format, Storage); 4] = [
     (Format::F32, Storage::F32),
     (Format::Bf16, Storage::Bf16),
@@ -152,12 +183,15 @@ proptest! {
         d in prop_oneof![Just(1usize), Just(5), Just(16), Just(17), Just(64)],
         before in prop_oneof![Just(0usize), 1usize..40, Just(255), Just(300)],
         new in prop_oneof![1usize..14, Just(33), Just(270)],
-        bf16: bool,
+        products in prop_oneof![Just(CacheProducts::F32), Just(CacheProducts::Bf16), Just(CacheProducts::Bf16Dot)],
         biased: bool,
         // Distance past which the bias is the same.
         settled in prop_oneof![Just(3isize), Just(40), Just(700)],
         causal: bool,
     ) {
+        let bf16 = products != CacheProducts::F32;
+        // Weights of a bf16 cache are rounded to eight bits each, those of a small sum all to the same side at worst.
+        let close = if bf16 { 4e-3 } else { 2e-5 };
         let shape = Shape { layers: 2, heads: 2, head_dim: d, bf16 };
         let (layer, head) = (1, 1);
         let keys = before + new;
@@ -166,14 +200,8 @@ proptest! {
         let mut blocks = Vec::new();
         s.pointers(&mut blocks);
         let row = |seed: usize, t: usize| -> Vec<f32> { (0..d).map(|i| value(seed + t * 131 + i)).collect() };
-        for t in 0..keys {
-            let (key, val) = (row(1, t), row(2, t));
-            // SAFETY: reserved, one thread.
-            unsafe {
-                let b = blocks[t / BLOCK].cast_mut();
-                kv::write(&shape, b, t % BLOCK, layer, head, key.as_ptr(), val.as_ptr());
-            }
-        }
+        let all = |seed: usize| -> Vec<f32> { (0..keys).flat_map(|t| row(seed, t)).collect() };
+        put(&Kernels::available()[0], &shape, &blocks, (layer, head), &all(1), &all(2), keys);
         let q: Vec<f32> = (0..new).flat_map(|i| row(3, i)).collect();
         let bias = |distance: isize| value((distance.clamp(-settled, settled) + settled).unsigned_abs());
         let reach = settled + BLOCK.cast_signed();
@@ -202,7 +230,7 @@ proptest! {
                     scratch: scratch.as_mut_ptr(),
                 };
                 // SAFETY: the vectors have the sizes that the job states.
-                unsafe { table.attention(bf16, &job) };
+                unsafe { table.attention(products, &job) };
                 out
             };
             let all = run(0, new);
@@ -223,7 +251,7 @@ proptest! {
                     let want: f64 = scores.iter().enumerate()
                         .map(|(t, s)| (s - max).exp() / total * f64::from(row(2, t)[c])).sum();
                     let got = f64::from(all[i * d + c]);
-                    prop_assert!((got - want).abs() < 2e-5, "{}: row {i} column {c}: {got} for {want}", table.name);
+                    prop_assert!((got - want).abs() < close, "{}: row {i} column {c}: {got} for {want}", table.name);
                 }
                 let alone = run(i, 1);
                 prop_assert!(alone.iter().zip(&all[i * d..]).all(|(x, y)| x.to_bits() == y.to_bits()),
@@ -263,6 +291,59 @@ proptest! {
                     let now: Vec<u32> = out.iter().map(|v| v.to_bits()).collect();
                     prop_assert_eq!(bits.get_or_insert_with(|| now.clone()), &now, "tables agree");
                 }
+            }
+        }
+    }
+}
+
+/// Every table puts keys and values where every other one does, however many come at a time, and rounds them alike.
+#[test]
+fn every_table_puts_the_same_bytes_into_a_block() {
+    for (d, bf16) in [1, 4, 5, 16, 17, 64, 130].into_iter().flat_map(|d| [(d, false), (d, true)]) {
+        let floats = |seed: usize| -> Vec<f32> { (0..BLOCK * d).map(|i| spread(seed + i) * 1.01).collect() };
+        let (key, value) = (floats(3), floats(4));
+        let (key_bytes, value_bytes) = (kernels::key_bytes(bf16, d), kernels::value_bytes(bf16, d));
+        let element = |bytes: &[u8], i: usize| {
+            if bf16 {
+                half::bf16::from_le_bytes([bytes[2 * i], bytes[2 * i + 1]]).to_f32()
+            } else {
+                f32::from_le_bytes(bytes[4 * i..4 * i + 4].try_into().unwrap())
+            }
+        };
+        let (width, step) = (d.next_multiple_of(WIDTH), if bf16 { 2 } else { 1 });
+        for (table, runs) in Kernels::available()
+            .into_iter()
+            .flat_map(|t| [vec![16], vec![1; 16], vec![3, 4, 1, 8], vec![2, 7]].map(|runs| (t, runs)))
+        {
+            let (mut keys, mut values) = (vec![0_u8; key_bytes], vec![0_u8; value_bytes]);
+            let mut token = 0;
+            for &rows in &runs {
+                let job = Put {
+                    key: key[token * d..].as_ptr(),
+                    key_stride: d,
+                    value: value[token * d..].as_ptr(),
+                    value_stride: d,
+                    rows,
+                    d,
+                    token,
+                    keys: keys.as_mut_ptr(),
+                    values: values.as_mut_ptr(),
+                };
+                // SAFETY: the vectors hold a block and its rows.
+                unsafe { table.put(bf16, &job) };
+                token += rows;
+            }
+            let round = |x: f32| if bf16 { half::bf16::from_f32(x).to_f32() } else { x };
+            for (t, x) in (0..BLOCK).flat_map(|t| (0..width).map(move |x| (t, x))) {
+                let here = t < token && x < d;
+                let want = |floats: &[f32]| if here { round(floats[t * d + x]) } else { 0.0 };
+                let name = (table.name, d, bf16, &runs, t, x);
+                if x < d.next_multiple_of(step) {
+                    let at = (x / step * BLOCK + t) * step + x % step;
+                    assert_eq!(element(&keys, at), want(&key), "key {name:?}");
+                }
+                let at = (t / step * width + x) * step + t % step;
+                assert_eq!(element(&values, at), want(&value), "value {name:?}");
             }
         }
     }

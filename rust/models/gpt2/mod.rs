@@ -218,9 +218,8 @@ impl Gpt2 {
         let (d, shape, batch) = (self.config.n_embd, self.pool.shape(), &s.plan.batch);
         let private = s.members.window(ctx.member.index(), PRIVATE_ROWS, d);
 
-        let x = w.ln_1.forward(ctx, s.x[0], s.normed, private)?; // (M, D)
-        show(ctx, trace, format_args!("h.{i}.ln_1"), x)?;
-        let x = w.c_attn.prepare(ctx, x)?;
+        let x = w.ln_1.prepare(ctx, s.x[0], s.normed, private, &w.c_attn)?; // (M, D)
+        show(ctx, trace, format_args!("h.{i}.ln_1"), x.rows())?;
         w.c_attn.forward(ctx, x, s.qkv, Then::NOTHING); // (M, 3 D)
         ctx.member.barrier()?;
         show(ctx, trace, format_args!("h.{i}.attn.c_attn"), s.qkv)?;
@@ -236,9 +235,8 @@ impl Gpt2 {
         ctx.member.barrier()?;
         show(ctx, trace, format_args!("h.{i}.attn.residual"), s.x[1])?;
 
-        let x = w.ln_2.forward(ctx, s.x[1], s.normed, private)?; // (M, D)
-        show(ctx, trace, format_args!("h.{i}.ln_2"), x)?;
-        let x = w.c_fc.prepare(ctx, x)?;
+        let x = w.ln_2.prepare(ctx, s.x[1], s.normed, private, &w.c_fc)?; // (M, D)
+        show(ctx, trace, format_args!("h.{i}.ln_2"), x.rows())?;
         self.unfused(ctx, s, &w.c_fc, x, trace, format_args!("h.{i}.mlp.c_fc"))?;
         let activation = self.config.activation_function;
         w.c_fc.forward(ctx, x, s.inner, Then { activation, feeds: true, ..Then::NOTHING }); // (M, n_inner)

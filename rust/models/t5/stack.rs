@@ -147,9 +147,8 @@ impl<'a> Place<'a> {
         name: Layer,
     ) -> Result<(), Stop> {
         let (ctx, views, [q, k, v]) = (&self.ctx, &self.views, self.views.qkv);
-        let x = w.layer_norm.forward(ctx, from, views.normed, self.private())?; // (M, D)
-        self.show(format_args!("{name}.layer_norm"), x)?;
-        let x = w.q.prepare(ctx, x)?;
+        let x = w.layer_norm.prepare(ctx, from, views.normed, self.private(), &w.q)?; // (M, D)
+        self.show(format_args!("{name}.layer_norm"), x.rows())?;
         w.q.forward(ctx, x, q, Then::NOTHING); // (M, I)
         let x = w.k.prepare_again(ctx, x)?;
         w.k.forward(ctx, x, k, Then::NOTHING); // (M, I)
@@ -170,9 +169,8 @@ impl<'a> Place<'a> {
         name: Layer,
     ) -> Result<(), Stop> {
         let (ctx, views) = (&self.ctx, &self.views);
-        let x = w.layer_norm.forward(ctx, from, views.normed, self.private())?; // (M, D)
-        self.show(format_args!("{name}.layer_norm"), x)?;
-        let x = w.q.prepare(ctx, x)?;
+        let x = w.layer_norm.prepare(ctx, from, views.normed, self.private(), &w.q)?; // (M, D)
+        self.show(format_args!("{name}.layer_norm"), x.rows())?;
         w.q.forward(ctx, x, views.qkv[0], Then::NOTHING); // (M, I)
         ctx.member.barrier()?;
         self.attend(w, keys, Look::ALL, [from, to], format_args!("{name}.EncDecAttention"))
@@ -205,10 +203,9 @@ impl<'a> Place<'a> {
         name: Layer,
     ) -> Result<(), Stop> {
         let (ctx, views, [gate, up]) = (&self.ctx, &self.views, self.views.inner);
-        let x = w.layer_norm.forward(ctx, from, views.normed, self.private())?; // (M, D)
-        self.show(format_args!("{name}.layer_norm"), x)?;
+        let x = w.layer_norm.prepare(ctx, from, views.normed, self.private(), &w.gate)?; // (M, D)
+        self.show(format_args!("{name}.layer_norm"), x.rows())?;
         let then = Then { activation: self.activation, feeds: w.up.is_none(), residual: None };
-        let x = w.gate.prepare(ctx, x)?;
         match &w.up {
             None => w.gate.forward(ctx, x, gate, then), // (M, F)
             Some(wi) if wi.takes(ctx, x) => {
