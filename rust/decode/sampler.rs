@@ -69,7 +69,16 @@ pub fn maximum(scores: &[f32]) -> Result<f32, Unusable> {
 /// `Unusable::Nan`.
 pub fn greedy(scores: &[f32]) -> Result<u32, Unusable> {
     let best = maximum(scores)?;
-    Ok(scores.iter().position(|&score| score == best).unwrap_or(0) as u32)
+    Ok(position(scores, best).unwrap_or(0) as u32)
+}
+
+/// Where a score is first found: a run of scores at a time, without a branch for each.
+fn position(scores: &[f32], score: f32) -> Option<usize> {
+    const RUN: usize = 8 * LANES;
+    let here = |run: &[f32]| run.iter().fold(false, |found, &s| found | (s == score));
+    let run = scores.chunks(RUN).position(here)?;
+    let first = run * RUN;
+    scores[first..].iter().position(|&s| s == score).map(|i| first + i)
 }
 
 /// Leaves the `count` largest scores with their ids in `best`, best first; of equal ones the lower id comes first.

@@ -8,6 +8,7 @@ use super::relative_bias::RelativeBias;
 use super::{Context, Rows};
 use crate::kernels::{self, BLOCK, CacheProducts, Put, Visible};
 use crate::kv::Shape;
+use crate::team::Stop;
 
 /// Query rows of one task, at most: enough to amortize, few enough to spread over the members.
 const TASK_ROWS: usize = 24;
@@ -75,61 +76,111 @@ pub struct Heads {
     pub scale: f32,
 }
 
+/// Keys and values of a step's rows: rows that hold the heads side by side, from the given column on.
+#[derive(Debug, Clone, Copy)]
+pub struct KeysValues<'a> {
+    /// Keys.
+    pub keys: (Rows<'a>, usize),
+    /// Values.
+    pub values: (Rows<'a>, usize),
+}
+
+/// Where a layer's keys and values are.
+#[derive(Debug, Clone, Copy)]
+pub struct Keys<'a> {
+    /// Sizes of the cache.
+    pub shape: &'a Shape,
+    /// Layer of the cache.
+    pub layer: usize,
+    /// Which blocks, and who looks at them.
+    pub batch: &'a Batch,
+}
+
 impl Heads {
-    /// Puts this member's share of the rows' keys and values into their blocks. Rows of `keys` and `values` hold the heads side
-    /// by side from the given column on.
-    pub fn append(
-        &self,
-        ctx: &Context<'_>,
-        shape: &Shape,
-        layer: usize,
-        batch: &Batch,
-        keys: (Rows<'_>, usize),
-        values: (Rows<'_>, usize),
-    ) {
-        for task in ctx.member.share(batch.spans.len() * self.heads) {
-            let (span, head) = (&batch.spans[task / self.heads], task % self.heads);
-            let (column, mut done) = (head * self.head_dim, 0);
-            while done < span.rows {
-                let (position, row) = (span.position + done, span.row + done);
-                let token = position % BLOCK;
-                let rows = (BLOCK - token).min(span.rows - done);
-                let block = batch.blocks[span.block + position / BLOCK].cast_mut();
-                // SAFETY: the block is reserved for these rows, and the head is this member's alone.
-                unsafe {
-                    let job = Put {
-                        key: keys.0.at(row, keys.1 + column),
-                        key_stride: keys.0.stride(),
-                        value: values.0.at(row, values.1 + column),
-                        value_stride: values.0.stride(),
-                        rows,
-                        d: self.head_dim,
-                        token,
-                        keys: block.add(shape.keys(layer, head)),
-                        values: block.add(shape.values(layer, head)),
-                    };
-                    ctx.runtime.kernels.put(shape.bf16, &job);
-                }
-                done += rows;
-            }
+    /// Puts this member's share of the rows' keys and values into their blocks.
+    pub fn append(&self, ctx: &Context<'_>, at: Keys<'_>, new: KeysValues<'_>) {
+        for task in ctx.member.share(at.batch.spans.len() * self.heads) {
+            self.put(ctx, at, new, &at.batch.spans[task / self.heads], task % self.heads);
         }
     }
 
-    /// Attends with this member's pieces of (head, sequence, rows); every key must be in its block (a barrier).
-    #[expect(clippy::too_many_arguments, reason = "where the keys are, who looks, and where the result goes")]
-    pub fn forward(
+    /// Puts the rows of one span under one head, which is this member's alone.
+    fn put(&self, ctx: &Context<'_>, at: Keys<'_>, new: KeysValues<'_>, span: &Span, head: usize) {
+        let Keys { shape, layer, batch } = at;
+        let (column, mut done) = (head * self.head_dim, 0);
+        while done < span.rows {
+            let (position, row) = (span.position + done, span.row + done);
+            let token = position % BLOCK;
+            let rows = (BLOCK - token).min(span.rows - done);
+            let block = batch.blocks[span.block + position / BLOCK].cast_mut();
+            // SAFETY: the block is reserved for these rows, and the head is this member's alone.
+            unsafe {
+                let job = Put {
+                    key: new.keys.0.at(row, new.keys.1 + column),
+                    key_stride: new.keys.0.stride(),
+                    value: new.values.0.at(row, new.values.1 + column),
+                    value_stride: new.values.0.stride(),
+                    rows,
+                    d: self.head_dim,
+                    token,
+                    keys: block.add(shape.keys(layer, head)),
+                    values: block.add(shape.values(layer, head)),
+                };
+                ctx.runtime.kernels.put(shape.bf16, &job);
+            }
+            done += rows;
+        }
+    }
+
+    /// Rows of one task: on many members few rows are split further, so that all of them have work.
+    fn task_rows(&self, ctx: &Context<'_>, batch: &Batch) -> usize {
+        let rows: usize = batch.spans.iter().map(|span| span.rows).sum();
+        (rows * self.heads / (2 * ctx.member.count())).clamp(1, TASK_ROWS)
+    }
+
+    /// Attends with this member's pieces of (head, sequence, rows) to the rows' own sequences, whose keys and values are put into
+    /// their blocks first; `queries`, and what is `new`, must have been written (a barrier).
+    ///
+    /// # Errors
+    /// [`Stop`] from a barrier.
+    pub fn append_and_attend(
         &self,
         ctx: &Context<'_>,
-        shape: &Shape,
-        layer: usize,
-        batch: &Batch,
+        at: Keys<'_>,
         look: Look<'_>,
+        new: KeysValues<'_>,
+        queries: Rows<'_>,
+        out: Rows<'_>,
+    ) -> Result<(), Stop> {
+        let at_once = self.task_rows(ctx, at.batch);
+        if at.batch.spans.iter().all(|span| span.rows <= at_once) {
+            // A span's head is one task: whoever attends puts, and nobody waits.
+            self.tasks(ctx, at, look, Some(new), queries, out);
+        } else {
+            self.append(ctx, at, new);
+            ctx.member.barrier()?;
+            self.tasks(ctx, at, look, None, queries, out);
+        }
+        Ok(())
+    }
+
+    /// Attends with this member's pieces of (head, sequence, rows); every key must be in its block (a barrier).
+    pub fn attend(&self, ctx: &Context<'_>, at: Keys<'_>, look: Look<'_>, queries: Rows<'_>, out: Rows<'_>) {
+        self.tasks(ctx, at, look, None, queries, out);
+    }
+
+    /// This member's tasks; what is `new` is put by the task of its span and head.
+    fn tasks(
+        &self,
+        ctx: &Context<'_>,
+        at: Keys<'_>,
+        look: Look<'_>,
+        new: Option<KeysValues<'_>>,
         queries: Rows<'_>,
         out: Rows<'_>,
     ) {
-        // Few rows on many members: a task takes fewer, so that all of them have work.
-        let rows: usize = batch.spans.iter().map(|span| span.rows).sum();
-        let at_once = (rows * self.heads / (2 * ctx.member.count())).clamp(1, TASK_ROWS);
+        let Keys { shape, layer, batch } = at;
+        let at_once = self.task_rows(ctx, batch);
         let tasks = batch.spans.iter().map(|span| span.rows.div_ceil(at_once) * self.heads).sum::<usize>();
         // Where there is little to do, whoever comes first would take it all.
         let little = at_once < TASK_ROWS;
@@ -153,6 +204,9 @@ impl Heads {
                     if task <= piece.start {
                         continue;
                     }
+                    if let Some(new) = new {
+                        self.put(ctx, at, new, span, head);
+                    }
                     let column = head * self.head_dim;
                     let position = span.position + first;
                     let job = kernels::Attention {
@@ -173,7 +227,7 @@ impl Heads {
                         out: out.at(span.row + first, column),
                         out_stride: out.stride(),
                         round: ctx.runtime.bf16,
-                        next: self.next(shape, layer, batch, head, s),
+                        next: self.next(at, head, s),
                         scratch: ctx.scratch,
                     };
                     // SAFETY: the blocks cover every visible key; these rows' head is this member's alone.
@@ -184,14 +238,8 @@ impl Heads {
     }
 
     /// Blocks that come after those of span `s` under this head, and where their keys begin.
-    fn next<'a>(
-        &self,
-        shape: &Shape,
-        layer: usize,
-        batch: &'a Batch,
-        head: usize,
-        s: usize,
-    ) -> (&'a [*const u8], usize) {
+    fn next<'a>(&self, at: Keys<'a>, head: usize, s: usize) -> (&'a [*const u8], usize) {
+        let Keys { shape, layer, batch } = at;
         let (span, head) = if s + 1 < batch.spans.len() { (s + 1, head) } else { (0, head + 1) };
         if head == self.heads {
             return (&[], 0);

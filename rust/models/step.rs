@@ -209,10 +209,12 @@ pub fn run(
         plan.rows += n;
     }
     let floats = plan.wanted.len() * vocab;
-    logits.clear();
-    logits
-        .try_reserve(floats)
-        .map_err(|_| Error::OutOfMemory { what: "logits".to_owned(), bytes: floats * 4 })?;
+    // What is left of the last step is written over, all of it; an error clears it.
+    logits.truncate(floats);
+    if logits.try_reserve(floats - logits.len()).is_err() {
+        logits.clear();
+        return Err(Error::OutOfMemory { what: "logits".to_owned(), bytes: floats * 4 });
+    }
     logits.resize(floats, 0.0);
     let result = reserve(segments, &counts, &mut plan)
         .and_then(|()| if plan.rows == 0 { Ok(()) } else { forward(&plan, logits) });

@@ -19,7 +19,7 @@ use crate::checkpoint::config::ConfigFile;
 use crate::error::Result;
 use crate::kernels::Activation;
 use crate::kv::{Pool, Shape};
-use crate::layers::attention::Look;
+use crate::layers::attention::{Keys, KeysValues, Look};
 use crate::layers::linear::{Linear, Prepared, Then};
 use crate::layers::norm::PRIVATE_ROWS;
 use crate::layers::{self, Buffer, Context, Rows, Runtime};
@@ -215,7 +215,8 @@ impl Gpt2 {
         w: &Block,
         trace: Option<&Trace>,
     ) -> Result<(), Stop> {
-        let (d, shape, batch) = (self.config.n_embd, self.pool.shape(), &s.plan.batch);
+        let d = self.config.n_embd;
+        let keys = Keys { shape: self.pool.shape(), layer: i, batch: &s.plan.batch };
         let private = s.members.window(ctx.member.index(), PRIVATE_ROWS, d);
 
         let x = w.ln_1.prepare(ctx, s.x[0], s.normed, private, &w.c_attn)?; // (M, D)
@@ -223,9 +224,8 @@ impl Gpt2 {
         w.c_attn.forward(ctx, x, s.qkv, Then::NOTHING); // (M, 3 D)
         ctx.member.barrier()?;
         show(ctx, trace, format_args!("h.{i}.attn.c_attn"), s.qkv)?;
-        w.heads.append(ctx, shape, i, batch, (s.qkv, d), (s.qkv, 2 * d));
-        ctx.member.barrier()?;
-        w.heads.forward(ctx, shape, i, batch, Look::CAUSAL, s.qkv, s.attended); // (M, D)
+        let new = KeysValues { keys: (s.qkv, d), values: (s.qkv, 2 * d) };
+        w.heads.append_and_attend(ctx, keys, Look::CAUSAL, new, s.qkv, s.attended)?; // (M, D)
         ctx.member.barrier()?;
         show(ctx, trace, format_args!("h.{i}.attn.heads"), s.attended)?;
         let attended = w.attn_c_proj.prepare(ctx, s.attended)?;

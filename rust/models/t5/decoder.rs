@@ -3,10 +3,10 @@
 use std::sync::atomic::AtomicBool;
 
 use super::T5;
-use super::stack::{Between, Buffers, Keys, Layer, Place, Views};
+use super::stack::{Between, Buffers, Layer, Place, Views};
 use super::weights::Block;
 use crate::error::Result;
-use crate::layers::attention::Look;
+use crate::layers::attention::{Keys, Look};
 use crate::layers::embedding;
 use crate::layers::{Buffer, Rows};
 use crate::models::step::{Out, Plan, Trace};

@@ -4,10 +4,10 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
 use super::T5;
-use super::stack::{Buffers, Keys, Layer, Place, Views};
+use super::stack::{Buffers, Layer, Place, Views};
 use crate::error::{Error, Result};
 use crate::kv::{Pool, Sequence};
-use crate::layers::attention::{Batch, Look, Span};
+use crate::layers::attention::{Batch, Keys, KeysValues, Look, Span};
 use crate::layers::embedding::{self, Input, Source};
 use crate::layers::linear::Then;
 use crate::layers::{Buffer, Rows};
@@ -126,7 +126,8 @@ impl T5 {
             w.v.forward(ctx, values, v, Then::NOTHING); // (M, I)
             x = Some(values);
             ctx.member.barrier()?;
-            w.heads.append(ctx, self.pool.shape(), i, &s.memories, (k, 0), (v, 0));
+            let memories = Keys { shape: self.pool.shape(), layer: i, batch: &s.memories };
+            w.heads.append(ctx, memories, KeysValues { keys: (k, 0), values: (v, 0) });
             ctx.member.barrier()?;
         }
         Ok(())

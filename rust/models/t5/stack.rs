@@ -10,8 +10,7 @@ use super::config::Config;
 use super::weights::{Attention, FeedForward};
 use crate::error::Result;
 use crate::kernels::Activation;
-use crate::kv::Shape;
-use crate::layers::attention::{Batch, Look};
+use crate::layers::attention::{Keys, KeysValues, Look};
 use crate::layers::linear::Then;
 use crate::layers::norm::PRIVATE_ROWS;
 use crate::layers::{self, Buffer, Context, Rows, Runtime, stride};
@@ -71,17 +70,6 @@ impl Buffers {
             packed_rows: self.packed_rows.rows(1, layers::packed_rows(rows, inputs))?,
         })
     }
-}
-
-/// The blocks of a step that a kind of attention looks at.
-#[derive(Clone, Copy)]
-pub(super) struct Keys<'a> {
-    /// Sizes of the blocks.
-    pub(super) shape: &'a Shape,
-    /// The layer in them.
-    pub(super) layer: usize,
-    /// Which rows look where.
-    pub(super) batch: &'a Batch,
 }
 
 /// One member's place in a step.
@@ -155,9 +143,9 @@ impl<'a> Place<'a> {
         let x = w.v.prepare_again(ctx, x)?;
         w.v.forward(ctx, x, v, Then::NOTHING); // (M, I)
         ctx.member.barrier()?;
-        w.heads.append(ctx, keys.shape, keys.layer, keys.batch, (k, 0), (v, 0));
-        ctx.member.barrier()?;
-        self.attend(w, keys, look, [from, to], format_args!("{name}.SelfAttention"))
+        let new = KeysValues { keys: (k, 0), values: (v, 0) };
+        w.heads.append_and_attend(ctx, keys, look, new, q, views.attended)?; // (M, I)
+        self.finish_attention(w, [from, to], format_args!("{name}.SelfAttention"))
     }
 
     /// Attention of the rows to the memories of their sources.
@@ -173,20 +161,18 @@ impl<'a> Place<'a> {
         self.show(format_args!("{name}.layer_norm"), x.rows())?;
         w.q.forward(ctx, x, views.qkv[0], Then::NOTHING); // (M, I)
         ctx.member.barrier()?;
-        self.attend(w, keys, Look::ALL, [from, to], format_args!("{name}.EncDecAttention"))
+        w.heads.attend(ctx, keys, Look::ALL, views.qkv[0], views.attended); // (M, I)
+        self.finish_attention(w, [from, to], format_args!("{name}.EncDecAttention"))
     }
 
-    /// From queries to the sublayer's result.
-    fn attend(
+    /// From what the heads attended to, still to be waited for, to the sublayer's result.
+    fn finish_attention(
         &self,
         w: &Attention,
-        keys: Keys<'_>,
-        look: Look<'_>,
         [from, to]: Between<'_>,
         name: Arguments<'_>,
     ) -> Result<(), Stop> {
-        let (ctx, q, attended) = (&self.ctx, self.views.qkv[0], self.views.attended);
-        w.heads.forward(ctx, keys.shape, keys.layer, keys.batch, look, q, attended); // (M, I)
+        let (ctx, attended) = (&self.ctx, self.views.attended);
         ctx.member.barrier()?;
         self.show(format_args!("{name}.heads"), attended)?;
         let attended = w.o.prepare(ctx, attended)?;
