@@ -12,8 +12,10 @@ What is counted (B sequences, T prompt tokens, S new tokens; seconds are whole c
     decode   (S - 1) * B / (seconds(T, S) - seconds(T, 1)), T = 32, S = 128; batch 8: T = 32, S = 65, contexts 32 to 96
     prefill  T / seconds(T, 1), T = 512
 Fractions of the limit count bytes of weights and cache read per step, or FLOPs of matrices, attention and head; they
-and the ratio of batch 8 are taken within each round. At bf16 we run twice: weights in bf16 with float32 products
-("fastdecode"), and products in bf16 as the peers form them ("fastdecode_bf16", compute_dtype="bfloat16").
+and the ratio of batch 8 are taken within each round. Some machines' memory changes its speed within seconds: "steady"
+holds the same over the rounds in which read bandwidth was the same (a tenth) before, between and after the works.
+At bf16 we run twice: weights in bf16 with float32 products ("fastdecode"), and products in bf16 as the peers form
+them ("fastdecode_bf16", compute_dtype="bfloat16").
 """
 
 from __future__ import annotations
@@ -49,8 +51,11 @@ ENGINES = {
 PRECISIONS = ["f32", "bf16", "int8"]
 # (sequences, prompt tokens, new tokens)
 DECODE, PREFILL, BATCH = (1, 32, 128), (1, 512, 1), (8, 32, 65)
-WORKS = {"decode": DECODE, "prefill": PREFILL, "batch 8": BATCH}
+WORKS = {"decode": DECODE, "batch 8": BATCH, "prefill": PREFILL}
 START_UP_RUN = (1, 16, 64)
+READ = "read_bytes_per_second"
+# Two speeds of memory are the same when the lower is this much of the higher.
+STEADY = 0.9
 # Modules may leave their bytecode behind, as pip does when it installs: else every process would compile them anew.
 INSTALLED = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
 
@@ -113,14 +118,41 @@ class Worker:
 
 
 def better(one: Json, other: Json) -> Json:
-    """Returns the higher of two measurements of the machine's limits, without those that it does not have."""
-    return {key: max(value, other[key]) for key, value in one.items() if value}
+    """Returns the higher of two measurements of the machine's limits, without those that it does not have.
+
+    The lower read bandwidth stays beside it: where the two differ, memory changed its speed meanwhile.
+    """
+    limits = {key: max(value, other[key]) for key, value in one.items() if value}
+    return limits | {"least_read": min(one[READ], other[READ])}
 
 
 def of_limit(reached: list[float], limits: list[Json], key: str) -> float:
     """Returns what a work reached of a limit, the median over rounds: the machine's speed changes between them."""
     shares: list[float] = [value / limit[key] for value, limit in zip(reached, limits, strict=True)]
     return statistics.median(shares)
+
+
+def steady(*works: list[Json]) -> list[int]:
+    """Returns the rounds in which memory had one speed before, between and after some works: they can be compared."""
+
+    def spread(limits: tuple[Json, ...]) -> float:
+        return float(min(limit["least_read"] for limit in limits) / max(limit[READ] for limit in limits))
+
+    return [turn for turn, limits in enumerate(zip(*works, strict=True)) if spread(limits) >= STEADY]
+
+
+def in_steady(values: list[float], *works: list[Json]) -> Json:
+    """Returns the median of a ratio over steady rounds, and of each of them the read bandwidth (GB/s) and the value."""
+    rounds = [[works[0][turn][READ] / 1e9, values[turn]] for turn in steady(*works)]
+    return {"median": statistics.median(value for _, value in rounds) if rounds else None, "rounds": rounds}
+
+
+def in_words(found: Json) -> str:
+    """Returns what `in_steady` found in words."""
+    if not found["rounds"]:
+        return "no steady round"
+    each = ", ".join(f"{value:.2f} at {read:.0f}" for read, value in found["rounds"])
+    return f"{found['median']:.2f} ({each} GB/s)"
 
 
 def prompts(count: int, length: int, vocab: int) -> list[list[int]]:
@@ -302,14 +334,28 @@ def fractions(shape: Shape, result: Json) -> Json:
         cache = shape.cache_bytes(prompt + new / 2) * (0.5 if engine == "fastdecode_bf16" else 1.0)
         read = [rate * (shape.weight_bytes(width) + cache) for rate in rates["decode"]]
         peak = peak_of(engine, limits["prefill"])
-        eight = zip(rates["batch 8"], rates["decode"], strict=True)
+        eight = [many / one for many, one in zip(rates["batch 8"], rates["decode"], strict=True)]
         ours[engine] = {
             "of_limit": {
-                "decode": of_limit(read, limits["decode"], "read_bytes_per_second"),
+                "decode": of_limit(read, limits["decode"], READ),
                 "prefill": of_limit([rate * flops for rate in rates["prefill"]], limits["prefill"], peak),
                 "peak": peak,
             },
-            "batch_8_over_1": statistics.median(many / one for many, one in eight),
+            "batch_8_over_1": statistics.median(eight),
+            "steady": {
+                "decode": in_steady(
+                    [rate / limit[READ] for rate, limit in zip(read, limits["decode"], strict=True)],
+                    limits["decode"],
+                ),
+                "prefill": in_steady(
+                    [
+                        rate * flops / limit[peak]
+                        for rate, limit in zip(rates["prefill"], limits["prefill"], strict=True)
+                    ],
+                    limits["prefill"],
+                ),
+                "batch_8_over_1": in_steady(eight, limits["decode"], limits["batch 8"]),
+            },
             "ratios": {
                 work: {peer: by[engine] / value for peer, value in by.items() if peer not in OURS}
                 for work, by in medians.items()
@@ -338,6 +384,10 @@ def show(result: Json) -> None:
         sys.stdout.write(
             f"  {engine}: decode {of['decode']:.3f} of read bandwidth, prefill {of['prefill']:.3f} of"
             f" {of['peak']}; batch 8 is {own['batch_8_over_1']:.2f}x batch 1\n"
+        )
+        same = {name: in_words(found) for name, found in own["steady"].items()}
+        sys.stdout.write(
+            "    in rounds of one memory speed: " + "; ".join(map(": ".join, same.items())) + "\n"
         )
     for engine, reason in result["missing"].items():
         sys.stdout.write(f"  MISSING {engine}: {reason}\n")

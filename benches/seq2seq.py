@@ -13,7 +13,8 @@ What is counted (B sources of T tokens, S new tokens each, none of which may end
     greedy B, beam 4 B   (S - 1) * B / (seconds(T, S) - seconds(T, 1)): tokens, or positions of the search, per second
     encode               seconds of the encoder over one source (ours makes the keys and values of cross-attention too)
 Fractions of the limit count bytes of weights, cache and source read per step, or FLOPs of encoder and cross-attention;
-they and our own ratios (batch 8, beams) are taken within each round.
+they and our own ratios (batch 8, beams) are taken within each round, and once more over the rounds in which memory had
+one speed ("steady", as in decode.py).
 """
 
 from __future__ import annotations
@@ -27,7 +28,22 @@ import time
 from datetime import UTC, datetime
 from pathlib import Path
 
-from decode import HERE, OURS, Json, Worker, asked, better, cpu_name, of_limit, own_kind, peak_of, save
+from decode import (
+    HERE,
+    OURS,
+    READ,
+    Json,
+    Worker,
+    asked,
+    better,
+    cpu_name,
+    in_steady,
+    in_words,
+    of_limit,
+    own_kind,
+    peak_of,
+    save,
+)
 from t5_folders import SHAPES, T5Shape, build
 
 # Our own engines first, then the peers; the precisions each has. int8 stands for 8-bit weights of any scheme.
@@ -174,6 +190,10 @@ def summary(shape: T5Shape, result: Json) -> Json:
         encoded = [flops / seconds for seconds in result["encode_seconds"][engine]]
         whole = {name: [pair[1] for pair in by[engine]] for name, by in result["seconds"].items()}
         peak = peak_of(engine, limits["encode"])
+        eight_over_one = [many / rate for many, rate in zip(eight, one, strict=True)]
+        beam_over_greedy = [
+            beam / greedy for beam, greedy in zip(whole["beam 4, 1"], whole["greedy 1"], strict=True)
+        ]
         ratios = {
             name: {peer: by[engine] / value for peer, value in by.items() if peer not in OURS}
             for name, by in medians.items()
@@ -183,18 +203,24 @@ def summary(shape: T5Shape, result: Json) -> Json:
         }
         ours[engine] = {
             "of_limit": {
-                "greedy 1": of_limit(
-                    [rate * read for rate in one], limits["greedy 1"], "read_bytes_per_second"
-                ),
+                "greedy 1": of_limit([rate * read for rate in one], limits["greedy 1"], READ),
                 "encode": of_limit(
                     encoded, [limit for limit in limits["encode"] for _ in range(ENCODES)], peak
                 ),
                 "peak": peak,
             },
-            "batch_8_over_1": statistics.median(many / rate for many, rate in zip(eight, one, strict=True)),
-            "beam_time_over_greedy": statistics.median(
-                beam / greedy for beam, greedy in zip(whole["beam 4, 1"], whole["greedy 1"], strict=True)
-            ),
+            "batch_8_over_1": statistics.median(eight_over_one),
+            "beam_time_over_greedy": statistics.median(beam_over_greedy),
+            "steady": {
+                "decode": in_steady(
+                    [rate * read / limit[READ] for rate, limit in zip(one, limits["greedy 1"], strict=True)],
+                    limits["greedy 1"],
+                ),
+                "batch_8_over_1": in_steady(eight_over_one, limits["greedy 1"], limits["greedy 8"]),
+                "beam_time_over_greedy": in_steady(
+                    beam_over_greedy, limits["greedy 1"], limits["greedy 8"], limits["beam 4, 1"]
+                ),
+            },
             "ratios": ratios,
         }
     return {"medians": medians, "encode_seconds": encode, "ours": ours}
@@ -226,6 +252,10 @@ def show(result: Json) -> None:
             f"  {engine}: decode {of['greedy 1']:.3f} of read bandwidth, encoder {of['encode']:.3f} of {of['peak']};"
             f" batch 8 is {own['batch_8_over_1']:.2f}x batch 1; beam {BEAMS} takes"
             f" {own['beam_time_over_greedy']:.2f}x the time of greedy\n"
+        )
+        same = {name: in_words(found) for name, found in own["steady"].items()}
+        sys.stdout.write(
+            "    in rounds of one memory speed: " + "; ".join(map(": ".join, same.items())) + "\n"
         )
     for engine, reason in result["missing"].items():
         sys.stdout.write(f"  MISSING {engine}: {reason}\n")

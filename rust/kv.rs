@@ -176,12 +176,14 @@ pub struct Sequence {
     pool: Arc<Pool>,
     blocks: Vec<Arc<Block>>,
     len: usize,
+    /// Whether the last block may hold something past the length, because a fork shared it when the sequence was cut.
+    stale: bool,
 }
 
 impl Sequence {
     /// An empty sequence.
     pub fn new(pool: &Arc<Pool>) -> Self {
-        Self { pool: Arc::clone(pool), blocks: Vec::new(), len: 0 }
+        Self { pool: Arc::clone(pool), blocks: Vec::new(), len: 0, stale: false }
     }
 
     /// Cached positions.
@@ -202,7 +204,7 @@ impl Sequence {
     /// A second sequence with the same contents, sharing every block.
     #[must_use]
     pub fn fork(&self) -> Self {
-        Self { pool: Arc::clone(&self.pool), blocks: self.blocks.clone(), len: self.len }
+        Self { pool: Arc::clone(&self.pool), blocks: self.blocks.clone(), len: self.len, stale: self.stale }
     }
 
     /// Forgets all but the first `len` positions.
@@ -215,14 +217,17 @@ impl Sequence {
         self.settle();
     }
 
-    /// Drops blocks past the length and zeroes what lies past it in the last one, unless a fork shares it.
+    /// Drops blocks past the length and zeroes what lies past it in the last one, or notes that a fork shares it.
     fn settle(&mut self) {
         self.blocks.truncate(self.len.div_ceil(BLOCK));
+        self.stale = false;
         if !self.len.is_multiple_of(BLOCK)
             && let Some(last) = self.blocks.last_mut()
-            && let Some(block) = Arc::get_mut(last)
         {
-            clear(&self.pool.shape, block.at(), self.len % BLOCK);
+            match Arc::get_mut(last) {
+                Some(block) => clear(&self.pool.shape, block.at(), self.len % BLOCK),
+                None => self.stale = true,
+            }
         }
     }
 
@@ -234,16 +239,21 @@ impl Sequence {
         let tail = self.len % BLOCK;
         if tail != 0
             && let Some(last) = self.blocks.last_mut()
-            && Arc::get_mut(last).is_none()
         {
-            let copy = self.pool.unwritten()?;
-            // SAFETY: both blocks have the pool's size, and the copy is nobody else's yet.
-            unsafe {
-                std::ptr::copy_nonoverlapping(last.at(), copy.at(), self.pool.shape.block_bytes());
+            let shared = Arc::get_mut(last).is_none();
+            if shared {
+                let copy = self.pool.unwritten()?;
+                // SAFETY: both blocks have the pool's size, and the copy is nobody else's yet.
+                unsafe {
+                    std::ptr::copy_nonoverlapping(last.at(), copy.at(), self.pool.shape.block_bytes());
+                }
+                *last = copy;
             }
-            clear(&self.pool.shape, copy.at(), tail);
-            *last = copy;
+            if shared || self.stale {
+                clear(&self.pool.shape, last.at(), tail);
+            }
         }
+        self.stale = false;
         let missing = (self.len + more).div_ceil(BLOCK).saturating_sub(self.blocks.len());
         if let Err(e) = self.pool.probe(missing) {
             self.settle();
@@ -397,6 +407,23 @@ mod tests {
             let mut d = Sequence::new(&pool);
             append(&mut d, &[1.0]);
             expect(&d, &[1.0]);
+        }
+    }
+
+    #[test]
+    fn what_a_fork_leaves_behind_is_cleared() {
+        for pool in [false, true].map(|bf16| Pool::new(shape(bf16))) {
+            let all: Vec<f32> = (1..21).map(|i| i as f32).collect();
+            let mut a = Sequence::new(&pool);
+            append(&mut a, &all);
+            let mut b = a.fork();
+            b.truncate(17);
+            drop(a);
+            // The block is `b`'s alone now, and held three positions more.
+            append(&mut b, &[90.0]);
+            let mut want = all[..17].to_vec();
+            want.push(90.0);
+            expect(&b, &want);
         }
     }
 

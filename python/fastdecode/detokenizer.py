@@ -82,6 +82,8 @@ class _WindowDetokenizer(Detokenizer):
 
     def push(self, token_ids: Sequence[int]) -> str:
         self._ids.extend(token_ids)
+        if self._tokenizer.ends_in_bytes(self._ids[self._read :], skip_special_tokens=self._skip):
+            return ""  # bytes in a row are decoded together: another one may take back what they say so far
         before = self._text(self._start, self._read)
         after = self._text(self._start, len(self._ids))
         if after.endswith("\ufffd") or not after.startswith(before) or len(after) == len(before):

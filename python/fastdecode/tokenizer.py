@@ -5,6 +5,7 @@ Nothing here knows files (`tokenizer_files` puts tokenizers together), models or
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING
 
 from .detokenizer import clean_up, detokenizer
@@ -51,6 +52,7 @@ class Tokenizer:
         self.clean_up_tokenization_spaces = clean_up_tokenization_spaces and not self._is_bpe
         self.model_max_length = model_max_length
         self._bytes: dict[int, bytes] = {}
+        self._falls_back_to_bytes = backend.decoder is not None and backend.decoder.decode(["<0x41>"]) == "A"
         self._special = frozenset(
             token.content for token in backend.get_added_tokens_decoder().values() if token.special
         )
@@ -112,6 +114,16 @@ class Tokenizer:
         """A decoder for ids that come one at a time."""
         return detokenizer(self, skip_special_tokens=skip_special_tokens)
 
+    def ends_in_bytes(self, ids: list[int], *, skip_special_tokens: bool) -> bool:
+        """Whether the last of the ids that show is a byte, in a vocabulary that falls back to bytes."""
+        if not self._falls_back_to_bytes:
+            return False
+        for token_id in reversed(ids):
+            token = self.backend.id_to_token(token_id)
+            if token is not None and not (skip_special_tokens and token in self._special):
+                return _BYTE_TOKEN.fullmatch(token) is not None
+        return False
+
     def token_bytes(self, token_id: int, *, skip_special_tokens: bool) -> bytes:
         """Bytes of one token of a byte-level vocabulary."""
         if skip_special_tokens and self.backend.id_to_token(token_id) in self._special:
@@ -121,6 +133,10 @@ class Tokenizer:
             known = _byte_level(self.backend.id_to_token(token_id) or "")
             self._bytes[token_id] = known
         return known
+
+
+# A token that stands for one byte, in vocabularies that fall back to bytes.
+_BYTE_TOKEN = re.compile(r"<0x(?:[0-9A-Fa-f]{2}|\+[0-9A-Fa-f])>")
 
 
 def _byte_table() -> dict[str, int]:

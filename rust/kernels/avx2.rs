@@ -170,17 +170,6 @@ unsafe impl Lanes for Avx2 {
         }
     }
     #[inline(always)]
-    unsafe fn load_bf16(p: *const u16) -> Pair {
-        unsafe {
-            let low = _mm256_cvtepu16_epi32(_mm_loadu_si128(p.cast()));
-            let high = _mm256_cvtepu16_epi32(_mm_loadu_si128(p.add(8).cast()));
-            Pair(
-                _mm256_castsi256_ps(_mm256_slli_epi32::<16>(low)),
-                _mm256_castsi256_ps(_mm256_slli_epi32::<16>(high)),
-            )
-        }
-    }
-    #[inline(always)]
     unsafe fn load_f16(p: *const u16) -> Pair {
         unsafe {
             Pair(

@@ -122,13 +122,6 @@ macro_rules! lanes {
                 unsafe { _mm512_mask_blend_ps(_mm512_cmp_ps_mask::<_CMP_LT_OQ>(a, b), no, yes) }
             }
             #[inline(always)]
-            unsafe fn load_bf16(p: *const u16) -> __m512 {
-                unsafe {
-                    let v = _mm512_cvtepu16_epi32(_mm256_loadu_si256(p.cast()));
-                    _mm512_castsi512_ps(_mm512_slli_epi32::<16>(v))
-                }
-            }
-            #[inline(always)]
             unsafe fn load_f16(p: *const u16) -> __m512 {
                 unsafe { _mm512_cvtph_ps(_mm256_loadu_si256(p.cast())) }
             }

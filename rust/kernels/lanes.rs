@@ -46,8 +46,6 @@ pub unsafe trait Lanes: Copy + 'static {
     unsafe fn pow2(n: Self::F) -> Self::F;
     /// `a < b ? yes : no` by lane; a NaN compares false.
     unsafe fn select_lt(a: Self::F, b: Self::F, yes: Self::F, no: Self::F) -> Self::F;
-    /// Sixteen bf16 side by side, widened.
-    unsafe fn load_bf16(p: *const u16) -> Self::F;
     /// Sixteen f16 side by side, widened.
     unsafe fn load_f16(p: *const u16) -> Self::F;
     /// A line of sixteen bf16 pairs (even k in the low half of a lane): (even, odd) widened.

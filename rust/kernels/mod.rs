@@ -1,7 +1,7 @@
 //! Numerics of one operation at a time: one thread, pointers and sizes in, no allocation, no threads.
 //!
 //! An algorithm is written once over [`lanes::Lanes`]; the tables below instantiate it per instruction set. This
-//! directory knows nothing of models, caches or threads.
+//! directory knows nothing of models, sequences or threads.
 
 mod activation;
 mod attention;

@@ -75,12 +75,6 @@ unsafe impl Lanes for Portable {
         each(|i| if a[i] < b[i] { yes[i] } else { no[i] })
     }
     #[inline(always)]
-    unsafe fn load_bf16(p: *const u16) -> Self::F {
-        // SAFETY: the caller grants sixteen readable values.
-        let v = unsafe { p.cast::<[u16; WIDTH]>().read_unaligned() };
-        each(|i| widen_bf16(v[i]))
-    }
-    #[inline(always)]
     unsafe fn load_f16(p: *const u16) -> Self::F {
         // SAFETY: the caller grants sixteen readable values.
         let v = unsafe { p.cast::<[u16; WIDTH]>().read_unaligned() };

@@ -205,6 +205,7 @@ impl Heads {
                         continue;
                     }
                     if let Some(new) = new {
+                        debug_assert!(span.rows <= at_once, "one task puts and attends");
                         self.put(ctx, at, new, span, head);
                     }
                     let column = head * self.head_dim;

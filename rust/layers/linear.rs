@@ -106,8 +106,8 @@ impl Linear {
         Ok(Prepared { rows: x, form, at: out })
     }
 
-    /// As [`Linear::prepare`] for rows that are still to be made: `make` fills those of its range, each row once, by one of the
-    /// members, which packs it while it is near.
+    /// As [`Linear::prepare`] for rows that are still to be made: `make` fills those of its range, each row by one of the members;
+    /// where members pack together, the one that packs it, while it is near.
     ///
     /// # Errors
     /// [`Stop`] from the barrier.

@@ -209,7 +209,7 @@ pub fn run(
         plan.rows += n;
     }
     let floats = plan.wanted.len() * vocab;
-    // What is left of the last step is written over, all of it; an error clears it.
+    // What is left of the last step is written over, all of it; an error from here on clears it.
     logits.truncate(floats);
     if logits.try_reserve(floats - logits.len()).is_err() {
         logits.clear();

@@ -21,6 +21,10 @@ SHAPES = {
     "wide": Recipe(config(heads=4, head_dim=64, layers=2, vocab=515, positions=64), seed=23),
 }
 RAGGED = [1, 7, 16, 33, 2]
+# No sequence longer than a task of attention, so that keys are put by whoever attends.
+SHORT = [1, 7, 16, 20, 2]
+# Rows around which the work is split in other ways: private norms, rows packed alone and together, tasks of attention.
+BORDERS = [2, 8, 9, 16, 17, 24, 25, 40]
 
 
 @pytest.fixture(scope="module")
@@ -45,8 +49,8 @@ def tokens(length: int, vocab: int = 97, seed: int = 0) -> list[int]:
     return drawn
 
 
-def ragged() -> list[list[int]]:
-    return [tokens(length, seed=length) for length in RAGGED]
+def ragged(lengths: list[int] = RAGGED) -> list[list[int]]:
+    return [tokens(length, seed=length) for length in lengths]
 
 
 def same(left: Any, right: Any) -> bool:
@@ -105,14 +109,18 @@ def test_a_list_of_seeds_draws_as_single_runs_do(folder: Path, types: dict[str, 
 
 
 def test_any_number_of_threads_gives_the_same_bits(folder: Path, types: dict[str, Any]) -> None:
-    prompt = tokens(40)
+    prompts = [tokens(length) for length in BORDERS]
     alone = fastdecode.load(folder, num_threads=1, **types)
-    want, run = alone.logits(prompt), alone.run(ragged(), max_new_tokens=6, logprobs=3)
-    for threads in (2, 3):
+    want = [alone.logits(prompt) for prompt in prompts]
+    batches = [ragged(), ragged(SHORT)]
+    runs = [alone.run(batch, max_new_tokens=6, logprobs=3) for batch in batches]
+    for threads in (2, 3, 8):
         model = fastdecode.load(folder, num_threads=threads, **types)
-        assert np.array_equal(model.logits(prompt), want), f"{threads} threads"
-        outs = model.run(ragged(), max_new_tokens=6, logprobs=3)
-        assert all(same(left, right) for left, right in zip(outs, run, strict=True)), f"{threads} threads"
+        for prompt, logits in zip(prompts, want, strict=True):
+            assert np.array_equal(model.logits(prompt), logits), f"{threads} threads, {len(prompt)} rows"
+        for batch, run in zip(batches, runs, strict=True):
+            outs = model.run(batch, max_new_tokens=6, logprobs=3)
+            assert all(same(left, right) for left, right in zip(outs, run, strict=True)), f"{threads} threads"
 
 
 def test_a_fork_that_diverges_equals_a_run_from_scratch(folder: Path, types: dict[str, Any]) -> None:

@@ -122,15 +122,17 @@ def test_beams_of_a_batch_equal_single_ones(folder: Path, types: dict[str, Any])
 
 
 def test_any_number_of_threads_gives_the_same_bits(folder: Path, types: dict[str, Any]) -> None:
-    prompt = decoder_ids(40)
     alone = Seq2SeqLM.load(folder, num_threads=1, **types)
-    memory, run = alone.encode(tokens(37)), alone.run(ragged(), max_new_tokens=6, logprobs=3)
-    want = alone.logits(memory, prompt)
-    for threads in (2, 3):
+    run = alone.run(ragged(), max_new_tokens=6, logprobs=3)
+    memories = [alone.encode(tokens(length)) for length in (2, 9, 17, 20, 37)]
+    want = [alone.logits(memory, decoder_ids(length)) for memory in memories for length in (8, 16, 24, 40)]
+    for threads in (2, 3, 8):
         model = Seq2SeqLM.load(folder, num_threads=threads, **types)
-        other = model.encode(tokens(37))
-        assert np.array_equal(other.hidden, memory.hidden), f"{threads} threads"
-        assert np.array_equal(model.logits(other, prompt), want), f"{threads} threads"
+        others = [model.encode(list(memory.source_ids)) for memory in memories]
+        for memory, other in zip(memories, others, strict=True):
+            assert np.array_equal(other.hidden, memory.hidden), f"{threads} threads"
+        got = [model.logits(other, decoder_ids(length)) for other in others for length in (8, 16, 24, 40)]
+        assert all(map(np.array_equal, got, want)), f"{threads} threads"
         outs = model.run(ragged(), max_new_tokens=6, logprobs=3)
         assert all(same(left, right) for left, right in zip(outs, run, strict=True)), f"{threads} threads"
 

@@ -15,7 +15,7 @@ from fastdecode import errors
 from fastdecode.detokenizer import StopText
 from fastdecode.tokenizer import Tokenizer
 from fastdecode.tokenizer_files import as_tokenizer, read_folder
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 GOLDEN = Path(__file__).parent.parent / "golden" / "gpt2-tokenizer"
@@ -265,6 +265,8 @@ _OTHERS = {
 
 @pytest.mark.parametrize("name", _OTHERS)
 @given(ids=st.lists(st.integers(0, 13), max_size=40))
+@example(ids=[5, 6, 6, 6, 5])  # a character, until one byte more makes none of all five
+@example(ids=[5, 6, 12, 6, 6, 12, 5, 0])  # the same with tokens between them that do not show
 def test_pieces_of_other_decoders_join_too(name: str, ids: list[int]) -> None:
     words = [
         "▁Hello",

@@ -237,6 +237,9 @@ def test_every_short_text_is_cleaned_alike_in_pieces() -> None:
         def decode(self, ids: list[int], **_: object) -> str:
             return "".join(self.letters[i] for i in ids)
 
+        def ends_in_bytes(self, ids: list[int], **_: object) -> bool:
+            return False
+
     tokenizer: Any = Characters()
     for length in range(1, 6):
         for ids in itertools.product(range(len(Characters.letters)), repeat=length):

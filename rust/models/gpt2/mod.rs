@@ -1,8 +1,9 @@
 //! GPT-2 (Radford et al. 2019): embeddings, blocks of attention and feed-forward with norms before them, a head.
 //!
 //! Letters: `M` rows of the step, `D` width, `V` vocabulary, `W` rows whose logits are wanted. Phases of a block that a barrier
-//! separates: qkv | append | attend | project | widen | narrow; norms of a few rows cost none, and above 16 rows each product has
-//! one more, for its packed input.
+//! separates: qkv | attend | project | widen | narrow. A sequence with more rows than one task of attention takes has one more,
+//! between its keys and those who look at them; above 16 rows each product has one, for its packed input; and norms of 9 to 16
+//! rows have one.
 
 pub mod config;
 pub mod weights;
