@@ -126,10 +126,9 @@ def better(one: Json, other: Json) -> Json:
     return limits | {"least_read": min(one[READ], other[READ])}
 
 
-def of_limit(reached: list[float], limits: list[Json], key: str) -> float:
-    """Returns what a work reached of a limit, the median over rounds: the machine's speed changes between them."""
-    shares: list[float] = [value / limit[key] for value, limit in zip(reached, limits, strict=True)]
-    return statistics.median(shares)
+def of_limit(reached: list[float], limits: list[Json], key: str) -> list[float]:
+    """Returns what a work reached of a limit in each round: the machine's speed changes between them."""
+    return [value / limit[key] for value, limit in zip(reached, limits, strict=True)]
 
 
 def steady(*works: list[Json]) -> list[int]:
@@ -335,25 +334,18 @@ def fractions(shape: Shape, result: Json) -> Json:
         read = [rate * (shape.weight_bytes(width) + cache) for rate in rates["decode"]]
         peak = peak_of(engine, limits["prefill"])
         eight = [many / one for many, one in zip(rates["batch 8"], rates["decode"], strict=True)]
+        decode = of_limit(read, limits["decode"], READ)
+        prefill = of_limit([rate * flops for rate in rates["prefill"]], limits["prefill"], peak)
         ours[engine] = {
             "of_limit": {
-                "decode": of_limit(read, limits["decode"], READ),
-                "prefill": of_limit([rate * flops for rate in rates["prefill"]], limits["prefill"], peak),
+                "decode": statistics.median(decode),
+                "prefill": statistics.median(prefill),
                 "peak": peak,
             },
             "batch_8_over_1": statistics.median(eight),
             "steady": {
-                "decode": in_steady(
-                    [rate / limit[READ] for rate, limit in zip(read, limits["decode"], strict=True)],
-                    limits["decode"],
-                ),
-                "prefill": in_steady(
-                    [
-                        rate * flops / limit[peak]
-                        for rate, limit in zip(rates["prefill"], limits["prefill"], strict=True)
-                    ],
-                    limits["prefill"],
-                ),
+                "decode": in_steady(decode, limits["decode"]),
+                "prefill": in_steady(prefill, limits["prefill"]),
                 "batch_8_over_1": in_steady(eight, limits["decode"], limits["batch 8"]),
             },
             "ratios": {

@@ -2,8 +2,8 @@
 //! free by dropping.
 //!
 //! A block holds sixteen tokens of every layer and head, keys and values as the kernels lay them. Blocks are zeroed when handed
-//! out, and everything past a sequence's length stays zero, so that masked lanes add exact zeros. A shared last block is
-//! copied when it is written.
+//! out, and what lies past a sequence's length is zero again before the sequence grows, so that masked lanes add exact zeros. A
+//! shared last block is copied when it is written.
 
 use std::sync::{Arc, Mutex};
 
