@@ -1,4 +1,4 @@
-"""The Muon optimizer in float32, for training small models on a CPU.
+"""The Muon optimizer in float32, for training small models on a CPU or a GPU.
 
 torch.optim.Muon makes its products in bfloat16, which CPUs without bf16 instructions emulate
 slowly, and knows neither GPT-2's fused query-key-value weight nor its (in, out) layout.
@@ -25,7 +25,7 @@ def orthogonalize(matrices: torch.Tensor) -> torch.Tensor:
 
 
 class Muon(torch.optim.Optimizer):  # torch is not checked
-    """Momentum whose step is made orthogonal; in f32, since CPUs without bf16 are the target.
+    """Momentum whose step is made orthogonal; in f32, since CPUs without bf16 are a target.
 
     Weights are (out, in) or, with `inputs_first`, (in, out) as in GPT-2's Conv1D, where the fused
     query-key-value weight counts as three matrices.
@@ -39,18 +39,25 @@ class Muon(torch.optim.Optimizer):  # torch is not checked
 
     @torch.no_grad()  # type: ignore[untyped-decorator]
     def step(self) -> None:
-        """Updates all weights once."""
+        """Updates all weights once, those of one shape together.
+
+        The first weight of a shape holds the momentum of all of them.
+        """
         for group in self.param_groups:
+            shapes: dict[torch.Size, list[torch.nn.Parameter]] = {}
             for weight in group["params"]:
-                if weight.grad is None:
-                    continue
-                velocity = self.state[weight].setdefault("velocity", torch.zeros_like(weight))
-                velocity.lerp_(weight.grad, 1 - group["momentum"])
-                ahead = weight.grad.lerp(velocity, group["momentum"])
-                rows, columns = weight.shape
+                shapes.setdefault(weight.shape, []).append(weight)
+            for (rows, columns), weights in shapes.items():
+                gradients = torch.stack([weight.grad for weight in weights])
+                state = self.state[weights[0]]
+                velocity = state.setdefault("velocity", torch.zeros_like(gradients))
+                velocity.lerp_(gradients, 1 - group["momentum"])
+                ahead = gradients.lerp(velocity, group["momentum"])
                 parts = 3 if self._inputs_first and columns == 3 * rows else 1
-                split = ahead.view(rows, parts, -1).transpose(0, 1).contiguous()
-                update = orthogonalize(split).transpose(0, 1).reshape_as(weight)
+                split = ahead.view(len(weights), rows, parts, -1).transpose(1, 2).contiguous()
+                update = orthogonalize(split).transpose(1, 2).reshape_as(ahead)
                 shape = (columns / parts, rows) if self._inputs_first else (rows, columns)
-                weight.mul_(1 - group["lr"] * group["weight_decay"])
-                weight.add_(update, alpha=-group["lr"] * max(1.0, shape[0] / shape[1]) ** 0.5)
+                scale = -group["lr"] * max(1.0, shape[0] / shape[1]) ** 0.5
+                for weight, change in zip(weights, update, strict=True):
+                    weight.mul_(1 - group["lr"] * group["weight_decay"])
+                    weight.add_(change, alpha=scale)

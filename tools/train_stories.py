@@ -5,6 +5,7 @@ byte-level BPE tokenizer, training, and the export with its card. It needs torch
 transformers, and knows nothing of fastdecode: the folder it writes is read by both alike.
 
     python tools/train_stories.py --data BOOKS --out RUN                  # 12 epochs, then export
+    python tools/train_stories.py --data BOOKS --out RUN --device cuda    # on a GPU
     python tools/train_stories.py --data BOOKS --out RUN --minutes 100    # a budget of wall time
     python tools/train_stories.py --data BOOKS --out RUN --export-only    # from the last checkpoint
 
@@ -25,7 +26,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from books import read_books
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-from training import TrainingOptions, TrainingRun, add_arguments, options_from
+from training import TrainingOptions, TrainingRun, add_arguments, machine, options_from
 from transformers import (
     AutoModelForCausalLM,
     GPT2Config,
@@ -139,8 +140,8 @@ def make_model(options: Options) -> GPT2LMHeadModel:
 
 def loss_of(model: GPT2LMHeadModel, inputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
     """Mean negative log-likelihood per token, in nats."""
-    logits = model(inputs).logits
-    return torch.nn.functional.cross_entropy(logits.flatten(0, 1), targets.flatten())
+    logits = model(inputs.to(model.device)).logits
+    return torch.nn.functional.cross_entropy(logits.flatten(0, 1), targets.flatten().to(model.device))
 
 
 def evaluate(model: GPT2LMHeadModel, stream: Stream, windows: int) -> float:
@@ -257,6 +258,7 @@ def card(run: Run, data: Path, held: float, trained: float, story: str) -> str:
     options = run.options
     per_byte = held * len(run.held.ids) / run.held.bytes / math.log(2)
     budget = f"--minutes {options.minutes:g}" if options.minutes else f"--epochs {options.epochs:g}"
+    device = "" if options.device == "cpu" else f" --device {options.device}"
     read = run.step * options.batch * options.context
     note = ""
     if run.progress() < 1:
@@ -287,7 +289,7 @@ of {options.head_dim}, context {options.context} tokens |
 | tokenizer | byte-level BPE of {options.vocab_size:,} entries, trained on the same books; \
 `{END_OF_TEXT}` (id 0) begins and ends a story |
 | training | {run.step:,} steps of {options.batch} x {options.context} tokens, \
-{run.step / run.steps_per_epoch:.1f} epochs of {len(run.train.ids):,} tokens, f32 on a CPU |
+{run.step / run.steps_per_epoch:.1f} epochs of {len(run.train.ids):,} tokens, {machine(options)} |
 | loss on held-out books | {held:.3f} nats per token ({per_byte:.3f} bits per byte), \
 all of them in windows of {options.context} tokens |
 | loss on training books | {trained:.3f} nats per token, over as many windows |
@@ -296,7 +298,7 @@ Both losses are those of the bfloat16 weights in this folder, computed in f32.
 
 ## Training
 
-    python tools/train_stories.py --data BOOKS --out RUN {budget} --seed {options.seed}
+    python tools/train_stories.py --data BOOKS --out RUN {budget}{device} --seed {options.seed}
 
 Muon (rate {options.matrix_rate:g}) for the matrices of the layers, AdamW
 ({options.other_rate:g}) for the rest; {options.warmup} steps of warm-up, a plateau, and a straight

@@ -5,6 +5,7 @@ folder: a unigram tokenizer, training, scores, and the export with its card. It 
 tokenizers, transformers and, for the scores, sacrebleu; it knows nothing of fastdecode.
 
     python tools/train_translator.py --data fra.txt --out RUN                  # 20 epochs, then export
+    python tools/train_translator.py --data fra.txt --out RUN --device cuda    # on a GPU
     python tools/train_translator.py --data fra.txt --out RUN --minutes 100    # a budget of wall time
     python tools/train_translator.py --data fra.txt --out RUN --export-only    # from the last checkpoint
 
@@ -24,7 +25,7 @@ from typing import TYPE_CHECKING
 import torch
 from pairs import Pair, hold_out, read_pairs
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
-from training import TrainingOptions, TrainingRun, add_arguments, options_from
+from training import TrainingOptions, TrainingRun, add_arguments, machine, options_from
 from transformers import (
     AutoModelForSeq2SeqLM,
     AutoTokenizer,
@@ -123,9 +124,22 @@ class Pairs:
         sources = tokenizer.encode_batch([PREFIX + english for english, _ in pairs])
         targets = tokenizer.encode_batch([french for _, french in pairs])
         rows = [(source.ids, target.ids) for source, target in zip(sources, targets, strict=True)]
-        self.rows = [row for row in rows if max(map(len, row)) <= longest]
+        rows = [row for row in rows if max(map(len, row)) <= longest]
+        self.sources, self.source_lengths = self._table([source for source, _ in rows], PAD)
+        self.targets, self.target_lengths = self._table([target for _, target in rows], -100)
         self._epoch = -1
         self._batches: list[torch.Tensor] = []
+
+    def __len__(self) -> int:
+        return len(self.sources)
+
+    @staticmethod
+    def _table(rows: list[list[int]], padding: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """The rows side by side, padded at their ends, and their lengths."""
+        padded = torch.nn.utils.rnn.pad_sequence(
+            [torch.tensor(row) for row in rows], batch_first=True, padding_value=padding
+        )
+        return padded, torch.tensor([len(row) for row in rows])
 
     def epoch(self, seed: int, epoch: int, batch: int) -> list[torch.Tensor]:
         """The row numbers of an epoch's batches; a pure function of its arguments.
@@ -135,10 +149,10 @@ class Pairs:
         """
         if self._epoch != epoch:
             generator = torch.Generator().manual_seed(seed * 1_000_003 + epoch)
-            order = torch.randperm(len(self.rows), generator=generator)
+            order = torch.randperm(len(self), generator=generator)
             batches: list[torch.Tensor] = []
             for pool in order.split(50 * batch):
-                lengths = torch.tensor([len(self.rows[i][0]) + len(self.rows[i][1]) for i in pool.tolist()])
+                lengths = self.source_lengths[pool] + self.target_lengths[pool]
                 batches += [b for b in pool[lengths.argsort(stable=True)].split(batch) if len(b) == batch]
             self._batches = [batches[i] for i in torch.randperm(len(batches), generator=generator).tolist()]
             self._epoch = epoch
@@ -146,13 +160,8 @@ class Pairs:
 
     def padded(self, numbers: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Sources (padded with 0) and targets (padded with -100), each (rows, longest of them)."""
-        rows = [self.rows[i] for i in numbers.tolist()]
-        sources = [torch.tensor(source) for source, _ in rows]
-        targets = [torch.tensor(target) for _, target in rows]
-        pad = torch.nn.utils.rnn.pad_sequence
-        return pad(sources, batch_first=True, padding_value=PAD), pad(
-            targets, batch_first=True, padding_value=-100
-        )
+        sources, targets = self.source_lengths[numbers].max(), self.target_lengths[numbers].max()
+        return self.sources[numbers, :sources], self.targets[numbers, :targets]
 
 
 class Run(TrainingRun):
@@ -177,7 +186,7 @@ class Run(TrainingRun):
         if self.steps_per_epoch < 1:
             raise SystemExit(f"{data}: fewer pairs than one batch; lower --batch")
         print(
-            f"{len(self.train.rows):,} pairs to train on, {len(self.held.rows):,} held out; "
+            f"{len(self.train):,} pairs to train on, {len(self.held):,} held out; "
             f"{self.steps_per_epoch} steps per epoch",
             flush=True,
         )
@@ -192,19 +201,21 @@ class Run(TrainingRun):
     def _loss(
         self, sources: torch.Tensor, targets: torch.Tensor, smoothing: float
     ) -> tuple[torch.Tensor, int]:
+        tokens = int((targets != -100).sum())
+        sources, targets = sources.to(self.model.device), targets.to(self.model.device)
         logits = self.model(input_ids=sources, attention_mask=(sources != PAD).long(), labels=targets).logits
         loss = torch.nn.functional.cross_entropy(
             logits.flatten(0, 1), targets.flatten(), label_smoothing=smoothing
         )
-        return loss, int((targets != -100).sum())
+        return loss, tokens
 
     def held_out_loss(self) -> float:
         """The loss per target token on all held-out pairs, without smoothing."""
         total, tokens = 0.0, 0
-        order = sorted(range(len(self.held.rows)), key=lambda i: len(self.held.rows[i][1]))
+        order = self.held.target_lengths.argsort(stable=True)
         self.model.eval()
         with torch.no_grad():
-            for part in torch.tensor(order).split(128):
+            for part in order.split(128):
                 loss, count = self._loss(*self.held.padded(part), 0.0)
                 total, tokens = total + float(loss) * count, tokens + count
         self.model.train()
@@ -284,6 +295,7 @@ def card(run: Run, folder: Path) -> str:
     """The model card."""
     options = run.options
     budget = f"--minutes {options.minutes:g}" if options.minutes else f"--epochs {options.epochs:g}"
+    device = "" if options.device == "cpu" else f" --device {options.device}"
     size = sum(p.numel() for p in run.model.parameters())
     note = ""
     if run.progress() < 1:
@@ -317,7 +329,7 @@ bfloat16 |
 {options.feed_forward}, {options.encoder_layers} encoder and {options.decoder_layers} decoder layers |
 | tokenizer | unigram of {options.vocab_size:,} pieces, trained on the training pairs of both languages |
 | training | {run.step:,} steps of {options.batch} pairs, {run.step / run.steps_per_epoch:.1f} epochs of \
-{len(run.train.rows):,} pairs, f32 on a CPU |
+{len(run.train):,} pairs, {machine(options)} |
 | held out | {english:,} English sentences with {len(run.held_pairs):,} translations; no sentence of either \
 language is on both sides |
 | loss, held out | {run.held_out_loss():.3f} nats per token |
@@ -337,7 +349,7 @@ Sources begin with `{PREFIX.strip()}` (in `task_specific_params`).
 
 ## Training
 
-    python tools/train_translator.py --data fra.txt --out RUN {budget} --seed {options.seed}
+    python tools/train_translator.py --data fra.txt --out RUN {budget}{device} --seed {options.seed}
 
 Muon (rate {options.matrix_rate:g}) for the matrices of the layers, AdamW ({options.other_rate:g})
 for the rest, labels smoothed by {options.smoothing:g}.{note}

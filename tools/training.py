@@ -5,7 +5,6 @@ The scripts of the demo models share this file; it knows nothing of their data a
 
 from __future__ import annotations
 
-import math
 import time
 from abc import ABC, abstractmethod
 from dataclasses import asdict, dataclass, fields
@@ -33,6 +32,7 @@ class TrainingOptions:
     decay: float = 0.7  # the last share of the run, over which the rate falls to zero
     clip: float = 1.0
     seed: int = 0
+    device: str = "cpu"  # or "cuda", where products are formed in TF32
 
 
 class TrainingRun(ABC):
@@ -69,7 +69,7 @@ class TrainingRun(ABC):
         """
         self.out = out
         self.options = options
-        self.model = model
+        self.model = model.to(options.device)
         self.step = 0
         self.steps_per_epoch = 0
         self.seconds = 0.0
@@ -101,7 +101,7 @@ class TrainingRun(ABC):
         file = self.out / "checkpoint.pt"
         if not file.exists():
             return
-        saved = torch.load(file, weights_only=True)
+        saved = torch.load(file, weights_only=True, map_location="cpu")
         for name in fixed:
             if saved["options"][name] != getattr(self.options, name):
                 raise SystemExit(
@@ -143,8 +143,8 @@ class TrainingRun(ABC):
             for group in optimizer.param_groups:
                 group["lr"] = rate * factor
 
-    def train_step(self) -> tuple[float, int]:
-        """One batch; returns its loss and its tokens."""
+    def train_step(self) -> tuple[torch.Tensor, int]:
+        """One batch; returns its loss (on the device, which is not waited for) and its tokens."""
         self._set_rates()
         loss, tokens = self.loss(*divmod(self.step, self.steps_per_epoch))
         self.model.zero_grad(set_to_none=True)
@@ -153,7 +153,7 @@ class TrainingRun(ABC):
         for optimizer in self.optimizers:
             optimizer.step()
         self.step += 1
-        return loss.item(), tokens
+        return loss.detach(), tokens
 
     def go(self, stop_after: int | None, report_every: int, save_every: float) -> None:
         """Trains to the end, or to step `stop_after`.
@@ -165,14 +165,15 @@ class TrainingRun(ABC):
         """
         begun = time.monotonic() - self.seconds
         last_save = reported = time.monotonic()
-        mean, tokens = math.nan, 0
+        mean: torch.Tensor | None = None
+        tokens = 0
         self.model.train()
         while self.progress() < 1 and self.step != stop_after:
             loss, count = self.train_step()
             now = time.monotonic()
             self.seconds = now - begun
             tokens += count
-            mean = loss if math.isnan(mean) else mean + 0.02 * (loss - mean)
+            mean = loss if mean is None else mean.lerp(loss, 0.02)
             if self.step % report_every == 0:
                 speed = tokens / (now - reported)
                 note = (
@@ -180,7 +181,7 @@ class TrainingRun(ABC):
                 )
                 print(
                     f"{100 * self.progress():5.1f}%  step {self.step}  epoch "
-                    f"{self.step / self.steps_per_epoch:.2f}  loss {mean:.4f}{note}  "
+                    f"{self.step / self.steps_per_epoch:.2f}  loss {float(mean):.4f}{note}  "
                     f"{speed:,.0f} tokens/s  {self.seconds / 60:.1f} min",
                     flush=True,
                 )
@@ -189,6 +190,11 @@ class TrainingRun(ABC):
                 self.save()
                 last_save = now
         self.save()
+
+
+def machine(options: TrainingOptions) -> str:
+    """How the run computed, for a card."""
+    return "f32 on a CPU" if options.device == "cpu" else "f32 (products in TF32) on a GPU"
 
 
 Options = TypeVar("Options", bound=TrainingOptions)
@@ -204,7 +210,7 @@ def add_arguments(parser: argparse.ArgumentParser, defaults: TrainingOptions, da
         flag = f"--{field.name.replace('_', '-')}"
         if field.name == "minutes":
             add(flag, type=float, help="length of the run in wall time, instead of --epochs")
-        elif isinstance(value, (int, float)):
+        elif isinstance(value, (int, float, str)):
             add(flag, type=type(value), default=value, help="default: %(default)s")
     add("--threads", type=int, default=2, help="default: %(default)s")
     add("--stop-after", type=int, help="leave at this step with a checkpoint, without export")
@@ -214,8 +220,10 @@ def add_arguments(parser: argparse.ArgumentParser, defaults: TrainingOptions, da
 
 
 def options_from(arguments: dict[str, Any], kind: type[Options]) -> Options:
-    """The options among the parsed arguments; also sets torch's threads."""
+    """The options among the parsed arguments; also sets torch's threads and precision."""
     torch.set_num_threads(arguments["threads"])
+    if arguments["device"] != "cpu":
+        torch.set_float32_matmul_precision("high")
     # Products of tiny activations would otherwise run at a fraction of the speed.
     torch.set_flush_denormal(True)
     names = {field.name for field in fields(kind)}
