@@ -1,7 +1,7 @@
-//! Weights in one packed layout: panels of sixteen outputs, 64-byte lines, for matrix-vector and matrix-matrix alike.
+//! Weights in one packed layout: panels of sixteen outputs in pairs, 64-byte lines, for matrix-vector and matrix-matrix alike.
 //!
-//! A line holds, for sixteen outputs, one input (f32), two side by side in a lane (bf16), or sixteen of k and then sixteen
-//! of k + 1 (f16). Outputs are padded to whole panels and inputs to whole lines with zeros. All matrices of a model lie in
+//! Lines of the two panels of a pair take turns, so that both come from one run of memory. A line holds, for sixteen outputs, one input (f32), two side by side in a lane (bf16), or sixteen of k and then sixteen
+//! of k + 1 (f16). Outputs are padded to whole pairs of panels and inputs to whole lines with zeros. All matrices of a model lie in
 //! one arena; they are written once, at load, in parallel.
 
 use std::sync::Arc;
@@ -10,7 +10,7 @@ use half::{bf16, f16};
 
 use crate::arena::Arena;
 use crate::kernels::lanes::{round_bf16, widen_bf16};
-use crate::kernels::{Format, LINE, WIDTH};
+use crate::kernels::{Format, LINE, PAIR, WIDTH, panel};
 
 /// How an element is stored, in a file or in a panel.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -97,7 +97,7 @@ pub struct Packed {
 
 /// Bytes that a packed matrix takes, or `None` past the address space.
 pub fn packed_bytes(storage: Storage, outputs: usize, inputs: usize) -> Option<usize> {
-    outputs.div_ceil(WIDTH).checked_mul(inputs.div_ceil(storage.step()))?.checked_mul(LINE)
+    outputs.div_ceil(2 * WIDTH).checked_mul(inputs.div_ceil(storage.step()))?.checked_mul(PAIR)
 }
 
 impl Packed {
@@ -140,21 +140,21 @@ impl Packed {
         }
     }
 
-    /// Bytes of a panel.
-    fn panel_bytes(&self) -> usize {
-        self.inputs.div_ceil(self.storage.step()) * LINE
+    /// Lines of a panel.
+    fn lines(&self) -> usize {
+        self.inputs.div_ceil(self.storage.step())
     }
 
     /// Bytes of the matrix.
     pub fn bytes(&self) -> usize {
-        self.panels() * self.panel_bytes()
+        self.panels().div_ceil(2) * self.lines() * PAIR
     }
 
-    /// First byte of panel `p`.
+    /// First byte of panel `p`, whose lines are [`PAIR`] bytes apart.
     pub fn panel(&self, p: usize) -> *const u8 {
-        assert!(p <= self.panels(), "panel {p} of {}", self.panels());
-        // SAFETY: inside the arena, or one past the matrix's end.
-        unsafe { self.arena.at().add(self.offset + p * self.panel_bytes()) }
+        assert!(p < self.panels(), "panel {p} of {}", self.panels());
+        // SAFETY: inside the arena.
+        unsafe { self.arena.at().add(self.offset + panel(p, self.lines())) }
     }
 
     /// One output's inputs, widened, into `row` of `inputs` floats: an embedding's row.
@@ -166,17 +166,17 @@ impl Packed {
             match self.storage {
                 Storage::F32 => {
                     for (k, x) in row.iter_mut().enumerate() {
-                        *x = *p.cast::<f32>().add(k * WIDTH + lane);
+                        *x = *p.add(k * PAIR).cast::<f32>().add(lane);
                     }
                 }
                 Storage::Bf16 => {
                     for (k, x) in row.iter_mut().enumerate() {
-                        *x = widen_bf16(*p.cast::<u16>().add((k / 2) * 2 * WIDTH + 2 * lane + k % 2));
+                        *x = widen_bf16(*p.add(k / 2 * PAIR).cast::<u16>().add(2 * lane + k % 2));
                     }
                 }
                 Storage::F16 => {
                     for (k, x) in row.iter_mut().enumerate() {
-                        *x = (*p.cast::<f16>().add(k * WIDTH + lane)).to_f32();
+                        *x = (*p.add(k / 2 * PAIR).cast::<f16>().add(k % 2 * WIDTH + lane)).to_f32();
                     }
                 }
             }
@@ -235,7 +235,7 @@ impl Packed {
                 }
                 for line in &block[..turn] {
                     // SAFETY: the line lies in the panel, and is the caller's alone to write.
-                    unsafe { D::store(panel.add(l * LINE), line) };
+                    unsafe { D::store(panel.add(l * PAIR), line) };
                     l += 1;
                 }
             }
@@ -248,7 +248,7 @@ impl Packed {
                     }
                 }
                 // SAFETY: as above.
-                unsafe { D::store(panel.add(l * LINE), &line) };
+                unsafe { D::store(panel.add(l * PAIR), &line) };
             }
         }
         fits
@@ -279,7 +279,7 @@ impl Packed {
                     }
                 }
                 // SAFETY: the line lies in the panel, and is the caller's alone to write.
-                unsafe { D::store(panel.add((first + i) / D::STEP * LINE), &line) };
+                unsafe { D::store(panel.add((first + i) / D::STEP * PAIR), &line) };
             }
         }
         fits

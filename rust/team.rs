@@ -9,7 +9,7 @@ use std::any::Any;
 use std::cell::Cell;
 use std::ops::Range;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::atomic::{AtomicBool, AtomicPtr, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicPtr, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -23,6 +23,8 @@ const YIELD_FOR: Duration = Duration::from_micros(200);
 const LOOPS: usize = 8;
 /// More members than this are never started.
 const MAX_THREADS: usize = 256;
+/// Members from whose shares another one takes pieces, at most: each look is a line of some other core.
+const VICTIMS: usize = 4;
 
 /// Why a member leaves a region early; the step's result says more.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -100,23 +102,48 @@ struct Team {
     done: Waiting,
 }
 
+/// How much of a member's shares is claimed, for each loop of a phase: from the front by itself (low half), from the back by
+/// others (high half). A line of its own: the member is mostly alone with it.
+#[derive(Debug, Default)]
+#[repr(align(64))]
+struct Claims([AtomicU64; LOOPS]);
+
+impl Claims {
+    fn reset(&self) {
+        self.0.iter().for_each(|c| c.store(0, Ordering::Relaxed));
+    }
+}
+
 /// The barrier and the flags of the running region.
-#[derive(Default)]
 struct Meeting {
     arrived: AtomicUsize,
     phase: AtomicUsize,
-    /// What has been claimed in the loops of this phase and of the next one, by the phase's last bit.
-    claimed: [[AtomicUsize; LOOPS]; 2],
+    /// Every member's claims in this phase and in the next one, by the phase's last bit.
+    claims: [[Claims; MAX_THREADS]; 2],
     cancelled: AtomicBool,
     panicked: AtomicBool,
     message: Mutex<Option<String>>,
     waiting: Waiting,
 }
 
+impl Default for Meeting {
+    fn default() -> Self {
+        Self {
+            arrived: AtomicUsize::new(0),
+            phase: AtomicUsize::new(0),
+            claims: std::array::from_fn(|_| std::array::from_fn(|_| Claims::default())),
+            cancelled: AtomicBool::new(false),
+            panicked: AtomicBool::new(false),
+            message: Mutex::new(None),
+            waiting: Waiting::default(),
+        }
+    }
+}
+
 impl Meeting {
-    fn reset(&self) {
+    fn reset(&self, members: usize) {
         self.arrived.store(0, Ordering::SeqCst);
-        self.claimed.iter().flatten().for_each(|c| c.store(0, Ordering::Relaxed));
+        self.claims.iter().flat_map(|bank| &bank[..members]).for_each(Claims::reset);
         self.cancelled.store(false, Ordering::SeqCst);
         self.panicked.store(false, Ordering::SeqCst);
         *lock(&self.message) = None;
@@ -154,30 +181,57 @@ pub struct Member<'a> {
     loops: Cell<usize>,
 }
 
-/// Pieces of a loop's range, for one member: claimed one by one, or its share as a whole.
+/// Pieces of a loop's range, for one member: of its own share from the front, then of others' from the back; or its share as
+/// a whole.
 #[derive(Debug)]
 pub struct Pieces<'a> {
-    next: Option<&'a AtomicUsize>,
-    rest: Range<usize>,
+    /// Every member's claims, and the loop's number; none for the share as a whole.
+    claims: Option<(&'a [Claims], usize)>,
+    whole: Range<usize>,
+    n: usize,
     least: usize,
-    count: usize,
+    index: usize,
+    /// Members whose shares are used up, as far as this one goes: itself, then those after it.
+    through: usize,
+}
+
+/// The run of `0..n` that is member `index`'s share.
+fn share(n: usize, index: usize, count: usize) -> Range<usize> {
+    n * index / count..n * (index + 1) / count
 }
 
 impl Iterator for Pieces<'_> {
     type Item = Range<usize>;
 
     fn next(&mut self) -> Option<Range<usize>> {
-        let Some(next) = self.next else {
-            let share = std::mem::take(&mut self.rest);
-            return (!share.is_empty()).then_some(share);
+        let Some((claims, number)) = self.claims else {
+            let whole = std::mem::take(&mut self.whole);
+            return (!whole.is_empty()).then_some(whole);
         };
-        // A piece is half of a fair share of what is left: few claims, and a short wait at the end.
-        let end = self.rest.end;
-        let size =
-            |at: usize| ((end - at) / (2 * self.count)).max(1).next_multiple_of(self.least).min(end - at);
-        let claim = |at: usize| (at < end).then(|| at + size(at));
-        let start = next.fetch_update(Ordering::Relaxed, Ordering::Relaxed, claim).ok()?;
-        Some(start..start + size(start))
+        let count = claims.len();
+        while self.through < count.min(1 + VICTIMS) {
+            let owner = (self.index + self.through) % count;
+            let share = share(self.n, owner, count);
+            // Half of what is left: few claims, and a short wait at the end.
+            let piece = |claimed: u64| {
+                let (front, back) = (claimed as u32 as usize, (claimed >> 32) as usize);
+                let (start, end) = (share.start + front, share.end - back);
+                let size = ((end - start) / 2).max(1).next_multiple_of(self.least).min(end - start);
+                if self.through == 0 { start..start + size } else { end - size..end }
+            };
+            let one = if self.through == 0 { 1 } else { 1 << 32 };
+            let claim = |claimed: u64| {
+                let size = piece(claimed).len() as u64;
+                (size > 0).then_some(claimed + size * one)
+            };
+            if let Ok(claimed) =
+                claims[owner].0[number].fetch_update(Ordering::Relaxed, Ordering::Relaxed, claim)
+            {
+                return Some(piece(claimed));
+            }
+            self.through += 1;
+        }
+        None
     }
 }
 
@@ -198,23 +252,24 @@ impl<'a> Member<'a> {
 
     /// This member's run of `n` equal pieces: contiguous, the same for the same `n` and count.
     pub fn share(&self, n: usize) -> Range<usize> {
-        n * self.index / self.count..n * (self.index + 1) / self.count
+        share(n, self.index, self.count)
     }
 
-    /// This member's pieces of `0..n`: it takes the next one whenever it is done with the last, so that a member whose core
-    /// is slowed down by others does less. Pieces are multiples of `least`, save the last. Every member must run the same
-    /// loops between two barriers, and read what another wrote only behind the next one.
+    /// This member's pieces of `0..n`: its share piece by piece, one after the other in memory, and then what others have not
+    /// begun of theirs, so that a member whose core is slowed down by others does less. Pieces are multiples of `least`, save
+    /// where a share ends. Every member must run the same loops between two barriers, and read what another wrote only behind
+    /// the next one.
     pub fn pieces(&self, n: usize, least: usize) -> Pieces<'a> {
         let number = self.loops.replace(self.loops.get() + 1);
         let phase = self.meeting.phase.load(Ordering::Relaxed);
-        let next = if self.count > 1 { self.meeting.claimed[phase % 2].get(number) } else { None };
-        let rest = if next.is_some() { 0..n } else { self.share(n) };
-        Pieces { next, rest, least, count: self.count }
+        let claimed = self.count > 1 && number < LOOPS && n <= u32::MAX as usize;
+        let claims = claimed.then(|| (&self.meeting.claims[phase % 2][..self.count], number));
+        Pieces { claims, least, ..self.fixed(n) }
     }
 
     /// As [`Member::pieces`], the same for the same `n` and count: this member's share in one piece.
     pub fn fixed(&self, n: usize) -> Pieces<'a> {
-        Pieces { next: None, rest: self.share(n), least: 1, count: self.count }
+        Pieces { claims: None, whole: self.share(n), n, least: 1, index: self.index, through: 0 }
     }
 
     /// Waits until every member is here; what they wrote before is then visible to all.
@@ -225,13 +280,13 @@ impl<'a> Member<'a> {
         let m = self.meeting;
         let phase = m.phase.load(Ordering::SeqCst);
         self.loops.set(0);
+        // The next phase's claims, which nobody reads before all are here.
+        m.claims[phase.wrapping_add(1) % 2][self.index].reset();
         if m.arrived.fetch_add(1, Ordering::SeqCst) + 1 == self.count {
             if self.cancel.load(Ordering::Relaxed) {
                 m.cancelled.store(true, Ordering::SeqCst);
             }
             m.arrived.store(0, Ordering::SeqCst);
-            let next = phase.wrapping_add(1) % 2;
-            m.claimed[next].iter().for_each(|c| c.store(0, Ordering::Relaxed));
             m.phase.store(phase.wrapping_add(1), Ordering::SeqCst);
             m.waiting.wake();
         } else {
@@ -318,7 +373,7 @@ impl Team {
         let erased: *const Work<'_> = &raw const call;
         // SAFETY: only the lifetime changes; every worker leaves the region before this function returns.
         let job = Job(unsafe { std::mem::transmute::<*const Work<'_>, *const Work<'static>>(erased) });
-        self.meeting.reset();
+        self.meeting.reset(count);
         self.inside.store(*workers, Ordering::SeqCst);
         *lock(&self.job) = Some((job, count));
         self.region.fetch_add(1, Ordering::SeqCst);

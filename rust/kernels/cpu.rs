@@ -2,7 +2,7 @@
 //! instructions serve a compute type; never decided by a timing, so results do not change from run to run.
 
 use super::Kernels;
-use super::matmul::Tuning;
+use super::matmul::{Prefetch, Tuning};
 
 /// A CPU family with measured sizes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -92,19 +92,17 @@ impl Family {
         match self {
             Self::Zen | Self::Unknown => Tuning {
                 panels: 4,
-                prefetch: 0,
-                widened_prefetch: 512,
-                rows_prefetch: 4096,
+                prefetch: Prefetch { one: 0, rows: 4, more: 16384 },
+                widened_prefetch: Prefetch { one: 512, rows: 2, more: 16384 },
                 block_k: 768,
                 widened: 768,
                 block_m: 192,
                 short_blocks: 192,
             },
             Self::Zen4 | Self::Zen5 => Tuning {
-                panels: 4,
-                prefetch: 0,
-                widened_prefetch: 256,
-                rows_prefetch: 2048,
+                panels: 2,
+                prefetch: Prefetch { one: 0, rows: 9, more: 8192 },
+                widened_prefetch: Prefetch { one: 256, rows: 2, more: 8192 },
                 block_k: 3072,
                 widened: 0,
                 block_m: 528,
@@ -112,9 +110,8 @@ impl Family {
             },
             Self::Xeon => Tuning {
                 panels: 4,
-                prefetch: 2048,
-                widened_prefetch: 2048,
-                rows_prefetch: 2048,
+                prefetch: Prefetch { one: 4096, rows: 2, more: 4096 },
+                widened_prefetch: Prefetch { one: 4096, rows: 2, more: 4096 },
                 block_k: 768,
                 widened: 256,
                 block_m: 512,

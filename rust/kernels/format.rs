@@ -6,6 +6,14 @@ use super::lanes::{Lanes, WIDTH};
 
 /// Bytes of a line of a panel.
 pub const LINE: usize = 64;
+/// Bytes from one line of a packed weight's panel to the next: the other panel's line of the pair lies between.
+pub const PAIR: usize = 2 * LINE;
+
+/// Bytes from a matrix's start to panel `p` of `lines` lines.
+pub const fn panel(p: usize, lines: usize) -> usize {
+    p / 2 * lines * PAIR + p % 2 * LINE
+}
+
 /// How the weights are stored and how products are formed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Format {
@@ -34,8 +42,8 @@ pub(super) trait Kind<L: Lanes> {
     unsafe fn line(p: *const u8) -> Self::Line;
     /// One more line: `x` points at the first word, the next one is `next` words on.
     unsafe fn apply(acc: L::F, line: Self::Line, x: *const f32, next: usize) -> L::F;
-    /// The line as f32, `WORDS` vectors.
-    unsafe fn widen(p: *const u8, out: *mut f32);
+    /// The line as f32, `WORDS` vectors that lie `step` floats apart.
+    unsafe fn widen(p: *const u8, out: *mut f32, step: usize);
 }
 
 /// f32 weights.
@@ -69,7 +77,7 @@ mod kinds {
             unsafe { L::fma(L::splat(*x), line, acc) }
         }
         #[inline(always)]
-        unsafe fn widen(p: *const u8, out: *mut f32) {
+        unsafe fn widen(p: *const u8, out: *mut f32, _: usize) {
             unsafe { L::store(out, L::load(p.cast())) }
         }
     }
@@ -95,11 +103,11 @@ mod kinds {
                     }
                 }
                 #[inline(always)]
-                unsafe fn widen(p: *const u8, out: *mut f32) {
+                unsafe fn widen(p: *const u8, out: *mut f32, step: usize) {
                     unsafe {
                         let (even, odd) = <Self as Kind<L>>::line(p);
                         L::store(out, even);
-                        L::store(out.add(WIDTH), odd);
+                        L::store(out.add(step), odd);
                     }
                 }
             }
@@ -123,6 +131,6 @@ mod kinds {
             unsafe { L::dot_bf16(acc, line, (*x).to_bits()) }
         }
         #[inline(always)]
-        unsafe fn widen(_: *const u8, _: *mut f32) {}
+        unsafe fn widen(_: *const u8, _: *mut f32, _: usize) {}
     }
 }

@@ -5,12 +5,12 @@
 //! changes no bits. So a row's result does not depend on its company.
 //!
 //! A panel is sixteen outputs; its lines are 64 bytes: sixteen lanes of one k (f32), of two (bf16: pairs in a lane; f16:
-//! sixteen of k, then sixteen of k + 1). A few rows, at most a tile's height, are multiplied straight from the weights'
-//! stream, several panels side by side to hide latency; some tiles share short blocks of a panel; many rows go through long blocks of
-//! K. Above [`FEW_ROWS`] rows weights of 16 bits are widened once per block, where that is faster.
+//! sixteen of k, then sixteen of k + 1), and those of two panels take turns. A few rows, at most a tile's height, are multiplied
+//! straight from the weights' stream, two or four panels side by side to hide latency; some tiles share short blocks of a pair;
+//! many rows go through long blocks of K. Above [`FEW_ROWS`] rows weights of 16 bits are widened once per block, where that is faster.
 
 use super::activation::Epilogue;
-use super::format::{F32, Kind, LINE};
+use super::format::{F32, Kind, LINE, PAIR, panel};
 use super::lanes::{Lanes, WIDTH};
 use super::rows::{FEW_ROWS, Form, height, start, streamed};
 use super::tile::{Ahead, FETCH, NEAR, PLAIN, TileRows, block, by_rows, turn};
@@ -21,14 +21,12 @@ const SHORT_LINES: usize = 128;
 /// Sizes that change speed and no bits; one set per CPU family, see `cpu.rs`.
 #[derive(Debug, Clone, Copy)]
 pub struct Tuning {
-    /// Panels side by side for one row: 1, 2 or 4.
+    /// Panels side by side for up to six rows: 2, one run of memory, or 4.
     pub panels: usize,
-    /// Bytes ahead of the stream that are prefetched for one row; 0 for none.
-    pub prefetch: usize,
-    /// As `prefetch`, for weights that are widened: more instructions to a line, so fewer lines ahead by themselves.
-    pub widened_prefetch: usize,
-    /// As `prefetch`, for more rows with less than four panels side by side: they look less far ahead by themselves.
-    pub rows_prefetch: usize,
+    /// For weights that are multiplied as they are stored.
+    pub prefetch: Prefetch,
+    /// For weights that are widened: more instructions to a line.
+    pub widened_prefetch: Prefetch,
     /// Inputs in a block of weights that are multiplied as they are stored.
     pub block_k: usize,
     /// Inputs in a block of weights of 16 bits that is widened once for all tiles; 0 where high tiles widen for themselves.
@@ -37,6 +35,29 @@ pub struct Tuning {
     pub block_m: usize,
     /// Up to this many rows, at least [`FEW_ROWS`], all tiles share short blocks of lines instead.
     pub short_blocks: usize,
+}
+
+/// How far ahead of a stream of weights its lines are asked for: the more a core does with a line, the fewer it looks ahead by
+/// itself. 0 is for nothing.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Prefetch {
+    /// Bytes ahead for one row, into the first level.
+    pub one: usize,
+    /// The fewest rows, at least 2, for which `more` holds.
+    pub rows: usize,
+    /// Bytes ahead for so many rows, into the second level.
+    pub more: usize,
+}
+
+impl Prefetch {
+    /// Bytes ahead for `m` rows.
+    fn of(self, m: usize) -> usize {
+        match m {
+            1 => self.one,
+            _ if m >= self.rows => self.more,
+            _ => 0,
+        }
+    }
 }
 
 impl Tuning {
@@ -57,7 +78,7 @@ pub struct Matmul {
     pub m: usize,
     /// Inputs.
     pub k: usize,
-    /// First panel; panels follow each other.
+    /// First panel, the first of its pair; pairs follow each other.
     pub w: *const u8,
     /// Number of panels.
     pub panels: usize,
@@ -103,55 +124,64 @@ unsafe fn stream<L: Lanes, K: Kind<L>>(job: &Matmul) {
     // SAFETY: handed on from the caller.
     unsafe {
         let lines = job.k.div_ceil(K::STEP);
-        let panel = lines * LINE;
+        let pair = lines * PAIR;
         let stride = if K::PAIRS { Form::of::<L, K>(job.m).words(job.k) } else { job.a_stride };
         let a = TileRows { at: job.a, stride };
-        let one = if K::WIDEN { job.tuning.widened_prefetch } else { job.tuning.prefetch };
-        let more = if job.m == 1 { one } else { job.tuning.rows_prefetch };
+        let step = if K::WIDEN { job.tuning.widened_prefetch } else { job.tuning.prefetch }.of(job.m);
+        let wide = job.tuning.panels >= 4;
         let mut done = 0;
         macro_rules! panels {
             ($m:literal, $n:literal) => {
-                let ahead = Ahead::of(if $n == 4 { one } else { more }, lines, $n);
+                let ahead = Ahead::of(step, lines, $n);
                 while job.panels - done >= $n {
                     let c = job.c.add(done * WIDTH);
-                    let w = job.w.add(done * panel);
-                    block::<L, K, $m, $n, PLAIN>(c, job.c_stride, a, w, panel, lines, true, ahead);
+                    let w = job.w.add(panel(done, lines));
+                    block::<L, K, $m, $n, PLAIN>(c, job.c_stride, a, w, pair, lines, true, ahead);
                     finish(job, done, $n, 0, $m);
                     done += $n;
                 }
             };
         }
         macro_rules! by_height {
-            ($($m:literal => $n:literal),*) => {
+            ($($m:literal),* => $n:literal) => {
                 match job.m {
                     $($m => { panels!($m, $n); })*
                     _ => {}
                 }
             };
         }
-        if job.m == 1 && job.tuning.panels >= 4 {
-            panels!(1, 4);
+        if wide {
+            by_height!(1 => 4);
+            if L::ROWS >= 12 {
+                by_height!(2, 3, 4, 5 => 4);
+                // Six rows and four widened lines would need more registers than there are.
+                if !K::WIDEN {
+                    by_height!(6 => 4);
+                }
+            }
         }
-        if job.m == 1 && job.tuning.panels >= 2 {
-            panels!(1, 2);
+        by_height!(1, 2 => 2);
+        if !K::WIDEN || L::ROWS >= 12 {
+            by_height!(3 => 2);
         }
         if L::ROWS >= 12 {
-            by_height!(2 => 4, 3 => 4, 4 => 4, 5 => 4);
-            if !K::WIDEN {
-                by_height!(6 => 4);
-            }
-            // Six rows and four widened lines would need more registers than there are.
-            by_height!(2 => 2, 6 => 2, 7 => 2, 8 => 2, 9 => 2, 10 => 2, 11 => 2, 12 => 2);
-        } else {
-            by_height!(2 => 2);
+            by_height!(4, 5, 6, 7, 8, 9, 10, 11, 12 => 2);
         }
-        let ahead = Ahead::of(more, lines, 1);
+        // One panel at a time: both of a pair go through short blocks of it, so that memory is still read in one run.
         while done < job.panels {
-            let c = job.c.add(done * WIDTH);
-            let w = job.w.add(done * panel);
-            by_rows!(job.m, L, K, 1, PLAIN, (c, job.c_stride, a, w, panel, lines, true, ahead));
-            finish(job, done, 1, 0, job.m);
-            done += 1;
+            let here = (job.panels - done).min(2);
+            for l0 in (0..lines).step_by(SHORT_LINES) {
+                let n = SHORT_LINES.min(lines - l0);
+                let a = TileRows { at: a.at.add(l0 * K::WORDS), stride };
+                let ahead = Ahead { step, last: lines, ..Ahead::NONE };
+                for p in done..done + here {
+                    let c = job.c.add(p * WIDTH);
+                    let w = job.w.add(panel(p, lines) + l0 * PAIR);
+                    by_rows!(job.m, L, K, 1, PLAIN, (c, job.c_stride, a, w, pair, n, l0 == 0, ahead));
+                }
+            }
+            finish(job, done, here, 0, job.m);
+            done += here;
         }
     }
 }
@@ -176,39 +206,55 @@ unsafe fn finish(job: &Matmul, panel: usize, panels: usize, row: usize, rows: us
     }
 }
 
-/// Some tiles of rows: panel by panel, in short blocks of lines that every tile takes while they are in L1. Each tile fetches
-/// its part of the block that comes next, so that memory is busy all the time. `T` is the kind that the tiles multiply: `K`
-/// itself, or f32 after widening.
+/// Some tiles of rows: pair by pair of panels, in short blocks of lines that every tile takes while they are in L1. Each tile
+/// fetches its part of the block that comes next, so that memory is busy all the time. `T` is the kind that the tiles multiply:
+/// `K` itself, or f32 after widening.
 #[inline(always)]
 unsafe fn short<L: Lanes, K: Kind<L>, T: Kind<L>>(job: &Matmul) {
     let widen = K::STEP != T::STEP;
-    // SAFETY: handed on from the caller.
+    // SAFETY: handed on from the caller; the scratch holds a widened block of two panels.
     unsafe {
         let lines = job.k.div_ceil(K::STEP);
         let form = Form::of::<L, K>(job.m);
-        let (panel, words, tiles) = (lines * LINE, form.words(job.k), form.tiles);
-        for p in 0..job.panels {
+        let (pair, words, tiles) = (lines * PAIR, form.words(job.k), form.tiles);
+        for p in (0..job.panels).step_by(2) {
+            let here = (job.panels - p).min(2);
             for l0 in (0..lines).step_by(SHORT_LINES) {
                 let n = SHORT_LINES.min(lines - l0);
-                let from = job.w.add(p * panel + l0 * LINE);
+                let from = job.w.add(panel(p, lines) + l0 * PAIR);
                 let (mut w, mut tile_lines) = (from, n);
                 if widen {
+                    // Pairs of lines of f32, as the tiles would find them in packed weights.
                     for l in 0..n {
-                        K::widen(from.add(l * LINE), job.scratch.add(l * K::WORDS * WIDTH));
+                        for j in 0..here {
+                            let vectors = job.scratch.add(l * K::WORDS * 2 * WIDTH + j * WIDTH);
+                            K::widen(from.add(l * PAIR + j * LINE), vectors, 2 * WIDTH);
+                        }
                     }
                     (w, tile_lines) = (job.scratch.cast_const().cast(), n * K::WORDS);
                 }
-                let step = (n * LINE * turn::<L, T>()).div_ceil(tiles * tile_lines);
+                let step = (n * PAIR * turn::<L, T>()).div_ceil(tiles * here * tile_lines);
                 for t in 0..tiles {
                     let (r, h) = (start(job.m, tiles, t), height(job.m, tiles, t));
                     let a = TileRows::packed(job.a.add(r * words + l0 * K::WORDS * h));
-                    let c = job.c.add(r * job.c_stride + p * WIDTH);
-                    let at = from.wrapping_add((SHORT_LINES + t * n / tiles) * LINE);
-                    let ahead = Ahead { at, step, ..Ahead::NONE };
-                    by_rows!(h, L, T, 1, FETCH, (c, job.c_stride, a, w, panel, tile_lines, l0 == 0, ahead));
+                    for j in 0..here {
+                        let c = job.c.add(r * job.c_stride + (p + j) * WIDTH);
+                        let at = from
+                            .wrapping_add(SHORT_LINES * PAIR + (t * here + j) * n / (tiles * here) * PAIR);
+                        let ahead = Ahead { at, step, ..Ahead::NONE };
+                        let w = w.add(j * LINE);
+                        by_rows!(
+                            h,
+                            L,
+                            T,
+                            1,
+                            FETCH,
+                            (c, job.c_stride, a, w, pair, tile_lines, l0 == 0, ahead)
+                        );
+                    }
                 }
             }
-            finish(job, p, 1, 0, job.m);
+            finish(job, p, here, 0, job.m);
         }
     }
 }
@@ -218,7 +264,7 @@ unsafe fn short<L: Lanes, K: Kind<L>, T: Kind<L>>(job: &Matmul) {
 unsafe fn long<L: Lanes, K: Kind<L>, T: Kind<L>>(job: &Matmul) {
     let widen = K::STEP != T::STEP;
     let lines = job.k.div_ceil(K::STEP);
-    let panel = lines * LINE;
+    let pair = lines * PAIR;
     let t = &job.tuning;
     let per_block = if widen { t.widened } else { t.block_k }.div_ceil(K::STEP).max(1);
     let form = Form::of::<L, K>(job.m);
@@ -237,18 +283,17 @@ unsafe fn long<L: Lanes, K: Kind<L>, T: Kind<L>>(job: &Matmul) {
                 let mut p = 0;
                 while p < job.panels {
                     let np = L::PANELS.min(job.panels - p);
-                    let mut w = job.w.add(p * panel + l0 * LINE);
-                    let next = w.wrapping_add(np * panel);
-                    let (mut w_stride, mut tile_lines) = (panel, n);
+                    let from = job.w.add(panel(p, lines) + l0 * PAIR);
+                    let next = job.w.wrapping_add(panel(p + np, lines) + l0 * PAIR);
+                    let (mut w, mut tile_lines) = (from, n);
                     if widen {
-                        let line = |j: usize, l: usize| (j * n + l) * K::WORDS * WIDTH;
-                        for j in 0..np {
-                            for l in 0..n {
-                                K::widen(w.add(j * panel + l * LINE), job.scratch.add(line(j, l)));
+                        for l in 0..n {
+                            for j in 0..np {
+                                let vectors = job.scratch.add(l * K::WORDS * 2 * WIDTH + j * WIDTH);
+                                K::widen(from.add(l * PAIR + j * LINE), vectors, 2 * WIDTH);
                             }
                         }
-                        w = job.scratch.cast_const().cast();
-                        (w_stride, tile_lines) = (n * K::WORDS * LINE, n * K::WORDS);
+                        (w, tile_lines) = (job.scratch.cast_const().cast(), n * K::WORDS);
                     }
                     for ti in tiles_here.clone() {
                         let (r, h) = (start(job.m, tiles, ti), height(job.m, tiles, ti));
@@ -262,7 +307,7 @@ unsafe fn long<L: Lanes, K: Kind<L>, T: Kind<L>>(job: &Matmul) {
                                 T,
                                 2,
                                 NEAR,
-                                (c, job.c_stride, a, w, w_stride, tile_lines, first, ahead)
+                                (c, job.c_stride, a, w, pair, tile_lines, first, ahead)
                             );
                         } else {
                             by_rows!(
@@ -271,14 +316,14 @@ unsafe fn long<L: Lanes, K: Kind<L>, T: Kind<L>>(job: &Matmul) {
                                 T,
                                 1,
                                 NEAR,
-                                (c, job.c_stride, a, w, w_stride, tile_lines, first, ahead)
+                                (c, job.c_stride, a, w, pair, tile_lines, first, ahead)
                             );
                         }
                         // Each tile asks for its part of the next panels.
                         let done = (ti - tiles_here.start) * part;
                         for l in done..(done + part).min(n) {
                             for j in 0..np {
-                                L::prefetch_near(next.wrapping_add(j * panel + l * LINE));
+                                L::prefetch_near(next.wrapping_add(l * PAIR + j * LINE));
                             }
                         }
                         if last {

@@ -27,9 +27,9 @@ pub use activation::{Activation, Epilogue};
 pub use attention::{Attention, Bias, CHUNK, Visible, scratch as attention_scratch};
 pub use cache::{BLOCK, CacheProducts, Put, clear, key_bytes, value_bytes};
 pub use cpu::{Cpu, Family, identify};
-pub use format::{Format, LINE};
+pub use format::{Format, LINE, PAIR, panel};
 pub use lanes::WIDTH;
-pub use matmul::{Matmul, Tuning};
+pub use matmul::{Matmul, Prefetch, Tuning};
 pub use norm::Norm;
 pub use rows::{FEW_ROWS, Form, Pack};
 

@@ -2,7 +2,7 @@
 //!
 //! Lines are added in ascending order, one accumulator per output; nothing here depends on what lies beside the tile.
 
-use super::format::{Kind, LINE};
+use super::format::{Kind, LINE, PAIR};
 use super::lanes::{Lanes, WIDTH};
 
 /// Activations as a tile reads them: rows of words, or a packed tile.
@@ -40,7 +40,13 @@ impl Ahead {
 
     /// For `n` panels side by side of `lines` lines each: `step` bytes ahead in each, or in the one that takes its place.
     pub(super) fn of(step: usize, lines: usize, n: usize) -> Self {
-        Self { step, last: lines.saturating_sub(step / LINE), jump: (n - 1) * lines * LINE, ..Self::NONE }
+        let pairs_between = n.div_ceil(2) - 1;
+        Self {
+            step,
+            last: lines.saturating_sub(step / PAIR),
+            jump: pairs_between * lines * PAIR,
+            ..Self::NONE
+        }
     }
 }
 
@@ -56,7 +62,7 @@ pub(super) const fn turn<L: Lanes, K: Kind<L>>() -> usize {
     2 / K::WORDS
 }
 
-/// Adds `lines` lines of `N` panels to `M` rows of accumulators.
+/// Adds `lines` lines of `N` panels to `M` rows of accumulators; a panel's lines are [`PAIR`] bytes apart.
 #[inline(always)]
 #[allow(
     clippy::needless_range_loop,
@@ -86,9 +92,9 @@ unsafe fn tile<L: Lanes, K: Kind<L>, const M: usize, const N: usize, const A: u8
                     next = next.wrapping_add(ahead.step);
                 }
                 for u in 0..turn {
-                    let mut line = [K::line(at[0].add(u * LINE)); N];
+                    let mut line = [K::line(at[0].add(u * PAIR)); N];
                     for j in 1..N {
-                        line[j] = K::line(at[j].add(u * LINE));
+                        line[j] = K::line(at[j].add(u * PAIR));
                     }
                     for r in 0..M {
                         for j in 0..N {
@@ -98,21 +104,23 @@ unsafe fn tile<L: Lanes, K: Kind<L>, const M: usize, const N: usize, const A: u8
                 }
                 x = x.add(2 * M);
                 for j in 0..N {
-                    at[j] = at[j].add(turn * LINE);
+                    at[j] = at[j].add(turn * PAIR);
                 }
                 l += turn;
             }
         }
         let (row, word) = if A == PLAIN { (a.stride, 1) } else { (1, M) };
         while l < lines {
-            let mut line = [K::line(w[0].add(l * LINE)); N];
+            let mut line = [K::line(w[0].add(l * PAIR)); N];
             for j in 1..N {
-                line[j] = K::line(w[j].add(l * LINE));
+                line[j] = K::line(w[j].add(l * PAIR));
             }
             if A == PLAIN && ahead.step > 0 {
                 let step = if l < ahead.last { ahead.step } else { ahead.step + ahead.jump };
                 for p in w {
-                    L::prefetch(p.wrapping_add(l * LINE + step));
+                    let line = p.wrapping_add(l * PAIR + step);
+                    // What comes much later would be pushed out of the first level again.
+                    if M == 1 { L::prefetch(line) } else { L::prefetch_near(line) }
                 }
             }
             for r in 0..M {
@@ -126,7 +134,7 @@ unsafe fn tile<L: Lanes, K: Kind<L>, const M: usize, const N: usize, const A: u8
     }
 }
 
-/// A tile over one block of K: accumulators from zero or from `c`, and back to `c`.
+/// A tile over one block of K: accumulators from zero or from `c`, and back to `c`. Pairs of panels are `pair` bytes apart.
 #[inline(always)]
 #[allow(clippy::too_many_arguments, reason = "the innermost seam: everything is a register")]
 pub(super) unsafe fn block<L: Lanes, K: Kind<L>, const M: usize, const N: usize, const A: u8>(
@@ -134,7 +142,7 @@ pub(super) unsafe fn block<L: Lanes, K: Kind<L>, const M: usize, const N: usize,
     c_stride: usize,
     a: TileRows,
     w: *const u8,
-    w_stride: usize,
+    pair: usize,
     lines: usize,
     first: bool,
     ahead: Ahead,
@@ -154,7 +162,8 @@ pub(super) unsafe fn block<L: Lanes, K: Kind<L>, const M: usize, const N: usize,
                 }
             }
         }
-        tile::<L, K, M, N, A>(&mut acc, a, std::array::from_fn(|j| w.add(j * w_stride)), lines, ahead);
+        let panels = std::array::from_fn(|j| w.add(j / 2 * pair + j % 2 * LINE));
+        tile::<L, K, M, N, A>(&mut acc, a, panels, lines, ahead);
         for (r, acc) in acc.iter().enumerate() {
             for (j, acc) in acc.iter().enumerate() {
                 L::store(at(r, j), *acc);

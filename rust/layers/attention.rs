@@ -181,59 +181,57 @@ impl Heads {
     ) {
         let Keys { shape, layer, batch } = at;
         let at_once = self.task_rows(ctx, batch);
-        let tasks = batch.spans.iter().map(|span| span.rows.div_ceil(at_once) * self.heads).sum::<usize>();
+        // Tasks of one head follow each other: they read the same keys, as forks of a sequence do.
+        let of_head = batch.spans.iter().map(|span| span.rows.div_ceil(at_once)).sum::<usize>();
         // Where there is little to do, whoever comes first would take it all.
         let little = at_once < TASK_ROWS;
-        let mut pieces = if little { ctx.member.fixed(tasks) } else { ctx.member.pieces(tasks, 1) };
+        let tasks = of_head * self.heads;
         let products = match (shape.bf16, ctx.runtime.dot) {
             (false, _) => CacheProducts::F32,
             (true, false) => CacheProducts::Bf16,
             (true, true) => CacheProducts::Bf16Dot,
         };
-        let (mut task, mut mine) = (0, pieces.next());
-        // Rows of one head follow each other: they read the same keys, as forks of a sequence do.
-        for head in 0..self.heads {
-            for (s, span) in batch.spans.iter().enumerate() {
-                let blocks = batch.blocks_of(span);
-                for first in (0..span.rows).step_by(at_once) {
-                    if mine.as_ref().is_some_and(|piece| piece.end <= task) {
-                        mine = pieces.next();
+        for piece in if little { ctx.member.fixed(tasks) } else { ctx.member.pieces(tasks, 1) } {
+            let (mut head, mut s, mut first) = (piece.start / of_head, 0, piece.start % of_head * at_once);
+            for _ in piece {
+                while first >= batch.spans[s].rows {
+                    first -= batch.spans[s].rows.next_multiple_of(at_once);
+                    s += 1;
+                    if s == batch.spans.len() {
+                        (head, s) = (head + 1, 0);
                     }
-                    let Some(piece) = &mine else { return };
-                    task += 1;
-                    if task <= piece.start {
-                        continue;
-                    }
-                    if let Some(new) = new {
-                        debug_assert!(span.rows <= at_once, "one task puts and attends");
-                        self.put(ctx, at, new, span, head);
-                    }
-                    let column = head * self.head_dim;
-                    let position = span.position + first;
-                    let job = kernels::Attention {
-                        q: queries.at(span.row + first, column),
-                        q_stride: queries.stride(),
-                        rows: at_once.min(span.rows - first),
-                        d: self.head_dim,
-                        blocks,
-                        keys: shape.keys(layer, head),
-                        values: shape.values(layer, head),
-                        visible: if look.causal {
-                            Visible::Causal { first: position }
-                        } else {
-                            Visible::All { keys: span.keys }
-                        },
-                        scale: self.scale,
-                        bias: look.bias.map(|bias| bias.of(head, position)),
-                        out: out.at(span.row + first, column),
-                        out_stride: out.stride(),
-                        round: ctx.runtime.bf16,
-                        next: self.next(at, head, s),
-                        scratch: ctx.scratch,
-                    };
-                    // SAFETY: the blocks cover every visible key; these rows' head is this member's alone.
-                    unsafe { ctx.runtime.kernels.attention(products, &job) }
                 }
+                let span = &batch.spans[s];
+                if let Some(new) = new {
+                    debug_assert!(span.rows <= at_once, "one task puts and attends");
+                    self.put(ctx, at, new, span, head);
+                }
+                let column = head * self.head_dim;
+                let position = span.position + first;
+                let job = kernels::Attention {
+                    q: queries.at(span.row + first, column),
+                    q_stride: queries.stride(),
+                    rows: at_once.min(span.rows - first),
+                    d: self.head_dim,
+                    blocks: batch.blocks_of(span),
+                    keys: shape.keys(layer, head),
+                    values: shape.values(layer, head),
+                    visible: if look.causal {
+                        Visible::Causal { first: position }
+                    } else {
+                        Visible::All { keys: span.keys }
+                    },
+                    scale: self.scale,
+                    bias: look.bias.map(|bias| bias.of(head, position)),
+                    out: out.at(span.row + first, column),
+                    out_stride: out.stride(),
+                    round: ctx.runtime.bf16,
+                    next: self.next(at, head, s),
+                    scratch: ctx.scratch,
+                };
+                // SAFETY: the blocks cover every visible key; these rows' head is this member's alone.
+                unsafe { ctx.runtime.kernels.attention(products, &job) }
+                first += at_once;
             }
         }
     }

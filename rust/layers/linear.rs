@@ -5,10 +5,10 @@ use std::ops::Range;
 use super::{Context, Rows};
 use crate::kernels::{Activation, Epilogue, FEW_ROWS, Form, Format, Matmul, Pack, WIDTH};
 use crate::packed::{Packed, Storage};
-use crate::team::{Pieces, Stop};
+use crate::team::Stop;
 
-/// Panels of a claimed piece, at least: as many as a table takes side by side.
-const PIECE: usize = 4;
+/// Pairs of panels of a claimed piece, at least: as many as a table takes side by side.
+const PIECE: usize = 2;
 
 /// `y = x · W + b`.
 #[derive(Debug, Clone)]
@@ -161,9 +161,11 @@ impl Linear {
         self.prepare(ctx, x.rows)
     }
 
-    /// This member's pieces of the panels, claimed as it goes.
-    pub fn pieces<'a>(&self, ctx: &Context<'a>) -> Pieces<'a> {
-        ctx.member.pieces(self.weight.panels(), PIECE)
+    /// This member's pieces of the panels, whole pairs of them, claimed as it goes.
+    pub fn pieces<'a>(&self, ctx: &Context<'a>) -> impl Iterator<Item = Range<usize>> + use<'a> {
+        let panels = self.weight.panels();
+        let pairs = ctx.member.pieces(panels.div_ceil(2), PIECE);
+        pairs.map(move |pairs| 2 * pairs.start..(2 * pairs.end).min(panels))
     }
 
     /// The outputs of a piece.
@@ -180,7 +182,7 @@ impl Linear {
         }
     }
 
-    /// Writes one piece of the outputs of every row.
+    /// Writes one piece of the outputs of every row: panels from the first of a pair on.
     pub fn product(
         &self,
         ctx: &Context<'_>,
@@ -195,6 +197,7 @@ impl Linear {
         }
         assert!(rows.width() == self.weight.inputs() && out.width() == self.weight.outputs(), "widths agree");
         assert!(rows.rows() == out.rows(), "a row out for a row in");
+        assert!(panels.start.is_multiple_of(2), "whole pairs of panels");
         let (first, format) = (panels.start * WIDTH, self.format(ctx));
         assert!(self.takes(ctx, x), "an input for this layer");
         let epilogue = Epilogue {

@@ -4,7 +4,7 @@
 use fastdecode::arena::Arena;
 use fastdecode::kernels::{
     self, Activation, Attention, BLOCK, Bias, CHUNK, CacheProducts, Epilogue, Family, Format, Kernels, LINE,
-    Matmul, Norm, Pack, Put, Tuning, Visible, WIDTH,
+    Matmul, Norm, Pack, Prefetch, Put, Tuning, Visible, WIDTH,
 };
 use fastdecode::kv::{Pool, Sequence, Shape};
 use fastdecode::layers::stride;
@@ -136,8 +136,10 @@ proptest! {
         k in prop_oneof![1usize..70, Just(255), Just(513), Just(1030)],
         which in 0usize..4,
         block in prop_oneof![Just(64usize), Just(256), Just(768)],
-        panels in prop_oneof![Just(1usize), Just(2), Just(4)],
-        ahead in prop_oneof![Just(0usize), Just(2048)],
+        panels in prop_oneof![Just(2usize), Just(4)],
+        one in prop_oneof![Just(0usize), Just(512), Just(8192)],
+        more in prop_oneof![Just(0usize), Just(8192)],
+        from in 2usize..4,
         short in prop_oneof![Just(16usize), Just(48)],
         widen in any::<bool>(),
     ) {
@@ -146,7 +148,8 @@ proptest! {
         let a = rows(m, k, 17);
         let mut bits: Option<Vec<u32>> = None;
         for table in Kernels::available() {
-            let tuning = Tuning { panels, prefetch: ahead, widened_prefetch: ahead, rows_prefetch: ahead, block_k: block, widened: if widen { block } else { 0 }, block_m: 24, short_blocks: short };
+            let prefetch = Prefetch { one, rows: from, more };
+            let tuning = Tuning { panels, prefetch, widened_prefetch: prefetch, block_k: block, widened: if widen { block } else { 0 }, block_m: 24, short_blocks: short };
             let c = multiply(&table, format, &w, &a, m, tuning);
             let stride_c = w.panels() * WIDTH;
             for r in 0..m {
