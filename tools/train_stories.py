@@ -258,7 +258,8 @@ def card(run: Run, data: Path, held: float, trained: float, story: str) -> str:
     options = run.options
     per_byte = held * len(run.held.ids) / run.held.bytes / math.log(2)
     budget = f"--minutes {options.minutes:g}" if options.minutes else f"--epochs {options.epochs:g}"
-    device = "" if options.device == "cpu" else f" --device {options.device}"
+    given = "" if options.batch == Options().batch else f" --batch {options.batch}"
+    given += "" if options.device == "cpu" else f" --device {options.device}"
     read = run.step * options.batch * options.context
     note = ""
     if run.progress() < 1:
@@ -298,7 +299,7 @@ Both losses are those of the bfloat16 weights in this folder, computed in f32.
 
 ## Training
 
-    python tools/train_stories.py --data BOOKS --out RUN {budget}{device} --seed {options.seed}
+    python tools/train_stories.py --data BOOKS --out RUN {budget}{given} --seed {options.seed}
 
 Muon (rate {options.matrix_rate:g}) for the matrices of the layers, AdamW
 ({options.other_rate:g}) for the rest; {options.warmup} steps of warm-up, a plateau, and a straight

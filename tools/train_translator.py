@@ -295,7 +295,8 @@ def card(run: Run, folder: Path) -> str:
     """The model card."""
     options = run.options
     budget = f"--minutes {options.minutes:g}" if options.minutes else f"--epochs {options.epochs:g}"
-    device = "" if options.device == "cpu" else f" --device {options.device}"
+    given = "" if options.batch == Options().batch else f" --batch {options.batch}"
+    given += "" if options.device == "cpu" else f" --device {options.device}"
     size = sum(p.numel() for p in run.model.parameters())
     note = ""
     if run.progress() < 1:
@@ -349,7 +350,7 @@ Sources begin with `{PREFIX.strip()}` (in `task_specific_params`).
 
 ## Training
 
-    python tools/train_translator.py --data fra.txt --out RUN {budget}{device} --seed {options.seed}
+    python tools/train_translator.py --data fra.txt --out RUN {budget}{given} --seed {options.seed}
 
 Muon (rate {options.matrix_rate:g}) for the matrices of the layers, AdamW ({options.other_rate:g})
 for the rest, labels smoothed by {options.smoothing:g}.{note}

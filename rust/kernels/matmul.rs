@@ -107,8 +107,11 @@ pub(super) unsafe fn matmul<L: Lanes, K: Kind<L>>(job: &Matmul) {
         if streamed::<L, K>(job.m) {
             stream::<L, K>(job);
         } else {
-            let widen = K::WIDEN && job.tuning.widened > 0 && job.m > FEW_ROWS;
-            match (job.m <= job.tuning.short_blocks.max(FEW_ROWS), widen) {
+            let some = job.m <= job.tuning.short_blocks.max(FEW_ROWS);
+            // A block that few high tiles share is widened by each of them: that costs less than storing it.
+            let high = L::WIDENED_ROWS == L::ROWS;
+            let widen = K::WIDEN && job.tuning.widened > 0 && job.m > FEW_ROWS && !(some && high);
+            match (some, widen) {
                 (true, true) => short::<L, K, F32>(job),
                 (true, false) => short::<L, K, K>(job),
                 (false, true) => long::<L, K, F32>(job),
