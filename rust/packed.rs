@@ -1,8 +1,9 @@
 //! Weights in one packed layout: panels of sixteen outputs in pairs, 64-byte lines, for matrix-vector and matrix-matrix alike.
 //!
-//! Lines of the two panels of a pair take turns, so that both come from one run of memory. A line holds, for sixteen outputs, one input (f32), two side by side in a lane (bf16), or sixteen of k and then sixteen
-//! of k + 1 (f16). Outputs are padded to whole pairs of panels and inputs to whole lines with zeros. All matrices of a model lie in
-//! one arena; they are written once, at load, in parallel.
+//! Lines of the two panels of a pair take turns, so that both come from one run of memory. A line holds, for sixteen outputs,
+//! one input (f32), two side by side in a lane (bf16), or sixteen of k and then sixteen of k + 1 (f16). Outputs are padded to
+//! whole panels and inputs to whole lines with zeros; an odd last panel's partner is room that nobody writes or reads. All
+//! matrices of a model lie in one arena; they are written once, at load, in parallel.
 
 use std::sync::Arc;
 
@@ -10,7 +11,7 @@ use half::{bf16, f16};
 
 use crate::arena::Arena;
 use crate::kernels::lanes::{round_bf16, widen_bf16};
-use crate::kernels::{Format, LINE, PAIR, WIDTH, panel};
+use crate::kernels::{Format, LINE, PAIR, WIDTH, panel_offset};
 
 /// How an element is stored, in a file or in a panel.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -154,7 +155,7 @@ impl Packed {
     pub fn panel(&self, p: usize) -> *const u8 {
         assert!(p < self.panels(), "panel {p} of {}", self.panels());
         // SAFETY: inside the arena.
-        unsafe { self.arena.at().add(self.offset + panel(p, self.lines())) }
+        unsafe { self.arena.at().add(self.offset + panel_offset(p, self.lines())) }
     }
 
     /// One output's inputs, widened, into `row` of `inputs` floats: an embedding's row.
@@ -415,7 +416,7 @@ mod tests {
     #[test]
     fn every_storage_and_orientation_gathers_what_was_written() {
         let all = [Storage::F32, Storage::Bf16, Storage::F16];
-        for (outputs, inputs) in [(1, 1), (3, 5), (16, 16), (17, 7), (50, 33), (64, 2)] {
+        for (outputs, inputs) in [(1, 1), (3, 5), (16, 16), (17, 7), (40, 6), (50, 33), (64, 2)] {
             let value = |o: usize, i: usize| ((o * 37 + i * 11) % 101) as f32 * 0.25 - 12.0;
             for (from, to) in all.iter().flat_map(|f| all.map(|t| (*f, t))) {
                 for orientation in [Orientation::OutIn, Orientation::InOut] {

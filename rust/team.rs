@@ -115,35 +115,28 @@ impl Claims {
 }
 
 /// The barrier and the flags of the running region.
+#[derive(Default)]
 struct Meeting {
     arrived: AtomicUsize,
     phase: AtomicUsize,
-    /// Every member's claims in this phase and in the next one, by the phase's last bit.
-    claims: [[Claims; MAX_THREADS]; 2],
+    /// Every member's claims in this phase and in the next one, by the phase's last bit; none for one member.
+    claims: Vec<[Claims; 2]>,
     cancelled: AtomicBool,
     panicked: AtomicBool,
     message: Mutex<Option<String>>,
     waiting: Waiting,
 }
 
-impl Default for Meeting {
-    fn default() -> Self {
-        Self {
-            arrived: AtomicUsize::new(0),
-            phase: AtomicUsize::new(0),
-            claims: std::array::from_fn(|_| std::array::from_fn(|_| Claims::default())),
-            cancelled: AtomicBool::new(false),
-            panicked: AtomicBool::new(false),
-            message: Mutex::new(None),
-            waiting: Waiting::default(),
-        }
-    }
-}
-
 impl Meeting {
+    /// A meeting of at most so many members.
+    fn of(members: usize) -> Self {
+        let claims = if members > 1 { members } else { 0 };
+        Self { claims: (0..claims).map(|_| Default::default()).collect(), ..Self::default() }
+    }
+
     fn reset(&self, members: usize) {
         self.arrived.store(0, Ordering::SeqCst);
-        self.claims.iter().flat_map(|bank| &bank[..members]).for_each(Claims::reset);
+        self.claims[..members].iter().flatten().for_each(Claims::reset);
         self.cancelled.store(false, Ordering::SeqCst);
         self.panicked.store(false, Ordering::SeqCst);
         *lock(&self.message) = None;
@@ -185,8 +178,8 @@ pub struct Member<'a> {
 /// a whole.
 #[derive(Debug)]
 pub struct Pieces<'a> {
-    /// Every member's claims, and the loop's number; none for the share as a whole.
-    claims: Option<(&'a [Claims], usize)>,
+    /// Every member's claims, the phase's bank and the loop's number; none for the share as a whole.
+    claims: Option<(&'a [[Claims; 2]], usize, usize)>,
     whole: Range<usize>,
     n: usize,
     least: usize,
@@ -204,7 +197,7 @@ impl Iterator for Pieces<'_> {
     type Item = Range<usize>;
 
     fn next(&mut self) -> Option<Range<usize>> {
-        let Some((claims, number)) = self.claims else {
+        let Some((claims, bank, number)) = self.claims else {
             let whole = std::mem::take(&mut self.whole);
             return (!whole.is_empty()).then_some(whole);
         };
@@ -219,13 +212,13 @@ impl Iterator for Pieces<'_> {
                 let size = ((end - start) / 2).max(1).next_multiple_of(self.least).min(end - start);
                 if self.through == 0 { start..start + size } else { end - size..end }
             };
-            let one = if self.through == 0 { 1 } else { 1 << 32 };
+            let unit = if self.through == 0 { 1 } else { 1 << 32 };
             let claim = |claimed: u64| {
                 let size = piece(claimed).len() as u64;
-                (size > 0).then_some(claimed + size * one)
+                (size > 0).then_some(claimed + size * unit)
             };
             if let Ok(claimed) =
-                claims[owner].0[number].fetch_update(Ordering::Relaxed, Ordering::Relaxed, claim)
+                claims[owner][bank].0[number].fetch_update(Ordering::Relaxed, Ordering::Relaxed, claim)
             {
                 return Some(piece(claimed));
             }
@@ -256,14 +249,13 @@ impl<'a> Member<'a> {
     }
 
     /// This member's pieces of `0..n`: its share piece by piece, one after the other in memory, and then what others have not
-    /// begun of theirs, so that a member whose core is slowed down by others does less. Pieces are multiples of `least`, save
-    /// where a share ends. Every member must run the same loops between two barriers, and read what another wrote only behind
+    /// begun of theirs, so that a member whose core is slowed down by others does less. Pieces are multiples of `least`, save the last one taken of a share. Every member must run the same loops between two barriers, and read what another wrote only behind
     /// the next one.
     pub fn pieces(&self, n: usize, least: usize) -> Pieces<'a> {
         let number = self.loops.replace(self.loops.get() + 1);
         let phase = self.meeting.phase.load(Ordering::Relaxed);
         let claimed = self.count > 1 && number < LOOPS && n <= u32::MAX as usize;
-        let claims = claimed.then(|| (&self.meeting.claims[phase % 2][..self.count], number));
+        let claims = claimed.then(|| (&self.meeting.claims[..self.count], phase % 2, number));
         Pieces { claims, least, ..self.fixed(n) }
     }
 
@@ -281,7 +273,9 @@ impl<'a> Member<'a> {
         let phase = m.phase.load(Ordering::SeqCst);
         self.loops.set(0);
         // The next phase's claims, which nobody reads before all are here.
-        m.claims[phase.wrapping_add(1) % 2][self.index].reset();
+        if let Some(own) = m.claims.get(self.index) {
+            own[phase.wrapping_add(1) % 2].reset();
+        }
         if m.arrived.fetch_add(1, Ordering::SeqCst) + 1 == self.count {
             if self.cancel.load(Ordering::Relaxed) {
                 m.cancelled.store(true, Ordering::SeqCst);
@@ -312,7 +306,7 @@ pub fn run(
     work: impl Fn(&Member<'_>) -> Result<(), Stop> + Sync,
 ) -> Result<()> {
     if threads <= 1 {
-        let meeting = Meeting::default();
+        let meeting = Meeting::of(1);
         enter(&work, &Member::new(0, 1, &meeting, cancel));
         return meeting.outcome();
     }
@@ -348,7 +342,7 @@ impl Team {
                 region: AtomicUsize::new(0),
                 job: Mutex::new(None),
                 inside: AtomicUsize::new(0),
-                meeting: Meeting::default(),
+                meeting: Meeting::of(MAX_THREADS),
                 idle: Waiting::default(),
                 done: Waiting::default(),
             }));
@@ -477,7 +471,9 @@ mod tests {
     #[test]
     fn claimed_pieces_cover_everything_once() {
         let off = AtomicBool::new(false);
-        for (threads, n, least) in [(1, 7, 4), (2, 0, 4), (2, 3, 4), (3, 64, 1), (3, 1000, 4), (7, 50, 16)] {
+        for (threads, n, least) in
+            [(1, 7, 4), (2, 0, 4), (2, 3, 4), (3, 64, 1), (3, 1000, 4), (7, 50, 16), (2, 64, 4)]
+        {
             // More loops than there are counters, over more phases than there are banks.
             let hits: Vec<Vec<AtomicUsize>> =
                 (0..5 * (LOOPS + 2)).map(|_| (0..n).map(|_| AtomicUsize::new(0)).collect()).collect();
@@ -496,6 +492,29 @@ mod tests {
             let once = hits.iter().flatten().all(|h| h.load(Ordering::Relaxed) == 1);
             assert!(once, "{threads} members, {n} pieces of at least {least}");
         }
+    }
+
+    #[test]
+    fn what_a_late_member_has_not_begun_is_done_by_others() {
+        let off = AtomicBool::new(false);
+        let (done, late) = (AtomicUsize::new(0), AtomicUsize::new(0));
+        run(3, &off, |m| {
+            let last = m.index() + 1 == m.count();
+            while last && m.count() > 1 && done.load(Ordering::Relaxed) < 90 {
+                std::thread::yield_now();
+            }
+            for piece in m.pieces(90, 1) {
+                done.fetch_add(piece.len(), Ordering::Relaxed);
+                late.fetch_add(if last { piece.len() } else { 0 }, Ordering::Relaxed);
+            }
+            m.barrier()
+        })
+        .unwrap();
+        assert_eq!(done.load(Ordering::Relaxed), 90);
+        assert!(
+            late.load(Ordering::Relaxed) == 0 || late.load(Ordering::Relaxed) == 90,
+            "alone, or left nothing"
+        );
     }
 
     #[test]

@@ -39,7 +39,7 @@ class Muon(torch.optim.Optimizer):  # torch is not checked
 
     @torch.no_grad()  # type: ignore[untyped-decorator]
     def step(self) -> None:
-        """Updates all weights once, those of one shape together.
+        """Updates all weights once, those of one shape together; every one must have a gradient.
 
         The first weight of a shape holds the momentum of all of them.
         """

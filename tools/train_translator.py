@@ -125,6 +125,8 @@ class Pairs:
         targets = tokenizer.encode_batch([french for _, french in pairs])
         rows = [(source.ids, target.ids) for source, target in zip(sources, targets, strict=True)]
         rows = [row for row in rows if max(map(len, row)) <= longest]
+        if not rows:
+            raise SystemExit(f"no pair has at most {longest} tokens on either side; raise --longest")
         self.sources, self.source_lengths = self._table([source for source, _ in rows], PAD)
         self.targets, self.target_lengths = self._table([target for _, target in rows], -100)
         self._epoch = -1

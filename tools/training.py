@@ -18,6 +18,10 @@ if TYPE_CHECKING:
     import argparse
 
 
+# Of a checkpoint: changes with what it holds.
+FORMAT = 2
+
+
 @dataclass(frozen=True, kw_only=True)
 class TrainingOptions:
     """What decides the course of a run, whatever is trained; stored in the checkpoint."""
@@ -38,9 +42,9 @@ class TrainingOptions:
 class TrainingRun(ABC):
     """A model in training and its folder.
 
-    With `epochs` an interrupted run ends with the weights of an uninterrupted one on the same
-    machine: a batch depends on the seed and the step alone. With `minutes` the schedule follows
-    the clock, so it does not.
+    With `epochs` an interrupted run on a CPU ends with the weights of an uninterrupted one on the
+    same machine: a batch depends on the seed and the step alone. With `minutes` the schedule
+    follows the clock, so it does not; a GPU adds some gradients in any order.
 
     Attributes:
         model: the model; its matrices outside embeddings are trained by Muon.
@@ -102,6 +106,8 @@ class TrainingRun(ABC):
         if not file.exists():
             return
         saved = torch.load(file, weights_only=True, map_location="cpu")
+        if saved.get("format") != FORMAT:
+            raise SystemExit(f"{file} was made by an older version of this script; give another --out")
         for name in fixed:
             if saved["options"][name] != getattr(self.options, name):
                 raise SystemExit(
@@ -118,6 +124,7 @@ class TrainingRun(ABC):
     def save(self) -> None:
         """Writes the checkpoint; the old one stays whole until the new one is."""
         state = {
+            "format": FORMAT,
             "model": self.model.state_dict(),
             "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
             "step": self.step,
@@ -210,7 +217,9 @@ def add_arguments(parser: argparse.ArgumentParser, defaults: TrainingOptions, da
         flag = f"--{field.name.replace('_', '-')}"
         if field.name == "minutes":
             add(flag, type=float, help="length of the run in wall time, instead of --epochs")
-        elif isinstance(value, (int, float, str)):
+        elif field.name == "device":
+            add(flag, choices=("cpu", "cuda"), default=value, help="default: %(default)s")
+        elif isinstance(value, (int, float)):
             add(flag, type=type(value), default=value, help="default: %(default)s")
     add("--threads", type=int, default=2, help="default: %(default)s")
     add("--stop-after", type=int, help="leave at this step with a checkpoint, without export")

@@ -10,7 +10,7 @@ pub const LINE: usize = 64;
 pub const PAIR: usize = 2 * LINE;
 
 /// Bytes from a matrix's start to panel `p` of `lines` lines.
-pub const fn panel(p: usize, lines: usize) -> usize {
+pub const fn panel_offset(p: usize, lines: usize) -> usize {
     p / 2 * lines * PAIR + p % 2 * LINE
 }
 

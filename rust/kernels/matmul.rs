@@ -10,12 +10,12 @@
 //! many rows go through long blocks of K. Above [`FEW_ROWS`] rows weights of 16 bits are widened once per block, where that is faster.
 
 use super::activation::Epilogue;
-use super::format::{F32, Kind, LINE, PAIR, panel};
+use super::format::{F32, Kind, LINE, PAIR, panel_offset};
 use super::lanes::{Lanes, WIDTH};
 use super::rows::{FEW_ROWS, Form, height, start, streamed};
 use super::tile::{Ahead, FETCH, NEAR, PLAIN, TileRows, block, by_rows, turn};
 
-/// Lines of a short block, which some tiles share: 8 KB as they are stored, so that they and the next ones fit in L1.
+/// Lines of each panel in a short block of a pair, which some tiles share: 16 KB as they are stored.
 const SHORT_LINES: usize = 128;
 
 /// Sizes that change speed and no bits; one set per CPU family, see `cpu.rs`.
@@ -29,7 +29,8 @@ pub struct Tuning {
     pub widened_prefetch: Prefetch,
     /// Inputs in a block of weights that are multiplied as they are stored.
     pub block_k: usize,
-    /// Inputs in a block of weights of 16 bits that is widened once for all tiles; 0 where high tiles widen for themselves.
+    /// Inputs in a block of weights of 16 bits that is widened once for all tiles; 0 where tiles widen for themselves, as high
+    /// ones (AVX-512) do in short blocks anyway.
     pub widened: usize,
     /// Rows of activations that a block of weights serves before the next panel.
     pub block_m: usize,
@@ -108,8 +109,8 @@ pub(super) unsafe fn matmul<L: Lanes, K: Kind<L>>(job: &Matmul) {
             stream::<L, K>(job);
         } else {
             let some = job.m <= job.tuning.short_blocks.max(FEW_ROWS);
-            // A block that few high tiles share is widened by each of them: that costs less than storing it.
-            let high = L::WIDENED_ROWS == L::ROWS;
+            // High tiles that share a short block widen it themselves: that costs less than storing it.
+            let high = L::ROWS >= 12;
             let widen = K::WIDEN && job.tuning.widened > 0 && job.m > FEW_ROWS && !(some && high);
             match (some, widen) {
                 (true, true) => short::<L, K, F32>(job),
@@ -127,7 +128,7 @@ unsafe fn stream<L: Lanes, K: Kind<L>>(job: &Matmul) {
     // SAFETY: handed on from the caller.
     unsafe {
         let lines = job.k.div_ceil(K::STEP);
-        let pair = lines * PAIR;
+        let pair_bytes = lines * PAIR;
         let stride = if K::PAIRS { Form::of::<L, K>(job.m).words(job.k) } else { job.a_stride };
         let a = TileRows { at: job.a, stride };
         let step = if K::WIDEN { job.tuning.widened_prefetch } else { job.tuning.prefetch }.of(job.m);
@@ -138,8 +139,8 @@ unsafe fn stream<L: Lanes, K: Kind<L>>(job: &Matmul) {
                 let ahead = Ahead::of(step, lines, $n);
                 while job.panels - done >= $n {
                     let c = job.c.add(done * WIDTH);
-                    let w = job.w.add(panel(done, lines));
-                    block::<L, K, $m, $n, PLAIN>(c, job.c_stride, a, w, pair, lines, true, ahead);
+                    let w = job.w.add(panel_offset(done, lines));
+                    block::<L, K, $m, $n, PLAIN>(c, job.c_stride, a, w, pair_bytes, lines, true, ahead);
                     finish(job, done, $n, 0, $m);
                     done += $n;
                 }
@@ -179,8 +180,8 @@ unsafe fn stream<L: Lanes, K: Kind<L>>(job: &Matmul) {
                 let ahead = Ahead { step, last: lines, ..Ahead::NONE };
                 for p in done..done + here {
                     let c = job.c.add(p * WIDTH);
-                    let w = job.w.add(panel(p, lines) + l0 * PAIR);
-                    by_rows!(job.m, L, K, 1, PLAIN, (c, job.c_stride, a, w, pair, n, l0 == 0, ahead));
+                    let w = job.w.add(panel_offset(p, lines) + l0 * PAIR);
+                    by_rows!(job.m, L, K, 1, PLAIN, (c, job.c_stride, a, w, pair_bytes, n, l0 == 0, ahead));
                 }
             }
             finish(job, done, here, 0, job.m);
@@ -219,12 +220,12 @@ unsafe fn short<L: Lanes, K: Kind<L>, T: Kind<L>>(job: &Matmul) {
     unsafe {
         let lines = job.k.div_ceil(K::STEP);
         let form = Form::of::<L, K>(job.m);
-        let (pair, words, tiles) = (lines * PAIR, form.words(job.k), form.tiles);
+        let (pair_bytes, words, tiles) = (lines * PAIR, form.words(job.k), form.tiles);
         for p in (0..job.panels).step_by(2) {
             let here = (job.panels - p).min(2);
             for l0 in (0..lines).step_by(SHORT_LINES) {
                 let n = SHORT_LINES.min(lines - l0);
-                let from = job.w.add(panel(p, lines) + l0 * PAIR);
+                let from = job.w.add(panel_offset(p, lines) + l0 * PAIR);
                 let (mut w, mut tile_lines) = (from, n);
                 if widen {
                     // Pairs of lines of f32, as the tiles would find them in packed weights.
@@ -242,8 +243,7 @@ unsafe fn short<L: Lanes, K: Kind<L>, T: Kind<L>>(job: &Matmul) {
                     let a = TileRows::packed(job.a.add(r * words + l0 * K::WORDS * h));
                     for j in 0..here {
                         let c = job.c.add(r * job.c_stride + (p + j) * WIDTH);
-                        let at = from
-                            .wrapping_add(SHORT_LINES * PAIR + (t * here + j) * n / (tiles * here) * PAIR);
+                        let at = from.wrapping_add(n * PAIR + (t * here + j) * n / (tiles * here) * PAIR);
                         let ahead = Ahead { at, step, ..Ahead::NONE };
                         let w = w.add(j * LINE);
                         by_rows!(
@@ -252,7 +252,7 @@ unsafe fn short<L: Lanes, K: Kind<L>, T: Kind<L>>(job: &Matmul) {
                             T,
                             1,
                             FETCH,
-                            (c, job.c_stride, a, w, pair, tile_lines, l0 == 0, ahead)
+                            (c, job.c_stride, a, w, pair_bytes, tile_lines, l0 == 0, ahead)
                         );
                     }
                 }
@@ -267,7 +267,7 @@ unsafe fn short<L: Lanes, K: Kind<L>, T: Kind<L>>(job: &Matmul) {
 unsafe fn long<L: Lanes, K: Kind<L>, T: Kind<L>>(job: &Matmul) {
     let widen = K::STEP != T::STEP;
     let lines = job.k.div_ceil(K::STEP);
-    let pair = lines * PAIR;
+    let pair_bytes = lines * PAIR;
     let t = &job.tuning;
     let per_block = if widen { t.widened } else { t.block_k }.div_ceil(K::STEP).max(1);
     let form = Form::of::<L, K>(job.m);
@@ -285,9 +285,9 @@ unsafe fn long<L: Lanes, K: Kind<L>, T: Kind<L>>(job: &Matmul) {
                 let part = n.div_ceil(tiles_here.len());
                 let mut p = 0;
                 while p < job.panels {
-                    let np = L::PANELS.min(job.panels - p);
-                    let from = job.w.add(panel(p, lines) + l0 * PAIR);
-                    let next = job.w.wrapping_add(panel(p + np, lines) + l0 * PAIR);
+                    let np = (job.panels - p).min(2);
+                    let from = job.w.add(panel_offset(p, lines) + l0 * PAIR);
+                    let next = job.w.wrapping_add(panel_offset(p + np, lines) + l0 * PAIR);
                     let (mut w, mut tile_lines) = (from, n);
                     if widen {
                         for l in 0..n {
@@ -310,17 +310,20 @@ unsafe fn long<L: Lanes, K: Kind<L>, T: Kind<L>>(job: &Matmul) {
                                 T,
                                 2,
                                 NEAR,
-                                (c, job.c_stride, a, w, pair, tile_lines, first, ahead)
+                                (c, job.c_stride, a, w, pair_bytes, tile_lines, first, ahead)
                             );
                         } else {
-                            by_rows!(
-                                h,
-                                L,
-                                T,
-                                1,
-                                NEAR,
-                                (c, job.c_stride, a, w, pair, tile_lines, first, ahead)
-                            );
+                            for j in 0..np {
+                                let (c, w) = (c.add(j * WIDTH), w.add(j * LINE));
+                                by_rows!(
+                                    h,
+                                    L,
+                                    T,
+                                    1,
+                                    NEAR,
+                                    (c, job.c_stride, a, w, pair_bytes, tile_lines, first, ahead)
+                                );
+                            }
                         }
                         // Each tile asks for its part of the next panels.
                         let done = (ti - tiles_here.start) * part;

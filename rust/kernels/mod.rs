@@ -27,7 +27,7 @@ pub use activation::{Activation, Epilogue};
 pub use attention::{Attention, Bias, CHUNK, Visible, scratch as attention_scratch};
 pub use cache::{BLOCK, CacheProducts, Put, clear, key_bytes, value_bytes};
 pub use cpu::{Cpu, Family, identify};
-pub use format::{Format, LINE, PAIR, panel};
+pub use format::{Format, LINE, PAIR, panel_offset};
 pub use lanes::WIDTH;
 pub use matmul::{Matmul, Prefetch, Tuning};
 pub use norm::Norm;

@@ -104,7 +104,7 @@ unsafe fn tile<L: Lanes, K: Kind<L>, const M: usize, const N: usize, const A: u8
                 }
                 x = x.add(2 * M);
                 for j in 0..N {
-                    at[j] = at[j].add(turn * PAIR);
+                    at[j] = at[j].wrapping_add(turn * PAIR);
                 }
                 l += turn;
             }
@@ -134,7 +134,8 @@ unsafe fn tile<L: Lanes, K: Kind<L>, const M: usize, const N: usize, const A: u8
     }
 }
 
-/// A tile over one block of K: accumulators from zero or from `c`, and back to `c`. Pairs of panels are `pair` bytes apart.
+/// A tile over one block of K: accumulators from zero or from `c`, and back to `c`. From one pair of panels to the next it is `pair_bytes`
+/// (of no meaning for less than three panels).
 #[inline(always)]
 #[allow(clippy::too_many_arguments, reason = "the innermost seam: everything is a register")]
 pub(super) unsafe fn block<L: Lanes, K: Kind<L>, const M: usize, const N: usize, const A: u8>(
@@ -142,7 +143,7 @@ pub(super) unsafe fn block<L: Lanes, K: Kind<L>, const M: usize, const N: usize,
     c_stride: usize,
     a: TileRows,
     w: *const u8,
-    pair: usize,
+    pair_bytes: usize,
     lines: usize,
     first: bool,
     ahead: Ahead,
@@ -162,7 +163,7 @@ pub(super) unsafe fn block<L: Lanes, K: Kind<L>, const M: usize, const N: usize,
                 }
             }
         }
-        let panels = std::array::from_fn(|j| w.add(j / 2 * pair + j % 2 * LINE));
+        let panels = std::array::from_fn(|j| w.add(j / 2 * pair_bytes + j % 2 * LINE));
         tile::<L, K, M, N, A>(&mut acc, a, panels, lines, ahead);
         for (r, acc) in acc.iter().enumerate() {
             for (j, acc) in acc.iter().enumerate() {
