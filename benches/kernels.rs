@@ -29,7 +29,7 @@ fn layers(storage: Storage) -> (Vec<Linear>, usize) {
     let mut layers = Vec::new();
     for &(k, n) in std::iter::repeat_n(&SHAPES, LAYERS).flatten() {
         let m = Packed::new(&arena, at, storage, n, k);
-        at += m.bytes();
+        at += bytes(&(k, n));
         let panel: Vec<u8> =
             (0..WIDTH * k).flat_map(|i| ((i % 7) as f32 * 0.01 - 0.03).to_le_bytes()).collect();
         for first in (0..n).step_by(WIDTH) {

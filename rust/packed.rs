@@ -146,9 +146,9 @@ impl Packed {
         self.inputs.div_ceil(self.storage.step())
     }
 
-    /// Bytes of the matrix.
+    /// Bytes of the panels, which a step reads; the room of [`packed_bytes`] may hold one panel more.
     pub fn bytes(&self) -> usize {
-        self.panels().div_ceil(2) * self.lines() * PAIR
+        self.panels() * self.lines() * LINE
     }
 
     /// First byte of panel `p`, whose lines are [`PAIR`] bytes apart.
