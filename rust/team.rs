@@ -249,8 +249,9 @@ impl<'a> Member<'a> {
     }
 
     /// This member's pieces of `0..n`: its share piece by piece, one after the other in memory, and then what others have not
-    /// begun of theirs, so that a member whose core is slowed down by others does less. Pieces are multiples of `least`, save the last one taken of a share. Every member must run the same loops between two barriers, and read what another wrote only behind
-    /// the next one.
+    /// begun of theirs, so that a member whose core is slowed down by others does less. Pieces are multiples of `least`, save the
+    /// last one taken of a share. Every member must run the same loops between two barriers, and read what another wrote only
+    /// behind the next one.
     pub fn pieces(&self, n: usize, least: usize) -> Pieces<'a> {
         let number = self.loops.replace(self.loops.get() + 1);
         let phase = self.meeting.phase.load(Ordering::Relaxed);

@@ -134,8 +134,8 @@ unsafe fn tile<L: Lanes, K: Kind<L>, const M: usize, const N: usize, const A: u8
     }
 }
 
-/// A tile over one block of K: accumulators from zero or from `c`, and back to `c`. From one pair of panels to the next it is `pair_bytes`
-/// (of no meaning for less than three panels).
+/// A tile over one block of K: accumulators from zero or from `c`, and back to `c`. `pair_bytes` lead from one pair of panels to
+/// the next, where there are more than two panels.
 #[inline(always)]
 #[allow(clippy::too_many_arguments, reason = "the innermost seam: everything is a register")]
 pub(super) unsafe fn block<L: Lanes, K: Kind<L>, const M: usize, const N: usize, const A: u8>(
