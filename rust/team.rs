@@ -9,22 +9,23 @@ use std::any::Any;
 use std::cell::Cell;
 use std::ops::Range;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::atomic::{AtomicBool, AtomicPtr, AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicPtr, AtomicUsize, Ordering};
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use crate::error::{Error, Result};
 
+pub use pieces::Pieces;
+use pieces::{Claims, share};
+
+mod pieces;
+
 /// Pauses before a waiter yields: some ten microseconds, the length of a short phase.
 const SPINS: usize = 400;
 /// How long a waiter yields before it parks.
 const YIELD_FOR: Duration = Duration::from_micros(200);
-/// Loops over claimed pieces between two barriers; later ones fall back to shares.
-const LOOPS: usize = 8;
 /// More members than this are never started.
 const MAX_THREADS: usize = 256;
-/// Members from whose shares another one takes pieces, at most: each look is a line of some other core.
-const VICTIMS: usize = 4;
 
 /// Why a member leaves a region early; the step's result says more.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -102,18 +103,6 @@ struct Team {
     done: Waiting,
 }
 
-/// How much of a member's shares is claimed, for each loop of a phase: from the front by itself (low half), from the back by
-/// others (high half). A line of its own: the member is mostly alone with it.
-#[derive(Debug, Default)]
-#[repr(align(64))]
-struct Claims([AtomicU64; LOOPS]);
-
-impl Claims {
-    fn reset(&self) {
-        self.0.iter().for_each(|c| c.store(0, Ordering::Relaxed));
-    }
-}
-
 /// The barrier and the flags of the running region.
 #[derive(Default)]
 struct Meeting {
@@ -174,60 +163,6 @@ pub struct Member<'a> {
     loops: Cell<usize>,
 }
 
-/// Pieces of a loop's range, for one member: of its own share from the front, then of others' from the back; or its share as
-/// a whole.
-#[derive(Debug)]
-pub struct Pieces<'a> {
-    /// Every member's claims, the phase's bank and the loop's number; none for the share as a whole.
-    claims: Option<(&'a [[Claims; 2]], usize, usize)>,
-    whole: Range<usize>,
-    n: usize,
-    least: usize,
-    index: usize,
-    /// Members whose shares are used up, as far as this one goes: itself, then those after it.
-    through: usize,
-}
-
-/// The run of `0..n` that is member `index`'s share.
-fn share(n: usize, index: usize, count: usize) -> Range<usize> {
-    n * index / count..n * (index + 1) / count
-}
-
-impl Iterator for Pieces<'_> {
-    type Item = Range<usize>;
-
-    fn next(&mut self) -> Option<Range<usize>> {
-        let Some((claims, bank, number)) = self.claims else {
-            let whole = std::mem::take(&mut self.whole);
-            return (!whole.is_empty()).then_some(whole);
-        };
-        let count = claims.len();
-        while self.through < count.min(1 + VICTIMS) {
-            let owner = (self.index + self.through) % count;
-            let share = share(self.n, owner, count);
-            // Half of what is left: few claims, and a short wait at the end.
-            let piece = |claimed: u64| {
-                let (front, back) = (claimed as u32 as usize, (claimed >> 32) as usize);
-                let (start, end) = (share.start + front, share.end - back);
-                let size = ((end - start) / 2).max(1).next_multiple_of(self.least).min(end - start);
-                if self.through == 0 { start..start + size } else { end - size..end }
-            };
-            let unit = if self.through == 0 { 1 } else { 1 << 32 };
-            let claim = |claimed: u64| {
-                let size = piece(claimed).len() as u64;
-                (size > 0).then_some(claimed + size * unit)
-            };
-            if let Ok(claimed) =
-                claims[owner][bank].0[number].fetch_update(Ordering::Relaxed, Ordering::Relaxed, claim)
-            {
-                return Some(piece(claimed));
-            }
-            self.through += 1;
-        }
-        None
-    }
-}
-
 impl<'a> Member<'a> {
     fn new(index: usize, count: usize, meeting: &'a Meeting, cancel: &'a AtomicBool) -> Self {
         Self { index, count, meeting, cancel, loops: Cell::new(0) }
@@ -255,14 +190,13 @@ impl<'a> Member<'a> {
     pub fn pieces(&self, n: usize, least: usize) -> Pieces<'a> {
         let number = self.loops.replace(self.loops.get() + 1);
         let phase = self.meeting.phase.load(Ordering::Relaxed);
-        let claimed = self.count > 1 && number < LOOPS && n <= u32::MAX as usize;
-        let claims = claimed.then(|| (&self.meeting.claims[..self.count], phase % 2, number));
-        Pieces { claims, least, ..self.fixed(n) }
+        let claims = self.meeting.claims.get(..self.count).unwrap_or_default();
+        self.fixed(n).claimed(claims, phase % 2, number, least)
     }
 
     /// As [`Member::pieces`], the same for the same `n` and count: this member's share in one piece.
     pub fn fixed(&self, n: usize) -> Pieces<'a> {
-        Pieces { claims: None, whole: self.share(n), n, least: 1, index: self.index, through: 0 }
+        Pieces::whole(n, self.index, self.count)
     }
 
     /// Waits until every member is here; what they wrote before is then visible to all.
@@ -445,6 +379,7 @@ fn physical_cores() -> Option<usize> {
 
 #[cfg(test)]
 mod tests {
+    use super::pieces::LOOPS;
     use super::*;
 
     #[test]
