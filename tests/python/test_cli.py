@@ -20,7 +20,11 @@ from fastdecode import cli
 if TYPE_CHECKING:
     from pathlib import Path
 
+    import tokenizers
+
 LENGTH = ("--max-new-tokens", "12")
+# More text than a pipe holds (two bytes a token), so that the command is still at work when its reader acts.
+ENDLESS = ("--min-new-tokens", "40000", "--max-new-tokens", "40000", "--do-sample", "--seed", "1")
 
 
 @pytest.fixture
@@ -251,24 +255,15 @@ def test_stdin(folder: Path, text: str) -> None:
     assert out.decode() == text + "\n"
 
 
-def test_output_comes_as_it_is_made(tmp_path: Path, model: fastdecode.CausalLM) -> None:
+@pytest.fixture
+def wordy(tmp_path: Path, byte_level: tokenizers.Tokenizer) -> Path:
+    """A model that can write more than a pipe holds."""
+    return tiny.write_folder(tmp_path / "wordy", tokenizer=byte_level, n_positions=40_960)
+
+
+def test_output_comes_as_it_is_made(wordy: Path) -> None:
     """The first bytes arrive long before the last."""
-    assert model.tokenizer is not None
-    folder = tiny.write_folder(tmp_path / "m", tokenizer=model.tokenizer.backend, n_positions=4096)
-    options = (
-        "--max-new-tokens",
-        "4000",
-        "--do-sample",
-        "--temperature",
-        "5.0",
-        "--seed",
-        "1",
-        "--top-k",
-        "0",
-    )
-    with command(
-        "run", str(folder), "a", *options, stdout=subprocess.PIPE, stderr=subprocess.PIPE
-    ) as process:
+    with command("run", str(wordy), "a", *ENDLESS, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
         assert process.stdout is not None
         assert process.stdout.read(1)
         assert process.poll() is None
@@ -279,23 +274,8 @@ def test_output_comes_as_it_is_made(tmp_path: Path, model: fastdecode.CausalLM) 
         assert time.monotonic() - began < 20
 
 
-def test_a_reader_that_leaves(tmp_path: Path, model: fastdecode.CausalLM) -> None:
-    assert model.tokenizer is not None
-    folder = tiny.write_folder(tmp_path / "m", tokenizer=model.tokenizer.backend, n_positions=4096)
-    options = (
-        "--max-new-tokens",
-        "4000",
-        "--do-sample",
-        "--temperature",
-        "5.0",
-        "--seed",
-        "1",
-        "--top-k",
-        "0",
-    )
-    with command(
-        "run", str(folder), "a", *options, stdout=subprocess.PIPE, stderr=subprocess.PIPE
-    ) as process:
+def test_a_reader_that_leaves(wordy: Path) -> None:
+    with command("run", str(wordy), "a", *ENDLESS, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
         assert process.stdout is not None
         assert process.stderr is not None
         process.stdout.read(1)
