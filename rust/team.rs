@@ -15,8 +15,8 @@ use std::time::{Duration, Instant};
 
 use crate::error::{Error, Result};
 
-pub use pieces::Pieces;
-use pieces::{Claims, share};
+use pieces::Claims;
+pub use pieces::{Pieces, share};
 
 mod pieces;
 

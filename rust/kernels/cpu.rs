@@ -98,6 +98,7 @@ impl Family {
                 widened: 768,
                 block_m: 192,
                 short_blocks: 192,
+                group_rows: 128,
             },
             Self::Zen4 | Self::Zen5 => Tuning {
                 panels: 2,
@@ -107,6 +108,7 @@ impl Family {
                 widened: 0,
                 block_m: 528,
                 short_blocks: 1024,
+                group_rows: 128,
             },
             Self::Xeon => Tuning {
                 panels: 4,
@@ -116,6 +118,7 @@ impl Family {
                 widened: 256,
                 block_m: 512,
                 short_blocks: 64,
+                group_rows: 128,
             },
         }
     }

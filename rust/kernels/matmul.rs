@@ -9,10 +9,12 @@
 //! straight from the weights' stream, two or four panels side by side to hide latency; some tiles share short blocks of a pair;
 //! many rows go through long blocks of K. Above [`FEW_ROWS`] rows weights of 16 bits are widened once per block, where that is faster.
 
+use std::ops::Range;
+
 use super::activation::Epilogue;
 use super::format::{F32, Kind, LINE, PAIR, panel_offset};
 use super::lanes::{Lanes, WIDTH};
-use super::rows::{FEW_ROWS, Form, height, start, streamed};
+use super::rows::{FEW_ROWS, Form, streamed};
 use super::tile::{Ahead, FETCH, NEAR, PLAIN, TileRows, block, by_rows, turn};
 
 /// Lines of each panel in a short block of a pair, which some tiles share: 16 KB as they are stored.
@@ -36,6 +38,8 @@ pub struct Tuning {
     pub block_m: usize,
     /// Up to this many rows, at least [`FEW_ROWS`], all tiles share short blocks of lines instead.
     pub short_blocks: usize,
+    /// Rows, at least [`FEW_ROWS`], for which it pays that a group of members reads all weights of a product by itself.
+    pub group_rows: usize,
 }
 
 /// How far ahead of a stream of weights its lines are asked for: the more a core does with a line, the fewer it looks ahead by
@@ -77,6 +81,10 @@ pub struct Matmul {
     pub a_stride: usize,
     /// Rows.
     pub m: usize,
+    /// The first tile of packed rows that is multiplied.
+    pub tile: usize,
+    /// Number of packed tiles that are multiplied; 0 for rows as they lie.
+    pub tiles: usize,
     /// Inputs.
     pub k: usize,
     /// First panel, the first of its pair; pairs follow each other.
@@ -97,6 +105,13 @@ pub struct Matmul {
     pub finish: unsafe fn(*mut f32, usize, usize, usize, &Epilogue),
 }
 
+impl Matmul {
+    /// Rows of the tiles that are multiplied.
+    fn rows(&self, form: Form) -> Range<usize> {
+        form.of_tiles(self.m, self.tile..self.tile + self.tiles)
+    }
+}
+
 /// `C = epilogue(A · W)`.
 ///
 /// # Safety
@@ -108,7 +123,8 @@ pub(super) unsafe fn matmul<L: Lanes, K: Kind<L>>(job: &Matmul) {
         if streamed::<L, K>(job.m) {
             stream::<L, K>(job);
         } else {
-            let some = job.m <= job.tuning.short_blocks.max(FEW_ROWS);
+            let rows = job.rows(Form::of::<L, K>(job.m)).len();
+            let some = rows <= job.tuning.short_blocks.max(FEW_ROWS);
             // High tiles that share a short block widen it themselves: that costs less than storing it.
             let high = L::ROWS >= 12;
             let widen = K::WIDEN && job.tuning.widened > 0 && job.m > FEW_ROWS && !(some && high);
@@ -220,7 +236,8 @@ unsafe fn short<L: Lanes, K: Kind<L>, T: Kind<L>>(job: &Matmul) {
     unsafe {
         let lines = job.k.div_ceil(K::STEP);
         let form = Form::of::<L, K>(job.m);
-        let (pair_bytes, words, tiles) = (lines * PAIR, form.words(job.k), form.tiles);
+        let (pair_bytes, words) = (lines * PAIR, form.words(job.k));
+        let (rows, tiles) = (job.rows(form), job.tiles);
         for p in (0..job.panels).step_by(2) {
             let here = (job.panels - p).min(2);
             for l0 in (0..lines).step_by(SHORT_LINES) {
@@ -239,7 +256,7 @@ unsafe fn short<L: Lanes, K: Kind<L>, T: Kind<L>>(job: &Matmul) {
                 }
                 let step = (n * PAIR * turn::<L, T>()).div_ceil(tiles * here * tile_lines);
                 for t in 0..tiles {
-                    let (r, h) = (start(job.m, tiles, t), height(job.m, tiles, t));
+                    let (r, h) = form.tile(job.m, job.tile + t);
                     let a = TileRows::packed(job.a.add(r * words + l0 * K::WORDS * h));
                     for j in 0..here {
                         let c = job.c.add(r * job.c_stride + (p + j) * WIDTH);
@@ -257,7 +274,7 @@ unsafe fn short<L: Lanes, K: Kind<L>, T: Kind<L>>(job: &Matmul) {
                     }
                 }
             }
-            finish(job, p, here, 0, job.m);
+            finish(job, p, here, rows.start, rows.len());
         }
     }
 }
@@ -271,7 +288,7 @@ unsafe fn long<L: Lanes, K: Kind<L>, T: Kind<L>>(job: &Matmul) {
     let t = &job.tuning;
     let per_block = if widen { t.widened } else { t.block_k }.div_ceil(K::STEP).max(1);
     let form = Form::of::<L, K>(job.m);
-    let (words, tiles) = (form.words(job.k), form.tiles);
+    let (words, tiles) = (form.words(job.k), job.tiles);
     // Blocks of nearly equal size.
     let blocks = tiles.div_ceil((t.block_m / L::ROWS).max(1));
     // SAFETY: handed on from the caller; the scratch holds a widened block of two panels.
@@ -299,7 +316,7 @@ unsafe fn long<L: Lanes, K: Kind<L>, T: Kind<L>>(job: &Matmul) {
                         (w, tile_lines) = (job.scratch.cast_const().cast(), n * K::WORDS);
                     }
                     for ti in tiles_here.clone() {
-                        let (r, h) = (start(job.m, tiles, ti), height(job.m, tiles, ti));
+                        let (r, h) = form.tile(job.m, job.tile + ti);
                         let a = TileRows::packed(job.a.add(r * words + l0 * K::WORDS * h));
                         let c = job.c.add(r * job.c_stride + p * WIDTH);
                         let ahead = Ahead::NONE;

@@ -36,8 +36,19 @@ impl Form {
 
     /// Rows of tile `t` of `m` rows.
     pub fn rows(self, m: usize, t: usize) -> Range<usize> {
-        let first = start(m, self.tiles, t);
-        first..first + height(m, self.tiles, t)
+        let (first, height) = self.tile(m, t);
+        first..first + height
+    }
+
+    /// Rows of some tiles of `m` rows.
+    pub fn of_tiles(self, m: usize, tiles: Range<usize>) -> Range<usize> {
+        start(m, self.tiles, tiles.start)..start(m, self.tiles, tiles.end)
+    }
+
+    /// First row and height of tile `t` of `m` rows.
+    #[inline(always)]
+    pub(super) fn tile(self, m: usize, t: usize) -> (usize, usize) {
+        (start(m, self.tiles, t), height(m, self.tiles, t))
     }
 
     /// Words of a row of `k` inputs.

@@ -4,11 +4,13 @@
 //! before it. An encoder's self-attention: the blocks hold one source, and every row sees all of it. Cross-attention: the
 //! blocks belong to a memory that many sequences share, and every row sees all of it.
 
+use std::ops::Range;
+
 use super::relative_bias::RelativeBias;
 use super::{Context, Rows};
 use crate::kernels::{self, BLOCK, CacheProducts, Put, Visible};
 use crate::kv::Shape;
-use crate::team::Stop;
+use crate::team::{Stop, share};
 
 /// Query rows of one task, at most: enough to amortize, few enough to spread over the members.
 const TASK_ROWS: usize = 24;
@@ -58,6 +60,11 @@ impl Batch {
     fn blocks_of(&self, span: &Span) -> &[*const u8] {
         &self.blocks[span.block..][..span.keys.div_ceil(BLOCK)]
     }
+
+    /// Rows of all spans.
+    fn rows(&self) -> usize {
+        self.spans.iter().map(|span| span.rows).sum()
+    }
 }
 
 // SAFETY: the blocks are kept alive and exclusively reserved by the step that made the batch.
@@ -96,22 +103,101 @@ pub struct Keys<'a> {
     pub batch: &'a Batch,
 }
 
+/// A piece of the tasks, in an order in which little is read anew: group by group of rows, each head by head (the same keys, as
+/// forks of a sequence have them), each run by run of at most `at_once` rows of a span.
+struct Order<'a> {
+    spans: &'a [Span],
+    at_once: usize,
+    /// Runs of rows under a head.
+    of_head: usize,
+    heads: usize,
+    groups: usize,
+    piece: Range<usize>,
+    run: Run,
+}
+
+/// Where a task is, and how many more follow it under the same head.
+#[derive(Debug, Default)]
+struct Run {
+    head: usize,
+    span: usize,
+    first: usize,
+    left: usize,
+}
+
+impl Order<'_> {
+    /// Where a task is.
+    fn place(&self, task: usize) -> Run {
+        let of = |group| share(self.of_head, group, self.groups);
+        let group = (0..self.groups).find(|group| task < of(*group).end * self.heads).unwrap_or(0);
+        let runs = of(group);
+        let of_group = task - runs.start * self.heads;
+        let (head, run) = (of_group / runs.len(), runs.start + of_group % runs.len());
+        let (mut span, mut before) = (0, run);
+        while before >= self.spans[span].rows.div_ceil(self.at_once) {
+            before -= self.spans[span].rows.div_ceil(self.at_once);
+            span += 1;
+        }
+        Run { head, span, first: before * self.at_once, left: runs.end - run }
+    }
+}
+
+impl Iterator for Order<'_> {
+    /// Head, span, and first row of the span.
+    type Item = (usize, usize, usize);
+
+    fn next(&mut self) -> Option<Self::Item> {
+        let task = self.piece.next()?;
+        if self.run.left == 0 {
+            self.run = self.place(task);
+        }
+        let run = &mut self.run;
+        let found = (run.head, run.span, run.first);
+        run.left -= 1;
+        run.first += self.at_once;
+        if run.first >= self.spans[run.span].rows {
+            (run.span, run.first) = (run.span + 1, 0);
+        }
+        Some(found)
+    }
+}
+
 impl Heads {
-    /// Puts this member's share of the rows' keys and values into their blocks.
+    /// Puts this member's share of the rows' keys and values into their blocks: its group's rows under some heads of every span.
     pub fn append(&self, ctx: &Context<'_>, at: Keys<'_>, new: KeysValues<'_>) {
-        for task in ctx.member.share(at.batch.spans.len() * self.heads) {
-            self.put(ctx, at, new, &at.batch.spans[task / self.heads], task % self.heads);
+        let batch = at.batch;
+        let rows = batch.rows();
+        let groups = ctx.groups(rows);
+        let of_group = ctx.member.count() / groups;
+        let (group, place) = (ctx.member.index() / of_group, ctx.member.index() % of_group);
+        let own = share(rows, group, groups);
+        for task in share(batch.spans.len() * self.heads, place, of_group) {
+            let span = &batch.spans[task / self.heads];
+            // A block is one member's alone: that of the group which has its first row.
+            let from = |row: usize| match row.saturating_sub(span.row).min(span.rows) {
+                0 => 0,
+                done => ((span.position + done).next_multiple_of(BLOCK) - span.position).min(span.rows),
+            };
+            self.put(ctx, at, new, span, from(own.start)..from(own.end), task % self.heads);
         }
     }
 
-    /// Puts the rows of one span under one head, which is this member's alone.
-    fn put(&self, ctx: &Context<'_>, at: Keys<'_>, new: KeysValues<'_>, span: &Span, head: usize) {
+    /// Puts some rows of a span under one head, which is this member's alone.
+    fn put(
+        &self,
+        ctx: &Context<'_>,
+        at: Keys<'_>,
+        new: KeysValues<'_>,
+        span: &Span,
+        some: Range<usize>,
+        head: usize,
+    ) {
         let Keys { shape, layer, batch } = at;
-        let (column, mut done) = (head * self.head_dim, 0);
-        while done < span.rows {
+        let (column, mut done) = (head * self.head_dim, some.start);
+        while done < some.end {
             let (position, row) = (span.position + done, span.row + done);
             let token = position % BLOCK;
-            let rows = (BLOCK - token).min(span.rows - done);
+            let rows = (BLOCK - token).min(some.end - done);
             let block = batch.blocks[span.block + position / BLOCK].cast_mut();
             // SAFETY: the block is reserved for these rows, and the head is this member's alone.
             unsafe {
@@ -134,8 +220,7 @@ impl Heads {
 
     /// Rows of one task: on many members few rows are split further, so that all of them have work.
     fn task_rows(&self, ctx: &Context<'_>, batch: &Batch) -> usize {
-        let rows: usize = batch.spans.iter().map(|span| span.rows).sum();
-        (rows * self.heads / (2 * ctx.member.count())).clamp(1, TASK_ROWS)
+        (batch.rows() * self.heads / (2 * ctx.member.count())).clamp(1, TASK_ROWS)
     }
 
     /// Attends with this member's pieces of (head, sequence, rows) to the rows' own sequences, whose keys and values are put into
@@ -181,8 +266,8 @@ impl Heads {
     ) {
         let Keys { shape, layer, batch } = at;
         let at_once = self.task_rows(ctx, batch);
-        // Tasks of one head follow each other: they read the same keys, as forks of a sequence do.
         let of_head = batch.spans.iter().map(|span| span.rows.div_ceil(at_once)).sum::<usize>();
+        let groups = ctx.groups(batch.rows());
         // Where there is little to do, whoever comes first would take it all.
         let little = at_once < TASK_ROWS;
         let tasks = of_head * self.heads;
@@ -192,19 +277,14 @@ impl Heads {
             (true, true) => CacheProducts::Bf16Dot,
         };
         for piece in if little { ctx.member.fixed(tasks) } else { ctx.member.pieces(tasks, 1) } {
-            let (mut head, mut s, mut first) = (piece.start / of_head, 0, piece.start % of_head * at_once);
-            for _ in piece {
-                while first >= batch.spans[s].rows {
-                    first -= batch.spans[s].rows.next_multiple_of(at_once);
-                    s += 1;
-                    if s == batch.spans.len() {
-                        (head, s) = (head + 1, 0);
-                    }
-                }
+            let heads = self.heads;
+            for (head, s, first) in
+                (Order { spans: &batch.spans, at_once, of_head, heads, groups, piece, run: Run::default() })
+            {
                 let span = &batch.spans[s];
                 if let Some(new) = new {
                     debug_assert!(span.rows <= at_once, "one task puts and attends");
-                    self.put(ctx, at, new, span, head);
+                    self.put(ctx, at, new, span, 0..span.rows, head);
                 }
                 let column = head * self.head_dim;
                 let position = span.position + first;
@@ -231,7 +311,6 @@ impl Heads {
                 };
                 // SAFETY: the blocks cover every visible key; these rows' head is this member's alone.
                 unsafe { ctx.runtime.kernels.attention(products, &job) }
-                first += at_once;
             }
         }
     }

@@ -5,10 +5,23 @@ use std::ops::Range;
 use super::{Context, Rows};
 use crate::kernels::{Activation, Epilogue, FEW_ROWS, Form, Format, Matmul, Pack, WIDTH};
 use crate::packed::{Packed, Storage};
-use crate::team::Stop;
+use crate::team::{Stop, share};
 
 /// Pairs of panels of a claimed piece, at least: as many as a table takes side by side.
 const PIECE: usize = 2;
+
+/// What a member does of a product at a time.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Piece {
+    /// Tiles of the packed rows; none for rows as they lie, all of them.
+    tiles: Range<usize>,
+    /// The rows of those tiles.
+    pub rows: Range<usize>,
+    /// Panels of outputs, from the first of a pair on.
+    panels: Range<usize>,
+    /// The outputs of those panels.
+    pub columns: Range<usize>,
+}
 
 /// `y = x · W + b`.
 #[derive(Debug, Clone)]
@@ -161,37 +174,34 @@ impl Linear {
         self.prepare(ctx, x.rows)
     }
 
-    /// This member's pieces of the panels, whole pairs of them, claimed as it goes.
-    pub fn pieces<'a>(&self, ctx: &Context<'a>) -> impl Iterator<Item = Range<usize>> + use<'a> {
-        let panels = self.weight.panels();
-        let pairs = ctx.member.pieces(panels.div_ceil(2), PIECE);
-        pairs.map(move |pairs| 2 * pairs.start..(2 * pairs.end).min(panels))
+    /// This member's pieces of a product, claimed as it goes: whole pairs of panels under its group's rows.
+    pub fn pieces<'a>(&self, ctx: &Context<'a>, x: Prepared<'_>) -> impl Iterator<Item = Piece> + use<'a> {
+        let (panels, outputs) = (self.weight.panels(), self.weight.outputs());
+        let (rows, form) = (x.rows.rows(), x.form);
+        let (pairs, groups) = (panels.div_ceil(2), ctx.groups(rows));
+        ctx.member.pieces(groups * pairs, PIECE).map(move |piece| {
+            // A member's share lies within one group, and so does a piece of it.
+            let (group, first) = (piece.start / pairs, piece.start % pairs);
+            let tiles = share(form.tiles, group, groups);
+            let panels = 2 * first..(2 * (first + piece.len())).min(panels);
+            let rows = if groups > 1 { form.of_tiles(rows, tiles.clone()) } else { 0..rows };
+            let columns = panels.start * WIDTH..(panels.end * WIDTH).min(outputs);
+            Piece { tiles, rows, panels, columns }
+        })
     }
 
-    /// The outputs of a piece.
-    pub fn columns(&self, panels: &Range<usize>) -> Range<usize> {
-        panels.start * WIDTH..(panels.end * WIDTH).min(self.weight.outputs())
-    }
-
-    /// Writes this member's pieces of the outputs of every row; others may be read behind a barrier only.
+    /// Writes this member's pieces of the outputs; others may be read behind a barrier only.
     ///
     /// Bits of a row do not depend on the other rows or on the number of members.
     pub fn forward(&self, ctx: &Context<'_>, x: Prepared<'_>, out: Rows<'_>, then: Then<'_>) {
-        for panels in self.pieces(ctx) {
-            self.product(ctx, panels, x, out, then);
+        for piece in self.pieces(ctx, x) {
+            self.product(ctx, &piece, x, out, then);
         }
     }
 
-    /// Writes one piece of the outputs of every row: panels from the first of a pair on.
-    pub fn product(
-        &self,
-        ctx: &Context<'_>,
-        panels: Range<usize>,
-        x: Prepared<'_>,
-        out: Rows<'_>,
-        then: Then<'_>,
-    ) {
-        let rows = x.rows;
+    /// Writes one piece of the outputs.
+    pub fn product(&self, ctx: &Context<'_>, piece: &Piece, x: Prepared<'_>, out: Rows<'_>, then: Then<'_>) {
+        let (rows, panels) = (x.rows, &piece.panels);
         if panels.is_empty() || rows.rows() == 0 {
             return;
         }
@@ -217,6 +227,8 @@ impl Linear {
             a: x.at,
             a_stride: rows.stride(),
             m: rows.rows(),
+            tile: piece.tiles.start,
+            tiles: piece.tiles.len(),
             k: rows.width(),
             w: self.weight.panel(panels.start),
             panels: panels.len(),

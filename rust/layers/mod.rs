@@ -155,12 +155,13 @@ impl<'a> Rows<'a> {
         unsafe { self.at.add(r * self.stride + c) }
     }
 
-    /// Multiplies this member's columns of every row by those of `other`: the second half of a gated product, whose halves
-    /// the same member computed. Rounded to bf16 where products are formed in it.
-    pub fn multiply(self, ctx: &Context<'_>, other: Self, columns: std::ops::Range<usize>) {
+    /// Multiplies a piece of the rows by the same piece of `other`: the second half of a gated product, whose halves the same
+    /// member computed. Rounded to bf16 where products are formed in it.
+    pub fn multiply(self, ctx: &Context<'_>, other: Self, piece: &linear::Piece) {
         assert!(self.rows == other.rows && self.width == other.width, "two halves of one shape");
+        let columns = &piece.columns;
         let floats = columns.len().next_multiple_of(WIDTH);
-        for r in 0..self.rows {
+        for r in piece.rows.clone() {
             // SAFETY: rows are padded to whole panels, and these columns are this member's alone.
             unsafe {
                 let (gate, up) = (self.at(r, columns.start), other.at(r, columns.start));
@@ -201,6 +202,18 @@ pub struct Context<'a> {
     pub scratch: *mut f32,
     /// One row of [`packed_rows`] floats, common to all members.
     pub packed_rows: Rows<'a>,
+}
+
+impl Context<'_> {
+    /// Into how many groups a step's rows are divided, each with as many members: of what a member reads, it has then written
+    /// the most itself, and only the weights are read by every group.
+    pub fn groups(&self, rows: usize) -> usize {
+        let count = self.member.count();
+        // More rows than the highest tile has: every group has tiles.
+        let least = self.runtime.tuning.group_rows.max(kernels::FEW_ROWS);
+        let most = (rows / least).clamp(1, count);
+        (1..=most).rev().find(|groups| count.is_multiple_of(*groups)).unwrap_or(1)
+    }
 }
 
 /// Floats of working memory that a member needs for products of up to `max_k` inputs and heads of up to `max_d`.

@@ -107,10 +107,10 @@ impl Out {
         logits: Rows<'_>,
     ) -> Result<(), Stop> {
         let (vocab, x) = (head.weight().outputs(), head.prepare(ctx, rows)?);
-        for panels in head.pieces(ctx) {
-            let columns = head.columns(&panels);
-            head.product(ctx, panels, x, logits, Then::NOTHING);
-            for r in 0..logits.rows() {
+        for piece in head.pieces(ctx, x) {
+            head.product(ctx, &piece, x, logits, Then::NOTHING);
+            let columns = piece.columns;
+            for r in piece.rows {
                 // SAFETY: this member has just written these columns; the output has a row of `V` per wanted row.
                 unsafe {
                     let from = logits.at(r, columns.start);

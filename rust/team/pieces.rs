@@ -35,8 +35,8 @@ pub struct Pieces<'a> {
     through: usize,
 }
 
-/// The run of `0..n` that is member `index`'s share.
-pub(super) fn share(n: usize, index: usize, count: usize) -> Range<usize> {
+/// The run of `0..n` that is the share of `index`, one of `count` that follow each other.
+pub fn share(n: usize, index: usize, count: usize) -> Range<usize> {
     n * index / count..n * (index + 1) / count
 }
 

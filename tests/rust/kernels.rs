@@ -56,7 +56,7 @@ fn rows(m: usize, k: usize, seed: usize) -> Vec<f32> {
     a
 }
 
-/// The product of every row, `m × padded outputs`.
+/// The product of every row, `m × padded outputs`: of packed rows some tiles, and then the others.
 fn multiply(k: &Kernels, format: Format, w: &Packed, a: &[f32], m: usize, tuning: Tuning) -> Vec<f32> {
     let n = w.panels() * WIDTH;
     let mut c = vec![f32::NAN; m * n];
@@ -73,6 +73,8 @@ fn multiply(k: &Kernels, format: Format, w: &Packed, a: &[f32], m: usize, tuning
         a: if form.tiles > 0 { packed.as_ptr() } else { a.as_ptr() },
         a_stride: stride,
         m,
+        tile: 0,
+        tiles: form.tiles,
         k: w.inputs(),
         w: w.panel(0),
         panels: w.panels(),
@@ -83,8 +85,12 @@ fn multiply(k: &Kernels, format: Format, w: &Packed, a: &[f32], m: usize, tuning
         tuning,
         finish: k.finish(),
     };
-    // SAFETY: the vectors have the sizes that the job states.
-    unsafe { k.matmul(format, &job) };
+    let cut = if form.tiles < m { form.tiles / 2 } else { 0 };
+    for tiles in [cut..form.tiles, 0..cut].into_iter().take(1 + usize::from(cut > 0)) {
+        let job = Matmul { tile: tiles.start, tiles: tiles.len(), ..job };
+        // SAFETY: the vectors have the sizes that the job states.
+        unsafe { k.matmul(format, &job) };
+    }
     c
 }
 
@@ -149,7 +155,7 @@ proptest! {
         let mut bits: Option<Vec<u32>> = None;
         for table in Kernels::available() {
             let prefetch = Prefetch { one, rows: from, more };
-            let tuning = Tuning { panels, prefetch, widened_prefetch: prefetch, block_k: block, widened: if widen { block } else { 0 }, block_m: 24, short_blocks: short };
+            let tuning = Tuning { panels, prefetch, widened_prefetch: prefetch, block_k: block, widened: if widen { block } else { 0 }, block_m: 24, short_blocks: short, group_rows: 16 };
             let c = multiply(&table, format, &w, &a, m, tuning);
             let stride_c = w.panels() * WIDTH;
             for r in 0..m {

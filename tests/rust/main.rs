@@ -2,6 +2,7 @@
 
 mod allocation;
 mod architecture;
+mod attention;
 mod checkpoint_config;
 mod checkpoint_folder;
 mod checkpoint_pickle;

@@ -195,19 +195,19 @@ impl<'a> Place<'a> {
         match &w.up {
             None => w.gate.forward(ctx, x, gate, then), // (M, F)
             Some(wi) if wi.takes(ctx, x) => {
-                for panels in w.gate.pieces(ctx) {
-                    w.gate.product(ctx, panels.clone(), x, gate, then); // (M, F)
-                    wi.product(ctx, panels.clone(), x, up, Then::NOTHING); // (M, F)
-                    gate.multiply(ctx, up, wi.columns(&panels));
+                for piece in w.gate.pieces(ctx, x) {
+                    w.gate.product(ctx, &piece, x, gate, then); // (M, F)
+                    wi.product(ctx, &piece, x, up, Then::NOTHING); // (M, F)
+                    gate.multiply(ctx, up, &piece);
                 }
             }
             Some(wi) => {
                 w.gate.forward(ctx, x, gate, then); // (M, F)
                 // A barrier: whoever multiplies sees the gate.
                 let x = wi.prepare_again(ctx, x)?;
-                for panels in wi.pieces(ctx) {
-                    wi.product(ctx, panels.clone(), x, up, Then::NOTHING); // (M, F)
-                    gate.multiply(ctx, up, wi.columns(&panels));
+                for piece in wi.pieces(ctx, x) {
+                    wi.product(ctx, &piece, x, up, Then::NOTHING); // (M, F)
+                    gate.multiply(ctx, up, &piece);
                 }
             }
         }

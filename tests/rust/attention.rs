@@ -1,0 +1,132 @@
+//! Attention over the team: a row's bits do not depend on the sequences beside it, on the number of members or of their groups,
+//! or on how many rows of its sequence come at once.
+
+use std::sync::atomic::AtomicBool;
+
+use fastdecode::kernels::{Family, Kernels};
+use fastdecode::kv::{Pool, Sequence, Shape};
+use fastdecode::layers::attention::{Batch, Heads, Keys, KeysValues, Look, Span};
+use fastdecode::layers::{self, Buffer, Context, Runtime};
+use fastdecode::team;
+
+const HEADS: Heads = Heads { heads: 3, head_dim: 5, scale: 0.7 };
+const WIDTH: usize = HEADS.heads * HEADS.head_dim;
+
+/// Column `c` of row `position` of sequence `s`: queries, keys and values side by side.
+fn value(s: usize, position: usize, c: usize) -> f32 {
+    let i = (s * 10_000 + position) * 3 * WIDTH + c;
+    let x = (i as u64).wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 40;
+    (x % 4093) as f32 / 2048.0 - 1.0
+}
+
+/// Bits of what every row attends to, sequence by sequence, when sequence `s` has `rows[s]` rows after those in its cache.
+fn attend(
+    runtime: &Runtime,
+    pool: &std::sync::Arc<Pool>,
+    sequences: &mut [(usize, Sequence)],
+    rows: &[usize],
+    causal: bool,
+) -> Vec<Vec<u32>> {
+    let m = rows.iter().sum();
+    let (mut batch, mut qkv, mut out, mut members) =
+        (Batch::default(), Buffer::default(), Buffer::default(), Buffer::default());
+    let (qkv, out) = (qkv.rows(m, 3 * WIDTH).unwrap(), out.rows(m, WIDTH).unwrap());
+    let members = members.rows(runtime.threads, layers::scratch(runtime, WIDTH, HEADS.head_dim)).unwrap();
+    let mut row = 0;
+    for ((s, sequence), &rows) in sequences.iter_mut().zip(rows) {
+        let position = sequence.len();
+        sequence.reserve(rows).unwrap();
+        batch.spans.push(Span { row, rows, position, keys: position + rows, block: batch.blocks.len() });
+        sequence.pointers(&mut batch.blocks);
+        for r in 0..rows {
+            // SAFETY: one thread.
+            let to = unsafe { qkv.row_mut(row + r) };
+            to.iter_mut().enumerate().for_each(|(c, v)| *v = value(*s, position + r, c));
+        }
+        row += rows;
+    }
+    team::run(runtime.threads, &AtomicBool::new(false), |member| {
+        let scratch = members.at(member.index(), 0);
+        // No product, no packed rows.
+        let ctx = Context { member, runtime, scratch, packed_rows: out.first(0) };
+        let keys = Keys { shape: pool.shape(), layer: 1, batch: &batch };
+        let new = KeysValues { keys: (qkv, WIDTH), values: (qkv, 2 * WIDTH) };
+        HEADS.append_and_attend(&ctx, keys, Look { causal, bias: None }, new, qkv, out)?;
+        member.barrier()
+    })
+    .unwrap();
+    for ((_, sequence), &rows) in sequences.iter_mut().zip(rows) {
+        sequence.advance(rows);
+    }
+    // SAFETY: the region is over.
+    (0..m).map(|r| unsafe { out.row(r) }.iter().map(|v| v.to_bits()).collect()).collect()
+}
+
+#[test]
+fn a_row_is_the_same_in_any_company() {
+    for (table, bf16) in Kernels::available().into_iter().flat_map(|table| [(table, false), (table, true)]) {
+        let shape = Shape { layers: 2, heads: HEADS.heads, head_dim: HEADS.head_dim, bf16 };
+        let pool = Pool::new(shape);
+        let fresh = |sequences: std::ops::Range<usize>| -> Vec<(usize, Sequence)> {
+            sequences.map(|s| (s, Sequence::new(&pool))).collect()
+        };
+        let runtime = |threads, group_rows| {
+            let mut runtime = Runtime::with(table, Family::Unknown, threads, bf16);
+            runtime.tuning.group_rows = group_rows;
+            runtime
+        };
+        for causal in [true, false] {
+            // One sequence in one step, several with borders of groups inside and between them, and steps that begin inside a block.
+            for steps in [
+                vec![vec![1]],
+                vec![vec![300]],
+                vec![vec![7, 90, 1, 33, 61, 16]],
+                vec![vec![37, 5, 70], vec![90, 40, 3], vec![1, 1, 1]],
+                vec![vec![1; 40], vec![2; 40]],
+            ] {
+                let count = steps[0].len();
+                let one = runtime(1, 1);
+                // Every sequence by itself.
+                let alone: Vec<Vec<Vec<Vec<u32>>>> = (0..count)
+                    .map(|s| {
+                        let mut own = fresh(s..s + 1);
+                        steps.iter().map(|rows| attend(&one, &pool, &mut own, &rows[s..=s], causal)).collect()
+                    })
+                    .collect();
+                for (threads, group_rows) in [(1, 1), (2, 1), (2, 1000), (3, 1), (4, 40), (6, 50), (7, 1)] {
+                    let runtime = runtime(threads, group_rows);
+                    let mut all = fresh(0..count);
+                    for (i, rows) in steps.iter().enumerate() {
+                        let together = attend(&runtime, &pool, &mut all, rows, causal);
+                        let want: Vec<&Vec<u32>> = alone.iter().flat_map(|steps| &steps[i]).collect();
+                        assert!(
+                            together.iter().eq(want),
+                            "{} bf16 {bf16} causal {causal} {rows:?}, {threads} members, groups of {group_rows}",
+                            table.name
+                        );
+                    }
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn rows_of_a_sequence_may_come_in_any_steps() {
+    for (table, bf16) in Kernels::available().into_iter().flat_map(|table| [(table, false), (table, true)]) {
+        let shape = Shape { layers: 2, heads: HEADS.heads, head_dim: HEADS.head_dim, bf16 };
+        let pool = Pool::new(shape);
+        let run = |threads, steps: &[usize]| -> Vec<Vec<u32>> {
+            let mut runtime = Runtime::with(table, Family::Unknown, threads, bf16);
+            runtime.tuning.group_rows = 1;
+            let mut own = [(0, Sequence::new(&pool))];
+            steps.iter().flat_map(|rows| attend(&runtime, &pool, &mut own, &[*rows], true)).collect()
+        };
+        let whole = run(1, &[280]);
+        for steps in [vec![1; 280], vec![17, 100, 1, 1, 161], vec![255, 25], vec![256, 24]] {
+            for threads in [1, 3] {
+                assert!(run(threads, &steps) == whole, "{} bf16 {bf16} {steps:?} {threads}", table.name);
+            }
+        }
+    }
+}
