@@ -102,7 +102,7 @@ impl Family {
             },
             Self::Zen4 | Self::Zen5 => Tuning {
                 panels: 2,
-                prefetch: Prefetch { one: 0, rows: 9, more: 8192 },
+                prefetch: Prefetch { one: 0, rows: 7, more: 8192 },
                 widened_prefetch: Prefetch { one: 256, rows: 2, more: 8192 },
                 block_k: 3072,
                 widened: 0,
