@@ -131,24 +131,38 @@ pub(super) unsafe fn pairs<L: Lanes>(
     step: usize,
 ) {
     assert!(h <= HIGHEST, "{h} rows side by side");
+    if h == 1 && step == 1 {
+        // SAFETY: handed on from the caller.
+        unsafe { row_of_pairs::<L>(from, k, out) }
+        return;
+    }
     let mut made = [0.0; HIGHEST * MADE];
     for first in (0..k).step_by(2 * MADE) {
         let n = (k - first).min(2 * MADE);
         // SAFETY: the caller grants `k` floats of every row, and room for all words.
         unsafe {
             for i in 0..h {
-                let (a, word) = (from.add(i * stride + first), made.as_mut_ptr().add(i * MADE));
-                let whole = n - n % WIDTH;
-                for j in (0..whole).step_by(WIDTH) {
-                    L::pair_bf16(a.add(j), word.add(j / 2));
-                }
-                if whole < n {
-                    let mut rest = [0.0; WIDTH];
-                    std::ptr::copy_nonoverlapping(a.add(whole), rest.as_mut_ptr(), n - whole);
-                    L::pair_bf16(rest.as_ptr(), word.add(whole / 2));
-                }
+                row_of_pairs::<L>(from.add(i * stride + first), n, made.as_mut_ptr().add(i * MADE));
             }
             interleave::<L>(made.as_ptr(), MADE, h, n.div_ceil(2), out.add(first / 2 * step), step);
+        }
+    }
+}
+
+/// The words of one row of `k` floats, one after the other.
+#[inline(always)]
+unsafe fn row_of_pairs<L: Lanes>(from: *const f32, k: usize, out: *mut f32) {
+    let whole = k - k % WIDTH;
+    // SAFETY: the caller grants the floats, and room for the words.
+    unsafe {
+        for j in (0..whole).step_by(WIDTH) {
+            L::pair_bf16(from.add(j), out.add(j / 2));
+        }
+        if whole < k {
+            let (mut rest, mut words) = ([0.0; WIDTH], [0.0; WIDTH / 2]);
+            std::ptr::copy_nonoverlapping(from.add(whole), rest.as_mut_ptr(), k - whole);
+            L::pair_bf16(rest.as_ptr(), words.as_mut_ptr());
+            std::ptr::copy_nonoverlapping(words.as_ptr(), out.add(whole / 2), (k - whole).div_ceil(2));
         }
     }
 }
