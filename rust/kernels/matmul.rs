@@ -232,6 +232,8 @@ unsafe fn finish(job: &Matmul, panel: usize, panels: usize, row: usize, rows: us
 #[inline(always)]
 unsafe fn short<L: Lanes, K: Kind<L>, T: Kind<L>>(job: &Matmul) {
     let widen = K::STEP != T::STEP;
+    // As many bytes, widened or not: what tiles take from the first level.
+    let most = if widen { SHORT_LINES / K::WORDS } else { SHORT_LINES };
     // SAFETY: handed on from the caller; the scratch holds a widened block of two panels.
     unsafe {
         let lines = job.k.div_ceil(K::STEP);
@@ -240,8 +242,8 @@ unsafe fn short<L: Lanes, K: Kind<L>, T: Kind<L>>(job: &Matmul) {
         let (rows, tiles) = (job.rows(form), job.tiles);
         for p in (0..job.panels).step_by(2) {
             let here = (job.panels - p).min(2);
-            for l0 in (0..lines).step_by(SHORT_LINES) {
-                let n = SHORT_LINES.min(lines - l0);
+            for l0 in (0..lines).step_by(most) {
+                let n = most.min(lines - l0);
                 let from = job.w.add(panel_offset(p, lines) + l0 * PAIR);
                 let (mut w, mut tile_lines) = (from, n);
                 if widen {
