@@ -123,6 +123,21 @@ def test_any_number_of_threads_gives_the_same_bits(folder: Path, types: dict[str
             assert all(same(left, right) for left, right in zip(outs, run, strict=True)), f"{threads} threads"
 
 
+@pytest.mark.parametrize("lengths", [[300], [513], [200, 90, 1, 250]], ids=str)
+def test_rows_in_groups_change_nothing(lengths: list[int], types: dict[str, Any], tmp_path: Path) -> None:
+    # Members divide the rows of long prompts, too, and not only the outputs.
+    folder = reference.write(Recipe(config(heads=2, head_dim=17, layers=2, positions=520), seed=25), tmp_path)
+    options: dict[str, Any] = {"max_new_tokens": 3, "logprobs": 3}
+    alone = fastdecode.load(folder, num_threads=1, **types)
+    want, run = [alone.logits(prompt) for prompt in ragged(lengths)], alone.run(ragged(lengths), **options)
+    for threads in (2, 3, 4, 6):
+        model = fastdecode.load(folder, num_threads=threads, **types)
+        for prompt, logits in zip(ragged(lengths), want, strict=True):
+            assert np.array_equal(model.logits(prompt), logits), f"{threads} threads, {len(prompt)} rows"
+        outputs = model.run(ragged(lengths), **options)
+        assert all(same(left, right) for left, right in zip(outputs, run, strict=True)), f"{threads} threads"
+
+
 def test_a_fork_that_diverges_equals_a_run_from_scratch(folder: Path, types: dict[str, Any]) -> None:
     model, prompt = fastdecode.load(folder, **types), tokens(19)
     state = model.prefill(prompt)

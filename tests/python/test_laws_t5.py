@@ -137,6 +137,19 @@ def test_any_number_of_threads_gives_the_same_bits(folder: Path, types: dict[str
         assert all(same(left, right) for left, right in zip(outs, run, strict=True)), f"{threads} threads"
 
 
+def test_rows_in_groups_change_nothing(folder: Path, types: dict[str, Any]) -> None:
+    # Members divide the rows of long sources, too, and not only the outputs.
+    sources = [tokens(length, seed=length) for length in (150, 9, 170)]
+    prompt = decoder_ids(270)
+    alone = Seq2SeqLM.load(folder, num_threads=1, **types)
+    memories, logits = alone.encode(sources), alone.logits(sources[0], prompt)
+    for threads in (2, 3, 4):
+        model = Seq2SeqLM.load(folder, num_threads=threads, **types)
+        for memory, expected in zip(model.encode(sources), memories, strict=True):
+            assert np.array_equal(memory.hidden, expected.hidden), f"{threads} threads"
+        assert np.array_equal(model.logits(sources[0], prompt), logits), f"{threads} threads"
+
+
 def test_a_fork_that_diverges_equals_a_run_from_scratch(folder: Path, types: dict[str, Any]) -> None:
     model, prompt, source = Seq2SeqLM.load(folder, **types), decoder_ids(19), tokens(25)
     state = model.prefill(prompt, memory=model.encode(source))
