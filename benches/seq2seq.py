@@ -6,8 +6,8 @@
 
 Works as decode.py does: engines of one precision live at the same time, each in its own process, and take turns within
 a round; limits are measured right before and after each of our own works; every call gets sources of its own, drawn
-from the vocabulary; nothing is converted or loaded while the clock runs; a peer that is not installed is named as
-missing.
+from the vocabulary; nothing is converted or loaded while the clock runs, and every engine has had a call of each size
+before it does; a peer that is not installed is named as missing.
 
 What is counted (B sources of T tokens, S new tokens each, none of which may end an output; medians over the rounds):
     greedy B, beam 4 B   (S - 1) * B / (seconds(T, S) - seconds(T, 1)): tokens, or positions of the search, per second
@@ -96,7 +96,9 @@ def start(
             place = {"folder": str(folder), "cache": str(options.cache), "precision": asked(engine, kind)}
             worker.ask(do="prepare", **place)
             versions[engine] = worker.ask(do="load", threads=options.threads, **place)["version"]
-            call(worker, WORKS["greedy 1"], 16, 4)
+            for name, work in WORKS.items():
+                if name not in LACKS.get(engine, ()):
+                    call(worker, work, options.source, 4)
         except RuntimeError as error:
             missing[engine] = str(error)
             sys.stdout.write(f"  MISSING {engine} {kind}: {error}\n")
