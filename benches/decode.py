@@ -201,11 +201,8 @@ def measure(shape: Shape, precision: str, options: argparse.Namespace) -> Json:
             place = {"folder": str(folder), "cache": str(cache), "precision": asked(engine, kind)}
             worker.ask(do="prepare", **place)
             versions[engine] = worker.ask(do="load", threads=options.threads, **place)["version"]
-            for (
-                count,
-                length,
-                _,
-            ) in WORKS.values():  # memory is given out and code is read at the first call of a size
+            # The first call of a size gets memory from the system and reads code.
+            for count, length, _ in WORKS.values():
                 worker.ask(do="generate", prompts=prompts(count, length, shape.vocab), new=4)
         except RuntimeError as error:
             missing[engine] = str(error)
