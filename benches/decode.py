@@ -6,7 +6,7 @@
 Engines of one precision live at the same time, each in its own process, and take turns within a round; the machine's
 limits are measured right before and after each of our own works; the better of the two counts. Every call gets a
 prompt of its own: some peers keep prefixes across calls. Nothing is converted or loaded while the clock runs, and every
-engine has had a call of each size before it does. A peer that is not installed is named as missing.
+engine has had prompts of each size before it does. A peer that is not installed is named as missing.
 
 What is counted (B sequences, T prompt tokens, S new tokens; seconds are whole calls, medians over the rounds):
     decode   (S - 1) * B / (seconds(T, S) - seconds(T, 1)), T = 32, S = 128; batch 8: T = 32, S = 65, contexts 32 to 96
@@ -201,7 +201,7 @@ def measure(shape: Shape, precision: str, options: argparse.Namespace) -> Json:
             place = {"folder": str(folder), "cache": str(cache), "precision": asked(engine, kind)}
             worker.ask(do="prepare", **place)
             versions[engine] = worker.ask(do="load", threads=options.threads, **place)["version"]
-            # The first call of a size gets memory from the system and reads code.
+            # The first prompts of a size get memory from the system and read code.
             for count, length, _ in WORKS.values():
                 worker.ask(do="generate", prompts=prompts(count, length, shape.vocab), new=4)
         except RuntimeError as error:

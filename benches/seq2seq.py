@@ -6,7 +6,7 @@
 
 Works as decode.py does: engines of one precision live at the same time, each in its own process, and take turns within
 a round; limits are measured right before and after each of our own works; every call gets sources of its own, drawn
-from the vocabulary; nothing is converted or loaded while the clock runs, and every engine has had a call of each size
+from the vocabulary; nothing is converted or loaded while the clock runs, and every engine has had sources of each size
 before it does; a peer that is not installed is named as missing.
 
 What is counted (B sources of T tokens, S new tokens each, none of which may end an output; medians over the rounds):

@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 
 use crate::error::{Error, Result};
 
-use pieces::Claims;
+use pieces::{Claims, VICTIMS};
 pub use pieces::{Pieces, share};
 
 mod pieces;
@@ -176,6 +176,11 @@ impl<'a> Member<'a> {
     /// Number of members.
     pub fn count(&self) -> usize {
         self.count
+    }
+
+    /// Members whose shares a member's [`Member::pieces`] are taken from, at most, itself counted.
+    pub fn reach(&self) -> usize {
+        1 + VICTIMS
     }
 
     /// This member's run of `n` equal pieces: contiguous, the same for the same `n` and count.

@@ -87,7 +87,7 @@ impl Family {
         }
     }
 
-    /// Sizes of blocks and the prefetch distance, measured per family (docs/decisions/0003, 0008 and 0010).
+    /// Sizes of blocks and the prefetch distance, measured per family (docs/decisions/0003, 0008, 0010 and 0011).
     pub fn tuning(self) -> Tuning {
         match self {
             Self::Zen | Self::Unknown => Tuning {

@@ -17,7 +17,7 @@ use super::lanes::{Lanes, WIDTH};
 use super::rows::{FEW_ROWS, Form, streamed};
 use super::tile::{Ahead, FETCH, NEAR, PLAIN, TileRows, block, by_rows, turn};
 
-/// Lines of each panel in a short block of a pair, which some tiles share: 16 KB as they are stored.
+/// Lines of each panel in a short block of a pair, which some tiles share: 16 KB, of which widened weights make half as many lines.
 const SHORT_LINES: usize = 128;
 
 /// Sizes that change speed and no bits; one set per CPU family, see `cpu.rs`.
@@ -36,7 +36,7 @@ pub struct Tuning {
     pub widened: usize,
     /// Rows of activations that a block of weights serves before the next panel.
     pub block_m: usize,
-    /// Up to this many rows, at least [`FEW_ROWS`], all tiles share short blocks of lines instead.
+    /// Up to this many rows of a job, at least [`FEW_ROWS`], all tiles share short blocks of lines instead.
     pub short_blocks: usize,
     /// Rows, at least [`FEW_ROWS`], for which it pays that a group of members reads all weights of a product by itself.
     pub group_rows: usize,
@@ -68,11 +68,11 @@ impl Prefetch {
 impl Tuning {
     /// Floats of scratch that one thread needs for any product: a widened block of two panels.
     pub fn scratch(&self) -> usize {
-        2 * WIDTH * (self.widened.max(2 * SHORT_LINES) + LINE)
+        2 * WIDTH * (self.widened.max(SHORT_LINES) + LINE)
     }
 }
 
-/// One product over a run of panels.
+/// One product of some rows over a run of panels.
 #[derive(Debug, Clone, Copy)]
 pub struct Matmul {
     /// Activations in the product's [`Form`]: `m` rows of `k` floats, padded with finite values to an even number, or tiles.
@@ -81,9 +81,9 @@ pub struct Matmul {
     pub a_stride: usize,
     /// Rows.
     pub m: usize,
-    /// The first tile of packed rows that is multiplied.
+    /// The first tile that is multiplied, of rows that were packed for several.
     pub tile: usize,
-    /// Number of packed tiles that are multiplied; 0 for rows as they lie.
+    /// Number of tiles that are multiplied; of no account for a few rows, which are all multiplied at once.
     pub tiles: usize,
     /// Inputs.
     pub k: usize,
@@ -232,7 +232,7 @@ unsafe fn finish(job: &Matmul, panel: usize, panels: usize, row: usize, rows: us
 #[inline(always)]
 unsafe fn short<L: Lanes, K: Kind<L>, T: Kind<L>>(job: &Matmul) {
     let widen = K::STEP != T::STEP;
-    // As many bytes, widened or not: what tiles take from the first level.
+    // What tiles take from the first level is as much, widened or not.
     let most = if widen { SHORT_LINES / K::WORDS } else { SHORT_LINES };
     // SAFETY: handed on from the caller; the scratch holds a widened block of two panels.
     unsafe {

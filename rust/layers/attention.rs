@@ -15,7 +15,7 @@ use crate::team::{Stop, share};
 /// Query rows of one task, at most: enough to amortize, few enough to spread over the members.
 const TASK_ROWS: usize = 24;
 
-/// Rows of a step that look at the same keys.
+/// Rows of a step that look at the same keys; at least one.
 #[derive(Debug, Clone, Copy)]
 pub struct Span {
     /// First row of the step.
@@ -33,7 +33,7 @@ pub struct Span {
 /// The keys of a step as attention sees them.
 #[derive(Debug, Default)]
 pub struct Batch {
-    /// One span per sequence, or per run of neighbours that look at the same memory, in the order of the rows.
+    /// One span per sequence, or per run of neighbours that look at the same memory; together all rows, in their order.
     pub spans: Vec<Span>,
     /// Blocks of all spans, each covering its keys.
     pub blocks: Vec<*const u8>,
@@ -55,6 +55,18 @@ impl Look<'_> {
     pub const ALL: Self = Self { causal: false, bias: None };
 }
 
+impl Span {
+    /// Those of the rows `own` of a step that are this span's, counted from its first one, moved to the borders of blocks: a block
+    /// belongs to whoever has the first of its rows.
+    fn whole_blocks(&self, own: &Range<usize>) -> Range<usize> {
+        let border = |row: usize| match row.saturating_sub(self.row).min(self.rows) {
+            0 => 0,
+            before => ((self.position + before).next_multiple_of(BLOCK) - self.position).min(self.rows),
+        };
+        border(own.start)..border(own.end)
+    }
+}
+
 impl Batch {
     /// The blocks of a span's keys.
     fn blocks_of(&self, span: &Span) -> &[*const u8] {
@@ -69,7 +81,7 @@ impl Batch {
 
 // SAFETY: the blocks are kept alive and exclusively reserved by the step that made the batch.
 unsafe impl Send for Batch {}
-// SAFETY: as above; members write different heads.
+// SAFETY: as above; members write different blocks, or different heads of one.
 unsafe impl Sync for Batch {}
 
 /// Sizes of a layer's heads; queries and keys have the same number.
@@ -103,32 +115,33 @@ pub struct Keys<'a> {
     pub batch: &'a Batch,
 }
 
-/// A piece of the tasks, in an order in which little is read anew: group by group of rows, each head by head (the same keys, as
-/// forks of a sequence have them), each run by run of at most `at_once` rows of a span.
+/// The tasks in an order in which little is read anew: group by group of rows, each head by head (the same keys, as forks of a
+/// sequence have them), each run by run of at most `at_once` rows of a span.
+#[derive(Clone, Copy)]
 struct Order<'a> {
     spans: &'a [Span],
     at_once: usize,
-    /// Runs of rows under a head.
-    of_head: usize,
+    /// Runs under a head.
+    runs: usize,
     heads: usize,
     groups: usize,
-    piece: Range<usize>,
-    run: Run,
 }
 
-/// Where a task is, and how many more follow it under the same head.
+/// Where a task is.
 #[derive(Debug, Default)]
-struct Run {
+struct Place {
     head: usize,
     span: usize,
+    /// First row within the span.
     first: usize,
+    /// Tasks up to the last one of this head and group, itself counted.
     left: usize,
 }
 
-impl Order<'_> {
+impl<'a> Order<'a> {
     /// Where a task is.
-    fn place(&self, task: usize) -> Run {
-        let of = |group| share(self.of_head, group, self.groups);
+    fn place(&self, task: usize) -> Place {
+        let of = |group| share(self.runs, group, self.groups);
         let group = (0..self.groups).find(|group| task < of(*group).end * self.heads).unwrap_or(0);
         let runs = of(group);
         let of_group = task - runs.start * self.heads;
@@ -138,51 +151,44 @@ impl Order<'_> {
             before -= self.spans[span].rows.div_ceil(self.at_once);
             span += 1;
         }
-        Run { head, span, first: before * self.at_once, left: runs.end - run }
+        Place { head, span, first: before * self.at_once, left: runs.end - run }
     }
-}
 
-impl Iterator for Order<'_> {
-    /// Head, span, and first row of the span.
-    type Item = (usize, usize, usize);
-
-    fn next(&mut self) -> Option<Self::Item> {
-        let task = self.piece.next()?;
-        if self.run.left == 0 {
-            self.run = self.place(task);
-        }
-        let run = &mut self.run;
-        let found = (run.head, run.span, run.first);
-        run.left -= 1;
-        run.first += self.at_once;
-        if run.first >= self.spans[run.span].rows {
-            (run.span, run.first) = (run.span + 1, 0);
-        }
-        Some(found)
+    /// Head, span, and first row within the span of some tasks that follow each other.
+    fn tasks(self, mut some: Range<usize>) -> impl Iterator<Item = (usize, usize, usize)> + use<'a> {
+        let mut at = Place::default();
+        std::iter::from_fn(move || {
+            let task = some.next()?;
+            if at.left == 0 {
+                at = self.place(task);
+            }
+            let found = (at.head, at.span, at.first);
+            at.left -= 1;
+            at.first += self.at_once;
+            if at.first >= self.spans[at.span].rows {
+                (at.span, at.first) = (at.span + 1, 0);
+            }
+            Some(found)
+        })
     }
 }
 
 impl Heads {
-    /// Puts this member's share of the rows' keys and values into their blocks: its group's rows under some heads of every span.
+    /// Puts this member's share of the rows' keys and values into their blocks: of every span its group's rows, under some heads.
     pub fn append(&self, ctx: &Context<'_>, at: Keys<'_>, new: KeysValues<'_>) {
-        let batch = at.batch;
-        let rows = batch.rows();
+        let (batch, rows) = (at.batch, at.batch.rows());
         let groups = ctx.groups(rows);
         let of_group = ctx.member.count() / groups;
         let (group, place) = (ctx.member.index() / of_group, ctx.member.index() % of_group);
         let own = share(rows, group, groups);
-        for task in share(batch.spans.len() * self.heads, place, of_group) {
-            let span = &batch.spans[task / self.heads];
-            // A block is one member's alone: that of the group which has its first row.
-            let from = |row: usize| match row.saturating_sub(span.row).min(span.rows) {
-                0 => 0,
-                done => ((span.position + done).next_multiple_of(BLOCK) - span.position).min(span.rows),
-            };
-            self.put(ctx, at, new, span, from(own.start)..from(own.end), task % self.heads);
+        let spans = batch.spans.len();
+        for task in share(spans * self.heads, place, of_group) {
+            let (head, span) = (task / spans, &batch.spans[task % spans]);
+            self.put(ctx, at, new, span, span.whole_blocks(&own), head);
         }
     }
 
-    /// Puts some rows of a span under one head, which is this member's alone.
+    /// Puts some rows of a span under one head; their blocks are this member's alone there.
     fn put(
         &self,
         ctx: &Context<'_>,
@@ -199,7 +205,7 @@ impl Heads {
             let token = position % BLOCK;
             let rows = (BLOCK - token).min(some.end - done);
             let block = batch.blocks[span.block + position / BLOCK].cast_mut();
-            // SAFETY: the block is reserved for these rows, and the head is this member's alone.
+            // SAFETY: the block is reserved for these rows, and under this head it is this member's alone.
             unsafe {
                 let job = Put {
                     key: new.keys.0.at(row, new.keys.1 + column),
@@ -266,52 +272,50 @@ impl Heads {
     ) {
         let Keys { shape, layer, batch } = at;
         let at_once = self.task_rows(ctx, batch);
-        let of_head = batch.spans.iter().map(|span| span.rows.div_ceil(at_once)).sum::<usize>();
-        let groups = ctx.groups(batch.rows());
+        let runs = batch.spans.iter().map(|span| span.rows.div_ceil(at_once)).sum();
+        // Later rows of a sequence see more keys: where a member does not reach everyone's share, heads are shared out instead.
+        let uneven = look.causal && ctx.member.count() > ctx.member.reach();
+        let (heads, groups) = (self.heads, if uneven { 1 } else { ctx.groups(batch.rows()) });
+        let order = Order { spans: &batch.spans, at_once, runs, heads, groups };
         // Where there is little to do, whoever comes first would take it all.
-        let little = at_once < TASK_ROWS;
-        let tasks = of_head * self.heads;
+        let (little, tasks) = (at_once < TASK_ROWS, runs * heads);
+        let pieces = if little { ctx.member.fixed(tasks) } else { ctx.member.pieces(tasks, 1) };
         let products = match (shape.bf16, ctx.runtime.dot) {
             (false, _) => CacheProducts::F32,
             (true, false) => CacheProducts::Bf16,
             (true, true) => CacheProducts::Bf16Dot,
         };
-        for piece in if little { ctx.member.fixed(tasks) } else { ctx.member.pieces(tasks, 1) } {
-            let heads = self.heads;
-            for (head, s, first) in
-                (Order { spans: &batch.spans, at_once, of_head, heads, groups, piece, run: Run::default() })
-            {
-                let span = &batch.spans[s];
-                if let Some(new) = new {
-                    debug_assert!(span.rows <= at_once, "one task puts and attends");
-                    self.put(ctx, at, new, span, 0..span.rows, head);
-                }
-                let column = head * self.head_dim;
-                let position = span.position + first;
-                let job = kernels::Attention {
-                    q: queries.at(span.row + first, column),
-                    q_stride: queries.stride(),
-                    rows: at_once.min(span.rows - first),
-                    d: self.head_dim,
-                    blocks: batch.blocks_of(span),
-                    keys: shape.keys(layer, head),
-                    values: shape.values(layer, head),
-                    visible: if look.causal {
-                        Visible::Causal { first: position }
-                    } else {
-                        Visible::All { keys: span.keys }
-                    },
-                    scale: self.scale,
-                    bias: look.bias.map(|bias| bias.of(head, position)),
-                    out: out.at(span.row + first, column),
-                    out_stride: out.stride(),
-                    round: ctx.runtime.bf16,
-                    next: self.next(at, head, s),
-                    scratch: ctx.scratch,
-                };
-                // SAFETY: the blocks cover every visible key; these rows' head is this member's alone.
-                unsafe { ctx.runtime.kernels.attention(products, &job) }
+        for (head, s, first) in pieces.flat_map(|piece| order.tasks(piece)) {
+            let span = &batch.spans[s];
+            if let Some(new) = new {
+                debug_assert!(span.rows <= at_once, "one task puts and attends");
+                self.put(ctx, at, new, span, 0..span.rows, head);
             }
+            let column = head * self.head_dim;
+            let position = span.position + first;
+            let job = kernels::Attention {
+                q: queries.at(span.row + first, column),
+                q_stride: queries.stride(),
+                rows: at_once.min(span.rows - first),
+                d: self.head_dim,
+                blocks: batch.blocks_of(span),
+                keys: shape.keys(layer, head),
+                values: shape.values(layer, head),
+                visible: if look.causal {
+                    Visible::Causal { first: position }
+                } else {
+                    Visible::All { keys: span.keys }
+                },
+                scale: self.scale,
+                bias: look.bias.map(|bias| bias.of(head, position)),
+                out: out.at(span.row + first, column),
+                out_stride: out.stride(),
+                round: ctx.runtime.bf16,
+                next: self.next(at, head, s),
+                scratch: ctx.scratch,
+            };
+            // SAFETY: the blocks cover every visible key; these rows' outputs under this head are this member's alone.
+            unsafe { ctx.runtime.kernels.attention(products, &job) }
         }
     }
 
@@ -323,5 +327,76 @@ impl Heads {
             return (&[], 0);
         }
         (batch.blocks_of(&batch.spans[span]), shape.keys(layer, head))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Spans of these rows, one after the other, at these positions.
+    fn spans(rows: &[(usize, usize)]) -> Vec<Span> {
+        let mut row = 0;
+        let mut span = |&(rows, position): &(usize, usize)| {
+            row += rows;
+            Span { row: row - rows, rows, position, keys: position + rows, block: 0 }
+        };
+        rows.iter().map(&mut span).collect()
+    }
+
+    fn batches() -> Vec<Vec<Span>> {
+        [
+            vec![(1, 0)],
+            vec![(300, 0)],
+            vec![(257, 37)],
+            vec![(1, 5); 40],
+            vec![(24, 0), (25, 16), (1, 15), (90, 31)],
+        ]
+        .iter()
+        .map(|rows| spans(rows))
+        .collect()
+    }
+
+    #[test]
+    fn every_task_comes_once_however_they_are_cut() {
+        for spans in batches() {
+            for (at_once, groups, heads) in
+                [(1, 1, 3), (7, 2, 2), (24, 1, 3), (24, 2, 3), (24, 7, 1), (24, 3, 5)]
+            {
+                let runs = spans.iter().map(|span| span.rows.div_ceil(at_once)).sum();
+                let order = Order { spans: &spans, at_once, runs, heads, groups };
+                let mut want: Vec<_> = (0..heads)
+                    .flat_map(|head| spans.iter().enumerate().map(move |(s, span)| (head, s, span.rows)))
+                    .flat_map(|(head, s, rows)| (0..rows).step_by(at_once).map(move |first| (head, s, first)))
+                    .collect();
+                want.sort_unstable();
+                for cut in [1, 2, 5, runs * heads] {
+                    let pieces = (0..runs * heads).step_by(cut).map(|i| i..(i + cut).min(runs * heads));
+                    let mut found: Vec<_> = pieces.flat_map(|piece| order.tasks(piece)).collect();
+                    found.sort_unstable();
+                    assert!(found == want, "{spans:?} {at_once} {groups} {heads} in pieces of {cut}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn every_block_is_put_by_one_group() {
+        for spans in batches() {
+            let rows = spans.iter().map(|span| span.rows).sum();
+            for groups in 1..8 {
+                for span in &spans {
+                    let mut end = 0;
+                    for group in 0..groups {
+                        let own = span.whole_blocks(&share(rows, group, groups));
+                        assert_eq!(own.start, end, "{span:?} {groups}");
+                        end = own.end;
+                        let border = (span.position + end).is_multiple_of(BLOCK);
+                        assert!(border || end == span.rows || end == 0, "{span:?} {groups}: {end}");
+                    }
+                    assert_eq!(end, span.rows, "{span:?} {groups}");
+                }
+            }
+        }
     }
 }

@@ -13,7 +13,7 @@ const PIECE: usize = 2;
 /// What a member does of a product at a time.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Piece {
-    /// Tiles of the packed rows; none for rows as they lie, all of them.
+    /// Tiles of the packed rows; none where rows are multiplied as they lie, all at once.
     tiles: Range<usize>,
     /// The rows of those tiles.
     pub rows: Range<usize>,
@@ -180,11 +180,11 @@ impl Linear {
         let (rows, form) = (x.rows.rows(), x.form);
         let (pairs, groups) = (panels.div_ceil(2), ctx.groups(rows));
         ctx.member.pieces(groups * pairs, PIECE).map(move |piece| {
-            // A member's share lies within one group, and so does a piece of it.
+            // As many members to each group: a member's share lies within one, and so does a piece of it.
             let (group, first) = (piece.start / pairs, piece.start % pairs);
             let tiles = share(form.tiles, group, groups);
             let panels = 2 * first..(2 * (first + piece.len())).min(panels);
-            let rows = if groups > 1 { form.of_tiles(rows, tiles.clone()) } else { 0..rows };
+            let rows = if form.tiles > 0 { form.of_tiles(rows, tiles.clone()) } else { 0..rows };
             let columns = panels.start * WIDTH..(panels.end * WIDTH).min(outputs);
             Piece { tiles, rows, panels, columns }
         })
@@ -207,7 +207,11 @@ impl Linear {
         }
         assert!(rows.width() == self.weight.inputs() && out.width() == self.weight.outputs(), "widths agree");
         assert!(rows.rows() == out.rows(), "a row out for a row in");
-        assert!(panels.start.is_multiple_of(2), "whole pairs of panels");
+        assert!(
+            panels.start.is_multiple_of(2) && panels.end <= self.weight.panels(),
+            "whole pairs of panels"
+        );
+        assert!(piece.tiles.end <= x.form.tiles, "tiles of these rows");
         let (first, format) = (panels.start * WIDTH, self.format(ctx));
         assert!(self.takes(ctx, x), "an input for this layer");
         let epilogue = Epilogue {
@@ -239,8 +243,8 @@ impl Linear {
             tuning: ctx.runtime.tuning,
             finish: ctx.runtime.kernels.finish(),
         };
-        // SAFETY: the buffers hold `rows` rows padded to whole panels, inputs to an even number, or tiles of them; these
-        // panels' outputs are this member's alone, and the scratch, too.
+        // SAFETY: the buffers hold `rows` rows padded to whole panels, inputs to an even number, or tiles of them; the piece's
+        // outputs are this member's alone, and the scratch, too.
         unsafe { ctx.runtime.kernels.matmul(format, &job) }
     }
 }

@@ -162,7 +162,7 @@ impl<'a> Rows<'a> {
         let columns = &piece.columns;
         let floats = columns.len().next_multiple_of(WIDTH);
         for r in piece.rows.clone() {
-            // SAFETY: rows are padded to whole panels, and these columns are this member's alone.
+            // SAFETY: rows are padded to whole panels, and the piece is this member's alone.
             unsafe {
                 let (gate, up) = (self.at(r, columns.start), other.at(r, columns.start));
                 ctx.runtime.kernels.multiply(gate, up, floats, ctx.runtime.bf16);
@@ -205,8 +205,8 @@ pub struct Context<'a> {
 }
 
 impl Context<'_> {
-    /// Into how many groups a step's rows are divided, each with as many members: of what a member reads, it has then written
-    /// the most itself, and only the weights are read by every group.
+    /// Into how many groups a step's rows are divided, each with as many members: what a member reads, its own group has mostly
+    /// written, and only the weights are read by every group.
     pub fn groups(&self, rows: usize) -> usize {
         let count = self.member.count();
         // More rows than the highest tile has: every group has tiles.

@@ -80,11 +80,11 @@ pub fn show(
     ctx.member.barrier()
 }
 
-/// Where a step's logits go: `W × V` without padding, each member writing columns of its own.
+/// Where a step's logits go: `W × V` without padding, each member writing pieces of its own.
 #[derive(Debug, Clone, Copy)]
 pub struct Out(*mut f32);
 
-// SAFETY: the pointer is written by each member in columns of its own.
+// SAFETY: the pointer is written by each member in pieces of its own.
 unsafe impl Send for Out {}
 // SAFETY: as above.
 unsafe impl Sync for Out {}
@@ -111,7 +111,7 @@ impl Out {
             head.product(ctx, &piece, x, logits, Then::NOTHING);
             let columns = piece.columns;
             for r in piece.rows {
-                // SAFETY: this member has just written these columns; the output has a row of `V` per wanted row.
+                // SAFETY: this member has just written this piece; the output has a row of `V` per wanted row.
                 unsafe {
                     let from = logits.at(r, columns.start);
                     std::ptr::copy_nonoverlapping(from, self.0.add(r * vocab + columns.start), columns.len());

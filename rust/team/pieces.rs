@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 /// Loops over claimed pieces between two barriers; later ones fall back to shares.
 pub(super) const LOOPS: usize = 8;
 /// Members from whose shares another one takes pieces, at most: each look is a line of some other core.
-const VICTIMS: usize = 4;
+pub(super) const VICTIMS: usize = 4;
 
 /// How much of a member's shares is claimed, for each loop of a phase: from the front by itself (low half), from the back by
 /// others (high half). A line of its own: the member is mostly alone with it.

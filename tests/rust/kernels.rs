@@ -90,6 +90,10 @@ fn multiply(k: &Kernels, format: Format, w: &Packed, a: &[f32], m: usize, tuning
         let job = Matmul { tile: tiles.start, tiles: tiles.len(), ..job };
         // SAFETY: the vectors have the sizes that the job states.
         unsafe { k.matmul(format, &job) };
+        if tiles.start > 0 {
+            let before = form.of_tiles(m, 0..tiles.start).end * n;
+            assert!(c[..before].iter().all(|v| v.is_nan()), "other tiles' rows are not touched");
+        }
     }
     c
 }

@@ -4,7 +4,7 @@
 use std::sync::atomic::AtomicBool;
 
 use fastdecode::arena::Arena;
-use fastdecode::kernels::{Family, Kernels, LINE, WIDTH};
+use fastdecode::kernels::{Activation, Family, Kernels, LINE, WIDTH};
 use fastdecode::layers::linear::{Linear, Then};
 use fastdecode::layers::{self, Buffer, Context, Runtime};
 use fastdecode::packed::{Orientation, Packed, Storage, packed_bytes};
@@ -36,12 +36,16 @@ fn layer(storage: Storage, seed: usize) -> Linear {
 /// Bits of what each layer makes of rows `first..first + m`, one input serving all layers that take it.
 fn products(layers: &[Linear], runtime: &Runtime, first: usize, m: usize) -> Vec<Vec<Vec<u32>>> {
     let (mut x, mut members, mut packed) = (Buffer::default(), Buffer::default(), Buffer::default());
-    let x = x.rows(m, INPUTS).unwrap();
-    for r in 0..m {
-        // SAFETY: one thread.
-        let row = unsafe { x.row_mut(r) };
-        row.iter_mut().enumerate().for_each(|(c, v)| *v = value(7 * (first + r) * INPUTS + c));
+    let mut residual = Buffer::default();
+    let (x, residual) = (x.rows(m, INPUTS).unwrap(), residual.rows(m, OUTPUTS).unwrap());
+    for (rows, seed) in [(x, 7 * INPUTS), (residual, 5 * OUTPUTS)] {
+        for r in 0..m {
+            // SAFETY: one thread.
+            let row = unsafe { rows.row_mut(r) };
+            row.iter_mut().enumerate().for_each(|(c, v)| *v = value(seed * (first + r) + c));
+        }
     }
+    let then = Then { activation: Activation::GeluNew, residual: Some(residual), feeds: false };
     let members = members.rows(runtime.threads, layers::scratch(runtime, INPUTS, 16)).unwrap();
     let packed_rows = packed.rows(1, layers::packed_rows(m, INPUTS)).unwrap();
     let mut outs: Vec<Buffer> = layers.iter().map(|_| Buffer::default()).collect();
@@ -51,7 +55,7 @@ fn products(layers: &[Linear], runtime: &Runtime, first: usize, m: usize) -> Vec
         let mut input = layers[0].prepare(&ctx, x)?;
         for (layer, out) in layers.iter().zip(&outs) {
             input = layer.prepare_again(&ctx, input)?;
-            layer.forward(&ctx, input, *out, Then::NOTHING);
+            layer.forward(&ctx, input, *out, then);
         }
         member.barrier()
     })
@@ -67,12 +71,14 @@ fn a_row_is_the_same_in_any_company() {
     let storages = [Storage::F32, Storage::Bf16, Storage::F16, Storage::F32, Storage::Bf16];
     let layers: Vec<Linear> = storages.iter().enumerate().map(|(i, s)| layer(*s, 1000 * i)).collect();
     for table in Kernels::available() {
-        for dot in [false, true] {
+        // Short blocks for all of the rows, or long ones for more than sixteen.
+        for (dot, short_blocks) in [(false, 192), (true, 192), (false, 16), (true, 16)] {
             let runtime = |threads| {
                 let mut runtime = Runtime::with(table, Family::Unknown, threads, dot);
                 runtime.dot &= table.has_bf16_dot;
                 // Small groups, so that forty rows and more are several.
                 runtime.tuning.group_rows = 1;
+                runtime.tuning.short_blocks = short_blocks;
                 runtime
             };
             let alone: Vec<_> = (0..70).map(|r| products(&layers, &runtime(1), r, 1)).collect();
