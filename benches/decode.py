@@ -4,7 +4,7 @@
     python benches/decode.py --models gpt2 --precisions f32   one group; --merge FILE adds it to earlier ones
 
 Engines of one precision live at the same time, each in its own process, and take turns within a round; the machine's
-limits are measured right before and after each of our own works; the better of the two counts. Every call gets a
+limits are measured right before and after each work; the better of the two counts. Every call gets a
 prompt of its own: some peers keep prefixes across calls. Nothing is converted or loaded while the clock runs, and every
 engine has had prompts of each size before it does. A peer that is not installed is named as missing.
 
@@ -13,7 +13,9 @@ What is counted (B sequences, T prompt tokens, S new tokens; seconds are whole c
     prefill  T / seconds(T, 1), T = 512
 Fractions of the limit count bytes of weights and cache read per step, or FLOPs of matrices, attention and head; they
 and the ratio of batch 8 are taken within each round. Some machines' memory changes its speed within seconds: "steady"
-holds the same over the rounds in which read bandwidth was the same (a tenth) before, between and after the works.
+holds the same over the rounds in which read bandwidth was the same (a tenth) before, between and after the works, and
+"per GB" is the tokens that an engine decodes while a GB can be read, over its own steady rounds: so engines can be
+compared that met memory of different speeds.
 At bf16 we run twice: weights in bf16 with float32 products ("fastdecode"), and products in bf16 as the peers form
 them ("fastdecode_bf16", compute_dtype="bfloat16").
 """
@@ -146,6 +148,25 @@ def in_steady(values: list[float], *works: list[Json]) -> Json:
     return {"median": statistics.median(value for _, value in rounds) if rounds else None, "rounds": rounds}
 
 
+def per_gb(rates: dict[str, list[float]], limits: dict[str, list[Json]]) -> dict[str, float]:
+    """Returns the tokens that each engine decodes while a GB can be read: medians of its steady rounds."""
+    found = {}
+    for engine, by in rates.items():
+        turns = steady(limits[engine])
+        if turns:
+            found[engine] = statistics.median(by[turn] / limits[engine][turn][READ] * 1e9 for turn in turns)
+    return found
+
+
+def show_per_gb(found: dict[str, float]) -> None:
+    """Prints what `per_gb` found, with our ratio to every peer."""
+    cells = []
+    for engine, value in found.items():
+        ratios = [f"{found[own] / value:.2f}x" for own in OURS if own in found and engine not in OURS]
+        cells.append(f"{engine} {value:.2f}" + (f" ({', '.join(ratios)})" if ratios else ""))
+    sys.stdout.write("  decode of 1, tokens per GB of read bandwidth:   " + "   ".join(cells) + "\n")
+
+
 def in_words(found: Json) -> str:
     """Returns what `in_steady` found in words."""
     if not found["rounds"]:
@@ -218,13 +239,12 @@ def measure(shape: Shape, precision: str, options: argparse.Namespace) -> Json:
         order = list(workers)
         random.shuffle(order)
         for engine in order:
-            before = ours.ask(do="limits", bytes=size) if engine in OURS else {}
+            before = ours.ask(do="limits", bytes=size)
             for name, work in WORKS.items():
                 rates[name][engine].append(rate(workers[engine][1], work, shape.vocab))
-                if before:
-                    after = ours.ask(do="limits", bytes=size)
-                    limits.setdefault(engine, {}).setdefault(name, []).append(better(before, after))
-                    before = after
+                after = ours.ask(do="limits", bytes=size)
+                limits.setdefault(engine, {}).setdefault(name, []).append(better(before, after))
+                before = after
         shown = ", ".join(f"{engine} {rates['decode'][engine][-1]:.1f}" for engine in workers)
         sys.stdout.write(f"  round {turn + 1}: decode {shown}\n")
         sys.stdout.flush()
@@ -355,7 +375,8 @@ def fractions(shape: Shape, result: Json) -> Json:
                 for work, by in medians.items()
             },
         }
-    return {"medians": medians, "ours": ours}
+    rates, limits = by_work["decode"], {name: by["decode"] for name, by in result["limits"].items()}
+    return {"medians": medians, "decode_per_gb": per_gb(rates, limits), "ours": ours}
 
 
 def show(result: Json) -> None:
@@ -373,6 +394,7 @@ def show(result: Json) -> None:
             ]
             cells.append(f"{engine} {value:.1f}" + (f" ({', '.join(ratios)})" if ratios else ""))
         sys.stdout.write(f"  {work:8} " + "   ".join(cells) + "\n")
+    show_per_gb(summary["decode_per_gb"])
     for engine, own in summary["ours"].items():
         of = own["of_limit"]
         sys.stdout.write(

@@ -5,7 +5,7 @@
     python benches/seq2seq.py --models t5-tiny --rounds 1 --source 8 --new 4        tries the script itself
 
 Works as decode.py does: engines of one precision live at the same time, each in its own process, and take turns within
-a round; limits are measured right before and after each of our own works; every call gets sources of its own, drawn
+a round; limits are measured right before and after each work; every call gets sources of its own, drawn
 from the vocabulary; nothing is converted or loaded while the clock runs, and every engine has had sources of each size
 before it does; a peer that is not installed is named as missing.
 
@@ -14,7 +14,7 @@ What is counted (B sources of T tokens, S new tokens each, none of which may end
     encode               seconds of the encoder over one source (ours makes the keys and values of cross-attention too)
 Fractions of the limit count bytes of weights, cache and source read per step, or FLOPs of encoder and cross-attention;
 they and our own ratios (batch 8, beams) are taken within each round, and once more over the rounds in which memory had
-one speed ("steady", as in decode.py).
+one speed ("steady", as in decode.py, and tokens "per GB", too).
 """
 
 from __future__ import annotations
@@ -42,7 +42,9 @@ from decode import (
     of_limit,
     own_kind,
     peak_of,
+    per_gb,
     save,
+    show_per_gb,
 )
 from t5_folders import SHAPES, T5Shape, build
 
@@ -122,7 +124,7 @@ def measure(shape: T5Shape, precision: str, options: argparse.Namespace) -> Json
         order = list(workers)
         random.shuffle(order)
         for engine in order:
-            before = ours.ask(do="limits", bytes=size) if engine in OURS else {}
+            before = ours.ask(do="limits", bytes=size)
             worker, lacks = workers[engine][1], LACKS.get(engine, ())
             missing |= {f"{engine}, {name}": "it has no such call" for name in lacks}
             if "encode" not in lacks:
@@ -130,19 +132,17 @@ def measure(shape: T5Shape, precision: str, options: argparse.Namespace) -> Json
                     time.sleep(0.3)
                     done = worker.ask(do="encode", prompts=sources(1, options.source))
                     encode.setdefault(engine, []).append(done["seconds"])
-            if before:
-                after = ours.ask(do="limits", bytes=size)
-                limits.setdefault(engine, {}).setdefault("encode", []).append(better(before, after))
-                before = after
+            after = ours.ask(do="limits", bytes=size)
+            limits.setdefault(engine, {}).setdefault("encode", []).append(better(before, after))
+            before = after
             for name, work in WORKS.items():
                 if name in lacks:
                     continue
                 pair = [call(worker, work, options.source, new) for new in (1, options.new)]
                 seconds[name].setdefault(engine, []).append(pair)
-                if before:
-                    after = ours.ask(do="limits", bytes=size)
-                    limits[engine].setdefault(name, []).append(better(before, after))
-                    before = after
+                after = ours.ask(do="limits", bytes=size)
+                limits[engine].setdefault(name, []).append(better(before, after))
+                before = after
         shown = [f"{name} {pairs[-1][1]:.2f} s" for name, pairs in seconds["greedy 1"].items()]
         sys.stdout.write(f"  round {turn + 1}: greedy {', '.join(shown)}\n")
         sys.stdout.flush()
@@ -222,7 +222,13 @@ def summary(shape: T5Shape, result: Json) -> Json:
             },
             "ratios": ratios,
         }
-    return {"medians": medians, "encode_seconds": encode, "ours": ours}
+    limits = {engine: by["greedy 1"] for engine, by in result["limits"].items()}
+    return {
+        "medians": medians,
+        "encode_seconds": encode,
+        "decode_per_gb": per_gb(rates["greedy 1"], limits),
+        "ours": ours,
+    }
 
 
 def show(result: Json) -> None:
@@ -245,6 +251,7 @@ def show(result: Json) -> None:
     for name, by in found["medians"].items():
         line(name, by, "")
     line("encode", found["encode_seconds"], " ms", 1e3)
+    show_per_gb(found["decode_per_gb"])
     for engine, own in found["ours"].items():
         of = own["of_limit"]
         sys.stdout.write(
