@@ -55,10 +55,6 @@ pub(super) struct F16;
 /// bf16 weights and activations.
 pub(super) struct Bf16Dot;
 
-#[allow(
-    clippy::undocumented_unsafe_blocks,
-    reason = "each function's contract is that of `Lanes` and a whole line"
-)]
 mod kinds {
     use super::*;
 
@@ -70,14 +66,17 @@ mod kinds {
         type Line = L::F;
         #[inline(always)]
         unsafe fn line(p: *const u8) -> L::F {
+            // SAFETY: handed on; the caller grants the line, the words and the lanes.
             unsafe { L::load(p.cast()) }
         }
         #[inline(always)]
         unsafe fn apply(acc: L::F, line: L::F, x: *const f32, _: usize) -> L::F {
+            // SAFETY: handed on; the caller grants the line, the words and the lanes.
             unsafe { L::fma(L::splat(*x), line, acc) }
         }
         #[inline(always)]
         unsafe fn widen(p: *const u8, out: *mut f32, _: usize) {
+            // SAFETY: handed on; the caller grants the line, the words and the lanes.
             unsafe { L::store(out, L::load(p.cast())) }
         }
     }
@@ -93,10 +92,12 @@ mod kinds {
                 #[inline(always)]
                 unsafe fn line(p: *const u8) -> (L::F, L::F) {
                     let $p = p.cast::<u16>();
+                    // SAFETY: handed on; the caller grants the line, the words and the lanes.
                     unsafe { $line }
                 }
                 #[inline(always)]
                 unsafe fn apply(acc: L::F, line: (L::F, L::F), x: *const f32, next: usize) -> L::F {
+                    // SAFETY: handed on; the caller grants the line, the words and the lanes.
                     unsafe {
                         let acc = L::fma(L::splat(*x), line.0, acc);
                         L::fma(L::splat(*x.add(next)), line.1, acc)
@@ -104,6 +105,7 @@ mod kinds {
                 }
                 #[inline(always)]
                 unsafe fn widen(p: *const u8, out: *mut f32, step: usize) {
+                    // SAFETY: handed on; the caller grants the line, the words and the lanes.
                     unsafe {
                         let (even, odd) = <Self as Kind<L>>::line(p);
                         L::store(out, even);
@@ -128,6 +130,7 @@ mod kinds {
         }
         #[inline(always)]
         unsafe fn apply(acc: L::F, line: *const u16, x: *const f32, _: usize) -> L::F {
+            // SAFETY: handed on; the caller grants the line, the words and the lanes.
             unsafe { L::dot_bf16(acc, line, (*x).to_bits()) }
         }
         #[inline(always)]
