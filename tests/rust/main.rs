@@ -13,6 +13,7 @@ mod decode_sets;
 mod engine;
 mod fake;
 mod kernels;
+mod kernels_cache;
 mod linear;
 
 /// The golden file `name`, made by a script in `tools/`.
