@@ -10,12 +10,13 @@ engine has had prompts of each size before it does. A peer that is not installed
 
 What is counted (B sequences, T prompt tokens, S new tokens; seconds are whole calls, medians over the rounds):
     decode   (S - 1) * B / (seconds(T, S) - seconds(T, 1)), T = 32, S = 128; batch 8: T = 32, S = 65, contexts 32 to 96
-    prefill  T / seconds(T, 1), T = 512
+    prefill  T / seconds(T, 1), T = 512, three times a round
 Fractions of the limit count bytes of weights and cache read per step, or FLOPs of matrices, attention and head; they
-and the ratio of batch 8 are taken within each round. Some machines' memory changes its speed within seconds: "steady"
-holds the same over the rounds in which read bandwidth was the same (a tenth) before, between and after the works, and
-"per GB" is the tokens that an engine decodes while a GB can be read, over its own steady rounds: so engines can be
-compared that met memory of different speeds.
+and the ratio of batch 8 are taken within each round. The peak is what a core reaches in its best 65 microseconds; where
+other tenants use the other half of a core, less is sustained, and prefill is stated against that, too. Some machines'
+memory changes its speed within seconds: "steady" holds the same over the rounds in which read bandwidth was the same
+(a tenth) before, between and after the works, and "per GB" is the tokens that an engine decodes while a GB can be read,
+over its own steady rounds: so engines can be compared that met memory of different speeds.
 At bf16 we run twice: weights in bf16 with float32 products ("fastdecode"), and products in bf16 as the peers form
 them ("fastdecode_bf16", compute_dtype="bfloat16").
 """
@@ -54,6 +55,8 @@ PRECISIONS = ["f32", "bf16", "int8"]
 # (sequences, prompt tokens, new tokens)
 DECODE, PREFILL, BATCH = (1, 32, 128), (1, 512, 1), (8, 32, 65)
 WORKS = {"decode": DECODE, "batch 8": BATCH, "prefill": PREFILL}
+# Calls in a round: a prompt is short, and one alone would measure what else the machine did just then.
+CALLS = {"prefill": 3}
 START_UP_RUN = (1, 16, 64)
 READ = "read_bytes_per_second"
 # Two speeds of memory are the same when the lower is this much of the higher.
@@ -122,10 +125,12 @@ class Worker:
 def better(one: Json, other: Json) -> Json:
     """Returns the higher of two measurements of the machine's limits, without those that it does not have.
 
-    The lower read bandwidth stays beside it: where the two differ, memory changed its speed meanwhile.
+    The lower read bandwidth stays beside it: where the two differ, memory changed its speed meanwhile. Of sustained
+    arithmetic it is the mean, since that is what was left to a work between them.
     """
     limits = {key: max(value, other[key]) for key, value in one.items() if value}
-    return limits | {"least_read": min(one[READ], other[READ])}
+    held = {key: (one[key] + other[key]) / 2 for key in limits if "sustained" in key}
+    return limits | held | {"least_read": min(one[READ], other[READ])}
 
 
 def of_limit(reached: list[float], limits: list[Json], key: str) -> list[float]:
@@ -240,8 +245,8 @@ def measure(shape: Shape, precision: str, options: argparse.Namespace) -> Json:
         random.shuffle(order)
         for engine in order:
             before = ours.ask(do="limits", bytes=size)
-            for name, work in WORKS.items():
-                rates[name][engine].append(rate(workers[engine][1], work, shape.vocab))
+            for name in (work for work in WORKS for _ in range(CALLS.get(work, 1))):
+                rates[name][engine].append(rate(workers[engine][1], WORKS[name], shape.vocab))
                 after = ours.ask(do="limits", bytes=size)
                 limits.setdefault(engine, {}).setdefault(name, []).append(better(before, after))
                 before = after
@@ -336,6 +341,11 @@ def peak_of(engine: str, limits: list[Json]) -> str:
     return "bf16_dot_flops_per_second" if dot else "f32_flops_per_second"
 
 
+def sustained(peak: str) -> str:
+    """Returns the name of the arithmetic that was sustained beside a peak."""
+    return peak.replace("_flops", "_sustained_flops")
+
+
 def fractions(shape: Shape, result: Json) -> Json:
     """Returns all medians, and for each of our engines its shares of the limits and its ratio to every peer."""
     by_work = result["tokens_per_second"]
@@ -357,11 +367,15 @@ def fractions(shape: Shape, result: Json) -> Json:
         peak = peak_of(engine, limits["prefill"])
         eight = [many / one for many, one in zip(rates["batch 8"], rates["decode"], strict=True)]
         decode = of_limit(read, limits["decode"], READ)
-        prefill = of_limit([rate * flops for rate in rates["prefill"]], limits["prefill"], peak)
+        prefilled = [rate * flops for rate in rates["prefill"]]
+        prefill = of_limit(prefilled, limits["prefill"], peak)
         ours[engine] = {
             "of_limit": {
                 "decode": statistics.median(decode),
                 "prefill": statistics.median(prefill),
+                "prefill_of_sustained": statistics.median(
+                    of_limit(prefilled, limits["prefill"], sustained(peak))
+                ),
                 "peak": peak,
             },
             "batch_8_over_1": statistics.median(eight),
@@ -399,7 +413,8 @@ def show(result: Json) -> None:
         of = own["of_limit"]
         sys.stdout.write(
             f"  {engine}: decode {of['decode']:.3f} of read bandwidth, prefill {of['prefill']:.3f} of"
-            f" {of['peak']}; batch 8 is {own['batch_8_over_1']:.2f}x batch 1\n"
+            f" {of['peak']} ({of['prefill_of_sustained']:.3f} of what was sustained);"
+            f" batch 8 is {own['batch_8_over_1']:.2f}x batch 1\n"
         )
         same = {name: in_words(found) for name, found in own["steady"].items()}
         sys.stdout.write(

@@ -101,7 +101,7 @@ fn kernels(c: &mut Criterion) {
         group.finish();
     }
     // One iteration is as many operations as the probe's rate says for a fixed time, so its rate is the peak itself.
-    let peak = probes.fma_flops(0.5) * runtime.threads as f64;
+    let peak = probes.fma_flops(0.5).peak * runtime.threads as f64;
     c.bench_function(&format!("peak of f32 in registers: {:.0} GFLOP/s", peak / 1e9), |b| {
         b.iter(|| black_box(probes.fma_flops(0.001)));
     });

@@ -45,6 +45,7 @@ from decode import (
     per_gb,
     save,
     show_per_gb,
+    sustained,
 )
 from t5_folders import SHAPES, T5Shape, build
 
@@ -209,6 +210,7 @@ def summary(shape: T5Shape, result: Json) -> Json:
             "of_limit": {
                 "greedy 1": statistics.median(decode),
                 "encode": statistics.median(of_limit(encoded, each, peak)),
+                "encode_of_sustained": statistics.median(of_limit(encoded, each, sustained(peak))),
                 "peak": peak,
             },
             "batch_8_over_1": statistics.median(eight_over_one),
@@ -255,7 +257,8 @@ def show(result: Json) -> None:
     for engine, own in found["ours"].items():
         of = own["of_limit"]
         sys.stdout.write(
-            f"  {engine}: decode {of['greedy 1']:.3f} of read bandwidth, encoder {of['encode']:.3f} of {of['peak']};"
+            f"  {engine}: decode {of['greedy 1']:.3f} of read bandwidth, encoder {of['encode']:.3f} of {of['peak']}"
+            f" ({of['encode_of_sustained']:.3f} of what was sustained);"
             f" batch 8 is {own['batch_8_over_1']:.2f}x batch 1; beam {BEAMS} takes"
             f" {own['beam_time_over_greedy']:.2f}x the time of greedy\n"
         )

@@ -1,69 +1,179 @@
-"""Decode of one sequence against the read bandwidth, in stretches of a few steps: where memory changes its speed.
+"""One sequence, eight, and prompts against the limits around every few steps: where a machine changes its speed.
 
-    python benches/stretches.py FOLDER [--seconds 60] [--compute-dtype bfloat16]
+    python benches/stretches.py gpt2 --precisions f32 bf16 "bf16 dot"       contexts 32 to 160, of eight 32 to 96
+    python benches/stretches.py t5-base --precisions bf16 --seconds 120     sources of 128, 64 new tokens
 
-decode.py holds whole generations against limits that were measured seconds before and after; here three steps stand
-between two measurements of some milliseconds, and count where those agree to a twentieth. Printed by speed of memory.
+decode.py and seq2seq.py hold whole generations against limits that were measured before and after, seconds apart. Here
+a few steps of one sequence, as many of eight, and a prompt take turns, and each stands between two measurements; "bf16
+dot" is compute_dtype="bfloat16". Medians by speed of memory, and how many stretches they are of:
+
+    decode          bytes read per step over the read bandwidth, where it was the same before and after (a twentieth)
+    eight over one  their tokens per second over those of one sequence, where it was the same around both
+    prompt          FLOP/s of a prompt of 512 (T5: of encoding a source of 128) over the peak; over what was sustained
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import random
 import statistics
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import fastdecode
+import folders
+import t5_folders
+from decode import BATCH, DECODE, PREFILL, READ, Json, better, sustained
 from fastdecode import _core
 
-PROMPT, NEW, STEPS = 32, 128, 3
+STEPS = 3
 READ_BYTES = 200_000_000
+# Two speeds of memory are the same when the lower is this much of the higher.
 AGREE = 0.95
 # GB/s of a group of stretches.
 WIDTH = 10
+SOURCE, NEW = 128, 64
+GREEDY: Json = {
+    "min_new_tokens": 0,
+    "min_length": 0,
+    "do_sample": False,
+    "temperature": 1.0,
+    "top_k": 0,
+    "top_p": 1.0,
+    "min_p": None,
+    "seed": None,
+    "num_return_sequences": 1,
+    "num_beams": 1,
+    "length_penalty": 1.0,
+    "early_stopping": False,
+    "repetition_penalty": 1.0,
+    "encoder_repetition_penalty": 1.0,
+    "no_repeat_ngram_size": 0,
+    "encoder_no_repeat_ngram_size": 0,
+    "eos_token_id": [],
+    "stop_token_ids": [],
+    "logprobs": None,
+}
 
 
-def read_bandwidth(threads: int) -> float:
-    return float(_core.measure_limits(READ_BYTES, num_threads=threads)["read_bytes_per_second"])
+class Subject:
+    """A model in one precision, and what its works cost.
+
+    Args:
+        name: One of the models of decode.py or seq2seq.py.
+        precision: "f32", "bf16" or "bf16 dot".
+        cache: Folder of model folders.
+        threads: Threads of the model and of the limits.
+    """
+
+    def __init__(self, name: str, precision: str, cache: Path, threads: int) -> None:
+        compute: Any = "bfloat16" if precision == "bf16 dot" else None
+        kind = precision.split()[0]
+        self.shape = folders.MODELS.get(name) or t5_folders.SHAPES[name]
+        if isinstance(self.shape, folders.Shape):
+            folder, flops = folders.build(self.shape, kind, cache), self.shape.prefill_flops(PREFILL[1])
+        else:
+            folder, flops = t5_folders.build(self.shape, kind, cache), self.shape.encoder_flops(SOURCE)
+        self.model = fastdecode.load(folder, compute_dtype=compute, num_threads=threads)
+        self.info, self.threads, self.prompt_flops = self.model.info(), threads, flops
+        self.peak = "bf16_dot_flops_per_second" if compute else "f32_flops_per_second"
+        self.memories = self.encode(8) if self.model.has_encoder else None
+
+    def ids(self, length: int) -> list[int]:
+        return [random.randrange(3, self.info["vocab_size"]) for _ in range(length)]
+
+    def encode(self, count: int) -> list[Any]:
+        return self.model._core.encode([self.ids(SOURCE) for _ in range(count)])
+
+    def limits(self) -> Json:
+        return dict(_core.measure_limits(READ_BYTES, num_threads=self.threads))
+
+    def prompt(self) -> float:
+        """Returns the seconds of a prompt, or of a source."""
+        ids = self.ids(PREFILL[1])
+        start = time.perf_counter()
+        if self.memories is None:
+            self.model.run(ids, max_new_tokens=1, do_sample=False)
+        else:
+            self.encode(1)
+        return time.perf_counter() - start
+
+    def steps(self, count: int) -> Iterator[tuple[float, float]]:
+        """Yields for ever, of a stretch of `count` sequences, the seconds of a step and the bytes that it reads."""
+        new = NEW if self.memories else (DECODE if count == 1 else BATCH)[2]
+        length, source = (1, SOURCE) if self.memories else (DECODE[1], 0)
+        for _ in itertools.count():
+            sources = self.memories[:count] if self.memories else None
+            prompts = [[0] if self.memories else self.ids(length) for _ in range(count)]
+            running = self.model._core.generate(prompts, sources, limit=("new_tokens", new), **GREEDY)
+            running.advance()
+            for done in range(1, new - STEPS, STEPS):
+                start = time.perf_counter()
+                for _ in range(STEPS):
+                    running.advance()
+                seconds = (time.perf_counter() - start) / STEPS
+                keys = count * (source + length + done + STEPS / 2)
+                yield seconds, self.info["step_weight_bytes"] + keys * self.info["cache_bytes_per_token"]
+
+
+def measure(subject: Subject, seconds: float) -> dict[str, dict[int, list[float]]]:
+    """Returns the values of every kind of stretch by speed of memory."""
+    found: dict[str, dict[int, list[float]]] = {}
+
+    def note(kind: str, limits: Json, value: float) -> None:
+        speed = int(limits[READ] / 1e9) // WIDTH * WIDTH
+        found.setdefault(kind, {}).setdefault(speed, []).append(value)
+
+    one, eight = subject.steps(1), subject.steps(8)
+    end = time.monotonic() + seconds
+    points = [subject.limits()]
+    while time.monotonic() < end:
+        alone, read = next(one)
+        points.append(subject.limits())
+        together, _ = next(eight)
+        points.append(subject.limits())
+        prompt = subject.prompt()
+        points.append(subject.limits())
+        around = [better(*pair) for pair in itertools.pairwise(points)]
+        same = [limits["least_read"] >= AGREE * limits[READ] for limits in around]
+        if same[0]:
+            note("decode", around[0], read / alone / around[0][READ])
+        if same[0] and same[1]:
+            note("eight over one", better(points[0], points[1]), 8 * alone / together)
+        for kind, limit in (
+            ("prompt, of the peak", subject.peak),
+            ("prompt, of what was sustained", sustained(subject.peak)),
+        ):
+            note(kind, around[2], subject.prompt_flops / prompt / around[2][limit])
+        points = points[-1:]
+    return found
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("folder", type=Path, help="a GPT-2 folder")
-    parser.add_argument("--seconds", type=float, default=60)
+    parser.add_argument("model", choices=[*folders.MODELS, *t5_folders.SHAPES])
+    kinds = ["f32", "bf16", "bf16 dot"]
+    parser.add_argument("--precisions", nargs="+", choices=kinds, default=kinds)
+    parser.add_argument("--seconds", type=float, default=60, help="per precision")
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--compute-dtype", default=None)
-    options = parser.parse_args()
-    model = fastdecode.CausalLM.load(
-        options.folder, num_threads=options.threads, compute_dtype=options.compute_dtype
+    parser.add_argument(
+        "--cache", type=Path, default=Path(".peers/models"), help="folder for models made here"
     )
-    info, vocab = model.info(), model.config["vocab_size"]
-    found: dict[int, list[float]] = {}
-    end = time.monotonic() + options.seconds
-    while time.monotonic() < end:
-        state = model.prefill([random.randrange(vocab) for _ in range(PROMPT)])
-        before = read_bandwidth(options.threads)
-        for done in range(0, NEW, STEPS):
-            start = time.perf_counter()
-            for _ in range(STEPS):
-                state.step(random.randrange(vocab))
-            seconds = (time.perf_counter() - start) / STEPS
-            after = read_bandwidth(options.threads)
-            limit = max(before, after)
-            if min(before, after) >= AGREE * limit:
-                context = PROMPT + done + STEPS / 2
-                read = info["step_weight_bytes"] + context * info["cache_bytes_per_token"]
-                found.setdefault(int(limit / 1e9) // WIDTH * WIDTH, []).append(read / seconds / limit)
-            before = after
-    for speed, shares in sorted(found.items()):
-        share = statistics.median(shares)
-        sys.stdout.write(
-            f"{speed} to {speed + WIDTH} GB/s: {share:.3f} of it (median of {len(shares)} stretches)\n"
-        )
+    options = parser.parse_args()
+    for precision in options.precisions:
+        subject = Subject(options.model, precision, options.cache, options.threads)
+        for kind, by in measure(subject, options.seconds).items():
+            cells = [
+                f"{statistics.median(values):.3f} at {speed} to {speed + WIDTH} GB/s (of {len(values)})"
+                for speed, values in sorted(by.items())
+            ]
+            sys.stdout.write(f"{options.model}, {precision}: {kind} {'; '.join(cells)}\n")
 
 
 if __name__ == "__main__":

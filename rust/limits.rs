@@ -7,6 +7,7 @@ use std::time::Instant;
 
 use crate::arena::Arena;
 use crate::error::Result;
+use crate::kernels::probe::Arithmetic;
 use crate::kernels::{self, Kernels};
 use crate::team;
 
@@ -23,9 +24,9 @@ pub struct Limits {
     /// Bytes per second read from a buffer of the given size by all threads.
     pub read: f64,
     /// FLOP per second of f32 multiply-adds in registers, all threads.
-    pub f32: f64,
+    pub f32: Arithmetic,
     /// FLOP per second of the bf16 dot, where it is an instruction that this CPU does fast.
-    pub bf16: Option<f64>,
+    pub bf16: Option<Arithmetic>,
 }
 
 /// Measures with `threads` threads; takes about half a second, and `bytes` of memory.
@@ -48,12 +49,14 @@ pub fn measure(bytes: usize, threads: usize) -> Result<Limits> {
         })?;
         best = best.min(start.elapsed().as_secs_f64());
     }
-    let together = |rate: &(dyn Fn() -> f64 + Sync)| -> Result<f64> {
-        let sum = Mutex::new(0.0);
+    let together = |rate: &(dyn Fn() -> Arithmetic + Sync)| -> Result<Arithmetic> {
+        let sum = Mutex::new(Arithmetic { peak: 0.0, sustained: 0.0 });
         team::run(threads, &cancel, |member| {
             member.barrier()?;
             let own = rate();
-            *sum.lock().unwrap_or_else(PoisonError::into_inner) += own;
+            let mut sum = sum.lock().unwrap_or_else(PoisonError::into_inner);
+            sum.peak += own.peak;
+            sum.sustained += own.sustained;
             Ok(())
         })?;
         Ok(sum.into_inner().unwrap_or_else(PoisonError::into_inner))

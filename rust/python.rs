@@ -282,8 +282,10 @@ fn measure_limits(py: Python<'_>, size: usize, num_threads: Option<usize>) -> Py
     let found = detached(py, || limits::measure(size, threads))?;
     let values = PyDict::new(py);
     values.set_item("read_bytes_per_second", found.read)?;
-    values.set_item("f32_flops_per_second", found.f32)?;
-    values.set_item("bf16_dot_flops_per_second", found.bf16)?;
+    values.set_item("f32_flops_per_second", found.f32.peak)?;
+    values.set_item("f32_sustained_flops_per_second", found.f32.sustained)?;
+    values.set_item("bf16_dot_flops_per_second", found.bf16.map(|dot| dot.peak))?;
+    values.set_item("bf16_dot_sustained_flops_per_second", found.bf16.map(|dot| dot.sustained))?;
     Ok(values)
 }
 

@@ -15,30 +15,41 @@ pub struct Probes {
     pub(super) chains: usize,
 }
 
+/// FLOP per second of one thread.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Arithmetic {
+    /// In the best of many short runs.
+    pub peak: f64,
+    /// Over all of them: less where something else takes its turns, be it in the other half of the core.
+    pub sustained: f64,
+}
+
 impl Probes {
     /// FLOP per second of f32 multiply-adds of the calling thread, over about `seconds`.
-    pub fn fma_flops(&self, seconds: f64) -> f64 {
+    pub fn fma_flops(&self, seconds: f64) -> Arithmetic {
         // SAFETY: the table is only handed out where its features are.
         self.rate(seconds, 2.0, |n| unsafe { (self.fma)(n) })
     }
 
     /// FLOP per second of the bf16 dot of the calling thread, over about `seconds`.
-    pub fn dot_flops(&self, seconds: f64) -> f64 {
+    pub fn dot_flops(&self, seconds: f64) -> Arithmetic {
         // SAFETY: the table is only handed out where its features are.
         self.rate(seconds, 4.0, |n| unsafe { (self.dot)(n) })
     }
 
-    fn rate(&self, seconds: f64, per_lane: f64, run: impl Fn(usize) -> f32) -> f64 {
+    fn rate(&self, seconds: f64, per_lane: f64, run: impl Fn(usize) -> f32) -> Arithmetic {
         let steps = 20_000;
-        let (mut best, mut total) = (f64::INFINITY, 0.0);
+        let (mut best, mut total, mut runs) = (f64::INFINITY, 0.0, 0.0);
         while total < seconds {
             let start = Instant::now();
             std::hint::black_box(run(std::hint::black_box(steps)));
             let t = start.elapsed().as_secs_f64();
             best = best.min(t);
             total += t;
+            runs += 1.0;
         }
-        steps as f64 * (self.chains * WIDTH) as f64 * per_lane / best
+        let flops = steps as f64 * (self.chains * WIDTH) as f64 * per_lane;
+        Arithmetic { peak: flops / best, sustained: runs * flops / total }
     }
 
     /// Reads the whole slice once, in order; `ahead` bytes of prefetch.
