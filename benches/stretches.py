@@ -16,18 +16,20 @@ from __future__ import annotations
 
 import argparse
 import itertools
+import json
 import random
 import statistics
 import sys
 import time
 from collections.abc import Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import fastdecode
 import folders
 import t5_folders
-from decode import BATCH, DECODE, PREFILL, READ, Json, better, sustained
+from decode import BATCH, DECODE, PREFILL, READ, Json, better, cpu_name, save, sustained
 from fastdecode import _core
 
 STEPS = 3
@@ -87,7 +89,8 @@ class Subject:
         return [random.randrange(3, self.info["vocab_size"]) for _ in range(length)]
 
     def encode(self, count: int) -> list[Any]:
-        return self.model._core.encode([self.ids(SOURCE) for _ in range(count)])
+        memories: list[Any] = self.model._core.encode([self.ids(SOURCE) for _ in range(count)])
+        return memories
 
     def limits(self) -> Json:
         return dict(_core.measure_limits(READ_BYTES, num_threads=self.threads))
@@ -126,7 +129,7 @@ def measure(subject: Subject, seconds: float) -> dict[str, dict[int, list[float]
 
     def note(kind: str, limits: Json, value: float) -> None:
         speed = int(limits[READ] / 1e9) // WIDTH * WIDTH
-        found.setdefault(kind, {}).setdefault(speed, []).append(value)
+        found.setdefault(kind, {}).setdefault(speed, []).append(round(value, 4))
 
     one, eight = subject.steps(1), subject.steps(8)
     end = time.monotonic() + seconds
@@ -165,15 +168,26 @@ def main() -> None:
     parser.add_argument(
         "--cache", type=Path, default=Path(".peers/models"), help="folder for models made here"
     )
+    parser.add_argument("--merge", type=Path, help="result file to which every stretch of this run is added")
     options = parser.parse_args()
+    options.cache.mkdir(parents=True, exist_ok=True)
+    report: Json = {"date": datetime.now(UTC).date().isoformat(), "cpu": cpu_name()}
+    if options.merge and options.merge.exists():
+        report = json.loads(options.merge.read_text())
     for precision in options.precisions:
         subject = Subject(options.model, precision, options.cache, options.threads)
-        for kind, by in measure(subject, options.seconds).items():
+        found = measure(subject, options.seconds)
+        of = {"model": options.model, "precision": precision, "threads": options.threads, "steps": STEPS}
+        report.setdefault("stretches", []).append(of | {"by_speed": found})
+        for kind, by in found.items():
             cells = [
                 f"{statistics.median(values):.3f} at {speed} to {speed + WIDTH} GB/s (of {len(values)})"
                 for speed, values in sorted(by.items())
             ]
             sys.stdout.write(f"{options.model}, {precision}: {kind} {'; '.join(cells)}\n")
+        sys.stdout.flush()
+        if options.merge:
+            save(report, options.merge)
 
 
 if __name__ == "__main__":
