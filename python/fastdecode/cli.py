@@ -256,6 +256,7 @@ def _bench(parsed: argparse.Namespace) -> None:
     print(
         f"this machine at most: {limits['read_bytes_per_second'] / 1e9:,.1f} GB/s, "
         f"{limits['f32_flops_per_second'] / 1e9:,.1f} GFLOP/s in float32"
+        f" ({limits['f32_sustained_flops_per_second'] / 1e9:,.1f} sustained)"
     )
 
 

@@ -151,10 +151,12 @@ def test_bench(capsys: pytest.CaptureFixture[str], folder: Path) -> None:
     assert values["prefill"]["tokens_per_second"] > 0
     assert 0 < values["prefill"]["share_of_peak"] < 2
     assert values["decode"]["share_of_bandwidth"] > 0
-    assert values["limits"]["read_bytes_per_second"] > 1e8
+    limits = values["limits"]
+    assert limits["read_bytes_per_second"] > 1e8
+    assert 0 < limits["f32_sustained_flops_per_second"] <= limits["f32_flops_per_second"]
     status, out, _ = run(capsys, "bench", str(folder), "--rounds", "1", "--num-threads", "1")
     assert status == 0
-    for shown in ("prefill of 63 tokens", "decode after 32 tokens", "GB/s", "GFLOP/s", "of the peak"):
+    for shown in ("prefill of 63 tokens", "decode after 32 tokens", "GB/s", "GFLOP/s", "of the peak", "sustained"):
         assert shown in out
 
 
