@@ -156,7 +156,14 @@ def test_bench(capsys: pytest.CaptureFixture[str], folder: Path) -> None:
     assert 0 < limits["f32_sustained_flops_per_second"] <= limits["f32_flops_per_second"]
     status, out, _ = run(capsys, "bench", str(folder), "--rounds", "1", "--num-threads", "1")
     assert status == 0
-    for shown in ("prefill of 63 tokens", "decode after 32 tokens", "GB/s", "GFLOP/s", "of the peak", "sustained"):
+    for shown in (
+        "prefill of 63 tokens",
+        "decode after 32 tokens",
+        "GB/s",
+        "GFLOP/s",
+        "of the peak",
+        "sustained",
+    ):
         assert shown in out
 
 
