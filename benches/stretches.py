@@ -82,7 +82,9 @@ class Subject:
             folder, flops = t5_folders.build(self.shape, kind, cache), self.shape.encoder_flops(SOURCE)
         self.model = fastdecode.load(folder, compute_dtype=compute, num_threads=threads)
         self.info, self.threads, self.prompt_flops = self.model.info(), threads, flops
-        self.peak = "bf16_dot_flops_per_second" if compute else "f32_flops_per_second"
+        # Where the CPU does the dot slowly, or not at all, products of bf16 are formed by multiply-adds.
+        dot = compute is not None and bool(self.limits().get("bf16_dot_flops_per_second"))
+        self.peak = "bf16_dot_flops_per_second" if dot else "f32_flops_per_second"
         self.memories = self.encode(8) if self.model.has_encoder else None
 
     def ids(self, length: int) -> list[int]:
@@ -109,7 +111,7 @@ class Subject:
         """Yields for ever, of a stretch of `count` sequences, the seconds of a step and the bytes that it reads."""
         new = NEW if self.memories else (DECODE if count == 1 else BATCH)[2]
         length, source = (1, SOURCE) if self.memories else (DECODE[1], 0)
-        for _ in itertools.count():
+        while True:
             sources = self.memories[:count] if self.memories else None
             prompts = [[0] if self.memories else self.ids(length) for _ in range(count)]
             running = self.model._core.generate(prompts, sources, limit=("new_tokens", new), **GREEDY)
