@@ -28,9 +28,10 @@ import time
 from datetime import UTC, datetime
 from pathlib import Path
 
-from decode import (
+from harness import (
     HERE,
     OURS,
+    PRECISIONS,
     READ,
     Json,
     Worker,
@@ -57,7 +58,6 @@ ENGINES = {
     "ctranslate2": ["f32", "int8"],
     "llama_cpp": ["f32", "bf16", "int8"],
 }
-PRECISIONS = ["f32", "bf16", "int8"]
 BEAMS, ENCODES = 4, 3
 # Name -> (sources, beams).
 WORKS = {"greedy 1": (1, 1), "greedy 8": (8, 1), "beam 4, 1": (1, BEAMS), "beam 4, 8": (8, BEAMS)}

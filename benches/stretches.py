@@ -29,8 +29,9 @@ from typing import Any
 import fastdecode
 import folders
 import t5_folders
-from decode import BATCH, DECODE, PREFILL, READ, Json, better, cpu_name, save, sustained
+from decode import BATCH, DECODE, PREFILL
 from fastdecode import _core
+from harness import READ, Json, better, cpu_name, save, sustained
 
 STEPS = 3
 READ_BYTES = 200_000_000
@@ -39,27 +40,8 @@ AGREE = 0.95
 # GB/s of a group of stretches.
 WIDTH = 10
 SOURCE, NEW = 128, 64
-GREEDY: Json = {
-    "min_new_tokens": 0,
-    "min_length": 0,
-    "do_sample": False,
-    "temperature": 1.0,
-    "top_k": 0,
-    "top_p": 1.0,
-    "min_p": None,
-    "seed": None,
-    "num_return_sequences": 1,
-    "num_beams": 1,
-    "length_penalty": 1.0,
-    "early_stopping": False,
-    "repetition_penalty": 1.0,
-    "encoder_repetition_penalty": 1.0,
-    "no_repeat_ngram_size": 0,
-    "encoder_no_repeat_ngram_size": 0,
-    "eos_token_id": [],
-    "stop_token_ids": [],
-    "logprobs": None,
-}
+# Bare steps: greedy, to the end.
+GREEDY: Json = {"do_sample": False, "eos_token_id": None}
 
 
 class Subject:
@@ -80,31 +62,30 @@ class Subject:
             folder, flops = folders.build(self.shape, kind, cache), self.shape.prefill_flops(PREFILL[1])
         else:
             folder, flops = t5_folders.build(self.shape, kind, cache), self.shape.encoder_flops(SOURCE)
-        self.model = fastdecode.load(folder, compute_dtype=compute, num_threads=threads)
+        self.model: Any = fastdecode.load(folder, compute_dtype=compute, num_threads=threads)
         self.info, self.threads, self.prompt_flops = self.model.info(), threads, flops
         # Where the CPU does the dot slowly, or not at all, products of bf16 are formed by multiply-adds.
         dot = compute is not None and bool(self.limits().get("bf16_dot_flops_per_second"))
         self.peak = "bf16_dot_flops_per_second" if dot else "f32_flops_per_second"
-        self.memories = self.encode(8) if self.model.has_encoder else None
+        self.memories = self.model.encode(self.sources(8)) if self.model.has_encoder else None
 
     def ids(self, length: int) -> list[int]:
         return [random.randrange(3, self.info["vocab_size"]) for _ in range(length)]
 
-    def encode(self, count: int) -> list[Any]:
-        memories: list[Any] = self.model._core.encode([self.ids(SOURCE) for _ in range(count)])
-        return memories
+    def sources(self, count: int) -> list[list[int]]:
+        return [self.ids(SOURCE) for _ in range(count)]
 
     def limits(self) -> Json:
         return dict(_core.measure_limits(READ_BYTES, num_threads=self.threads))
 
     def prompt(self) -> float:
         """Returns the seconds of a prompt, or of a source."""
-        ids = self.ids(PREFILL[1])
+        ids, sources = self.ids(PREFILL[1]), self.sources(1)
         start = time.perf_counter()
         if self.memories is None:
             self.model.run(ids, max_new_tokens=1, do_sample=False)
         else:
-            self.encode(1)
+            self.model.encode(sources)
         return time.perf_counter() - start
 
     def steps(self, count: int) -> Iterator[tuple[float, float]]:
@@ -112,9 +93,11 @@ class Subject:
         new = NEW if self.memories else (DECODE if count == 1 else BATCH)[2]
         length, source = (1, SOURCE) if self.memories else (DECODE[1], 0)
         while True:
-            sources = self.memories[:count] if self.memories else None
-            prompts = [[0] if self.memories else self.ids(length) for _ in range(count)]
-            running = self.model._core.generate(prompts, sources, limit=("new_tokens", new), **GREEDY)
+            if self.memories:
+                items = self.model._items(None, None, self.memories[:count])[0]
+            else:
+                items = [self.ids(length) for _ in range(count)]
+            running = self.model._start(items, GREEDY | {"max_new_tokens": new})._generation
             running.advance()
             for done in range(1, new - STEPS, STEPS):
                 start = time.perf_counter()
