@@ -101,6 +101,18 @@ pub enum Error {
         /// Tables that this CPU can run.
         available: String,
     },
+    /// A model file records a forward that cannot be run.
+    #[error(
+        "internal error: the forward of this model, at {phase}: expected {expected}, got {got}; please report it"
+    )]
+    Program {
+        /// Name of the phase.
+        phase: String,
+        /// What a sound record has there.
+        expected: String,
+        /// What the model file recorded.
+        got: String,
+    },
     /// The caller asked the running step to stop.
     #[error("cancelled")]
     Cancelled,

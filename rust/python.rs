@@ -62,7 +62,7 @@ impl Model {
     ) -> PyResult<Self> {
         detached(py, || {
             let options = load_options(dtype, compute_dtype, num_threads);
-            Ok(Self(Arc::new(models::Model::load(Path::new(folder), &options)?)))
+            Ok(Self(Arc::new(models::Model::load(Path::new(folder), &options, &AtomicBool::new(false))?)))
         })
     }
 
@@ -95,7 +95,12 @@ impl Model {
         detached(py, || {
             let options = load_options(dtype, compute_dtype, num_threads);
             let checkpoint = Checkpoint::from_memory(memory)?;
-            Ok(Self(Arc::new(models::Model::from_checkpoint(config, &checkpoint, &options)?)))
+            Ok(Self(Arc::new(models::Model::from_checkpoint(
+                config,
+                &checkpoint,
+                &options,
+                &AtomicBool::new(false),
+            )?)))
         })
     }
 
@@ -174,7 +179,7 @@ impl Model {
         ids: Vec<u32>,
         source: Option<Vec<u32>>,
     ) -> PyResult<Vec<Shown<'py>>> {
-        let activations = detached(py, || self.0.trace(source.as_deref(), &ids))?;
+        let activations = detached(py, || self.0.trace(source.as_deref(), &ids, &AtomicBool::new(false)))?;
         activations.into_iter().map(|a| Ok((a.name, a.shape.to_vec(), bytes(py, &a.values)?))).collect()
     }
 

@@ -245,12 +245,44 @@ pub fn run(
     cancel: &AtomicBool,
     work: impl Fn(&Member<'_>) -> Result<(), Stop> + Sync,
 ) -> Result<()> {
-    if threads <= 1 {
-        let meeting = Meeting::of(1);
-        enter(&work, &Member::new(0, 1, &meeting, cancel));
-        return meeting.outcome();
+    turn(threads).run(cancel, work)
+}
+
+/// The caller's turn to run regions of up to so many members; others wait until it is dropped.
+pub struct Turn {
+    threads: usize,
+    /// The team and the number of its workers; nothing where the caller is alone.
+    team: Option<(&'static Team, MutexGuard<'static, usize>)>,
+}
+
+/// Waits for the caller's turn. A region of one member needs no team, and waits for nobody.
+pub fn turn(threads: usize) -> Turn {
+    let team = (threads > 1).then(|| {
+        let team = Team::current();
+        (team, lock(&team.turn))
+    });
+    Turn { threads: threads.min(MAX_THREADS), team }
+}
+
+impl Turn {
+    /// As [`run`], in this turn.
+    ///
+    /// # Errors
+    /// As for [`run`].
+    pub fn run(
+        &mut self,
+        cancel: &AtomicBool,
+        work: impl Fn(&Member<'_>) -> Result<(), Stop> + Sync,
+    ) -> Result<()> {
+        match &mut self.team {
+            None => {
+                let meeting = Meeting::of(1);
+                enter(&work, &Member::new(0, 1, &meeting, cancel));
+                meeting.outcome()
+            }
+            Some((team, workers)) => team.run(workers, self.threads, cancel, &work),
+        }
     }
-    Team::current().run(threads.min(MAX_THREADS), cancel, &work)
 }
 
 /// Runs the work and turns a panic into a note for the others.
@@ -293,8 +325,13 @@ impl Team {
         }
     }
 
-    fn run(&'static self, threads: usize, cancel: &AtomicBool, work: &Work<'_>) -> Result<()> {
-        let mut workers = lock(&self.turn);
+    fn run(
+        &'static self,
+        workers: &mut usize,
+        threads: usize,
+        cancel: &AtomicBool,
+        work: &Work<'_>,
+    ) -> Result<()> {
         while *workers + 1 < threads && self.spawn(*workers + 1) {
             *workers += 1;
         }

@@ -72,6 +72,10 @@ fn exception(py: Python<'_>, error: &Error) -> PyResult<PyErr> {
             described(&fields, available, requested)?;
             "IsaError"
         }
+        Error::Program { phase, expected, got } => {
+            fields.set_item("got", format!("{phase}: expected {expected}, got {got}"))?;
+            "EngineError"
+        }
         Error::Cancelled => "CancelledError",
         Error::Panicked { message } => {
             fields.set_item("got", message)?;

@@ -1,20 +1,20 @@
 //! What a decoder sequence of any model holds: its own cache and, where the model has an encoder, the source it looks at.
 //!
-//! A memory is what a decoder needs of one source: cross-attention keys and values of every layer, computed once. Sequences,
-//! forks and beams share it by reference.
+//! An encoder's output is what a decoder needs of one source: cross-attention keys and values of every layer, computed once.
+//! Sequences, forks and beams share it by reference.
 
 use std::sync::Arc;
 
-use super::Sequence;
+use super::decoder::Sequence;
 use crate::kv;
 
 /// One encoded source; immutable.
 #[derive(Debug)]
-pub struct Memory {
+pub struct EncoderOutput {
     /// Ids that went into the encoder.
     pub source_ids: Vec<u32>,
-    /// Last hidden states of the encoder, `S × D` row-major.
-    pub hidden: Vec<f32>,
+    /// Last hidden states of the encoder, `S × D` row-major, where they were asked for.
+    pub hidden: Option<Vec<f32>>,
     /// Cross-attention keys and values of every decoder layer, a position per source id.
     pub keys_values: kv::Sequence,
 }
@@ -28,29 +28,29 @@ pub enum Source {
     /// Ids that the sequence's first forward encodes.
     Ids(Arc<[u32]>),
     /// A source that has been encoded.
-    Memory(Arc<Memory>),
+    Encoded(Arc<EncoderOutput>),
 }
 
 /// A run of cached positions, and what they look at beside each other.
 #[derive(Debug)]
-pub struct Cached {
+pub struct DecoderSequence {
     /// Keys and values of the positions.
     pub cache: kv::Sequence,
     /// The source, in a model with an encoder.
     pub source: Source,
 }
 
-impl Cached {
+impl DecoderSequence {
     /// The encoded source, if there is one.
-    pub fn memory(&self) -> Option<&Arc<Memory>> {
+    pub fn encoder_output(&self) -> Option<&Arc<EncoderOutput>> {
         match &self.source {
-            Source::Memory(memory) => Some(memory),
+            Source::Encoded(output) => Some(output),
             Source::None | Source::Ids(_) => None,
         }
     }
 }
 
-impl Sequence for Cached {
+impl Sequence for DecoderSequence {
     fn len(&self) -> usize {
         self.cache.len()
     }
@@ -58,7 +58,7 @@ impl Sequence for Cached {
     fn pending(&self) -> usize {
         match &self.source {
             Source::Ids(ids) => ids.len(),
-            Source::None | Source::Memory(_) => 0,
+            Source::None | Source::Encoded(_) => 0,
         }
     }
 

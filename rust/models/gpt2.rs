@@ -1,8 +1,14 @@
-//! The fields of a GPT-2 config.json (transformers 5.23, `models/gpt2/configuration_gpt2.py`).
+//! GPT-2 (Radford et al. 2019): token and position embeddings, blocks of attention and feed-forward with norms before them, a head.
+//!
+//! Fields and their defaults are those of transformers (5.23, `models/gpt2/configuration_gpt2.py`). Letters: `M` rows of the
+//! step, `D` width, `V` vocabulary.
 
+use super::registry::{Network, Recorded};
 use crate::checkpoint::config::ConfigFile;
 use crate::error::{Error, Result};
 use crate::kernels::Activation;
+use crate::layers::attention::Heads;
+use crate::program::{Builder, Cache, Mask, Recorder, conv1d, layer_norm};
 
 /// Sizes and switches of a GPT-2 model.
 #[derive(Debug, Clone)]
@@ -82,20 +88,54 @@ impl Config {
         })
     }
 
-    /// Width of a head.
-    pub fn head_dim(&self) -> usize {
-        self.n_embd / self.n_head
-    }
-
-    /// What scores of block `layer` are multiplied by.
-    pub fn scale(&self, layer: usize) -> f32 {
-        let mut scale = 1.0;
+    /// Heads of block `layer`, and what their scores are multiplied by.
+    fn heads(&self, layer: usize) -> Heads {
+        let (head_dim, mut scale) = (self.n_embd / self.n_head, 1.0);
         if self.scale_attn_weights {
-            scale /= (self.head_dim() as f32).sqrt();
+            scale /= (head_dim as f32).sqrt();
         }
         if self.scale_attn_by_inverse_layer_idx {
             scale /= (layer + 1) as f32;
         }
-        scale
+        Heads { heads: self.n_head, head_dim, scale }
     }
+}
+
+/// The model of a folder.
+///
+/// # Errors
+/// Those of its config and of its tensors.
+pub(super) fn record(_: &str, file: &mut ConfigFile, weights: &mut Recorder<'_>) -> Result<Recorded> {
+    let c = Config::read(file)?;
+    let (d, eps) = (c.n_embd, c.layer_norm_epsilon);
+    let wte = weights.table("wte.weight", c.vocab_size, d)?;
+    let wpe = weights.values("wpe.weight", &[c.n_positions, d])?;
+    let mut b = Builder::new(weights);
+
+    let mut x = b.embed("x", wte, d, Some(wpe))?; // (M, D)
+    for i in 0..c.n_layer {
+        b.enter(format!("h.{i}"));
+        let qkv = b.project(x, layer_norm("ln_1", eps), conv1d("attn.c_attn", 3 * d))?; // (M, 3 D)
+        let attended = b.attend(qkv.thirds(), Cache::Own(i), c.heads(i), Mask::CAUSAL)?; // (M, D)
+        let y = b.add(x, attended, conv1d("attn.c_proj", d))?; // (M, D)
+        let widened = conv1d("mlp.c_fc", c.n_inner).then(c.activation_function);
+        let inner = b.project(y, layer_norm("ln_2", eps), widened)?; // (M, n_inner)
+        x = b.add(y, inner, conv1d("mlp.c_proj", d))?; // (M, D)
+    }
+    b.enter("");
+    // A head in the file is kept where it differs from the embedding, tied in the config or not (transformers 5.23).
+    let (head, shape) = ("lm_head.weight", [c.vocab_size, d]);
+    let table = match c.tie_word_embeddings || b.weights().has(head) {
+        true => b.weights().own_table(head, ("wte.weight", wte), shape)?,
+        false => b.weights().table(head, c.vocab_size, d)?,
+    };
+    let lm_head = b.weights().tied(table);
+    b.head("lm_head", x, layer_norm("ln_f", eps), lm_head)?; // (W, V)
+
+    let decoder = b.finish()?;
+    // Constants that old checkpoints saved with each block: the causal mask and its fill value.
+    weights.ignore(|name| {
+        name.starts_with("h.") && (name.ends_with(".attn.bias") || name.ends_with(".attn.masked_bias"))
+    });
+    Ok(Recorded { network: Network::Decoder(decoder), context_limit: Some(c.n_positions) })
 }

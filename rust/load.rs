@@ -19,7 +19,7 @@ const CHUNK: usize = 1 << 20;
 
 /// How a checkpoint's weights are to be stored.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Weights {
+pub enum Rounding {
     /// Every value exactly, as narrowly as it can be.
     Auto,
     /// Every tensor rounded to this type.
@@ -56,18 +56,30 @@ pub struct Ticket(usize);
 pub struct Loader<'a> {
     checkpoint: &'a Checkpoint,
     prefix: &'static str,
-    weights: Weights,
+    weights: Rounding,
     threads: usize,
+    /// Ends the loading when it is set.
+    cancel: &'a AtomicBool,
     planned: Vec<Planned<'a>>,
     used: HashSet<String>,
     parameters: usize,
 }
 
 impl<'a> Loader<'a> {
-    /// A loader of tensors that may carry `prefix` before their names.
-    pub fn new(checkpoint: &'a Checkpoint, prefix: &'static str, weights: Weights, threads: usize) -> Self {
+    /// A loader of tensors that may carry `prefix` before their names; setting `cancel` ends it.
+    pub fn new(
+        checkpoint: &'a Checkpoint,
+        prefix: &'static str,
+        weights: Rounding,
+        threads: usize,
+        cancel: &'a AtomicBool,
+    ) -> Self {
         let (planned, used) = (Vec::new(), HashSet::new());
-        Self { checkpoint, prefix, weights, threads, planned, used, parameters: 0 }
+        Self { checkpoint, prefix, weights, threads, cancel, planned, used, parameters: 0 }
+    }
+
+    fn check_cancel(&self) -> Result<()> {
+        if self.cancel.load(Ordering::Relaxed) { Err(Error::Cancelled) } else { Ok(()) }
     }
 
     /// Whether the tensor is there.
@@ -102,8 +114,8 @@ impl<'a> Loader<'a> {
             Orientation::InOut => [inputs, outputs],
         };
         self.plan(name, shape, orientation, |weights, from| match weights {
-            Weights::As(to) => to,
-            Weights::Auto => from,
+            Rounding::As(to) => to,
+            Rounding::Auto => from,
         })
     }
 
@@ -114,8 +126,8 @@ impl<'a> Loader<'a> {
     /// As for [`Loader::matrix`].
     pub fn matrix_past_f16(&mut self, name: &str, outputs: usize, inputs: usize) -> Result<Ticket> {
         self.plan(name, [outputs, inputs], Orientation::OutIn, |weights, from| match weights {
-            Weights::Auto | Weights::As(Storage::F16) => from,
-            Weights::As(to) => to,
+            Rounding::Auto | Rounding::As(Storage::F16) => from,
+            Rounding::As(to) => to,
         })
     }
 
@@ -124,7 +136,7 @@ impl<'a> Loader<'a> {
         name: &str,
         shape: [usize; 2],
         orientation: Orientation,
-        storage: impl FnOnce(Weights, Storage) -> Storage,
+        storage: impl FnOnce(Rounding, Storage) -> Storage,
     ) -> Result<Ticket> {
         let (info, from) = self.take(name, &shape)?;
         let to = storage(self.weights, from);
@@ -149,7 +161,7 @@ impl<'a> Loader<'a> {
         bytes.resize(info.bytes, 0);
         self.checkpoint.read(info, 0, &mut bytes)?;
         let mut values = from.widen(&bytes);
-        if let Weights::As(to) = self.weights {
+        if let Rounding::As(to) = self.weights {
             for x in &mut values {
                 let narrow = to.round(*x);
                 if narrow.is_infinite() && x.is_finite() {
@@ -172,6 +184,7 @@ impl<'a> Loader<'a> {
         let (mut buf_a, mut buf_b) = (vec![0; ca.min(a.bytes)], vec![0; cb.min(b.bytes)]);
         let (mut at_a, mut at_b) = (0, 0);
         while at_a < a.bytes {
+            self.check_cancel()?;
             let (na, nb) = (ca.min(a.bytes - at_a), cb.min(b.bytes - at_b));
             self.checkpoint.read(a, at_a, &mut buf_a[..na])?;
             self.checkpoint.read(b, at_b, &mut buf_b[..nb])?;
@@ -213,7 +226,7 @@ impl<'a> Loader<'a> {
     /// # Errors
     /// `OutOfMemory`, `Io`, or `Checkpoint` when a file is cut short or a value overflows float16.
     pub fn finish(&mut self) -> Result<Packing> {
-        if self.weights == Weights::Auto {
+        if self.weights == Rounding::Auto {
             self.narrow()?;
         }
         let too_large = || Error::OutOfMemory { what: "weights".to_owned(), bytes: usize::MAX };
@@ -257,6 +270,7 @@ impl<'a> Loader<'a> {
             let mut fits = vec![Storage::Bf16, Storage::F16];
             let mut at = 0;
             while at < info.bytes && !fits.is_empty() {
+                self.check_cancel()?;
                 // A first look at a few values ends the search in nearly every f32 checkpoint.
                 let n = if at == 0 { 4096 } else { CHUNK }.min(info.bytes - at);
                 buffer.resize(n, 0);
@@ -283,11 +297,10 @@ impl<'a> Loader<'a> {
     ) -> Result<()> {
         let next = AtomicUsize::new(0);
         let failed: Mutex<Option<Error>> = Mutex::new(None);
-        let never = AtomicBool::new(false);
-        team::run(self.threads, &never, |_| {
+        team::run(self.threads, self.cancel, |_| {
             let mut buffer = Vec::new();
             while let Some(item) = items.get(next.fetch_add(1, Ordering::Relaxed)) {
-                if let Err(e) = work(item, &mut buffer) {
+                if let Err(e) = self.check_cancel().and_then(|()| work(item, &mut buffer)) {
                     if let Ok(mut failed) = failed.lock() {
                         failed.get_or_insert(e);
                     }
