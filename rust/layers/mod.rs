@@ -13,7 +13,7 @@ use std::marker::PhantomData;
 use std::sync::Arc;
 
 use crate::arena::Arena;
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::kernels::{self, Family, Kernels, Tuning, WIDTH};
 use crate::team::Member;
 
@@ -72,9 +72,8 @@ impl Buffer {
         let stride = stride(width);
         let bytes = rows * stride * size_of::<f32>();
         if self.memory.as_ref().is_none_or(|memory| memory.len() < bytes) {
-            let refused = |_| Error::OutOfMemory { what: "activations".to_owned(), bytes };
             self.memory = None;
-            let memory = Arena::new(bytes).map_err(refused)?;
+            let memory = Arena::new(bytes, "activations")?;
             // SAFETY: nobody else has it yet.
             unsafe { memory.at().write_bytes(0, memory.len()) };
             self.memory = Some(memory);
