@@ -2,6 +2,7 @@
 
 // The rooms, from the ground up: a room imports from those above it in this list.
 pub mod error;
+pub mod forks;
 pub mod kernels;
 pub mod team;
 pub mod arena;

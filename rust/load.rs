@@ -237,7 +237,7 @@ impl<'a> Loader<'a> {
             let bytes = packed_bytes(p.to, p.outputs, p.inputs).ok_or_else(too_large)?;
             total = total.checked_add(bytes).ok_or_else(too_large)?;
         }
-        let arena = Arena::new(total)?;
+        let arena = Arena::new(total, "weights")?;
         let matrices: Vec<Packed> = std::iter::zip(&self.planned, offsets)
             .map(|(p, at)| Packed::new(&arena, at, p.to, p.outputs, p.inputs))
             .collect();

@@ -134,7 +134,16 @@ impl Model {
         values.set_item("context_length", self.0.context_limit())?;
         values.set_item("vocab_size", self.0.vocab_size())?;
         values.set_item("unknown_tensors", info.unknown_tensors.clone())?;
+        let memory = self.0.memory();
+        values.set_item("cache_bytes_live", memory.cache_bytes_live)?;
+        values.set_item("cache_bytes_held", memory.cache_bytes_held)?;
+        values.set_item("activation_bytes", memory.activation_bytes)?;
         Ok(values)
+    }
+
+    /// Floating-point operations of reading so many tokens, and giving the logits of the last `wanted` of them.
+    fn flops(&self, tokens: usize, wanted: usize) -> f64 {
+        self.0.flops(tokens, wanted)
     }
 
     #[getter]

@@ -255,7 +255,10 @@ class LanguageModel:
         Returns:
             `architecture`, `parameters` (tied ones counted once), `weight_bytes` (packed), `step_weight_bytes`
             (those that a step of decoding reads), `cache_bytes_per_token`, `dtype`, `compute_dtype`, `isa`,
-            `num_threads`, `context_length`, `vocab_size`, `unknown_tensors` (names) and `load_seconds`.
+            `num_threads`, `context_length`, `vocab_size`, `unknown_tensors` (names) and `load_seconds`; and, in
+            bytes at this moment, `cache_bytes_live` (keys and values that sequences, states and memories of this model
+            hold), `cache_bytes_held` (those and free ones that are kept for reuse) and `activation_bytes` (of running
+            and coming steps of all models in this process).
         """
         return self._core.info() | {"load_seconds": self._load_seconds}
 

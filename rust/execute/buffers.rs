@@ -4,10 +4,11 @@
 //! model serve every model. What is kept between steps is bounded.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use super::plan::Plan;
 use crate::error::Result;
+use crate::forks::PerProcess;
 use crate::kernels::WIDTH;
 use crate::layers::norm::PRIVATE_ROWS;
 use crate::layers::rows::floats;
@@ -17,10 +18,14 @@ use crate::program::{Operand, Program, Which};
 /// Bytes of activations that are kept after a step, over all sets.
 const KEEP_BYTES: usize = 64 << 20;
 
-/// Sets that wait for a step.
-static SPARE: Mutex<Vec<Buffers>> = Mutex::new(Vec::new());
+/// Sets that wait for a step. A forked child begins with none: one of its parent's threads may hold the lock at the fork.
+static SPARE: PerProcess<Mutex<Vec<Buffers>>> = PerProcess::new();
 /// Bytes of all sets, those in use included.
 static BYTES: AtomicUsize = AtomicUsize::new(0);
+
+fn spare() -> MutexGuard<'static, Vec<Buffers>> {
+    SPARE.get(Mutex::default).lock().unwrap_or_else(PoisonError::into_inner)
+}
 
 /// Bytes of activation buffers that this process holds, in use or kept.
 pub fn activation_bytes() -> usize {
@@ -39,7 +44,7 @@ pub struct Buffers {
 impl Buffers {
     /// A set that waits, or a new one, with an empty plan. Take it when the team's turn has come.
     pub fn take() -> Taken {
-        let mut buffers = SPARE.lock().unwrap_or_else(PoisonError::into_inner).pop().unwrap_or_default();
+        let mut buffers = spare().pop().unwrap_or_default();
         buffers.plan.clear();
         Taken(Some(buffers))
     }
@@ -66,7 +71,7 @@ impl std::ops::DerefMut for Taken {
 impl Drop for Taken {
     fn drop(&mut self) {
         let Some(mut buffers) = self.0.take() else { return };
-        let mut spare = SPARE.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut spare = spare();
         let kept: usize = spare.iter().map(|set| set.activations.memory.bytes()).sum();
         if kept + buffers.activations.memory.bytes() > KEEP_BYTES {
             buffers.activations.give_back();

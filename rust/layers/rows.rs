@@ -32,11 +32,11 @@ impl Buffer {
     /// # Errors
     /// [`Error::OutOfMemory`] when the system refuses.
     pub fn reserve(&mut self, floats: usize) -> Result<*mut f32> {
-        let refused = |bytes| Error::OutOfMemory { what: "activations".to_owned(), bytes };
-        let bytes = floats.checked_mul(size_of::<f32>()).ok_or_else(|| refused(usize::MAX))?;
+        let refused = || Error::OutOfMemory { what: "activations".to_owned(), bytes: usize::MAX };
+        let bytes = floats.checked_mul(size_of::<f32>()).ok_or_else(refused)?;
         if self.bytes() < bytes {
             self.memory = None;
-            let memory = Arena::new(bytes).map_err(|_| refused(bytes))?;
+            let memory = Arena::new(bytes, "activations")?;
             // SAFETY: nobody else has it yet.
             unsafe { memory.at().write_bytes(0, memory.len()) };
             self.memory = Some(memory);

@@ -9,12 +9,13 @@ use std::path::{Path, PathBuf};
 /// Rooms from the ground up; a room may import those named beside it, and itself.
 const ROOMS: &[(&str, &[&str])] = &[
     ("error", &[]),
+    ("forks", &[]),
     ("kernels", &["error"]),
-    ("team", &["error"]),
+    ("team", &["error", "forks"]),
     ("arena", &["error"]),
     ("limits", &["error", "arena", "kernels", "team"]),
     ("packed", &["error", "arena", "kernels"]),
-    ("kv", &["error", "arena", "kernels"]),
+    ("kv", &["error", "arena", "forks", "kernels"]),
     ("layers", &["error", "arena", "kernels", "team", "packed", "kv"]),
     ("checkpoint", &["error", "kernels", "team", "packed"]),
     ("models", &["error", "arena", "kernels", "team", "packed", "kv", "layers", "checkpoint"]),

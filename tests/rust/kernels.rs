@@ -31,7 +31,7 @@ pub(crate) fn fuses(table: &Kernels) -> bool {
 }
 
 fn packed(storage: Storage, outputs: usize, inputs: usize) -> Packed {
-    let arena = Arena::new(packed_bytes(storage, outputs, inputs).unwrap() + LINE).unwrap();
+    let arena = Arena::new(packed_bytes(storage, outputs, inputs).unwrap() + LINE, "a test").unwrap();
     let m = Packed::new(&arena, 0, storage, outputs, inputs);
     let data: Vec<u8> = (0..outputs * inputs).flat_map(|i| spread(i).to_le_bytes()).collect();
     for first in (0..outputs).step_by(WIDTH) {

@@ -21,7 +21,7 @@ fn value(i: usize) -> f32 {
 }
 
 fn layer(storage: Storage, seed: usize) -> Linear {
-    let arena = Arena::new(packed_bytes(storage, OUTPUTS, INPUTS).unwrap() + LINE).unwrap();
+    let arena = Arena::new(packed_bytes(storage, OUTPUTS, INPUTS).unwrap() + LINE, "a test").unwrap();
     let m = Packed::new(&arena, 0, storage, OUTPUTS, INPUTS);
     for first in (0..OUTPUTS).step_by(WIDTH) {
         let rows = (OUTPUTS - first).min(WIDTH);
