@@ -39,6 +39,7 @@ pub struct Buffers {
     pub plan: Plan,
     /// Where results of phases are.
     pub(super) activations: Activations,
+    pub(super) barriers: usize,
 }
 
 impl Buffers {
@@ -47,6 +48,11 @@ impl Buffers {
         let mut buffers = spare().pop().unwrap_or_default();
         buffers.plan.clear();
         Taken(Some(buffers))
+    }
+
+    /// Barriers of the last step.
+    pub fn barriers(&self) -> usize {
+        self.barriers
     }
 }
 

@@ -5,7 +5,7 @@ mod logits;
 mod plan;
 mod trace;
 
-use std::sync::atomic::AtomicBool;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use crate::error::Result;
 use crate::kv;
@@ -56,6 +56,8 @@ struct Step<'a, 'i> {
     /// Whether there are rows that nobody wants.
     narrowed: bool,
     out: LogitsWriter,
+    /// Barriers of the step, once it is done.
+    barriers: AtomicUsize,
 }
 
 impl Executor<'_> {
@@ -71,14 +73,16 @@ impl Executor<'_> {
         inputs: Inputs<'_>,
         logits: &mut [f32],
     ) -> Result<Option<Rows<'b>>> {
-        let Buffers { plan, activations } = buffers;
+        let Buffers { plan, activations, barriers } = buffers;
         let (rows, wanted) = (plan.rows(), plan.wanted());
         let vocab = logits.len().checked_div(wanted).unwrap_or(0);
         let sizes = Sizes { rows, wanted, vocab, traced: inputs.trace.is_some() };
         let views = activations.lay_out(self.program, self.runtime, sizes)?;
         let out = LogitsWriter::new(logits);
-        let step = Step { executor: self, inputs: &inputs, plan, views, narrowed: wanted < rows, out };
+        let (narrowed, count) = (wanted < rows, AtomicUsize::new(0));
+        let step = Step { executor: self, inputs: &inputs, plan, views, narrowed, out, barriers: count };
         turn.run(inputs.cancel, |member| step.member(member))?;
+        *barriers = step.barriers.into_inner();
         Ok(self.program.result().map(|result| views.rows(result)))
     }
 }
@@ -101,6 +105,9 @@ impl Step<'_, '_> {
                 member.barrier()?;
                 self.show_results(&ctx, phase)?;
             }
+        }
+        if member.index() == 0 {
+            self.barriers.store(member.barriers(), Ordering::Relaxed);
         }
         Ok(())
     }

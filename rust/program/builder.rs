@@ -27,6 +27,12 @@ pub struct Value {
 pub type Columns = Part<Value>;
 
 impl Value {
+    /// A value of this number and width.
+    #[cfg(test)]
+    pub(super) fn numbered(id: usize, width: usize) -> Self {
+        Self { id, width }
+    }
+
     /// Floats in a row.
     pub fn width(self) -> usize {
         self.width

@@ -1,6 +1,6 @@
 //! What a program costs, counted over its phases: sizes of working memory, floating-point operations, bytes read, barriers.
 
-use super::{Cache, Op, Program, Weights, Which};
+use super::{Cache, Op, Operand, Phase, Program, Weights, Which};
 use crate::kernels::FEW_ROWS;
 use crate::layers::attention;
 use crate::layers::norm::PRIVATE_ROWS;
@@ -63,14 +63,14 @@ impl Program {
         })
     }
 
-    fn widest(&self, width: impl Fn(&Op<super::Operand>) -> usize) -> usize {
+    fn widest(&self, width: impl Fn(&Op<Operand>) -> usize) -> usize {
         self.phases.iter().map(|phase| width(&phase.op)).max().unwrap_or(0)
     }
 
     /// Floating-point operations of a step: two per weight and row of every product, and two per dimension for each of the two
     /// products of attention with a visible key.
     pub fn flops(&self, weights: &Weights, work: Work) -> f64 {
-        let of = |op: &Op<super::Operand>, rows: usize| match op {
+        let of = |op: &Op<Operand>, rows: usize| match op {
             Op::Linear { x, products, .. } => {
                 2 * rows * x.width * products.iter().map(|p| p.out.width).sum::<usize>()
             }
@@ -86,7 +86,7 @@ impl Program {
     /// Bytes of the matrices that a step multiplies with, each counted once.
     pub fn matrix_bytes(&self, weights: &Weights) -> usize {
         let bytes = |slot| weights.linear(slot).weight().bytes();
-        let of = |op: &Op<super::Operand>| match op {
+        let of = |op: &Op<Operand>| match op {
             Op::Linear { products, .. } => products.iter().map(|p| bytes(p.linear)).sum(),
             Op::Head { linear, .. } => bytes(*linear),
             _ => 0,
@@ -97,13 +97,14 @@ impl Program {
     /// Barriers of a step over matrices of one format: one behind every phase that has rows; one more where members pack the
     /// rows of a product together or share their norms, and where keys and values are appended before others attend.
     pub fn barriers(&self, work: Work, members: usize) -> usize {
-        let of = |phase: &super::Phase<super::Operand>| {
+        let of = |phase: &Phase<Operand>| {
             let rows = work.rows_of(phase.rows);
             let normed = usize::from(rows > PRIVATE_ROWS);
             match &phase.op {
                 Op::Attend { new: Some(_), heads, .. } => {
                     let at_once = attention::task_rows(rows, heads.heads, members);
-                    let apart = rows < work.rows || rows > at_once;
+                    // Rows that nobody wants are appended, and attend to nothing.
+                    let apart = rows > 0 && (rows < work.rows || rows > at_once);
                     1 + usize::from(apart)
                 }
                 _ if rows == 0 => 0,

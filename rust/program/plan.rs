@@ -230,3 +230,50 @@ fn resolved(op: Op<Value>, of: impl Fn(Value) -> Operand) -> Op<Operand> {
         Op::Head { x, norm, linear } => Op::Head { x: of(x), norm, linear },
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::error::Error;
+
+    /// A norm from one value to another: the smallest phase that reads and writes.
+    fn norm(x: Value, out: Value) -> Phase<Value> {
+        Phase {
+            name: "n".to_owned(),
+            op: Op::Norm { x, norm: super::super::Slot::unused(), out },
+            rows: Which::All,
+        }
+    }
+
+    fn embed(out: Value) -> Phase<Value> {
+        let op = Op::Embed { table: super::super::Slot::unused(), positions: None, out };
+        Phase { name: "e".to_owned(), op, rows: Which::All }
+    }
+
+    fn values<const N: usize>() -> [Value; N] {
+        std::array::from_fn(|id| Value::numbered(id, 8))
+    }
+
+    #[test]
+    fn a_phase_that_writes_what_it_reads_is_refused() {
+        let [a, b] = values();
+        assert!(assign(vec![embed(a), norm(a, b)], 2).is_ok(), "a sound record");
+        for phases in [vec![embed(a), norm(a, a)], vec![norm(a, b)], vec![embed(a), norm(b, a)]] {
+            assert!(matches!(assign(phases, 2), Err(Error::Program { .. })), "a race, or nothing to read");
+        }
+    }
+
+    #[test]
+    fn memory_of_what_is_still_read_is_not_written() {
+        let [a, b, c, d] = values();
+        // `a` is read until the end, `b` only once.
+        let program = assign(vec![embed(a), norm(a, b), norm(b, c), norm(a, d)], 4).unwrap();
+        let buffers: Vec<usize> =
+            program.phases().iter().flat_map(|phase| phase.op.writes()).map(|out| out.buffer).collect();
+        assert_eq!(buffers, [0, 1, 2, 1], "`d` takes what `b` has left");
+        let mut lives = lives(&[embed(a), norm(a, b), norm(a, c)], 3);
+        (lives[0].buffer, lives[1].buffer, lives[2].buffer) = (0, 0, 1);
+        let proof = prove(&[embed(a), norm(a, b), norm(a, c)], &lives);
+        assert!(matches!(proof, Err(Error::Program { .. })), "`b` lies where `a` is still read");
+    }
+}

@@ -26,6 +26,12 @@ impl<T> Clone for Slot<T> {
 impl<T> Copy for Slot<T> {}
 
 impl<T> Slot<T> {
+    /// A slot that names nothing, for records that are not run.
+    #[cfg(test)]
+    pub(super) fn unused() -> Self {
+        Self { index: 0, of: PhantomData }
+    }
+
     /// The slot of what is appended to a list.
     fn push<U>(list: &mut Vec<U>, value: U) -> Self {
         list.push(value);

@@ -117,12 +117,14 @@ pub struct Member<'a> {
     watch: Watch<'a>,
     /// Loops over claimed pieces since the last barrier.
     loops: Cell<usize>,
+    /// Barriers so far.
+    barriers: Cell<usize>,
 }
 
 impl<'a> Member<'a> {
     pub(super) fn new(index: usize, count: usize, meeting: &'a Meeting, cancel: &'a AtomicBool) -> Self {
         let watch = Watch { cancel, ends: &meeting.ends };
-        Self { index, count, meeting, watch, loops: Cell::new(0) }
+        Self { index, count, meeting, watch, loops: Cell::new(0), barriers: Cell::new(0) }
     }
 
     /// Runs the work and turns a panic into a note for the others.
@@ -146,6 +148,11 @@ impl<'a> Member<'a> {
     /// region's end, is an error for every member.
     pub fn cancelled(&self) -> bool {
         self.watch.is_over()
+    }
+
+    /// Barriers of the region so far.
+    pub fn barriers(&self) -> usize {
+        self.barriers.get()
     }
 
     /// Members whose shares a member's [`Member::pieces`] are taken from, at most, itself counted.
@@ -182,6 +189,7 @@ impl<'a> Member<'a> {
         let m = self.meeting;
         let phase = m.phase.load(Ordering::SeqCst);
         self.loops.set(0);
+        self.barriers.set(self.barriers.get() + 1);
         // The next phase's claims, which nobody reads before all are here.
         if let Some(own) = m.claims.get(self.index) {
             own[phase.wrapping_add(1) % 2].reset();

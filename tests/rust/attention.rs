@@ -36,7 +36,8 @@ fn attend(
     for ((s, sequence), &rows) in sequences.iter_mut().zip(rows) {
         let position = sequence.len();
         sequence.reserve(rows).unwrap();
-        batch.spans.push(Span { row, rows, position, keys: position + rows, block: batch.blocks.len() });
+        let (keys, block) = (position + rows, batch.blocks.len());
+        batch.spans.push(Span { row, out: row, rows, position, keys, block });
         sequence.pointers(&mut batch.blocks);
         for r in 0..rows {
             // SAFETY: one thread.
@@ -49,9 +50,9 @@ fn attend(
         let scratch = members.at(member.index(), 0);
         // No product, no packed rows.
         let ctx = Context { member, runtime, scratch, packed_rows: out.first(0) };
-        let keys = Keys { shape: pool.shape(), layer: 1, batch: &batch };
+        let keys = Keys { shape: pool.shape(), layer: 1, batch: &batch, wanted: None };
         let new = KeysValues { keys: (qkv, WIDTH), values: (qkv, 2 * WIDTH) };
-        HEADS.append_and_attend(&ctx, keys, Look { causal, bias: None }, new, qkv, out)?;
+        HEADS.append_and_attend(&ctx, keys, Look { causal, bias: None }, new, (qkv, 0), out)?;
         member.barrier()
     })
     .unwrap();
