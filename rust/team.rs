@@ -61,7 +61,7 @@ struct Team {
 /// Fewer members take part where the system refuses a thread; the results of a step do not depend on their number.
 ///
 /// # Errors
-/// [`Error::Cancelled`] when `cancel` was set at a barrier, or seen by a member between barriers; [`Error::Panicked`] when a member panicked.
+/// `Cancelled` when `cancel` was set at a barrier or a member saw it between barriers; `Panicked` when a member panicked.
 pub fn run(
     threads: usize,
     cancel: &AtomicBool,

@@ -37,8 +37,8 @@ impl Slabs {
         let slab = self.slabs.get_mut(place)?.as_mut()?;
         let before = slab.counts;
         let result = change(slab);
-        let (all, after) = (&mut self.counts, slab.counts);
-        all.replace(before, after);
+        let after = slab.counts;
+        self.counts.replace(before, after);
         Some(result)
     }
 
@@ -180,6 +180,9 @@ impl Pool {
             return Ok(());
         }
         let missing = blocks.saturating_sub(self.lock().counts.ready);
+        if missing == 0 {
+            return Ok(());
+        }
         let bytes = missing.saturating_mul(self.shape.block_bytes());
         Mapping::new(bytes).map(drop).ok_or_else(|| Self::refused(bytes))
     }

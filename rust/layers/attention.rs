@@ -200,6 +200,9 @@ impl Heads {
         let own = share(rows, group, groups);
         let spans = batch.spans.len();
         for task in share(spans * self.heads, place, of_group) {
+            if ctx.member.cancelled() {
+                break;
+            }
             let (head, span) = (task / spans, &batch.spans[task % spans]);
             self.put(ctx, at, new, span, span.whole_blocks(&own), head);
         }
@@ -284,7 +287,8 @@ impl Heads {
         self.tasks(ctx, at, look, None, queries, out);
     }
 
-    /// This member's tasks; what is `new` is put by the task of its span and head.
+    /// This member's tasks; what is `new` is put by the task of its span and head. A long prompt or source has tasks for seconds, so
+    /// each of them first looks whether the step was cancelled.
     fn tasks(
         &self,
         ctx: &Context<'_>,
@@ -311,6 +315,9 @@ impl Heads {
             (true, true) => CacheProducts::Bf16Dot,
         };
         for (head, s, first) in pieces.flat_map(|piece| order.tasks(piece)) {
+            if ctx.member.cancelled() {
+                break;
+            }
             let span = &spans[s];
             if let Some(new) = new {
                 debug_assert!(span.rows <= at_once, "one task puts and attends");

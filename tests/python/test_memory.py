@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 
@@ -9,14 +10,12 @@ import pytest
 
 # Resident bytes are read where the process is alone: other tests' memory would count as well.
 STATES = """
-import gc, json, fastdecode
+import gc, json, resource, fastdecode
 def resident():
     gc.collect()
     with open("/proc/self/statm") as file:
-        return int(file.read().split()[1]) * fastdecode_page
-import resource
-fastdecode_page = resource.getpagesize()
-model = fastdecode.load("demo-stories", num_threads=1)
+        return int(file.read().split()[1]) * resource.getpagesize()
+model = fastdecode.load("demo-stories")
 ids = [1 + i % 200 for i in range(200)]
 model.prefill(ids)
 before = resident()
@@ -34,11 +33,11 @@ print(json.dumps({"held": held, "live": live, "end": resident() - before, "same"
 """
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="RESIDENT MEMORY IS NOT TESTED: /proc/self/statm is Linux's")
+@pytest.mark.skipif(
+    sys.platform != "linux", reason="RESIDENT MEMORY IS NOT TESTED: /proc/self/statm is Linux's"
+)
 def test_states_that_stay_do_not_keep_the_memory_of_those_that_went() -> None:
-    """Rounds of 300 states of 200 tokens of which 8 stay: the rest of them, and at last all, goes back to the system."""
-    import json
-
+    """Of four rounds of 300 states of 200 tokens 8 each stay; the memory of the others goes back, and at last all."""
     result = subprocess.run([sys.executable, "-c", STATES], capture_output=True, text=True, timeout=300)
     assert result.returncode == 0, result.stderr
     seen = json.loads(result.stdout)
