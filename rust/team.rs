@@ -300,7 +300,7 @@ mod tests {
         let woken = |index: usize| team.desks[index].woken.load(Ordering::SeqCst);
         let meet = |threads| {
             let count = AtomicUsize::new(0);
-            team.run(&mut lock(&team.turn), threads, &off, &|m: &Member<'_'>| {
+            team.run(&mut lock(&team.turn), threads, &off, &|m: &Member<'_>| {
                 count.store(m.count(), Ordering::Relaxed);
                 m.barrier()
             })
