@@ -5,15 +5,14 @@ Everything else about an architecture is in the native module. Nothing here read
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
 
-@dataclass(frozen=True)
-class TokenizerClass:
+class TokenizerClass(NamedTuple):
     """A class of tokenizers of transformers.
 
     Attributes:
@@ -25,8 +24,7 @@ class TokenizerClass:
     tokens: Mapping[str, Any]
 
 
-@dataclass(frozen=True)
-class Family:
+class Family(NamedTuple):
     """What a model_type means.
 
     Attributes:
@@ -41,7 +39,7 @@ class Family:
     has_encoder: bool = False
     tokenizer_class: str | None = None
     keeps_tokenizer_file: bool = False
-    special_tokens: Mapping[str, int] = field(default_factory=dict)
+    special_tokens: Mapping[str, int] = MappingProxyType({})
 
 
 TOKENIZER_CLASSES: dict[str, TokenizerClass] = {
