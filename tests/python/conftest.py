@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import fastdecode
 import pytest
+import tables
 import tiny
 from hypothesis import HealthCheck, settings
 from tally import TALLY
@@ -28,8 +29,13 @@ settings.register_profile(
 settings.load_profile("fastdecode")
 
 
-def pytest_report_header() -> str:
-    return f"property tests: {os.environ.get('FASTDECODE_EXAMPLES', '1')} times the usual examples"
+def pytest_report_header() -> list[str]:
+    here = tables.present()
+    absent = ", ".join(name for name in tables.NEEDS if name not in here) or "none"
+    return [
+        f"property tests: {os.environ.get('FASTDECODE_EXAMPLES', '1')} times the usual examples",
+        f"tables of kernels: {', '.join(here)}; NOT TESTED, because this CPU lacks them: {absent}",
+    ]
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:
