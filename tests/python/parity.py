@@ -35,8 +35,12 @@ def both(family: Family, recipe: Recipe, dtype: Any = None) -> tuple[Any, Any]:
     chosen = {} if dtype is None else {"dtype": dtype}
     with tempfile.TemporaryDirectory() as tmp:
         folder = family.write(recipe, Path(tmp))
-        reference = Seq2SeqReference if family.has_encoder else Reference
-        return reference(folder, dtype), load(folder, recipe, **chosen)
+        return reference_of(family, folder, dtype), load(folder, recipe, **chosen)
+
+
+def reference_of(family: Family, folder: Path, dtype: str | None = None) -> Reference:
+    """The reference's model of a folder, rounded to `dtype` where it is given."""
+    return (Seq2SeqReference if family.has_encoder else Reference)(folder, dtype)
 
 
 def whole(family: Family, recipe: Recipe, source: list[int], length: int) -> Input:

@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 from families import Input
+from tally import TALLY
 
 try:
     import torch
@@ -149,17 +150,6 @@ class Run:
         return processors.LogitsProcessorList(listed)
 
 
-@dataclass
-class Tally:
-    """How many choices were compared with the reference's, and those that were excused."""
-
-    choices: int = 0
-    excused: list[str] = field(default_factory=list)
-
-
-TALLY = Tally()
-
-
 def assert_same_ids(run: Run, got: list[Ids], what: str) -> None:
     """Holds generated ids against the reference's (law 5).
 
@@ -168,13 +158,14 @@ def assert_same_ids(run: Run, got: list[Ids], what: str) -> None:
     """
     assert len(got) == len(run.ids), f"{what}: {len(got)} rows, transformers gives {len(run.ids)}"
     for row, (mine, theirs) in enumerate(zip(got, run.ids, strict=True)):
-        TALLY.choices += len(theirs)
         if mine == theirs:
+            TALLY.choices += len(theirs)
             continue
         parted = [step for step, pair in enumerate(zip(mine, theirs, strict=False)) if pair[0] != pair[1]]
         assert parted, f"{what}, row {row}: one is cut short: {mine} instead of {theirs}"
         close = run.close_call(row, parted[0], mine[parted[0]])
         assert close, f"{what}, row {row}: parts at new token {parted[0]}: {mine} instead of {theirs}"
+        TALLY.choices += parted[0] + 1  # what follows was given other tokens, and is not compared
         TALLY.excused.append(
             f"{what}, row {row}, new token {parted[0]}: {mine[parted[0]]} / {theirs[parted[0]]}"
         )

@@ -15,6 +15,7 @@ mod fake;
 mod kernels;
 mod kernels_cache;
 mod linear;
+mod tables;
 
 /// The golden file `name`, made by a script in `tools/`.
 fn golden(name: &str) -> serde_json::Value {

@@ -8,7 +8,7 @@ are drawn and not before, so that tests without a reference run where torch is n
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -122,6 +122,8 @@ class Family:
         chunks: A model with a context of at least 520 tokens, for keys in more than one chunk of 256.
         groups: Inputs so long that threads divide their rows, with the model that reads them.
         longest: Inputs beyond every block size, with a model of the reference's cost in seconds.
+        tables: Models answered on every table of kernels and held against the reference: odd widths, every type of
+            weights, several activations, keys beyond a chunk of 256.
         goldens: Models of the golden files by folder; their greedy texts must vary, and hold no close choice.
         sizes: Models of real size, for benchmarks, by their names on the hub.
         tokenizer: Golden folder and files of a tokenizer of the real vocabulary.
@@ -139,6 +141,7 @@ class Family:
     chunks: Recipe
     groups: Mapping[str, tuple[Recipe, list[Lengths]]]
     longest: Mapping[str, tuple[Recipe, Lengths]]
+    tables: Sequence[Recipe]
     goldens: Mapping[str, Recipe]
     sizes: Mapping[str, Recipe]
     tokenizer: tuple[str, tuple[str, ...]]

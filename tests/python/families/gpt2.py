@@ -199,6 +199,13 @@ FAMILY = Family(
         "ragged rows": (GROUPS, [Lengths(200), Lengths(90), Lengths(1), Lengths(250)]),
     },
     longest=LONGEST,
+    tables=(
+        GPT2Recipe(config(), seed=41),
+        GPT2Recipe(config(heads=5, head_dim=7, n_inner=33), dtype="bfloat16", seed=42),
+        GPT2Recipe(config(activation_function="gelu"), dtype="float16", seed=43),
+        GPT2Recipe(config(heads=2, head_dim=17, vocab=1000, positions=320), seed=44),
+        GPT2Recipe(config(head_dim=1, vocab=17, activation_function="mish"), seed=45),
+    ),
     goldens=GOLDENS,
     sizes={
         "gpt2": GPT2Recipe(config(heads=12, layers=12, **REAL), seed=1),

@@ -279,6 +279,16 @@ FAMILY = Family(
         )
         for model_type in ("t5", "umt5")
     },
+    tables=(
+        T5Recipe(config(), seed=46),
+        T5Recipe(config("mt5", feed_forward_proj="gated-gelu"), dtype="bfloat16", seed=47),
+        T5Recipe(
+            config("umt5", heads=5, d_kv=7, d_ff=129, feed_forward_proj="gated-silu"),
+            dtype="float16",
+            seed=48,
+        ),
+        T5Recipe(config(d_model=17, d_ff=33, d_kv=17, vocab=257), seed=49),
+    ),
     goldens=GOLDENS,
     sizes={
         "t5-base": size(12, 12, 3072, gated=False),
