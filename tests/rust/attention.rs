@@ -9,6 +9,8 @@ use fastdecode::layers::attention::{Batch, Heads, Keys, KeysValues, Look, Span};
 use fastdecode::layers::{self, Buffer, Context, Runtime};
 use fastdecode::team;
 
+use super::tables::tables;
+
 const HEADS: Heads = Heads { heads: 3, head_dim: 5, scale: 0.7 };
 const WIDTH: usize = HEADS.heads * HEADS.head_dim;
 
@@ -78,7 +80,7 @@ fn attend_unless(
 
 #[test]
 fn a_row_is_the_same_in_any_company() {
-    for (table, bf16) in Kernels::available().into_iter().flat_map(|table| [(table, false), (table, true)]) {
+    for (table, bf16) in tables().into_iter().flat_map(|table| [(table, false), (table, true)]) {
         let shape = Shape { layers: 2, heads: HEADS.heads, head_dim: HEADS.head_dim, bf16 };
         let pool = Pool::new(shape);
         let fresh = |sequences: std::ops::Range<usize>| -> Vec<(usize, Sequence)> {
@@ -127,7 +129,7 @@ fn a_row_is_the_same_in_any_company() {
 
 #[test]
 fn rows_of_a_sequence_may_come_in_any_steps() {
-    for (table, bf16) in Kernels::available().into_iter().flat_map(|table| [(table, false), (table, true)]) {
+    for (table, bf16) in tables().into_iter().flat_map(|table| [(table, false), (table, true)]) {
         let shape = Shape { layers: 2, heads: HEADS.heads, head_dim: HEADS.head_dim, bf16 };
         let pool = Pool::new(shape);
         let run = |threads, steps: &[usize]| -> Vec<Vec<u32>> {

@@ -16,6 +16,7 @@ mod kernels;
 mod kernels_cache;
 mod linear;
 mod program;
+mod tables;
 
 /// The golden file `name`, made by a script in `tools/`.
 fn golden(name: &str) -> serde_json::Value {
