@@ -60,7 +60,7 @@ def test_no_other_answer_is_excused_where_twins_are(theirs: Reference, sampled: 
     options = OPTIONS | sampled
     held = BeamReference(theirs.model, PROMPTS)
     want = held.search(**options)
-    for token in set(range(20)) - {*TWINS, *want.ids[0]}:
+    for token in sorted(set(range(20)) - {*TWINS, *want.ids[0]})[:4]:
         ids = [[token], want.ids[1]]
         lie = Found(ids, want.scores)
         with pytest.raises(AssertionError, match="the reference scores these ids"):

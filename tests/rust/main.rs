@@ -5,6 +5,7 @@ mod architecture;
 mod attention;
 mod checkpoint_config;
 mod checkpoint_folder;
+mod checkpoint_fuzz;
 mod checkpoint_pickle;
 mod checkpoint_safetensors;
 mod decode_golden;
