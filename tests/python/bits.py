@@ -24,8 +24,7 @@ from typing import Any
 
 import fastdecode
 import numpy as np
-import tiny
-import tiny_t5
+from families import FAMILIES
 
 GOLDEN = Path(__file__).resolve().parent.parent / "golden"
 FILE = GOLDEN / "bits.json"
@@ -43,34 +42,16 @@ RAGGED = (1, 7, 16, 33, 2)
 # No step of these has a task of attention that is not the only one of its sequence.
 SHORT = (1, 7, 16, 20, 2)
 
-GPT2 = {
-    "gpt2": tiny.config(n_positions=600),
-    "gpt2, odd": tiny.config(
-        n_embd=51, n_head=3, n_inner=37, vocab_size=101, n_layer=3, n_positions=64, activation_function="relu"
-    ),
-    "gpt2, wide": tiny.config(
-        n_embd=256, n_head=4, vocab_size=515, n_positions=600, scale_attn_by_inverse_layer_idx=True
-    ),
-}
-T5 = {
-    "t5": tiny_t5.config(),
-    "t5, odd": tiny_t5.config(d_model=33, d_kv=17, d_ff=37, num_decoder_layers=3, vocab_size=101),
-    "t5, gated": tiny_t5.config(
-        d_model=64, d_kv=64, d_ff=130, num_heads=4, vocab_size=515, feed_forward_proj="gated-gelu"
-    ),
-    "mt5": tiny_t5.config(model_type="mt5", architectures=["MT5ForConditionalGeneration"]),
-    "umt5": tiny_t5.config(
-        model_type="umt5", architectures=["UMT5ForConditionalGeneration"], relative_attention_max_distance=20
-    ),
-}
-
 
 def folders(root: Path) -> Iterator[tuple[str, Path]]:
     """Yields every model: random ones written under `root`, those of the goldens, and the demos."""
-    for seed, (name, config) in enumerate(GPT2.items()):
-        yield name, tiny.write_folder(root / name, seed=seed, **config)
-    for seed, (name, config) in enumerate(T5.items()):
-        yield name, tiny_t5.write_folder(root / name, seed=seed, **config)
+    for family in FAMILIES.values():
+        recipes = {**family.laws, "chunks": family.chunks} | {
+            f"table {i}": r for i, r in enumerate(family.tables)
+        }
+        for name, recipe in recipes.items():
+            full = f"{family.name}: {name}"
+            yield full, family.write_tiny(root / full, seed=recipe.seed, **recipe.config)
     for config_file in sorted(GOLDEN.glob("*/config.json")):
         if list(config_file.parent.glob("*.safetensors")):
             yield config_file.parent.name, config_file.parent
@@ -157,7 +138,7 @@ def table() -> dict[str, Any]:
                         f"{name}, {kind}: expected one result for all numbers of threads, got {by}"
                     )
                 found[f"{name}, {kind}"] = by[1]
-            if name in GPT2 or name in T5:
+            if ": " in name:
                 found[f"{name}, trace"] = trace(fastdecode.load(folder, num_threads=2))
     return found
 
