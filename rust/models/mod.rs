@@ -221,20 +221,26 @@ impl Model {
     /// Loads a Hugging Face folder as it is.
     ///
     /// # Errors
-    /// Every kind: files missing or malformed, an architecture that is not supported, options out of range, memory refused.
-    pub fn load(folder: &Path, options: &LoadOptions) -> Result<Self> {
+    /// Every kind: files missing or malformed, an architecture that is not supported, options out of range, memory refused;
+    /// `Cancelled` when `cancel` was set.
+    pub fn load(folder: &Path, options: &LoadOptions, cancel: &AtomicBool) -> Result<Self> {
         let config = ConfigFile::open(folder)?;
         let architecture = Self::architecture(&config)?;
-        Self::build(architecture, config, &Checkpoint::open(folder)?, options)
+        Self::build(architecture, config, &Checkpoint::open(folder)?, options, cancel)
     }
 
     /// Loads weights in memory under the configuration `config_json`.
     ///
     /// # Errors
     /// As for [`Model::load`].
-    pub fn from_checkpoint(config_json: &str, weights: &Checkpoint, options: &LoadOptions) -> Result<Self> {
+    pub fn from_checkpoint(
+        config_json: &str,
+        weights: &Checkpoint,
+        options: &LoadOptions,
+        cancel: &AtomicBool,
+    ) -> Result<Self> {
         let config = ConfigFile::from_json("config", config_json)?;
-        Self::build(Self::architecture(&config)?, config, weights, options)
+        Self::build(Self::architecture(&config)?, config, weights, options, cancel)
     }
 
     fn architecture(config: &ConfigFile) -> Result<&'static str> {
@@ -251,10 +257,11 @@ impl Model {
         mut file: ConfigFile,
         checkpoint: &Checkpoint,
         options: &LoadOptions,
+        cancel: &AtomicBool,
     ) -> Result<Self> {
         let (weights, bf16, threads) = (options.weights()?, options.bf16()?, options.threads()?);
         let runtime = Runtime::new(threads, bf16)?;
-        let mut loader = Loader::new(checkpoint, PREFIX, weights, threads);
+        let mut loader = Loader::new(checkpoint, PREFIX, weights, threads, cancel);
         let (network, weight_bytes): (Box<dyn Architecture>, usize) = if architecture == "gpt2" {
             let (model, bytes) = gpt2::Gpt2::load(&mut file, &mut loader, runtime)?;
             (Box::new(model), bytes)
@@ -355,19 +362,24 @@ impl Model {
     ///
     /// # Errors
     /// As for [`Decoder::forward`] and [`Model::encode`].
-    pub fn trace(&self, source: Option<&[u32]>, ids: &[u32]) -> Result<Vec<step::Activation>> {
-        let (trace, cancel) = (Trace::default(), AtomicBool::new(false));
+    pub fn trace(
+        &self,
+        source: Option<&[u32]>,
+        ids: &[u32],
+        cancel: &AtomicBool,
+    ) -> Result<Vec<step::Activation>> {
+        let trace = Trace::default();
         let source = match source {
             None => Source::None,
             Some(source) => {
                 self.check_source(source)?;
-                let mut memories = self.encoder()?.encode(&[source], &cancel, Some(&trace))?;
+                let mut memories = self.encoder()?.encode(&[source], cancel, Some(&trace))?;
                 memories.pop().map_or(Source::None, Source::Memory)
             }
         };
         let mut sequence = self.start_from(source)?;
         let segment = Segment { sequence: &mut sequence, input: Input::Tokens(ids), logits: Wanted::All };
-        self.network.forward(&mut [segment], &mut Vec::new(), &cancel, Some(&trace))?;
+        self.network.forward(&mut [segment], &mut Vec::new(), cancel, Some(&trace))?;
         Ok(trace.into_entries())
     }
 

@@ -26,7 +26,11 @@ const ROOMS: &[(&str, &[&str])] = &[
 /// Words of Rust sources that only the named rooms may hold, with the reason.
 const ONLY_IN: &[(&str, &[&str], &str)] = &[
     ("pyo3", &["lib", "python"], "the engine does not know Python"),
-    ("std::thread", &["team"], "only the team starts threads"),
+    (
+        "std::thread",
+        &["team", "python"],
+        "only the team computes in threads, and only the seam waits for one",
+    ),
     ("std::arch", &["kernels"], "intrinsics live in the kernels"),
     ("serde_json", &["checkpoint"], "JSON is read where the files are read"),
 ];
