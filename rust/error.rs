@@ -8,6 +8,10 @@ use std::path::PathBuf;
 /// What every fallible function of the engine returns.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
+/// What a state expects of those who use it.
+pub const ONE_CALL: &str =
+    "one call of step, truncate or logits at a time (fork() gives each thread a state of its own)";
+
 /// Everything that can go wrong, with the place, what was expected and what was got.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
@@ -112,6 +116,12 @@ pub enum Error {
         expected: String,
         /// What the model file recorded.
         got: String,
+    },
+    /// A state is in use.
+    #[error("state: expected {ONE_CALL}, got {got}")]
+    StateBusy {
+        /// Who uses it.
+        got: &'static str,
     },
     /// The caller asked the running step to stop.
     #[error("cancelled")]

@@ -66,7 +66,7 @@ pub struct Loader<'a> {
 }
 
 impl<'a> Loader<'a> {
-    /// A loader of tensors that may carry `prefix` before their names; setting `cancel` ends it.
+    /// A loader of tensors that may carry `prefix` before their names; reading ends when `cancel` is set.
     pub fn new(
         checkpoint: &'a Checkpoint,
         prefix: &'static str,
@@ -78,8 +78,12 @@ impl<'a> Loader<'a> {
         Self { checkpoint, prefix, weights, threads, cancel, planned, used, parameters: 0 }
     }
 
-    fn check_cancel(&self) -> Result<()> {
-        if self.cancel.load(Ordering::Relaxed) { Err(Error::Cancelled) } else { Ok(()) }
+    /// Reads a part of a tensor, unless the loading was cancelled: every loop over the chunks of a file comes by here.
+    fn read(&self, info: &TensorInfo, start: usize, buf: &mut [u8]) -> Result<()> {
+        if self.cancel.load(Ordering::Relaxed) {
+            return Err(Error::Cancelled);
+        }
+        self.checkpoint.read(info, start, buf)
     }
 
     /// Whether the tensor is there.
@@ -151,7 +155,7 @@ impl<'a> Loader<'a> {
     /// Reads a whole tensor as f32, rounded as the weights are.
     ///
     /// # Errors
-    /// As for [`Loader::matrix`]; `Checkpoint` when a finite value overflows float16.
+    /// As for [`Loader::matrix`]; `Checkpoint` when a finite value overflows float16; `Cancelled`.
     pub fn values(&mut self, name: &str, shape: &[usize]) -> Result<Vec<f32>> {
         let (info, from) = self.take(name, shape)?;
         let mut bytes = Vec::new();
@@ -159,7 +163,9 @@ impl<'a> Loader<'a> {
             .try_reserve_exact(info.bytes)
             .map_err(|_| Error::OutOfMemory { what: info.name.clone(), bytes: info.bytes })?;
         bytes.resize(info.bytes, 0);
-        self.checkpoint.read(info, 0, &mut bytes)?;
+        for (place, chunk) in bytes.chunks_mut(CHUNK).enumerate() {
+            self.read(info, place * CHUNK, chunk)?;
+        }
         let mut values = from.widen(&bytes);
         if let Rounding::As(to) = self.weights {
             for x in &mut values {
@@ -184,10 +190,9 @@ impl<'a> Loader<'a> {
         let (mut buf_a, mut buf_b) = (vec![0; ca.min(a.bytes)], vec![0; cb.min(b.bytes)]);
         let (mut at_a, mut at_b) = (0, 0);
         while at_a < a.bytes {
-            self.check_cancel()?;
             let (na, nb) = (ca.min(a.bytes - at_a), cb.min(b.bytes - at_b));
-            self.checkpoint.read(a, at_a, &mut buf_a[..na])?;
-            self.checkpoint.read(b, at_b, &mut buf_b[..nb])?;
+            self.read(a, at_a, &mut buf_a[..na])?;
+            self.read(b, at_b, &mut buf_b[..nb])?;
             let equal = if fa == fb {
                 buf_a[..na] == buf_b[..nb]
             } else {
@@ -224,7 +229,7 @@ impl<'a> Loader<'a> {
     /// Reads and packs every planned matrix; the result is in the order of the tickets.
     ///
     /// # Errors
-    /// `OutOfMemory`, `Io`, or `Checkpoint` when a file is cut short or a value overflows float16.
+    /// `OutOfMemory`, `Io`, `Cancelled`, or `Checkpoint` when a file is cut short or a value overflows float16.
     pub fn finish(&mut self) -> Result<Packing> {
         if self.weights == Rounding::Auto {
             self.narrow()?;
@@ -251,7 +256,7 @@ impl<'a> Loader<'a> {
             let p = &self.planned[i];
             let (_, row) = p.rows();
             buffer.resize(n * row, 0);
-            self.checkpoint.read(p.info, first * row, buffer)?;
+            self.read(p.info, first * row, buffer)?;
             // SAFETY: every chunk is other rows of a matrix that nobody reads yet, whole panels or pairs of them.
             let fits = unsafe { matrices[i].write(p.orientation, first, p.from, buffer) };
             if fits { Ok(()) } else { Err(overflow(p.info, p.to)) }
@@ -270,11 +275,10 @@ impl<'a> Loader<'a> {
             let mut fits = vec![Storage::Bf16, Storage::F16];
             let mut at = 0;
             while at < info.bytes && !fits.is_empty() {
-                self.check_cancel()?;
                 // A first look at a few values ends the search in nearly every f32 checkpoint.
                 let n = if at == 0 { 4096 } else { CHUNK }.min(info.bytes - at);
                 buffer.resize(n, 0);
-                self.checkpoint.read(info, at, buffer)?;
+                self.read(info, at, buffer)?;
                 fits.retain(|s| s.holds(Storage::F32, buffer));
                 at += n;
             }
@@ -297,10 +301,11 @@ impl<'a> Loader<'a> {
     ) -> Result<()> {
         let next = AtomicUsize::new(0);
         let failed: Mutex<Option<Error>> = Mutex::new(None);
+        // Items look at the flag themselves: a team looks only where its members meet, and these never do.
         team::run(self.threads, self.cancel, |_| {
             let mut buffer = Vec::new();
             while let Some(item) = items.get(next.fetch_add(1, Ordering::Relaxed)) {
-                if let Err(e) = self.check_cancel().and_then(|()| work(item, &mut buffer)) {
+                if let Err(e) = work(item, &mut buffer) {
                     if let Ok(mut failed) = failed.lock() {
                         failed.get_or_insert(e);
                     }

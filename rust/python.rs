@@ -1,15 +1,17 @@
 //! The Python module `fastdecode._core`: conversions, released locks and exceptions, no arithmetic.
 //!
 //! Every call into the engine runs detached from the interpreter, inside of one function that turns errors and panics
-//! into exceptions of `fastdecode.errors`. Nothing here knows text; the Python side does.
+//! into exceptions of `fastdecode.errors`; long ones end when Python hears a signal. Nothing here knows text; the Python side does.
 
 mod decoding;
 mod exceptions;
+mod interrupt;
 mod memory;
+mod state;
+mod turn;
 
 use std::path::Path;
 use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
 
 use pyo3::buffer::PyBuffer;
 use pyo3::prelude::*;
@@ -21,9 +23,11 @@ use crate::error::Error;
 use crate::kernels::{self, Kernels};
 use crate::models::{self, Decoder, LoadOptions};
 use crate::{limits, team};
-use decoding::{Generation, State};
+use decoding::Generation;
 use exceptions::detached;
+use interrupt::{interruptible, interruptible_if, is_long};
 use memory::{Memory, SourceArgument};
+use state::State;
 
 /// Floats as bytes that numpy can view without another copy.
 fn bytes<'py>(py: Python<'py>, values: &[f32]) -> PyResult<Bound<'py, PyByteArray>> {
@@ -60,9 +64,9 @@ impl Model {
         compute_dtype: Option<&str>,
         num_threads: Option<usize>,
     ) -> PyResult<Self> {
-        detached(py, || {
+        interruptible(py, |cancel| {
             let options = load_options(dtype, compute_dtype, num_threads);
-            Ok(Self(Arc::new(models::Model::load(Path::new(folder), &options, &AtomicBool::new(false))?)))
+            Ok(Self(Arc::new(models::Model::load(Path::new(folder), &options, cancel)?)))
         })
     }
 
@@ -92,15 +96,10 @@ impl Model {
             let dtype = ELEMENTS.into_iter().find(|dtype| dtype.name() == element).unwrap_or(Dtype::F64);
             memory.push(MemoryTensor { name, dtype, shape, bytes: Arc::new(buffer.to_vec(py)?) });
         }
-        detached(py, || {
+        interruptible(py, |cancel| {
             let options = load_options(dtype, compute_dtype, num_threads);
             let checkpoint = Checkpoint::from_memory(memory)?;
-            Ok(Self(Arc::new(models::Model::from_checkpoint(
-                config,
-                &checkpoint,
-                &options,
-                &AtomicBool::new(false),
-            )?)))
+            Ok(Self(Arc::new(models::Model::from_checkpoint(config, &checkpoint, &options, cancel)?)))
         })
     }
 
@@ -162,19 +161,21 @@ impl Model {
         })
     }
 
-    /// Encodes sources, some at a time; Ctrl-C is heard between.
+    /// Encodes sources, some at a time.
     fn encode(&self, py: Python<'_>, sources: Vec<Vec<u32>>) -> PyResult<Vec<Memory>> {
-        let mut memories = Vec::with_capacity(sources.len());
-        let mut rest = sources.as_slice();
-        while !rest.is_empty() {
-            let (group, others) = rest.split_at(memory::group(rest));
-            rest = others;
-            let ids: Vec<&[u32]> = group.iter().map(Vec::as_slice).collect();
-            let found = detached(py, || self.0.encode(&ids, &AtomicBool::new(false)))?;
-            memories.extend(found.into_iter().map(|memory| Memory::new(memory, self.0.width())));
-            py.check_signals()?;
-        }
-        Ok(memories)
+        let rows = sources.iter().map(Vec::len).sum();
+        interruptible_if(py, is_long(&self.0, rows), |cancel| {
+            let mut memories = Vec::with_capacity(sources.len());
+            let mut rest = sources.as_slice();
+            while !rest.is_empty() {
+                let (group, others) = rest.split_at(memory::group(rest));
+                rest = others;
+                let ids: Vec<&[u32]> = group.iter().map(Vec::as_slice).collect();
+                let found = self.0.encode(&ids, cancel)?;
+                memories.extend(found.into_iter().map(|memory| Memory::new(memory, self.0.width())));
+            }
+            Ok(memories)
+        })
     }
 
     fn embed<'py>(&self, py: Python<'py>, ids: Vec<u32>) -> PyResult<Bound<'py, PyByteArray>> {
@@ -188,7 +189,10 @@ impl Model {
         ids: Vec<u32>,
         source: Option<Vec<u32>>,
     ) -> PyResult<Vec<Shown<'py>>> {
-        let activations = detached(py, || self.0.trace(source.as_deref(), &ids, &AtomicBool::new(false)))?;
+        let rows = ids.len() + source.as_ref().map_or(0, Vec::len);
+        let activations = interruptible_if(py, is_long(&self.0, rows), |cancel| {
+            self.0.trace(source.as_deref(), &ids, cancel)
+        })?;
         activations.into_iter().map(|a| Ok((a.name, a.shape.to_vec(), bytes(py, &a.values)?))).collect()
     }
 
@@ -306,8 +310,17 @@ fn measure_limits(py: Python<'_>, size: usize, num_threads: Option<usize>) -> Py
 // Free-threaded builds are not supported yet: they would need every lock here looked at again.
 #[pymodule(gil_used = true)]
 mod _core {
+    use pyo3::prelude::*;
+
+    use super::turn;
+
     #[pymodule_export]
     use super::{Generation, Memory, Model, State, cpu_info, measure_limits};
+
+    #[pymodule_init]
+    fn init(module: &Bound<'_, PyModule>) -> PyResult<()> {
+        turn::count_forks(module.py())
+    }
 
     #[pymodule_export]
     #[expect(non_upper_case_globals, reason = "the name that Python expects")]

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, overload
 
 from .arrays import as_floats, bad_option, is_empty, is_one
 from .model import LanguageModel, Request
-from .state import EMBEDDING, State
+from .state import State
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Generator, Sequence
@@ -188,13 +188,12 @@ class CausalLM(LanguageModel):
             assert prompt is not None
             ids = self._ids(prompt)
             core = self._core.start(len(ids))
-            logits = core.append(ids, "last")
-            return State(core, ids, {}, as_floats(logits), self._core.vocab_size)
-        rows = self._embedding_rows(embeddings)
-        core = self._core.start(len(rows))
-        logits = core.append_embeddings(rows.data, "last")
-        places = [EMBEDDING] * len(rows)
-        return State(core, places, dict(enumerate(rows)), as_floats(logits), self._core.vocab_size)
+            core.append(ids)
+        else:
+            rows = self._embedding_rows(embeddings)
+            core = self._core.start(len(rows))
+            core.append_embeddings(rows.data)
+        return State(core, self._core.vocab_size)
 
     def logits(self, prompt: Prompt) -> NDArray[np.float32]:
         """Logits after every token of a prompt, in one pass.
@@ -257,7 +256,7 @@ class CausalLM(LanguageModel):
     def _embedding_rows(self, embeddings: NDArray[np.floating[Any]]) -> NDArray[np.float32]:
         import numpy as np
 
-        rows = np.array(embeddings, dtype=np.float32, order="C")  # a copy: truncation reads it again
+        rows = np.asarray(embeddings, dtype=np.float32, order="C")
         width = self._core.width
         if rows.ndim != 2 or rows.shape[0] == 0 or rows.shape[1] != width:
             raise bad_option(

@@ -23,6 +23,7 @@ __all__ = [
     "OptionError",
     "OutOfMemoryError",
     "ScoresError",
+    "StateBusyError",
     "TokenizerError",
     "TokenizerMissing",
     "UnknownOptionError",
@@ -179,6 +180,18 @@ class IsaError(FastdecodeError, RuntimeError):
 
 class CancelledError(FastdecodeError, RuntimeError):
     """The step that was running was cancelled from another thread."""
+
+
+class StateBusyError(FastdecodeError, RuntimeError):
+    """A `State` was used while a call of it was running; nothing has changed.
+
+    Attributes:
+        expected: How a state may be used.
+        got: Who is using it.
+    """
+
+    expected: str | None = None
+    got: str | None = None
 
 
 class EngineError(FastdecodeError, RuntimeError):

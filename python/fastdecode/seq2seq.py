@@ -309,8 +309,8 @@ class Seq2SeqLM(LanguageModel):
         ids = [self._start_token()] if decoder_ids is None else self._decoder_ids(decoder_ids)
         [memory] = _memories([memory])
         core = self._core.start(len(ids), memory.core)
-        logits = core.append(ids, "last")
-        return State(core, ids, {}, as_floats(logits), self._core.vocab_size)
+        core.append(ids)
+        return State(core, self._core.vocab_size)
 
     def logits(self, source: Prompt | Memory, decoder_ids: Sequence[int]) -> NDArray[np.float32]:
         """Logits after every decoder token, in one pass.

@@ -13,14 +13,16 @@ if TYPE_CHECKING:
 
     from . import _core
 
-# In `State.tokens`, the place of a row that was given as an embedding.
-EMBEDDING = -1
-
 
 class State:
     """A sequence that a model has read, ready for the next token; made by `model.prefill`.
 
     The cache is shared between forks and copied only where they differ.
+
+    One call at a time: `step`, `truncate` and `logits` that are still to be computed raise `StateBusyError` while
+    another thread is in one of them; `fork`, `tokens`, `len` and logits that are known wait for it. Nothing is
+    lost: the tokens are those of the calls that returned. Threads that work side by side take forks. In a process
+    that was forked meanwhile, the state that was in use raises `StateBusyError` for ever.
 
     Example:
         >>> state = model.prefill("Once upon a")
@@ -30,38 +32,21 @@ class State:
         True
     """
 
-    __slots__ = ("_core", "_logits", "_rows", "_tokens", "_vocab_size")
+    __slots__ = ("_core", "_vocab_size")
 
-    def __init__(
-        self,
-        core: _core.State,
-        tokens: list[int],
-        rows: dict[int, NDArray[np.float32]],
-        logits: NDArray[np.float32] | None,
-        vocab_size: int,
-    ) -> None:
+    def __init__(self, core: _core.State, vocab_size: int) -> None:
         self._core = core
-        self._tokens = tokens
-        self._rows = rows  # embeddings by position, to compute the logits there again after a truncation
         self._vocab_size = vocab_size
-        self._logits = logits  # None until they are asked for after a truncation
 
     @property
     def tokens(self) -> list[int]:
         """Ids of the sequence, the prompt included; -1 where a row was given as an embedding."""
-        return list(self._tokens)
+        return self._core.tokens
 
     @property
     def logits(self) -> NDArray[np.float32]:
         """Logits after the last token: float32, shape `(V,)`, a fresh array every time."""
-        if self._logits is None:
-            last = len(self._tokens) - 1
-            self._core.truncate(last)
-            if self._tokens[last] == EMBEDDING:
-                self._logits = as_floats(self._core.append_embeddings(self._rows[last].data))
-            else:
-                self._logits = as_floats(self._core.append([self._tokens[last]]))
-        return self._logits.copy()
+        return as_floats(self._core.logits())
 
     def step(self, token_id: int) -> NDArray[np.float32]:
         """Appends a token.
@@ -75,15 +60,13 @@ class State:
         Raises:
             OptionError: It is not an id of the vocabulary.
             ContextLengthError: The sequence fills the model's context.
+            StateBusyError: Another thread is in a call of this state.
         """
-        [token] = as_ids([token_id], self._vocab_size, "token_id")
-        self._logits = as_floats(self._core.append([token]))
-        self._tokens.append(token)
-        return self._logits.copy()
+        return as_floats(self._core.append(as_ids([token_id], self._vocab_size, "token_id")))
 
     def fork(self) -> State:
         """A second sequence with the same tokens and logits, independent of this one from here on."""
-        return State(self._core.fork(), list(self._tokens), dict(self._rows), self._logits, self._vocab_size)
+        return State(self._core.fork(), self._vocab_size)
 
     def truncate(self, n: int) -> None:
         """Keeps the first `n` tokens; the logits are then what they were after the last of these.
@@ -93,19 +76,16 @@ class State:
 
         Raises:
             OptionError: `n` is out of range.
+            StateBusyError: Another thread is in a call of this state.
         """
         length = operator.index(n)
-        if not 1 <= length <= len(self._tokens):
-            raise bad_option("n", f"a number of tokens from 1 to {len(self._tokens)}", length)
-        if length == len(self._tokens):
-            return
-        self._core.truncate(length)
-        del self._tokens[length:]
-        self._rows = {place: row for place, row in self._rows.items() if place < length}
-        self._logits = None
+        try:
+            self._core.truncate(length)
+        except OverflowError:
+            raise bad_option("n", f"a number of tokens from 1 to {len(self)}", length) from None
 
     def __len__(self) -> int:
-        return len(self._tokens)
+        return len(self._core)
 
     def __repr__(self) -> str:
-        return f"State({len(self._tokens)} tokens)"
+        return f"State({len(self)} tokens)"

@@ -5,16 +5,25 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use pyo3::prelude::*;
 use pyo3::types::PyDict;
 
-use crate::error::{Error, Result};
+use crate::error::{Error, ONE_CALL, Result};
 
 /// Runs `work` without holding the interpreter.
 pub(super) fn detached<T: Send>(py: Python<'_>, work: impl FnOnce() -> Result<T> + Send) -> PyResult<T> {
-    let outcome = py.detach(|| catch_unwind(AssertUnwindSafe(work)));
-    let outcome = outcome.unwrap_or_else(|panic| {
+    let outcome = py.detach(|| caught(work));
+    raised(py, outcome)
+}
+
+/// What `work` comes to; a panic is an error, too.
+pub(super) fn caught<T>(work: impl FnOnce() -> Result<T>) -> Result<T> {
+    catch_unwind(AssertUnwindSafe(work)).unwrap_or_else(|panic| {
         let message = panic.downcast_ref::<String>().map(String::as_str);
         let message = message.or_else(|| panic.downcast_ref::<&str>().copied()).unwrap_or("no message");
         Err(Error::Panicked { message: message.to_owned() })
-    });
+    })
+}
+
+/// An outcome with its error as an exception.
+pub(super) fn raised<T>(py: Python<'_>, outcome: Result<T>) -> PyResult<T> {
     outcome.map_err(|error| exception(py, &error).unwrap_or_else(|failure| failure))
 }
 
@@ -75,6 +84,10 @@ fn exception(py: Python<'_>, error: &Error) -> PyResult<PyErr> {
         Error::Program { phase, expected, got } => {
             fields.set_item("got", format!("{phase}: expected {expected}, got {got}"))?;
             "EngineError"
+        }
+        Error::StateBusy { got } => {
+            described(&fields, ONE_CALL, got)?;
+            "StateBusyError"
         }
         Error::Cancelled => "CancelledError",
         Error::Panicked { message } => {

@@ -1,0 +1,158 @@
+"""Ctrl-C ends every call that takes long: loading, encoding, prompts by hand, traces."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+import threading
+import time
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import tiny
+import tiny_t5
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+# Seconds between Ctrl-C and the exception.
+BOUND = 3
+# Seconds after which the signal is sent; every call takes several times as long.
+INTO_THE_CALL = 1.5
+
+SCRIPT = """
+import sys, fastdecode
+model = fastdecode.load({folder!r}, num_threads=2)
+def work():  # In CPython 3.11 a try block does not see what is raised at the jump back to its first statement.
+    {call}
+print("ready", flush=True)
+try:
+    work()
+    print("done", flush=True)
+except KeyboardInterrupt:
+    print("interrupted", flush=True)
+print(len(model.run([1], max_new_tokens=3, eos_token_id=None).token_ids), flush=True)
+"""
+
+
+def interrupt(folder: Path, call: str) -> None:
+    """Runs a call of `model` in a process of its own and sends Ctrl-C into it."""
+    script = SCRIPT.format(folder=str(folder), call=call)
+    with subprocess.Popen(
+        [sys.executable, "-c", script], stdout=subprocess.PIPE, text=True, preexec_fn=tiny.hear_ctrl_c
+    ) as process:
+        watchdog = threading.Timer(300, process.kill)
+        watchdog.start()
+        try:
+            assert process.stdout is not None
+            assert process.stdout.readline() == "ready\n"
+            time.sleep(INTO_THE_CALL)
+            process.send_signal(signal.SIGINT)
+            began = time.monotonic()
+            assert process.stdout.readline() == "interrupted\n"
+            assert time.monotonic() - began < BOUND
+            assert process.stdout.readline() == "3\n"
+            assert process.wait() == 0
+        finally:
+            process.kill()
+            watchdog.cancel()
+
+
+@pytest.fixture(scope="module")
+def t5_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Wide and deep enough for the source below to take more than a minute."""
+    sizes: Any = {
+        "d_model": 64,
+        "d_kv": 64,
+        "num_heads": 4,
+        "num_layers": 8,
+        "num_decoder_layers": 1,
+        "d_ff": 128,
+    }
+    return tiny_t5.write_folder(tmp_path_factory.mktemp("long") / "t5", **sizes)
+
+
+@pytest.fixture(scope="module")
+def gpt2_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A context in which a prompt takes more than a minute."""
+    sizes: Any = {"n_positions": 2**16, "n_embd": 128, "n_layer": 8, "n_head": 2}
+    return tiny.write_folder(tmp_path_factory.mktemp("long") / "gpt2", **sizes)
+
+
+@pytest.fixture(scope="module")
+def large_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model of 6 GB of zeros, of which the disk holds next to nothing."""
+    folder = tiny.write_folder(tmp_path_factory.mktemp("long") / "large", n_embd=256, n_head=4, n_layer=1)
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    config["vocab_size"] = 6_000_000
+    (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
+    file = folder / "model.safetensors"
+    data = file.read_bytes()
+    start = 8 + int.from_bytes(data[:8], "little")
+    header, values = json.loads(data[8:start]), data[start:]
+    table = header["transformer.wte.weight"]
+    end = len(values) + 4 * config["vocab_size"] * config["n_embd"]
+    # The small table's bytes become a tensor that the model does not know.
+    header["old"] = dict(table)
+    table |= {"shape": [config["vocab_size"], config["n_embd"]], "data_offsets": [len(values), end]}
+    text = json.dumps(header).encode()
+    with file.open("wb") as out:
+        out.write(len(text).to_bytes(8, "little") + text + values)
+        out.truncate(8 + len(text) + end)
+    assert file.stat().st_blocks * 512 < 2**26
+    return folder
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        "model.encode([5] * 40_000)",
+        "model.encode([[5] * 400] * 20_000)",
+        "model.run([5] * 40_000, max_new_tokens=1)",
+        "model.run([[5] * 400] * 20_000, max_new_tokens=1)",
+        "next(model.stream([5] * 40_000))",
+        "model.trace([5] * 20_000, [1])",
+    ],
+)
+def test_sources(t5_folder: Path, call: str) -> None:
+    interrupt(t5_folder, call)
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        "model.prefill([5] * 65_000)",
+        "model.prefill(embeddings=model.embed([5] * 65_000))",
+        "model.trace([5] * 20_000)",
+    ],
+)
+def test_prompts(gpt2_folder: Path, call: str) -> None:
+    interrupt(gpt2_folder, call)
+
+
+def test_loading(gpt2_folder: Path, large_folder: Path) -> None:
+    interrupt(gpt2_folder, f"fastdecode.load({str(large_folder)!r}, num_threads=2)")
+
+
+def test_a_state_after_ctrl_c_is_as_before(gpt2_folder: Path) -> None:
+    check = "state.tokens == [5, 6] and (state.logits == before).all() and (state.step(7) == after).all()"
+    script = f"""
+import fastdecode, os, signal, threading
+model = fastdecode.load({str(gpt2_folder)!r}, num_threads=2)
+after = model.logits([5, 6, 7])[-1]
+state = model.prefill([5, 6])
+before = state.logits
+threading.Timer(1.0, os.kill, (os.getpid(), signal.SIGINT)).start()
+try:
+    state._core.append([5] * 60_000)
+    print("done")
+except KeyboardInterrupt:
+    print({check})
+"""
+    run = [sys.executable, "-c", script]
+    found = subprocess.run(
+        run, capture_output=True, text=True, timeout=300, preexec_fn=tiny.hear_ctrl_c, check=True
+    )
+    assert found.stdout == "True\n"
