@@ -5,6 +5,7 @@ pub mod checkpoint;
 pub mod decode;
 pub mod engine;
 pub mod error;
+pub mod headroom;
 pub mod kernels;
 pub mod kv;
 pub mod layers;

@@ -49,12 +49,6 @@ class Decoding:
         self._began = time.perf_counter()
         self._load_seconds = load_seconds
         self._beams = options.num_beams
-        self._rows = [
-            _Row(index, len(request.prompt) + len(request.source or ()), options, tokenizer)
-            for index, request in enumerate(
-                request for request in requests for _ in range(options.num_return_sequences)
-            )
-        ]
         sources = [request.source for request in requests if request.source is not None]
         self._generation = core.generate(
             [request.prompt for request in requests],
@@ -80,6 +74,13 @@ class Decoding:
             stop_token_ids=options.stop_token_ids,
             logprobs=options.logprobs,
         )
+        # After the native side has looked at how many there are.
+        self._rows = [
+            _Row(index, len(request.prompt) + len(request.source or ()), options, tokenizer)
+            for index, request in enumerate(
+                request for request in requests for _ in range(options.num_return_sequences)
+            )
+        ]
 
     def advance(self) -> list[Chunk] | None:
         """Runs one step, which may give no text yet; None when all sequences are finished."""

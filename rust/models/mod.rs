@@ -17,6 +17,7 @@ use std::sync::atomic::AtomicBool;
 use crate::checkpoint::Checkpoint;
 use crate::checkpoint::config::ConfigFile;
 use crate::error::{Error, Result};
+use crate::headroom;
 use crate::kv;
 use crate::layers::Runtime;
 use crate::packed::{Packed, Storage};
@@ -78,6 +79,10 @@ pub trait Decoder: Send + Sync {
     fn vocab_size(&self) -> usize;
     /// Largest number of positions of a sequence, or `None` without a limit.
     fn context_limit(&self) -> Option<usize>;
+    /// Bytes that every row of a request takes at least: a block of the cache, and its logits twice.
+    fn row_bytes(&self) -> usize {
+        2 * self.vocab_size() * size_of::<f32>()
+    }
     /// An empty sequence.
     fn start(&self) -> Self::Sequence;
     /// Appends every segment to its sequence and leaves the wanted logits in `logits`: one row of `V` per wanted token,
@@ -127,6 +132,8 @@ trait Architecture: Debug + Send + Sync {
 
 /// The half of a model that reads a source.
 trait Encoder {
+    /// Bytes that a token of a source takes while it is encoded: activations, keys and values.
+    fn source_token_bytes(&self) -> usize;
     /// Encodes sources of any lengths in one step; results are the same bits as alone. Every source has at least one id,
     /// all below the vocabulary size.
     fn encode(
@@ -392,7 +399,8 @@ impl Model {
         if ids.is_empty() {
             return Err(option("source", "at least one token", "none"));
         }
-        self.check_ids("source", ids)
+        self.check_ids("source", ids)?;
+        headroom::check("source", "tokens", ids.len(), self.encoder()?.source_token_bytes())
     }
 
     fn check_ids(&self, what: &str, ids: &[u32]) -> Result<()> {
@@ -420,6 +428,10 @@ impl Decoder for Model {
 
     fn context_limit(&self) -> Option<usize> {
         self.network.context_limit()
+    }
+
+    fn row_bytes(&self) -> usize {
+        self.network.pool().shape().block_bytes() + 2 * self.vocab_size() * size_of::<f32>()
     }
 
     fn start(&self) -> Cached {

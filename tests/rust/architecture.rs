@@ -12,14 +12,15 @@ const ROOMS: &[(&str, &[&str])] = &[
     ("kernels", &["error"]),
     ("team", &["error"]),
     ("arena", &["error"]),
+    ("headroom", &["error"]),
     ("limits", &["error", "arena", "kernels", "team"]),
     ("packed", &["error", "arena", "kernels"]),
     ("kv", &["error", "arena", "kernels"]),
     ("layers", &["error", "arena", "kernels", "team", "packed", "kv"]),
     ("checkpoint", &["error", "kernels", "team", "packed"]),
-    ("models", &["error", "arena", "kernels", "team", "packed", "kv", "layers", "checkpoint"]),
+    ("models", &["error", "arena", "headroom", "kernels", "team", "packed", "kv", "layers", "checkpoint"]),
     ("decode", &["error", "models"]),
-    ("engine", &["error", "models", "decode"]),
+    ("engine", &["error", "headroom", "models", "decode"]),
     ("python", &["error", "kernels", "team", "limits", "packed", "checkpoint", "models", "decode", "engine"]),
 ];
 

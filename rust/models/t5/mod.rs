@@ -149,6 +149,13 @@ impl Architecture for T5 {
 }
 
 impl Encoder for T5 {
+    fn source_token_bytes(&self) -> usize {
+        let (c, inner) = (&self.config, self.config.inner_dim());
+        let floats = 5 * c.d_model + 4 * inner + (1 + usize::from(c.is_gated_act)) * c.d_ff;
+        let blocks = self.encoder_pool.shape().block_bytes() + self.pool.shape().block_bytes();
+        floats * size_of::<f32>() + blocks / crate::kernels::BLOCK
+    }
+
     fn encode(
         &self,
         sources: &[&[u32]],
