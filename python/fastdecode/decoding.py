@@ -225,7 +225,14 @@ async def astream(start: Callable[[], Decoding]) -> AsyncGenerator[Chunk]:
     loop = asyncio.get_running_loop()
     decoding = await loop.run_in_executor(None, start)
     decoding.refuse_beams()
-    step = loop.run_in_executor(None, decoding.advance)
+
+    def advance() -> asyncio.Future[list[Chunk] | None]:
+        step = loop.run_in_executor(None, decoding.advance)
+        # Seen whatever becomes of the task that waits, or asyncio would report the exception as forgotten.
+        step.add_done_callback(lambda done: done.cancelled() or done.exception())
+        return step
+
+    step = advance()
     try:
         while True:
             # `wait` leaves the step alone when the task is cancelled; the flag below ends it.
@@ -235,9 +242,9 @@ async def astream(start: Callable[[], Decoding]) -> AsyncGenerator[Chunk]:
                 return
             for chunk in chunks:
                 yield chunk
-            step = loop.run_in_executor(None, decoding.advance)
+            step = advance()
     finally:
         decoding.cancel()
+        # The step that is running is waited for, unless the task is cancelled again.
         if not step.done():
             await asyncio.wait((step,))
-        step.exception()  # seen here, so that asyncio does not report it as forgotten

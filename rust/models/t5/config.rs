@@ -5,7 +5,7 @@ use crate::error::Result;
 use crate::kernels::Activation;
 use crate::layers::relative_bias::Buckets;
 
-/// Largest `relative_attention_max_distance` for which vectors by distance are made; the models on the hub have 128.
+/// Largest `relative_attention_max_distance`: every distance up to it is looked up once; the models on the hub have 128.
 const LARGEST_DISTANCE: usize = 1 << 16;
 
 /// Members of the family that compute the same with other defaults.

@@ -5,7 +5,7 @@ use crate::error::Result;
 use crate::layers::attention::Heads;
 use crate::layers::linear::Linear;
 use crate::layers::norm::{Kind, Norm};
-use crate::layers::relative_bias::RelativeBias;
+use crate::layers::relative_bias::{Distances, RelativeBias};
 use crate::models::load::{Loader, Packing, Ticket};
 use crate::packed::{Orientation, Packed, Storage};
 
@@ -156,12 +156,13 @@ impl StackDraft {
         let decoder = name == "decoder";
         let layers = if decoder { c.num_decoder_layers } else { c.num_layers };
         let (mut blocks, mut bias) = (Vec::new(), Vec::new());
+        let distances = Distances::new(c.buckets(!decoder));
         for i in 0..layers {
             let block = format!("{name}.block.{i}.layer");
             if i == 0 || c.bias_in_every_layer {
                 let table = format!("{block}.0.SelfAttention.relative_attention_bias.weight");
                 let table = l.values(&table, &[c.relative_attention_num_buckets, c.num_heads])?;
-                bias.push(RelativeBias::new(&table, c.num_heads, c.buckets(!decoder))?);
+                bias.push(RelativeBias::new(&table, c.num_heads, &distances));
             }
             let self_attention = AttentionDraft::plan(l, &format!("{block}.0"), "SelfAttention", c)?;
             let cross_attention = match decoder {
