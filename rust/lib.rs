@@ -6,6 +6,7 @@ pub mod forks;
 pub mod kernels;
 pub mod team;
 pub mod arena;
+pub mod headroom;
 pub mod limits;
 pub mod packed;
 pub mod kv;

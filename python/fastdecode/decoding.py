@@ -49,12 +49,6 @@ class Decoding:
         self._began = time.perf_counter()
         self._load_seconds = load_seconds
         self._beams = options.num_beams
-        self._rows = [
-            _Row(index, len(request.prompt) + len(request.source or ()), options, tokenizer)
-            for index, request in enumerate(
-                request for request in requests for _ in range(options.num_return_sequences)
-            )
-        ]
         sources = [request.source for request in requests if request.source is not None]
         self._generation = core.generate(
             [request.prompt for request in requests],
@@ -80,6 +74,13 @@ class Decoding:
             stop_token_ids=options.stop_token_ids,
             logprobs=options.logprobs,
         )
+        # After the native side has looked at how many there are.
+        self._rows = [
+            _Row(index, len(request.prompt) + len(request.source or ()), options, tokenizer)
+            for index, request in enumerate(
+                request for request in requests for _ in range(options.num_return_sequences)
+            )
+        ]
 
     def advance(self) -> list[Chunk] | None:
         """Runs one step, which may give no text yet; None when all sequences are finished."""
@@ -224,7 +225,14 @@ async def astream(start: Callable[[], Decoding]) -> AsyncGenerator[Chunk]:
     loop = asyncio.get_running_loop()
     decoding = await loop.run_in_executor(None, start)
     decoding.refuse_beams()
-    step = loop.run_in_executor(None, decoding.advance)
+
+    def advance() -> asyncio.Future[list[Chunk] | None]:
+        step = loop.run_in_executor(None, decoding.advance)
+        # Seen whatever becomes of the task that waits, or asyncio would report the exception as forgotten.
+        step.add_done_callback(lambda done: done.cancelled() or done.exception())
+        return step
+
+    step = advance()
     try:
         while True:
             # `wait` leaves the step alone when the task is cancelled; the flag below ends it.
@@ -234,9 +242,9 @@ async def astream(start: Callable[[], Decoding]) -> AsyncGenerator[Chunk]:
                 return
             for chunk in chunks:
                 yield chunk
-            step = loop.run_in_executor(None, decoding.advance)
+            step = advance()
     finally:
         decoding.cancel()
+        # The step that is running is waited for, unless the task is cancelled again.
         if not step.done():
             await asyncio.wait((step,))
-        step.exception()  # seen here, so that asyncio does not report it as forgotten

@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from .folder import Defaults
 
 DEFAULT_NEW_TOKENS = 256
+# Sequences of a call: prompts times `num_return_sequences`.
+MAX_SEQUENCES = 2**24
 
 LimitKind = Literal["new_tokens", "length", "up_to_new_tokens"]
 EarlyStopping = bool | Literal["never"]
@@ -48,7 +50,7 @@ class GenerateOptions(TypedDict, total=False):
         seed: Integer: one stream of draws for the whole call, as with `torch.manual_seed`. List: one seed per
             prompt; then each prompt draws as it would alone. Without it every call draws anew.
         num_return_sequences: Sequences for each prompt; above 1 it needs do_sample (that many are drawn) or
-            beams (the best of them come back, at most `num_beams`).
+            beams (the best of them come back, at most `num_beams`). All prompts together give at most 2**24.
         num_beams: Hypotheses that are kept side by side (beam search); default 1, which means none. Not for
             streams, stop strings and logprobs: which hypothesis wins is known only at the end.
         length_penalty: With beams: the sum of log-probabilities is divided by the number of new tokens to
@@ -367,7 +369,7 @@ def resolve(
             values[name] = _value(name, call, defaults)
 
     _settle_minimum(values, call)
-    _check_sequences(values)
+    _check_sequences(values, prompts)
     seed = values["seed"]
     if isinstance(seed, tuple) and len(seed) != prompts:
         raise _bad_option("seed", f"one seed per prompt, {prompts} in all", f"{len(seed)} seeds")
@@ -375,9 +377,12 @@ def resolve(
     return Options(limit=limit, **values)
 
 
-def _check_sequences(values: Mapping[str, Any]) -> None:
-    """What one prompt may give, and what does not go together with beams."""
+def _check_sequences(values: Mapping[str, Any], prompts: int) -> None:
+    """What prompts may give, and what does not go together with beams."""
     sequences, beams = values["num_return_sequences"], values["num_beams"]
+    if prompts * sequences > MAX_SEQUENCES:
+        expected = f"at most {MAX_SEQUENCES} sequences, prompts x num_return_sequences"
+        raise _bad_option("num_return_sequences", expected, f"{prompts} x {sequences}")
     if beams == 1:
         if sequences > 1 and not values["do_sample"]:
             raise _bad_option(

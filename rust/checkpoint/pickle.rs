@@ -17,6 +17,9 @@ const MAX_DIMS: usize = 8;
 /// Longer than any name of a storage, which is a number.
 const MAX_KEY: usize = 64;
 
+/// Characters of a name that an error shows.
+const MAX_SHOWN: usize = 200;
+
 /// A tensor as a pickle describes it: a strided view of a storage.
 #[derive(Debug, Clone)]
 pub(super) struct StoredTensor {
@@ -290,7 +293,7 @@ impl Machine<'_> {
 
     fn push_global(&mut self, module: &str, name: &str) -> Result<()> {
         let Some(global) = Global::named(module, name) else {
-            let shown: String = format!("{module}.{name}").chars().take(200).collect();
+            let shown: String = format!("{module}.{name}").chars().take(MAX_SHOWN).collect();
             return Err(self.unwanted(format!("a request for {shown}")));
         };
         self.push(Node::Global(global));
@@ -409,18 +412,29 @@ impl Machine<'_> {
         let Node::Dict(items) = &self.nodes[root] else {
             return Err(self.unwanted(format!("{} instead of a dict of tensors", self.nodes[root].kind())));
         };
-        let mut tensors = BTreeMap::new();
+        // By reference until all is known: one name of megabytes can be referred to millions of times.
+        let mut tensors: BTreeMap<&str, &StoredTensor> = BTreeMap::new();
         for &(key, value) in items {
             match (&self.nodes[key], &self.nodes[value]) {
-                (Node::Text(name), Node::Tensor(tensor)) => tensors.insert(name.clone(), (**tensor).clone()),
+                (Node::Text(name), Node::Tensor(tensor)) => {
+                    if tensors.insert(name, tensor).is_some() {
+                        let shown: String = name.chars().take(MAX_SHOWN).collect();
+                        return Err(self.source.malformed(
+                            Some(&shown),
+                            "every name once in a state dict",
+                            "the name again",
+                        ));
+                    }
+                }
                 (Node::Text(name), other) => {
                     let expected = "a tensor, as in a model's state_dict()";
-                    return Err(self.source.malformed(Some(name), expected, other.kind()));
+                    let shown: String = name.chars().take(MAX_SHOWN).collect();
+                    return Err(self.source.malformed(Some(&shown), expected, other.kind()));
                 }
                 (other, _) => return Err(self.unwanted(format!("a name that is {}", other.kind()))),
-            };
+            }
         }
-        Ok(tensors)
+        Ok(tensors.into_iter().map(|(name, tensor)| (name.to_owned(), tensor.clone())).collect())
     }
 
     fn take(&mut self, count: usize) -> Result<&[u8]> {

@@ -104,6 +104,7 @@ where
     /// `Option` for an option or a prompt that cannot be used, `ContextLength` for a length that the model cannot hold.
     pub fn new(model: Arc<M>, prompts: Vec<Prompt<M::Sequence>>, options: Options) -> Result<Self> {
         options.validate(prompts.len())?;
+        options.check_memory(prompts.len(), model.row_bytes())?;
         let mut feeding = Vec::with_capacity(prompts.len());
         for (place, prompt) in prompts.into_iter().enumerate() {
             let mut prompt = Feeding::new(&*model, place, prompt)?;

@@ -4,6 +4,12 @@ use crate::decode::beam::EarlyStopping;
 use crate::decode::processors::Processor;
 use crate::decode::warpers::Warper;
 use crate::error::{Error, Result};
+use crate::headroom;
+
+/// Rows of a request, at most: prompts times `num_return_sequences`.
+const MAX_ROWS: usize = 1 << 24;
+/// Bytes that are kept of a row of the output beside what the model keeps: its ids, its text.
+const ROW_BYTES: usize = 1 << 10;
 
 /// How long rows may become.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -126,6 +132,9 @@ impl Options {
         }
         let rows = self.num_return_sequences;
         check(rows >= 1, "num_return_sequences", "at least 1", rows)?;
+        let hint = format!("at most {MAX_ROWS} sequences, prompts x num_return_sequences");
+        let in_all = prompts.saturating_mul(rows);
+        check(in_all <= MAX_ROWS, "num_return_sequences", &hint, format_args!("{prompts} x {rows}"))?;
         let beams = self.num_beams;
         check(beams >= 1, "num_beams", "at least 1", beams)?;
         if beams > 1 {
@@ -144,6 +153,19 @@ impl Options {
             check(seeds.len() == prompts, "seed", &hint, format_args!("{} seeds", seeds.len()))?;
         }
         Ok(())
+    }
+
+    /// Checks that the rows of so many prompts fit into memory, at `row_bytes` of the model each.
+    ///
+    /// # Errors
+    /// `Option` with what would fit.
+    pub(super) fn check_memory(&self, prompts: usize, row_bytes: usize) -> Result<()> {
+        let (name, what, rows) = if self.num_beams > 1 {
+            ("num_beams", "beams of all prompts together", self.num_beams)
+        } else {
+            ("num_return_sequences", "sequences of all prompts together", self.num_return_sequences)
+        };
+        headroom::check(name, what, rows.saturating_mul(prompts), row_bytes.saturating_add(ROW_BYTES))
     }
 
     /// New tokens of a prompt of `prompt_length` positions under a context of `context_limit`.

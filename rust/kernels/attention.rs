@@ -43,15 +43,43 @@ impl Visible {
     }
 }
 
-/// A score's addend by distance: key `j` and query position `p` take `at[j - p]`.
+/// A score's addend by bucket of the distance: key `j` and query position `p` take that of `j - p`.
 #[derive(Debug, Clone, Copy)]
-pub struct Bias {
-    /// The value at distance 0; readable from `-reach` to a block past `reach`.
-    pub at: *const f32,
-    /// Distance past which the value does not change any more, at least a block below it on either side.
-    pub reach: isize,
+pub struct Bias<'a> {
+    /// The head's value by bucket.
+    pub values: &'a [f32],
+    /// Bucket by distance, an odd number of them with distance 0 in the middle, each below the number of values; distances
+    /// past either end fall into the bucket there.
+    pub buckets: &'a [u32],
     /// Position of the first query row.
     pub first: usize,
+}
+
+impl Bias<'_> {
+    /// The values of `n` distances from `from` on.
+    ///
+    /// # Safety
+    /// `out` has room for them, and the buckets are as the field says.
+    #[inline(always)]
+    unsafe fn spread(&self, from: isize, n: usize, out: *mut f32) {
+        let reach = (self.buckets.len() / 2).cast_signed();
+        let within = |distance: isize| distance.clamp(0, n.cast_signed()).unsigned_abs();
+        let (near, far) = (within(-reach - from), within(reach + 1 - from));
+        // SAFETY: `near..far` are the places whose distance is from -reach to reach; the caller grants the rest.
+        unsafe {
+            let value =
+                |place: usize| *self.values.get_unchecked(*self.buckets.get_unchecked(place) as usize);
+            for i in 0..near {
+                *out.add(i) = value(0);
+            }
+            for i in near..far {
+                *out.add(i) = value((from + reach + i.cast_signed()).unsigned_abs());
+            }
+            for i in far..n {
+                *out.add(i) = value(self.buckets.len() - 1);
+            }
+        }
+    }
 }
 
 /// Query rows of one head of one sequence.
@@ -76,7 +104,7 @@ pub struct Attention<'a> {
     /// Multiplies the scores.
     pub scale: f32,
     /// Added to the scaled scores.
-    pub bias: Option<Bias>,
+    pub bias: Option<Bias<'a>>,
     /// First result row's head, `d` floats.
     pub out: *mut f32,
     /// Floats from one result row to the next.
@@ -91,6 +119,11 @@ pub struct Attention<'a> {
 
 /// Floats of working memory for head dimension `d`.
 pub fn scratch(d: usize) -> usize {
+    spread_at(d) + CHUNK + MAX_ROWS
+}
+
+/// Where the addends of a chunk's scores are in the working memory: behind scores, sums and queries.
+fn spread_at(d: usize) -> usize {
     MAX_ROWS * (CHUNK + 2 * d.next_multiple_of(WIDTH)) + WIDTH
 }
 
@@ -151,15 +184,21 @@ unsafe fn rows<L: Lanes, K: Kind<L>, const R: usize, const N: usize>(job: &Atten
         let q = queries::<L, K, R>(job, i0, total.add(R * width));
         let mut run = [Running { max: f32::NEG_INFINITY, sum: 0.0, older: 0.0, newest: 0.0 }; R];
         let keys = job.visible.keys(i0 + R - 1);
+        let spread = scores.add(spread_at(job.d));
         for c0 in (0..keys).step_by(CHUNK) {
             let blocks = (keys - c0).min(CHUNK).div_ceil(BLOCK);
+            // Neighbouring rows look at the same distances, shifted by one: they are looked up once for all of them.
+            if let Some(bias) = &job.bias {
+                let last_row = (bias.first + i0 + R - 1).cast_signed();
+                bias.spread(c0.cast_signed() - last_row, blocks * BLOCK + R - 1, spread);
+            }
             let mut b = 0;
             while b + N <= blocks {
-                score::<L, K, R, N>(job, q, i0, c0 / BLOCK + b, scores.add(b * BLOCK));
+                score::<L, K, R, N>(job, q, i0, c0 / BLOCK + b, spread.add(b * BLOCK), scores.add(b * BLOCK));
                 b += N;
             }
             while b < blocks {
-                score::<L, K, R, 1>(job, q, i0, c0 / BLOCK + b, scores.add(b * BLOCK));
+                score::<L, K, R, 1>(job, q, i0, c0 / BLOCK + b, spread.add(b * BLOCK), scores.add(b * BLOCK));
                 b += 1;
             }
             for (r, run) in run.iter_mut().enumerate() {
@@ -229,7 +268,8 @@ unsafe fn operands<L: Lanes, K: Kind<L>>(v: L::F, out: *mut f32) {
     }
 }
 
-/// Scores of `N` blocks of keys: scaled, biased, masked with -inf.
+/// Scores of `N` blocks of keys: scaled, biased by the last row's addends at `spread` and the others' behind them, masked with
+/// -inf.
 #[inline(always)]
 #[allow(
     clippy::needless_range_loop,
@@ -240,6 +280,7 @@ unsafe fn score<L: Lanes, K: Kind<L>, const R: usize, const N: usize>(
     q: TileRows,
     i0: usize,
     block: usize,
+    spread: *const f32,
     out: *mut f32,
 ) {
     // SAFETY: handed on from the caller; the blocks are the sequence's.
@@ -273,9 +314,8 @@ unsafe fn score<L: Lanes, K: Kind<L>, const R: usize, const N: usize>(
             for n in 0..N {
                 let first_key = (block + n) * BLOCK;
                 let mut s = L::mul(acc[r][n], L::splat(job.scale));
-                if let Some(bias) = job.bias {
-                    let distance = first_key.cast_signed() - (bias.first + i0 + r).cast_signed();
-                    s = L::add(s, L::load(bias.at.offset(distance.clamp(-bias.reach, bias.reach))));
+                if job.bias.is_some() {
+                    s = L::add(s, L::load(spread.add(n * BLOCK + R - 1 - r)));
                 }
                 if seen < first_key + BLOCK {
                     let mut a = L::to_array(s);

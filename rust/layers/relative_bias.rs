@@ -1,10 +1,12 @@
 //! Relative position bias (Raffel et al. 2020): a learned addend of attention scores by head and distance.
 //!
 //! Distances fall into buckets, exact ones first and logarithmically wider ones after them; past the largest distance they
-//! all share the last one. So a head's bias is one vector by distance, computed once, that serves sequences of any length.
+//! all share the last one. So a map from distance to bucket, made once, and a value per bucket and head serve sequences of any
+//! length.
 
-use crate::error::{Error, Result};
-use crate::kernels::{BLOCK, Bias};
+use std::sync::Arc;
+
+use crate::kernels::Bias;
 
 /// How distances fall into buckets.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -48,44 +50,52 @@ impl Buckets {
     }
 }
 
-/// The bias of every head by distance.
+/// The bucket of every distance up to the largest one, either way; shared by all heads and layers of a stack.
+#[derive(Debug, Clone)]
+pub struct Distances {
+    buckets: Buckets,
+    by_distance: Arc<[u32]>,
+}
+
+impl Distances {
+    /// Looks up every distance of [sound](Buckets::are_sound) buckets, at most `u32::MAX` of them.
+    pub fn new(buckets: Buckets) -> Self {
+        let reach = buckets.max_distance.cast_signed();
+        let by_distance = (-reach..=reach).map(|distance| buckets.bucket(distance) as u32).collect();
+        Self { buckets, by_distance }
+    }
+
+    /// How they fall into buckets.
+    pub fn buckets(&self) -> Buckets {
+        self.buckets
+    }
+}
+
+/// The bias of every head by bucket, and the bucket of every distance.
 #[derive(Debug)]
 pub struct RelativeBias {
-    by_distance: Vec<f32>,
-    /// Values of one head.
-    width: usize,
-    reach: usize,
+    /// Head by head, a value per bucket.
+    values: Vec<f32>,
+    distances: Distances,
 }
 
 impl RelativeBias {
-    /// Spreads a table of `count × heads` values, row-major, over distances.
-    ///
-    /// # Errors
-    /// [`Error::OutOfMemory`] when the system refuses.
+    /// Takes a table of `count × heads` values, row-major.
     ///
     /// # Panics
     /// When the table has another size.
-    pub fn new(table: &[f32], heads: usize, buckets: Buckets) -> Result<Self> {
-        assert!(table.len() == buckets.count * heads, "a value per bucket and head");
-        let reach = buckets.max_distance + BLOCK;
-        let width = 2 * reach + BLOCK;
-        let mut by_distance = Vec::new();
-        by_distance.try_reserve_exact(heads * width).map_err(|_| Error::OutOfMemory {
-            what: "relative position bias".to_owned(),
-            bytes: heads * width * size_of::<f32>(),
-        })?;
-        for head in 0..heads {
-            let value =
-                |i: usize| table[buckets.bucket(i.cast_signed() - reach.cast_signed()) * heads + head];
-            by_distance.extend((0..width).map(value));
-        }
-        Ok(Self { by_distance, width, reach })
+    pub fn new(table: &[f32], heads: usize, distances: &Distances) -> Self {
+        let count = distances.buckets.count;
+        assert!(table.len() == count * heads, "a value per bucket and head");
+        let values = (0..heads).flat_map(|head| (0..count).map(move |bucket| table[bucket * heads + head]));
+        Self { values: values.collect(), distances: distances.clone() }
     }
 
     /// The bias of a head for query rows from `position` on.
-    pub fn of(&self, head: usize, position: usize) -> Bias {
-        let values = &self.by_distance[head * self.width..][..self.width];
-        Bias { at: values[self.reach..].as_ptr(), reach: self.reach.cast_signed(), first: position }
+    pub fn of(&self, head: usize, position: usize) -> Bias<'_> {
+        let count = self.distances.buckets.count;
+        let values = &self.values[head * count..][..count];
+        Bias { values, buckets: &self.distances.by_distance, first: position }
     }
 }
 
@@ -125,6 +135,23 @@ mod tests {
                         );
                         assert!(last(1) < count && last(-1) < count, "{buckets:?}");
                     }
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn a_head_has_the_values_of_its_buckets() {
+        for bidirectional in [false, true] {
+            let buckets = Buckets { count: 8, max_distance: 20, bidirectional };
+            let table: Vec<f32> = (0..8 * 3).map(|i| i as f32).collect();
+            let bias = RelativeBias::new(&table, 3, &Distances::new(buckets));
+            for head in 0..3 {
+                let Bias { values, buckets: map, first } = bias.of(head, 7);
+                assert_eq!((values.len(), map.len(), first), (8, 41, 7), "sizes");
+                for distance in -20..=20_isize {
+                    let got = values[map[(distance + 20).unsigned_abs()] as usize];
+                    assert_eq!(got, table[buckets.bucket(distance) * 3 + head], "{head} at {distance}");
                 }
             }
         }

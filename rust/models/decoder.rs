@@ -71,6 +71,10 @@ pub trait Decoder: Send + Sync {
     fn vocab_size(&self) -> usize;
     /// Largest number of positions of a sequence, or `None` without a limit.
     fn context_limit(&self) -> Option<usize>;
+    /// Bytes that every row of a request takes at least: a block of the cache, and its logits twice.
+    fn row_bytes(&self) -> usize {
+        2 * self.vocab_size() * size_of::<f32>()
+    }
     /// An empty sequence.
     fn start(&self) -> Self::Sequence;
     /// Appends every segment to its sequence and leaves the wanted logits in `logits`: one row of `V` per wanted token,

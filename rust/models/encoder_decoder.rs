@@ -8,6 +8,7 @@ use super::decoder::Segment;
 use super::sequence::{DecoderSequence, EncoderOutput, Source};
 use crate::error::{Error, Result};
 use crate::execute::{Buffers, Executor, Inputs, Trace};
+use crate::kernels::BLOCK;
 use crate::kv::{Pool, Sequence};
 use crate::layers::Rows;
 use crate::layers::embedding::Input;
@@ -25,6 +26,12 @@ pub(super) struct Encoder<'a> {
 }
 
 impl Encoder<'_> {
+    /// Bytes that a token of a source takes while it is encoded: activations, keys and values.
+    pub(super) fn token_bytes(self) -> usize {
+        let blocks = self.own.shape().block_bytes() + self.kept.shape().block_bytes();
+        self.executor.program.row_bytes() + blocks / BLOCK
+    }
+
     /// Encodes sources in one step; results are the same bits as alone. Every source has at least one id, all below the
     /// vocabulary size. Hidden states are kept where `with_hidden` says so.
     ///

@@ -17,6 +17,7 @@ use crate::checkpoint::Checkpoint;
 use crate::checkpoint::config::ConfigFile;
 use crate::error::{Error, Result};
 use crate::execute::{self, Executor, Trace};
+use crate::headroom;
 use crate::kernels::BLOCK;
 use crate::kv::{Pool, Sequence as Cache, Shape};
 use crate::layers::Runtime;
@@ -302,7 +303,8 @@ impl Model {
         if ids.is_empty() {
             return Err(option("source", "at least one token", "none"));
         }
-        self.check_ids("source", ids)
+        self.check_ids("source", ids)?;
+        headroom::check("source", "tokens", ids.len(), self.encoder()?.token_bytes())
     }
 
     fn check_ids(&self, what: &str, ids: &[u32]) -> Result<()> {
@@ -339,6 +341,10 @@ impl Decoder for Model {
 
     fn context_limit(&self) -> Option<usize> {
         self.bounds.context
+    }
+
+    fn row_bytes(&self) -> usize {
+        self.pool.shape().block_bytes() + 2 * self.vocab_size() * size_of::<f32>()
     }
 
     fn start(&self) -> DecoderSequence {

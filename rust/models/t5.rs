@@ -9,11 +9,11 @@ use crate::checkpoint::config::ConfigFile;
 use crate::error::Result;
 use crate::kernels::Activation;
 use crate::layers::attention::Heads;
-use crate::layers::relative_bias::{Buckets, RelativeBias};
+use crate::layers::relative_bias::{Buckets, Distances, RelativeBias};
 use crate::packed::Packed;
 use crate::program::{Builder, Cache, Mask, Recorder, Slot, Value, dense, rms_norm};
 
-/// Largest `relative_attention_max_distance` for which vectors by distance are made; the models on the hub have 128.
+/// Largest `relative_attention_max_distance`: every distance up to it is looked up once; the models on the hub have 128.
 const LARGEST_DISTANCE: usize = 1 << 16;
 
 /// Models of the family that compute the same with other defaults.
@@ -189,21 +189,18 @@ fn embeddings(c: &Config, w: &mut Recorder<'_>) -> Result<[Slot<Packed>; 3]> {
     Ok(tables)
 }
 
-/// Bias of a block's self-attention: its own in UMT5, that of the first block elsewhere.
-fn bias(
-    c: &Config,
-    b: &mut Builder<'_, '_>,
-    stack: &str,
-    block: usize,
-    before: Option<Slot<RelativeBias>>,
-) -> Result<Slot<RelativeBias>> {
-    match before {
-        Some(shared) if !c.bias_in_every_layer => Ok(shared),
-        _ => {
-            let name = format!("{stack}.block.{block}.layer.0.SelfAttention.relative_attention_bias.weight");
-            b.weights().relative_bias(&name, c.num_heads, c.buckets(stack == "encoder"))
-        }
+/// Bias of every block's self-attention: its own in UMT5, that of the first block elsewhere.
+fn biases(c: &Config, w: &mut Recorder<'_>, stack: &str, blocks: usize) -> Result<Vec<Slot<RelativeBias>>> {
+    let distances = Distances::new(c.buckets(stack == "encoder"));
+    let mut all: Vec<Slot<RelativeBias>> = Vec::with_capacity(blocks);
+    for i in 0..blocks {
+        let name = format!("{stack}.block.{i}.layer.0.SelfAttention.relative_attention_bias.weight");
+        all.push(match all.first() {
+            Some(&first) if !c.bias_in_every_layer => first,
+            _ => w.relative_bias(&name, c.num_heads, &distances)?,
+        });
     }
+    Ok(all)
 }
 
 /// Attention of the rows to their own sequence or source.
@@ -244,14 +241,13 @@ pub(super) fn record(model_type: &str, file: &mut ConfigFile, w: &mut Recorder<'
     let c = Config::read(model_type, file)?;
     let [encoder_tokens, decoder_tokens, head] = embeddings(&c, w)?;
 
+    let bias = biases(&c, w, "encoder", c.num_layers)?;
     let mut b = Builder::new(w);
     let mut x = b.embed("encoder.embed_tokens", encoder_tokens, c.d_model, None)?; // (M, D)
-    let mut addend = None;
     for i in 0..c.num_layers {
         let block = format!("encoder.block.{i}.layer");
-        addend = Some(bias(&c, &mut b, "encoder", i, addend)?);
         b.enter(format!("{block}.0"));
-        x = self_attention(&c, &mut b, x, Cache::Source, Mask { causal: false, bias: addend })?;
+        x = self_attention(&c, &mut b, x, Cache::Source, Mask { causal: false, bias: Some(bias[i]) })?;
         b.enter(format!("{block}.1"));
         x = feed_forward(&c, &mut b, x)?;
     }
@@ -265,14 +261,13 @@ pub(super) fn record(model_type: &str, file: &mut ConfigFile, w: &mut Recorder<'
     }
     let encoder = b.finish()?;
 
+    let bias = biases(&c, w, "decoder", c.num_decoder_layers)?;
     let mut b = Builder::new(w);
     let mut x = b.embed("decoder.embed_tokens", decoder_tokens, c.d_model, None)?; // (M, D)
-    let mut addend = None;
     for i in 0..c.num_decoder_layers {
         let block = format!("decoder.block.{i}.layer");
-        addend = Some(bias(&c, &mut b, "decoder", i, addend)?);
         b.enter(format!("{block}.0"));
-        x = self_attention(&c, &mut b, x, Cache::Own(i), Mask { causal: true, bias: addend })?;
+        x = self_attention(&c, &mut b, x, Cache::Own(i), Mask { causal: true, bias: Some(bias[i]) })?;
         b.enter(format!("{block}.1"));
         x = cross_attention(&c, &mut b, x, i)?;
         b.enter(format!("{block}.2"));

@@ -6,7 +6,7 @@ use std::marker::PhantomData;
 use crate::error::Result;
 use crate::layers::linear::Linear;
 use crate::layers::norm::{Kind, Norm};
-use crate::layers::relative_bias::{Buckets, RelativeBias};
+use crate::layers::relative_bias::{Distances, RelativeBias};
 use crate::load::{Loader, Ticket};
 use crate::packed::{Orientation, Packed, Storage};
 
@@ -159,10 +159,10 @@ impl<'l> Recorder<'l> {
         &mut self,
         name: &str,
         heads: usize,
-        buckets: Buckets,
+        distances: &Distances,
     ) -> Result<Slot<RelativeBias>> {
-        let table = self.loader.values(name, &[buckets.count, heads])?;
-        Ok(Slot::push(&mut self.biases, RelativeBias::new(&table, heads, buckets)?))
+        let table = self.loader.values(name, &[distances.buckets().count, heads])?;
+        Ok(Slot::push(&mut self.biases, RelativeBias::new(&table, heads, distances)))
     }
 
     /// Notes tensors that are known and not needed, such as buffers of constants.

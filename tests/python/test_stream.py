@@ -237,6 +237,43 @@ class TestAsync:
         with pytest.raises(errors.CancelledError):
             cancelled[0].advance()
 
+    def test_cancelling_twice_leaves_no_unseen_exception(
+        self, model: fastdecode.CausalLM, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """The second one meets the stream while it waits for its last step, which then fails unwatched."""
+        advance, go = Decoding.advance, threading.Event()
+        reported: list[object] = []
+
+        async def main() -> None:
+            loop = asyncio.get_running_loop()
+            loop.set_exception_handler(lambda _, context: reported.append(context))
+            running, failed = asyncio.Event(), asyncio.Event()
+
+            def slow(self: Decoding) -> list[fastdecode.Chunk] | None:
+                loop.call_soon_threadsafe(running.set)
+                assert go.wait(60)
+                try:
+                    return advance(self)
+                except errors.CancelledError:
+                    loop.call_soon_threadsafe(failed.set)
+                    raise
+
+            monkeypatch.setattr(Decoding, "advance", slow)
+            task = asyncio.create_task(self.pieces(model, "Once", max_new_tokens=60, eos_token_id=None))
+            await running.wait()
+            for _ in range(2):
+                task.cancel()
+                await asyncio.sleep(0.01)  # until it waits again
+            with pytest.raises(asyncio.CancelledError):
+                await task
+            go.set()
+            await failed.wait()
+            del task
+
+        asyncio.run(main())
+        gc.collect()
+        assert reported == []
+
     def test_leaving_the_loop_stops_the_work(
         self, model: fastdecode.CausalLM, cancelled: list[Decoding]
     ) -> None:

@@ -228,6 +228,23 @@ fn deep_and_cyclic_programs_end() {
 }
 
 #[test]
+fn a_name_that_comes_again_is_refused() {
+    let tensor =
+        [&b"ctorch._utils\n_rebuild_tensor_v2\n("[..], STORAGE, b"K\x00K\x01\x85K\x01\x85\x89NtR"].concat();
+    let twice = [&b"\x80\x02}\x8c\x01w"[..], &tensor, b"s\x8c\x01w", &tensor, b"s."].concat();
+    assert_refused(archive(&twice).path(), &["tensor w", "every name once", "again"]);
+    // One name of megabytes and one tensor, a million times: to copy it each time would take hours.
+    let name = [&b"X"[..], &8_000_000_u32.to_le_bytes(), &vec![b'n'; 8_000_000], b"q\x00"].concat();
+    let head = [&b"\x80\x02}q\x02"[..], &name, b"0", &tensor, b"q\x010h\x02"].concat();
+    let program = [&head[..], b"(", &b"h\x00h\x01".repeat(1_000_000), b"u."].concat();
+    assert_refused(archive(&program).path(), &["every name once"]);
+    // As the name of something else it is shown in part, too.
+    let other = [&head[..], b"(", b"h\x00N", b"u."].concat();
+    let text = Checkpoint::open_torch(archive(&other).path()).unwrap_err().to_string();
+    assert!(text.len() < 1000, "{} characters", text.len());
+}
+
+#[test]
 fn a_file_cut_anywhere_is_an_error() {
     let whole = fs::read(golden("tensors.bin")).unwrap();
     let folder = tempfile::tempdir().unwrap();

@@ -373,6 +373,10 @@ fn options_that_cannot_be_used_are_named() {
         ("repetition_penalty", Options { repetition_penalty: 0.0, ..base.clone() }),
         ("encoder_repetition_penalty", Options { encoder_repetition_penalty: f64::INFINITY, ..base.clone() }),
         ("num_return_sequences", Options { num_return_sequences: 0, ..base.clone() }),
+        (
+            "num_return_sequences",
+            Options { num_return_sequences: (1 << 24) + 1, do_sample: true, ..base.clone() },
+        ),
         ("num_return_sequences", Options { num_return_sequences: 2, do_sample: false, ..base.clone() }),
         ("num_return_sequences", Options { num_return_sequences: 3, num_beams: 2, ..base.clone() }),
         ("num_beams", Options { num_beams: 0, ..base.clone() }),

@@ -74,9 +74,12 @@ proptest! {
         let all = |seed: usize| -> Vec<f32> { (0..keys).flat_map(|t| row(seed, t)).collect() };
         put(&tables()[0], &shape, &blocks, (layer, head), &all(1), &all(2), keys);
         let q: Vec<f32> = (0..new).flat_map(|i| row(3, i)).collect();
-        let bias = |distance: isize| value((distance.clamp(-settled, settled) + settled).unsigned_abs());
-        let reach = settled + BLOCK.cast_signed();
-        let biases: Vec<f32> = (-reach..reach + BLOCK.cast_signed()).map(bias).collect();
+        // Several distances share a bucket, and buckets come in no order.
+        let buckets: Vec<u32> = (0..=2 * settled).map(|i| (i.unsigned_abs() * 7 % 11) as u32).collect();
+        let values: Vec<f32> = (0..11).map(value).collect();
+        let bias = |distance: isize| {
+            values[buckets[(distance.clamp(-settled, settled) + settled).unsigned_abs()] as usize]
+        };
         let scale = 0.7;
         let mut bits: Option<Vec<u32>> = None;
         for table in tables() {
@@ -93,7 +96,7 @@ proptest! {
                     values: shape.values(layer, head),
                     visible: if causal { Visible::Causal { first: before + first } } else { Visible::All { keys } },
                     scale,
-                    bias: biased.then(|| Bias { at: biases[reach.unsigned_abs()..].as_ptr(), reach, first: before + first }),
+                    bias: biased.then(|| Bias { values: &values, buckets: &buckets, first: before + first }),
                     out: out.as_mut_ptr(),
                     out_stride: d,
                     round: false,
