@@ -5,8 +5,8 @@
 
 Each build has a process of its own. They take turns at the same work, a few hundredths of a second each, so that what
 the machine does to the one it does to the other; every second pair begins with the other build. The ratio of a pair is
-the other build's time over ours: above 1, ours is faster. Printed are the median of the ratios and an interval that holds
-the median with 95 % probability, whatever their distribution (order statistics of a binomial).
+the other build's time over ours: above 1, ours is faster. Printed are the median of the ratios and an interval that
+holds the median with 95 % probability, whatever their distribution (order statistics of a binomial).
 
     decode    some steps of one sequence, contexts of 32 to 160
     eight     some steps of eight sequences

@@ -241,13 +241,13 @@ pub(super) fn record(model_type: &str, file: &mut ConfigFile, w: &mut Recorder<'
     let c = Config::read(model_type, file)?;
     let [encoder_tokens, decoder_tokens, head] = embeddings(&c, w)?;
 
-    let bias = biases(&c, w, "encoder", c.num_layers)?;
+    let biases_by_block = biases(&c, w, "encoder", c.num_layers)?;
     let mut b = Builder::new(w);
     let mut x = b.embed("encoder.embed_tokens", encoder_tokens, c.d_model, None)?; // (M, D)
-    for i in 0..c.num_layers {
+    for (i, &bias) in biases_by_block.iter().enumerate() {
         let block = format!("encoder.block.{i}.layer");
         b.enter(format!("{block}.0"));
-        x = self_attention(&c, &mut b, x, Cache::Source, Mask { causal: false, bias: Some(bias[i]) })?;
+        x = self_attention(&c, &mut b, x, Cache::Source, Mask { causal: false, bias: Some(bias) })?;
         b.enter(format!("{block}.1"));
         x = feed_forward(&c, &mut b, x)?;
     }
@@ -261,13 +261,13 @@ pub(super) fn record(model_type: &str, file: &mut ConfigFile, w: &mut Recorder<'
     }
     let encoder = b.finish()?;
 
-    let bias = biases(&c, w, "decoder", c.num_decoder_layers)?;
+    let biases_by_block = biases(&c, w, "decoder", c.num_decoder_layers)?;
     let mut b = Builder::new(w);
     let mut x = b.embed("decoder.embed_tokens", decoder_tokens, c.d_model, None)?; // (M, D)
-    for i in 0..c.num_decoder_layers {
+    for (i, &bias) in biases_by_block.iter().enumerate() {
         let block = format!("decoder.block.{i}.layer");
         b.enter(format!("{block}.0"));
-        x = self_attention(&c, &mut b, x, Cache::Own(i), Mask { causal: true, bias: Some(bias[i]) })?;
+        x = self_attention(&c, &mut b, x, Cache::Own(i), Mask { causal: true, bias: Some(bias) })?;
         b.enter(format!("{block}.1"));
         x = cross_attention(&c, &mut b, x, i)?;
         b.enter(format!("{block}.2"));

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import fastdecode
 from families import FAMILIES
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 def test_a_prompt_leaves_out_what_nobody_wants(tmp_path: Path) -> None:
     # GPT-2 and a prompt of 512, both a sixteenth in width, length and vocabulary: the same shares of the work.
-    sizes = {"n_embd": 48, "n_head": 12, "n_layer": 12, "vocab_size": 50257 // 16, "n_positions": 64}
+    sizes: Any = {"n_embd": 48, "n_head": 12, "n_layer": 12, "vocab_size": 50257 // 16, "n_positions": 64}
     core = fastdecode.load(FAMILIES["gpt2"].write_tiny(tmp_path, **sizes), num_threads=1)._core
     width, layers, tokens = 48, 12, 32
     head = 2 * width * sizes["vocab_size"]
@@ -28,7 +28,7 @@ def test_a_prompt_leaves_out_what_nobody_wants(tmp_path: Path) -> None:
 
 
 def test_a_source_and_a_step_over_it(tmp_path: Path) -> None:
-    sizes = {"d_model": 24, "d_kv": 8, "num_heads": 2, "d_ff": 40, "num_layers": 2, "num_decoder_layers": 3}
+    sizes: Any = {"d_model": 24, "d_kv": 8, "num_heads": 2, "d_ff": 40, "num_layers": 2, "num_decoder_layers": 3}
     sizes["vocab_size"] = 320
     folder = FAMILIES["t5"].write_tiny(tmp_path, feed_forward_proj="gated-gelu", **sizes)
     core = fastdecode.load(folder, num_threads=1)._core
