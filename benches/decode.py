@@ -33,7 +33,8 @@ import time
 from datetime import UTC, datetime
 from pathlib import Path
 
-from folders import MODELS, Shape, build
+from costs import Model, counted
+from folders import build, names
 from harness import (
     HERE,
     INSTALLED,
@@ -95,7 +96,7 @@ def rate(worker: Worker, work: tuple[int, int, int], vocab: int) -> float:
     return count * (new - 1) / (call(worker, work, vocab) - first)
 
 
-def measure(shape: Shape, precision: str, options: argparse.Namespace) -> Json:
+def measure(model: Model, precision: str, options: argparse.Namespace) -> Json:
     """Runs the rounds of one model at one precision and returns what every engine reached."""
     cache: Path = options.cache
     workers, missing, versions = {}, {}, {}
@@ -104,7 +105,7 @@ def measure(shape: Shape, precision: str, options: argparse.Namespace) -> Json:
         if kind not in ENGINES[engine]:
             continue
         # Peers that convert start from float32, as their users do.
-        folder = build(shape, "bf16" if engine in OURS and kind == "bf16" else "f32", cache)
+        folder = build(model.name, "bf16" if engine in OURS and kind == "bf16" else "f32", cache)
         worker = Worker(engine, options.peers)
         try:
             place = {"folder": str(folder), "cache": str(cache), "precision": asked(engine, kind)}
@@ -112,7 +113,7 @@ def measure(shape: Shape, precision: str, options: argparse.Namespace) -> Json:
             versions[engine] = worker.ask(do="load", threads=options.threads, **place)["version"]
             # The first prompts of a size get memory from the system and read code.
             for count, length, _ in WORKS.values():
-                worker.ask(do="generate", prompts=prompts(count, length, shape.vocab), new=4)
+                worker.ask(do="generate", prompts=prompts(count, length, model.vocab), new=4)
         except RuntimeError as error:
             missing[engine] = str(error)
             sys.stdout.write(f"  MISSING {engine} {kind}: {error}\n")
@@ -121,7 +122,7 @@ def measure(shape: Shape, precision: str, options: argparse.Namespace) -> Json:
         workers[engine] = (kind, worker)
     rates: dict[str, dict[str, list[float]]] = {name: {engine: [] for engine in workers} for name in WORKS}
     limits: dict[str, dict[str, list[Json]]] = {}
-    size = shape.weight_bytes(4 if precision == "f32" else 2)
+    size = model.weight_bytes(4 if precision == "f32" else 2)
     ours = workers["fastdecode"][1]
     for turn in range(options.rounds):
         order = list(workers)
@@ -129,7 +130,7 @@ def measure(shape: Shape, precision: str, options: argparse.Namespace) -> Json:
         for engine in order:
             before = ours.ask(do="limits", bytes=size)
             for name in (work for work in WORKS for _ in range(CALLS.get(work, 1))):
-                rates[name][engine].append(rate(workers[engine][1], WORKS[name], shape.vocab))
+                rates[name][engine].append(rate(workers[engine][1], WORKS[name], model.vocab))
                 after = ours.ask(do="limits", bytes=size)
                 limits.setdefault(engine, {}).setdefault(name, []).append(better(before, after))
                 before = after
@@ -139,7 +140,7 @@ def measure(shape: Shape, precision: str, options: argparse.Namespace) -> Json:
     for _, worker in workers.values():
         worker.close()
     return {
-        "model": shape.name,
+        "model": model.name,
         "precision": precision,
         "threads": options.threads,
         "rounds": options.rounds,
@@ -151,7 +152,7 @@ def measure(shape: Shape, precision: str, options: argparse.Namespace) -> Json:
     }
 
 
-def start_up(shape: Shape, options: argparse.Namespace) -> list[Json]:
+def start_up(model: Model, options: argparse.Namespace) -> list[Json]:
     """Measures import, load and peak memory of every engine, each time in a fresh process."""
     rows = []
     modules = {
@@ -164,7 +165,9 @@ def start_up(shape: Shape, options: argparse.Namespace) -> list[Json]:
     }
     for engine, has in ENGINES.items():
         for precision in (kind for kind in has if kind != "int8"):
-            folder = build(shape, "bf16" if engine in OURS and precision == "bf16" else "f32", options.cache)
+            folder = build(
+                model.name, "bf16" if engine in OURS and precision == "bf16" else "f32", options.cache
+            )
             place = {
                 "folder": str(folder),
                 "cache": str(options.cache),
@@ -178,7 +181,7 @@ def start_up(shape: Shape, options: argparse.Namespace) -> list[Json]:
                     worker.ask(do="prepare", **place)
                     loads.append(worker.ask(do="load", threads=options.threads, **place)["seconds"])
                     count, length, new = START_UP_RUN
-                    worker.ask(do="generate", prompts=prompts(count, length, shape.vocab), new=new)
+                    worker.ask(do="generate", prompts=prompts(count, length, model.vocab), new=new)
                     peaks.append(worker.ask(do="memory")["peak"])
                     worker.close()
             except RuntimeError as error:
@@ -218,7 +221,7 @@ def interpreter_peak(python: str) -> int:
     return int(found.stdout) * 1024
 
 
-def fractions(shape: Shape, result: Json) -> Json:
+def fractions(model: Model, result: Json) -> Json:
     """Returns all medians, and for each of our engines its shares of the limits and its ratio to every peer."""
     by_work = result["tokens_per_second"]
     medians = {
@@ -226,7 +229,7 @@ def fractions(shape: Shape, result: Json) -> Json:
         for work, by in by_work.items()
     }
     _, prompt, new = DECODE
-    flops = shape.prefill_flops(PREFILL[1]) / PREFILL[1]
+    flops = model.prompt_flops(PREFILL[1]) / PREFILL[1]
     ours = {}
     for engine in OURS:
         if engine not in result["limits"]:
@@ -234,8 +237,8 @@ def fractions(shape: Shape, result: Json) -> Json:
         limits = result["limits"][engine]
         rates = {work: by[engine] for work, by in by_work.items()}
         width = 4 if result["precisions"][engine] == "f32" else 2
-        cache = shape.cache_bytes(prompt + new / 2) * (0.5 if engine == "fastdecode_bf16" else 1.0)
-        read = [rate * (shape.weight_bytes(width) + cache) for rate in rates["decode"]]
+        cache = model.cache_bytes(prompt + new / 2) * (0.5 if engine == "fastdecode_bf16" else 1.0)
+        read = [rate * (model.weight_bytes(width) + cache) for rate in rates["decode"]]
         peak = peak_of(engine, limits["prefill"])
         eight = [many / one for many, one in zip(rates["batch 8"], rates["decode"], strict=True)]
         decode = of_limit(read, limits["decode"], READ)
@@ -300,7 +303,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--models", nargs="+", default=list(MODELS), choices=list(MODELS))
+    parser.add_argument(
+        "--models", nargs="+", default=names(has_encoder=False), choices=names(has_encoder=False)
+    )
     parser.add_argument("--precisions", nargs="+", default=PRECISIONS, choices=PRECISIONS)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--threads", type=int, default=2)
@@ -322,15 +327,15 @@ def main() -> None:
         prepare(options)
         return
     for name in options.models:
-        shape = MODELS[name]
+        model = counted(name)
         if options.start_up:
-            report["start_up"] += [{"model": name, **row} for row in start_up(shape, options)]
+            report["start_up"] += [{"model": name, **row} for row in start_up(model, options)]
             save(report, target)
             continue
         for precision in options.precisions:
             sys.stdout.write(f"{name} {precision}\n")
-            result = measure(shape, precision, options)
-            result["summary"] = fractions(shape, result)
+            result = measure(model, precision, options)
+            result["summary"] = fractions(model, result)
             show(result)
             report["groups"].append(result)
             save(report, target)
@@ -340,7 +345,7 @@ def main() -> None:
 def prepare(options: argparse.Namespace) -> None:
     """Builds and converts everything that the run needs, so that a timed run starts at once."""
     for name in options.models:
-        folders = {kind: build(MODELS[name], kind, options.cache) for kind in ("f32", "bf16")}
+        folders = {kind: build(name, kind, options.cache) for kind in ("f32", "bf16")}
         for engine, has in ENGINES.items():
             for precision in has:
                 worker = Worker(engine, options.peers)

@@ -24,7 +24,7 @@ const LAYERS: usize = 12;
 fn layers(storage: Storage) -> (Vec<Linear>, usize) {
     let bytes = |&(k, n): &(usize, usize)| packed_bytes(storage, n, k).expect("a small matrix");
     let total = LAYERS * SHAPES.iter().map(bytes).sum::<usize>();
-    let arena = Arena::new(total).expect("memory for the weights");
+    let arena = Arena::new(total, "weights").expect("memory for the weights");
     let mut at = 0;
     let mut layers = Vec::new();
     for &(k, n) in std::iter::repeat_n(&SHAPES, LAYERS).flatten() {
@@ -78,7 +78,7 @@ fn kernels(c: &mut Criterion) {
         let mut buffers: [Buffer; 7] = Default::default();
         let mut group = c.benchmark_group(format!("rows/{}", storage.name()));
         group.sample_size(20).throughput(Throughput::Bytes(bytes as u64));
-        let plain = Arena::filled(bytes / 4, 1.0).expect("memory to read");
+        let plain = Arena::filled(bytes / 4, 1.0, "memory to read").expect("memory to read");
         for ahead in [0, 2048, 4096] {
             group.bench_function(BenchmarkId::new("read", ahead), |b| {
                 b.iter(|| {

@@ -28,6 +28,8 @@ import time
 from datetime import UTC, datetime
 from pathlib import Path
 
+from costs import Model, counted
+from folders import build, names
 from harness import (
     HERE,
     OURS,
@@ -48,7 +50,6 @@ from harness import (
     show_per_gb,
     sustained,
 )
-from t5_folders import SHAPES, T5Shape, build
 
 # Our own engines first, then the peers; the precisions each has. int8 stands for 8-bit weights of any scheme.
 ENGINES = {
@@ -83,7 +84,7 @@ def call(worker: Worker, work: tuple[int, int], length: int, new: int) -> float:
 
 
 def start(
-    shape: T5Shape, precision: str, options: argparse.Namespace
+    model: Model, precision: str, options: argparse.Namespace
 ) -> tuple[dict[str, tuple[str, Worker]], Json, Json]:
     """Converts, loads and warms up every engine; returns those that run, the missing ones and all versions."""
     workers: dict[str, tuple[str, Worker]] = {}
@@ -93,7 +94,7 @@ def start(
         if kind not in has:
             continue
         # Peers that convert start from float32, as their users do.
-        folder = build(shape, "bf16" if engine in OURS and kind == "bf16" else "f32", options.cache)
+        folder = build(model.name, "bf16" if engine in OURS and kind == "bf16" else "f32", options.cache)
         worker = Worker(engine, options.peers, "seq2seq")
         try:
             place = {"folder": str(folder), "cache": str(options.cache), "precision": asked(engine, kind)}
@@ -111,13 +112,13 @@ def start(
     return workers, missing, versions
 
 
-def measure(shape: T5Shape, precision: str, options: argparse.Namespace) -> Json:
+def measure(model: Model, precision: str, options: argparse.Namespace) -> Json:
     """Runs the rounds of one model at one precision and returns what every engine reached."""
-    workers, missing, versions = start(shape, precision, options)
+    workers, missing, versions = start(model, precision, options)
     if "fastdecode" not in workers:
         raise SystemExit(f"fastdecode itself does not run: {missing['fastdecode']}")
     ours = workers["fastdecode"][1]
-    size = shape.weight_bytes(4 if precision == "f32" else 2)
+    size = model.weight_bytes(4 if precision == "f32" else 2)
     seconds: dict[str, dict[str, list[list[float]]]] = {name: {} for name in WORKS}
     encode: dict[str, list[float]] = {}
     limits: dict[str, dict[str, list[Json]]] = {}
@@ -150,7 +151,7 @@ def measure(shape: T5Shape, precision: str, options: argparse.Namespace) -> Json
     for _, worker in workers.values():
         worker.close()
     return {
-        "model": shape.name,
+        "model": model.name,
         "precision": precision,
         "threads": options.threads,
         "rounds": options.rounds,
@@ -165,7 +166,7 @@ def measure(shape: T5Shape, precision: str, options: argparse.Namespace) -> Json
     }
 
 
-def summary(shape: T5Shape, result: Json) -> Json:
+def summary(model: Model, result: Json) -> Json:
     """Returns medians, what ours are of the machine's limits, and their ratio to every peer's."""
     new = result["new"]
     rates = {
@@ -180,15 +181,15 @@ def summary(shape: T5Shape, result: Json) -> Json:
         for name, by in rates.items()
     }
     encode = {engine: statistics.median(values) for engine, values in result["encode_seconds"].items()}
-    flops = shape.encoder_flops(result["source"])
+    flops = model.prompt_flops(result["source"])
     ours = {}
     for engine in OURS:
         if engine not in result["limits"]:
             continue
         limits = result["limits"][engine]
         width = 4 if result["precisions"][engine] == "f32" else 2
-        cache = shape.cache_bytes(result["source"], new / 2) * (0.5 if engine == "fastdecode_bf16" else 1.0)
-        read = shape.weight_bytes(width) + cache
+        cache = model.cache_bytes(result["source"] + new / 2) * (0.5 if engine == "fastdecode_bf16" else 1.0)
+        read = model.weight_bytes(width) + cache
         one, eight = (rates[name][engine] for name in ("greedy 1", "greedy 8"))
         encoded = [flops / seconds for seconds in result["encode_seconds"][engine]]
         whole = {name: [pair[1] for pair in by[engine]] for name, by in result["seconds"].items()}
@@ -274,7 +275,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--models", nargs="+", default=["t5-base", "flan-t5-large"], choices=list(SHAPES))
+    parser.add_argument(
+        "--models", nargs="+", default=["t5-base", "flan-t5-large"], choices=names(has_encoder=True)
+    )
     parser.add_argument("--precisions", nargs="+", default=PRECISIONS, choices=PRECISIONS)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--threads", type=int, default=2)
@@ -297,11 +300,11 @@ def main() -> None:
         for precision in options.precisions:
             sys.stdout.write(f"{name} {precision}\n")
             if options.prepare:
-                for _, worker in start(SHAPES[name], precision, options)[0].values():
+                for _, worker in start(counted(name), precision, options)[0].values():
                     worker.close()
                 continue
-            result = measure(SHAPES[name], precision, options)
-            result["summary"] = summary(SHAPES[name], result)
+            result = measure(counted(name), precision, options)
+            result["summary"] = summary(counted(name), result)
             show(result)
             report["groups"].append(result)
             save(report, target)

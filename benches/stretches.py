@@ -27,10 +27,10 @@ from pathlib import Path
 from typing import Any
 
 import fastdecode
-import folders
-import t5_folders
+from costs import counted
 from decode import BATCH, DECODE, PREFILL
 from fastdecode import _core
+from folders import MODELS, build
 from harness import READ, Json, better, cpu_name, save, sustained
 
 STEPS = 3
@@ -57,11 +57,8 @@ class Subject:
     def __init__(self, name: str, precision: str, cache: Path, threads: int) -> None:
         compute: Any = "bfloat16" if precision == "bf16 dot" else None
         kind = precision.split()[0]
-        self.shape = folders.MODELS.get(name) or t5_folders.SHAPES[name]
-        if isinstance(self.shape, folders.Shape):
-            folder, flops = folders.build(self.shape, kind, cache), self.shape.prefill_flops(PREFILL[1])
-        else:
-            folder, flops = t5_folders.build(self.shape, kind, cache), self.shape.encoder_flops(SOURCE)
+        folder = build(name, kind, cache)
+        flops = counted(name).prompt_flops(SOURCE if MODELS[name].has_encoder else PREFILL[1])
         self.model: Any = fastdecode.load(folder, compute_dtype=compute, num_threads=threads)
         self.info, self.threads, self.prompt_flops = self.model.info(), threads, flops
         # Where the CPU does the dot slowly, or not at all, products of bf16 are formed by multiply-adds.
@@ -145,7 +142,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("model", choices=[*folders.MODELS, *t5_folders.SHAPES])
+    parser.add_argument("model", choices=list(MODELS))
     kinds = ["f32", "bf16", "bf16 dot"]
     parser.add_argument("--precisions", nargs="+", choices=kinds, default=kinds)
     parser.add_argument("--seconds", type=float, default=60, help="per precision")

@@ -105,6 +105,18 @@ pub enum Error {
         /// Tables that this CPU can run.
         available: String,
     },
+    /// A model file records a forward that cannot be run.
+    #[error(
+        "internal error: the forward of this model, at {phase}: expected {expected}, got {got}; please report it"
+    )]
+    Program {
+        /// Name of the phase.
+        phase: String,
+        /// What a sound record has there.
+        expected: String,
+        /// What the model file recorded.
+        got: String,
+    },
     /// A state is in use.
     #[error("state: expected {ONE_CALL}, got {got}")]
     StateBusy {

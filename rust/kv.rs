@@ -5,11 +5,16 @@
 //! out, and what lies past a sequence's length is zero again before the sequence grows, so that masked lanes add exact zeros. A
 //! shared last block is copied when it is written.
 
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 
-use crate::arena::Arena;
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::kernels::{self, BLOCK};
+
+use pool::Block;
+pub use pool::Pool;
+
+mod pool;
+mod slab;
 
 /// Sizes of a cache.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -43,130 +48,6 @@ impl Shape {
     /// Bytes from a block's start to the values of a head.
     pub fn values(&self, layer: usize, head: usize) -> usize {
         self.keys(layer, head) + kernels::key_bytes(self.bf16, self.head_dim)
-    }
-}
-
-/// Memory of blocks, reused within a model.
-#[derive(Debug)]
-pub struct Pool {
-    shape: Shape,
-    free: Mutex<Vec<Memory>>,
-}
-
-/// Bytes to which a block's first one is aligned.
-const ALIGN: usize = 64;
-
-/// Blocks that a pool keeps for reuse, in bytes.
-const KEEP_BYTES: usize = 64 << 20;
-
-/// Blocks from which on their memory is asked for at once, first.
-const PROBED: usize = 16;
-
-/// Bytes that are asked of the system at a time, for as many blocks as they hold: enough for huge pages, since a step that reads
-/// the caches of several sequences would else spend its time on looking pages up.
-const SLAB_BYTES: usize = 8 << 20;
-
-/// One block's memory, a part of a slab that lives as long as any of its blocks.
-#[derive(Debug)]
-struct Memory {
-    at: *mut u8,
-    _slab: Arc<Arena>,
-}
-
-// SAFETY: plain memory, owned by one value.
-unsafe impl Send for Memory {}
-// SAFETY: reached through a sequence; writers are kept apart by `Sequence::reserve`'s contract.
-unsafe impl Sync for Memory {}
-
-impl Memory {
-    /// The blocks of `bytes` bytes each of a new slab.
-    fn slab(bytes: usize) -> Result<Vec<Self>> {
-        let refused = || Error::OutOfMemory { what: "key-value cache".to_owned(), bytes };
-        let apart = bytes.max(1).checked_next_multiple_of(ALIGN).ok_or_else(refused)?;
-        let count = (SLAB_BYTES / apart).max(1);
-        let slab = Arena::new(count * apart).map_err(|_| refused())?;
-        // SAFETY: every block lies inside the slab.
-        let at = |i: usize| unsafe { slab.at().add(i * apart) };
-        Ok((0..count).rev().map(|i| Self { at: at(i), _slab: Arc::clone(&slab) }).collect())
-    }
-}
-
-/// A block; when the last sequence lets go of it, its memory goes back to the pool.
-#[derive(Debug)]
-struct Block {
-    memory: Option<Memory>,
-    pool: Arc<Pool>,
-}
-
-impl Block {
-    fn at(&self) -> *mut u8 {
-        self.memory.as_ref().map_or(std::ptr::null_mut(), |m| m.at)
-    }
-}
-
-impl Drop for Block {
-    fn drop(&mut self) {
-        // A lock that another thread holds, or held when this process was forked, is not waited for.
-        if let (Some(memory), Ok(mut free)) = (self.memory.take(), self.pool.free.try_lock())
-            && (free.len() + 1) * self.pool.shape.block_bytes() <= KEEP_BYTES.max(SLAB_BYTES)
-        {
-            free.push(memory);
-        }
-    }
-}
-
-impl Pool {
-    /// An empty pool.
-    pub fn new(shape: Shape) -> Arc<Self> {
-        Arc::new(Self { shape, free: Mutex::new(Vec::new()) })
-    }
-
-    /// Sizes of the cache.
-    pub fn shape(&self) -> &Shape {
-        &self.shape
-    }
-
-    /// Asks for the memory of many blocks at once and gives it back: a refusal comes while there is still room for the small
-    /// things around them, whose allocation cannot fail softly.
-    fn probe(&self, blocks: usize) -> Result<()> {
-        if blocks < PROBED {
-            return Ok(());
-        }
-        let bytes = blocks.saturating_mul(self.shape.block_bytes());
-        let refused = |_| Error::OutOfMemory { what: "key-value cache".to_owned(), bytes };
-        let mut room = Vec::<u8>::new();
-        room.try_reserve_exact(bytes).map_err(refused)?;
-        // Without this the compiler may leave out memory that nothing uses.
-        std::hint::black_box(room);
-        Ok(())
-    }
-
-    /// A zeroed block.
-    fn block(self: &Arc<Self>) -> Result<Arc<Block>> {
-        let block = self.unwritten()?;
-        // SAFETY: the memory is this block's alone, of this size.
-        unsafe { block.at().write_bytes(0, self.shape.block_bytes()) };
-        Ok(block)
-    }
-
-    /// A block whose contents are whatever was there; its owner writes all of it.
-    fn unwritten(self: &Arc<Self>) -> Result<Arc<Block>> {
-        let bytes = self.shape.block_bytes();
-        let reused = self.free.try_lock().ok().and_then(|mut free| free.pop());
-        let memory = match reused {
-            Some(memory) => memory,
-            None => {
-                let mut slab = Memory::slab(bytes)?;
-                let refused = || Error::OutOfMemory { what: "key-value cache".to_owned(), bytes };
-                let first = slab.pop().ok_or_else(refused)?;
-                // As in `Block::drop`; what is not kept here goes back with the slab.
-                if let Ok(mut free) = self.free.try_lock() {
-                    free.append(&mut slab);
-                }
-                first
-            }
-        };
-        Ok(Arc::new(Block { memory: Some(memory), pool: Arc::clone(self) }))
     }
 }
 
@@ -225,7 +106,7 @@ impl Sequence {
             && let Some(last) = self.blocks.last_mut()
         {
             match Arc::get_mut(last) {
-                Some(block) => clear(&self.pool.shape, block.at(), self.len % BLOCK),
+                Some(block) => clear(self.pool.shape(), block.at(), self.len % BLOCK),
                 None => self.stale = true,
             }
         }
@@ -245,12 +126,12 @@ impl Sequence {
                 let copy = self.pool.unwritten()?;
                 // SAFETY: both blocks have the pool's size, and the copy is nobody else's yet.
                 unsafe {
-                    std::ptr::copy_nonoverlapping(last.at(), copy.at(), self.pool.shape.block_bytes());
+                    std::ptr::copy_nonoverlapping(last.at(), copy.at(), self.pool.shape().block_bytes());
                 }
                 *last = copy;
             }
             if shared || self.stale {
-                clear(&self.pool.shape, last.at(), tail);
+                clear(self.pool.shape(), last.at(), tail);
             }
         }
         self.stale = false;

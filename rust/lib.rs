@@ -1,19 +1,24 @@
 //! Runs GPT-2- and T5-class Hugging Face folders on a CPU; see ARCHITECTURE.md for the rooms and what each may import.
 
-pub mod arena;
-pub mod checkpoint;
-pub mod decode;
-pub mod engine;
+// The rooms, from the ground up: a room imports from those above it in this list.
 pub mod error;
-pub mod headroom;
+pub mod forks;
 pub mod kernels;
+pub mod team;
+pub mod arena;
+pub mod headroom;
+pub mod limits;
+pub mod packed;
 pub mod kv;
 pub mod layers;
-pub mod limits;
+pub mod checkpoint;
+pub mod load;
+pub mod program;
+pub mod execute;
 pub mod models;
-pub mod packed;
+pub mod decode;
+pub mod engine;
 #[cfg(feature = "python")]
 mod python;
-pub mod team;
 
 pub use error::{Error, Result};

@@ -38,7 +38,7 @@ pub fn measure(bytes: usize, threads: usize) -> Result<Limits> {
     let probes = kernels.probes();
     let length = bytes.div_ceil(size_of::<f32>());
     // On the same kind of pages as weights, and written: untouched pages are all the same one in the cache.
-    let buffer = Arena::filled(length, 1.0)?;
+    let buffer = Arena::filled(length, 1.0, "a buffer to measure reading")?;
     let cancel = AtomicBool::new(false);
     let mut best = f64::INFINITY;
     for ahead in AHEAD.repeat(PASSES) {

@@ -420,7 +420,8 @@ mod tests {
             let value = |o: usize, i: usize| ((o * 37 + i * 11) % 101) as f32 * 0.25 - 12.0;
             for (from, to) in all.iter().flat_map(|f| all.map(|t| (*f, t))) {
                 for orientation in [Orientation::OutIn, Orientation::InOut] {
-                    let arena = Arena::new(packed_bytes(to, outputs, inputs).unwrap() + LINE).unwrap();
+                    let arena =
+                        Arena::new(packed_bytes(to, outputs, inputs).unwrap() + LINE, "a test").unwrap();
                     let m = Packed::new(&arena, LINE, to, outputs, inputs);
                     let (rows, cols) = match orientation {
                         Orientation::OutIn => (outputs, inputs),
@@ -456,7 +457,7 @@ mod tests {
 
     #[test]
     fn a_value_that_becomes_infinite_is_told() {
-        let arena = Arena::new(1 << 12).unwrap();
+        let arena = Arena::new(1 << 12, "a test").unwrap();
         let m = Packed::new(&arena, 0, Storage::F16, 1, 2);
         for (x, fits) in [(65504.0, true), (65519.0, true), (65520.0, false), (f32::INFINITY, true)] {
             let data = bytes(Storage::F32, &[1.0, x]);

@@ -133,7 +133,16 @@ impl Model {
         values.set_item("context_length", self.0.context_limit())?;
         values.set_item("vocab_size", self.0.vocab_size())?;
         values.set_item("unknown_tensors", info.unknown_tensors.clone())?;
+        let memory = self.0.memory();
+        values.set_item("cache_bytes_live", memory.cache_bytes_live)?;
+        values.set_item("cache_bytes_held", memory.cache_bytes_held)?;
+        values.set_item("activation_bytes", memory.activation_bytes)?;
         Ok(values)
+    }
+
+    /// Floating-point operations of reading so many tokens, and giving the logits of the last `wanted` of them.
+    fn flops(&self, tokens: usize, wanted: usize) -> f64 {
+        self.0.flops(tokens, wanted)
     }
 
     #[getter]
@@ -301,17 +310,8 @@ fn measure_limits(py: Python<'_>, size: usize, num_threads: Option<usize>) -> Py
 // Free-threaded builds are not supported yet: they would need every lock here looked at again.
 #[pymodule(gil_used = true)]
 mod _core {
-    use pyo3::prelude::*;
-
-    use super::turn;
-
     #[pymodule_export]
     use super::{Generation, Memory, Model, State, cpu_info, measure_limits};
-
-    #[pymodule_init]
-    fn init(module: &Bound<'_, PyModule>) -> PyResult<()> {
-        turn::count_forks(module.py())
-    }
 
     #[pymodule_export]
     #[expect(non_upper_case_globals, reason = "the name that Python expects")]

@@ -64,7 +64,7 @@ def measure(
     peak = best["f32_flops_per_second"]
     if info["compute_dtype"] == "bfloat16":
         peak = max(peak, best["bf16_dot_flops_per_second"])
-    flops = (_encoder_flops if model.has_encoder else _prefill_flops)(model.config, prefill)
+    flops = _prompt_flops(model, prefill)
     steps = new - 1
     # A source's keys and values are as large as those of so many tokens of the decoder.
     read = steps * info["step_weight_bytes"] + info["cache_bytes_per_token"] * steps * (prompt + new / 2)
@@ -105,7 +105,13 @@ def _limits(info: dict[str, Any]) -> dict[str, Any]:
     return _core.measure_limits(info["weight_bytes"], info["num_threads"])
 
 
-def _prefill_flops(config: Any, tokens: int) -> float:  # noqa: ANN401 (values of config.json)
+# The only place in Python that counts an architecture's operations by hand.
+def _prompt_flops(model: CausalLM | Seq2SeqLM, tokens: int) -> float:
+    """Floating-point operations until the first new token, for a prompt or a source of so many tokens."""
+    return (_encoder_flops if model.has_encoder else _causal_flops)(model.config, tokens)
+
+
+def _causal_flops(config: Any, tokens: int) -> float:  # noqa: ANN401 (values of config.json)
     """Two operations per weight and token, causal attention over half of the square, the head for the last token."""
     width, layers = config["n_embd"], config["n_layer"]
     inner = config.get("n_inner") or 4 * width

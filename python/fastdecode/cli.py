@@ -14,6 +14,7 @@ import warnings
 from typing import TYPE_CHECKING, Any
 
 from . import __version__, cpu_info, errors, load
+from .families import titles
 from .results import Chunk
 
 if TYPE_CHECKING:
@@ -70,14 +71,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="fastdecode", description="Runs GPT-2 folders from Hugging Face on a CPU."
+        prog="fastdecode", description=f"Runs {titles()} folders from Hugging Face on a CPU."
     )
     parser.add_argument("--version", action="version", version=f"fastdecode {__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
-    run = commands.add_parser("run", help="continue a prompt", description="Continues a prompt.")
+    run = commands.add_parser(
+        "run",
+        help="continue a prompt, or answer a source",
+        description="Continues a prompt; a model with an encoder reads it as its source and answers.",
+    )
     _add_model(run)
-    run.add_argument("prompt", nargs="?", default="", help="text to continue; - reads it from stdin")
+    run.add_argument(
+        "prompt",
+        nargs="?",
+        default="",
+        help="text to continue, or the source of a model with an encoder; - reads it from stdin",
+    )
     for name, kind, text in _NUMBERS:
         run.add_argument(f"--{name.replace('_', '-')}", type=kind, metavar="N", help=text)
     run.add_argument(

@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from .errors import ConfigError, FileReadError
+from .families import family
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -63,14 +64,6 @@ class Defaults(NamedTuple):
     decoder_start_token_id: int | None = None
 
 
-# What the configuration classes of transformers 5.23 have where config.json says nothing.
-_CLASS_DEFAULTS: dict[str, dict[str, int]] = {
-    "t5": {"pad_token_id": 0, "eos_token_id": 1},
-    "mt5": {"pad_token_id": 0, "eos_token_id": 1, "decoder_start_token_id": 0},
-    "umt5": {"pad_token_id": 0, "eos_token_id": 1, "decoder_start_token_id": 0},
-}
-
-
 def read_json(path: Path) -> dict[str, Any]:
     """The object in a JSON file.
 
@@ -112,7 +105,7 @@ def bad_field(file: str, field: str, expected: str, got: object) -> ConfigError:
 
 def with_class_defaults(config: Mapping[str, Any]) -> Mapping[str, Any]:
     """The config with the special tokens that its model type has by itself."""
-    return _CLASS_DEFAULTS.get(str(config.get("model_type")), {}) | dict(config)
+    return {**family(config.get("model_type")).special_tokens, **config}
 
 
 def folder_defaults(folder: Path, config: Mapping[str, Any]) -> Defaults:

@@ -11,6 +11,7 @@ import re
 from typing import TYPE_CHECKING, NamedTuple
 
 from .errors import ModelNotFoundError, OptionError
+from .families import TOKENIZER_CLASSES
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -31,9 +32,7 @@ _PATTERNS = (
     "tokenizer_config.json",
     "special_tokens_map.json",
     "added_tokens.json",
-    "vocab.json",
-    "merges.txt",
-    "spiece.model",
+    *(name for entry in TOKENIZER_CLASSES.values() for name in entry.files),
 )
 
 # Asked for only where a repository has no safetensors.

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, Self, Type
 from . import _core
 from .arrays import as_ids, as_tensor, bad_option, is_empty, is_one
 from .errors import ConfigError, FastdecodeWarning, TokenizerMissing, UnsupportedModelError
+from .families import model_types, tokenizer_files
 from .folder import Config, config_defaults, folder_defaults, read_json
 from .hub import locate
 from .tokenizer_files import as_tokenizer, read_folder
@@ -215,7 +216,8 @@ class LanguageModel:
     def refusal(cls, core: _core.Model, file: str) -> UnsupportedModelError:
         """The error for a model that is not for this class."""
         got = core.info()["architecture"]
-        expected = "a model with an encoder (t5, mt5, umt5)" if cls.has_encoder else "a causal model (gpt2)"
+        kind = "a model with an encoder" if cls.has_encoder else "a causal model"
+        expected = f"{kind} ({model_types(has_encoder=cls.has_encoder)})"
         other = "CausalLM" if cls.has_encoder else "Seq2SeqLM"
         return UnsupportedModelError(
             f"{file}: {cls.__name__} expected {expected}, got {got}; {other} or fastdecode.load takes it",
@@ -255,7 +257,10 @@ class LanguageModel:
         Returns:
             `architecture`, `parameters` (tied ones counted once), `weight_bytes` (packed), `step_weight_bytes`
             (those that a step of decoding reads), `cache_bytes_per_token`, `dtype`, `compute_dtype`, `isa`,
-            `num_threads`, `context_length`, `vocab_size`, `unknown_tensors` (names) and `load_seconds`.
+            `num_threads`, `context_length`, `vocab_size`, `unknown_tensors` (names) and `load_seconds`; and, in
+            bytes at this moment, `cache_bytes_live` (keys and values that sequences, states and memories of this model
+            hold), `cache_bytes_held` (those and free ones that are kept for reuse) and `activation_bytes` (of running
+            and coming steps of all models in this process).
         """
         return self._core.info() | {"load_seconds": self._load_seconds}
 
@@ -288,8 +293,7 @@ class LanguageModel:
     def _need_tokenizer(self, what: str) -> Tokenizer:
         tokenizer = self.tokenizer
         if tokenizer is None:
-            files = "tokenizer.json, vocab.json and merges.txt, or spiece.model"
-            expected = f"a folder with {files}; or load(..., tokenizer=...)"
+            expected = f"a folder with {tokenizer_files()}; or load(..., tokenizer=...)"
             raise TokenizerMissing(
                 f"{what} needs a tokenizer: expected {expected}, got none", expected=expected, got=what
             )

@@ -14,6 +14,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from .errors import OptionError, TokenizerError
+from .families import TOKENIZER_CLASSES, family
 from .folder import optional_json, read_json
 from .tokenizer import Tokenizer
 
@@ -23,15 +24,6 @@ if TYPE_CHECKING:
     import tokenizers
 
 _NAMED = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
-
-# Class of a model_type's tokenizer where the folder declares none (models/auto/tokenization_auto.py).
-_REGISTERED = {"gpt2": "GPT2Tokenizer", "t5": "T5Tokenizer", "mt5": "T5Tokenizer"}
-
-# Special tokens that a class has where the folder names none.
-_DEFAULTS: dict[str, dict[str, Any]] = {
-    "GPT2Tokenizer": dict.fromkeys(("bos_token", "eos_token", "unk_token"), "<|endoftext|>"),
-    "T5Tokenizer": {"eos_token": "</s>", "unk_token": "<unk>", "pad_token": "<pad>"},
-}
 
 
 def as_tokenizer(tokenizer: object) -> Tokenizer:
@@ -90,8 +82,8 @@ def read_folder(folder: Path, config: Mapping[str, Any]) -> Tokenizer | None:
         FileReadError: A file cannot be read.
     """
     settings = optional_json(folder / "tokenizer_config.json")
-    file, pieces = folder / "tokenizer.json", folder / "spiece.model"
-    vocabulary, merges = folder / "vocab.json", folder / "merges.txt"
+    file, pieces = folder / "tokenizer.json", folder / TOKENIZER_CLASSES["T5Tokenizer"].files[0]
+    vocabulary, merges = (folder / name for name in TOKENIZER_CLASSES["GPT2Tokenizer"].files)
     declared = _declared(settings, config)
     added: dict[str, Any] = settings.get("added_tokens_decoder") or {}
     if file.is_file() and declared == "T5Tokenizer":
@@ -127,7 +119,7 @@ def read_folder(folder: Path, config: Mapping[str, Any]) -> Tokenizer | None:
             extra += _sentinels(_extra_ids(settings))
         older = older | {"extra_special_tokens": extra}
     settings = {name: value for name, value in (settings | older).items() if value is not None}
-    named = dict(_DEFAULTS.get(declared, {}))
+    named = dict(TOKENIZER_CLASSES[declared].tokens) if declared in TOKENIZER_CLASSES else {}
     if not named and backend.padding is not None:
         named = {"pad_token": backend.padding["pad_token"]}
     tokenizer = _finish(backend, named | settings, added)
@@ -141,7 +133,7 @@ def read_folder(folder: Path, config: Mapping[str, Any]) -> Tokenizer | None:
 def _read_pieces(file: Path) -> Tokenizer:
     """T5's tokenizer from a SentencePiece model alone."""
     unigram = _from_sentencepiece(file)
-    named = _DEFAULTS["T5Tokenizer"] | {"extra_special_tokens": _sentinels(100)}
+    named = {**TOKENIZER_CLASSES["T5Tokenizer"].tokens, "extra_special_tokens": _sentinels(100)}
     tokenizer = _finish(_t5(unigram, file), named, unigram.added)
     _end_with_eos(tokenizer)
     return tokenizer
@@ -149,10 +141,9 @@ def _read_pieces(file: Path) -> Tokenizer:
 
 def _declared(settings: Mapping[str, Any], config: Mapping[str, Any]) -> str:
     """Name of the class that transformers would take, without "Fast"."""
-    model_type = config.get("model_type", "gpt2")
-    declared = settings.get("tokenizer_class") or config.get("tokenizer_class") or _REGISTERED.get(model_type)
-    # transformers takes the file of UMT5 as it is, whatever the folder declares.
-    return "" if declared is None or model_type == "umt5" else str(declared).removesuffix("Fast")
+    of_type = family(config.get("model_type", "gpt2"))
+    declared = settings.get("tokenizer_class") or config.get("tokenizer_class") or of_type.tokenizer_class
+    return "" if declared is None or of_type.keeps_tokenizer_file else str(declared).removesuffix("Fast")
 
 
 def _malformed(

@@ -87,7 +87,8 @@ pub struct Epilogue {
     pub bias: *const f32,
     /// Applied after the bias.
     pub activation: Activation,
-    /// Rows added after the activation, padded as the output is; null for none. May be the output itself's input row.
+    /// Rows added after the activation, padded as the output is; null for none. They are read after the
+    /// product was written, so that they lie in another buffer than the output.
     pub residual: *const f32,
     /// Floats from one residual row to the next.
     pub residual_stride: usize,
@@ -239,7 +240,7 @@ unsafe fn finish<L: Lanes, F: Function>(c: *mut f32, stride: usize, rows: usize,
     }
 }
 
-/// `gate = activation(gate) * up` for `n` floats (whole panels).
+/// `gate *= up` for `n` floats (whole panels), rounded to bf16 when asked; the gate's activation came with its product.
 ///
 /// # Safety
 /// As for [`Lanes`]; both pointers hold `n` floats.

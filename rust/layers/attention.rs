@@ -18,8 +18,10 @@ const TASK_ROWS: usize = 24;
 /// Rows of a step that look at the same keys; at least one.
 #[derive(Debug, Clone, Copy)]
 pub struct Span {
-    /// First row of the step.
+    /// First row of the step, where the span's queries, keys and values are.
     pub row: usize,
+    /// First row of the result: `row` itself, or a place among the wanted rows.
+    pub out: usize,
     /// Number of rows.
     pub rows: usize,
     /// Position of the first row in its sequence.
@@ -72,11 +74,17 @@ impl Batch {
     fn blocks_of(&self, span: &Span) -> &[*const u8] {
         &self.blocks[span.block..][..span.keys.div_ceil(BLOCK)]
     }
+}
 
-    /// Rows of all spans.
-    fn rows(&self) -> usize {
-        self.spans.iter().map(|span| span.rows).sum()
-    }
+/// Rows of some spans together.
+fn rows(spans: &[Span]) -> usize {
+    spans.iter().map(|span| span.rows).sum()
+}
+
+/// Query rows of one task where `rows` rows attend under `heads` heads: on many members few rows are split further, so that all
+/// of them have work.
+pub fn task_rows(rows: usize, heads: usize, members: usize) -> usize {
+    (rows * heads / (2 * members)).clamp(1, TASK_ROWS)
 }
 
 // SAFETY: the blocks are kept alive and exclusively reserved by the step that made the batch.
@@ -111,8 +119,17 @@ pub struct Keys<'a> {
     pub shape: &'a Shape,
     /// Layer of the cache.
     pub layer: usize,
-    /// Which blocks, and who looks at them.
+    /// Which blocks, and whose rows append to them.
     pub batch: &'a Batch,
+    /// Who looks at them, if these are not all rows: spans over the blocks of `batch`.
+    pub wanted: Option<&'a [Span]>,
+}
+
+impl<'a> Keys<'a> {
+    /// The spans whose rows attend.
+    fn spans(&self) -> &'a [Span] {
+        self.wanted.unwrap_or(&self.batch.spans)
+    }
 }
 
 /// The tasks in an order in which little is read anew: group by group of rows, each head by head (the same keys, as forks of a
@@ -176,13 +193,16 @@ impl<'a> Order<'a> {
 impl Heads {
     /// Puts this member's share of the rows' keys and values into their blocks: of every span its group's rows, under some heads.
     pub fn append(&self, ctx: &Context<'_>, at: Keys<'_>, new: KeysValues<'_>) {
-        let (batch, rows) = (at.batch, at.batch.rows());
+        let (batch, rows) = (at.batch, rows(&at.batch.spans));
         let groups = ctx.groups(rows);
         let of_group = ctx.member.count() / groups;
         let (group, place) = (ctx.member.index() / of_group, ctx.member.index() % of_group);
         let own = share(rows, group, groups);
         let spans = batch.spans.len();
         for task in share(spans * self.heads, place, of_group) {
+            if ctx.member.cancelled() {
+                break;
+            }
             let (head, span) = (task / spans, &batch.spans[task % spans]);
             self.put(ctx, at, new, span, span.whole_blocks(&own), head);
         }
@@ -198,7 +218,7 @@ impl Heads {
         some: Range<usize>,
         head: usize,
     ) {
-        let Keys { shape, layer, batch } = at;
+        let Keys { shape, layer, batch, .. } = at;
         let (column, mut done) = (head * self.head_dim, some.start);
         while done < some.end {
             let (position, row) = (span.position + done, span.row + done);
@@ -224,9 +244,9 @@ impl Heads {
         }
     }
 
-    /// Rows of one task: on many members few rows are split further, so that all of them have work.
-    fn task_rows(&self, ctx: &Context<'_>, batch: &Batch) -> usize {
-        (batch.rows() * self.heads / (2 * ctx.member.count())).clamp(1, TASK_ROWS)
+    /// Query rows of one task.
+    fn task_rows(&self, ctx: &Context<'_>, spans: &[Span]) -> usize {
+        task_rows(rows(spans), self.heads, ctx.member.count())
     }
 
     /// Attends with this member's pieces of (head, sequence, rows) to the rows' own sequences, whose keys and values are put into
@@ -240,11 +260,11 @@ impl Heads {
         at: Keys<'_>,
         look: Look<'_>,
         new: KeysValues<'_>,
-        queries: Rows<'_>,
+        queries: (Rows<'_>, usize),
         out: Rows<'_>,
     ) -> Result<(), Stop> {
-        let at_once = self.task_rows(ctx, at.batch);
-        if at.batch.spans.iter().all(|span| span.rows <= at_once) {
+        let at_once = self.task_rows(ctx, at.spans());
+        if at.wanted.is_none() && at.batch.spans.iter().all(|span| span.rows <= at_once) {
             // A span's head is one task: whoever attends puts, and nobody waits.
             self.tasks(ctx, at, look, Some(new), queries, out);
         } else {
@@ -256,27 +276,36 @@ impl Heads {
     }
 
     /// Attends with this member's pieces of (head, sequence, rows); every key must be in its block (a barrier).
-    pub fn attend(&self, ctx: &Context<'_>, at: Keys<'_>, look: Look<'_>, queries: Rows<'_>, out: Rows<'_>) {
+    pub fn attend(
+        &self,
+        ctx: &Context<'_>,
+        at: Keys<'_>,
+        look: Look<'_>,
+        queries: (Rows<'_>, usize),
+        out: Rows<'_>,
+    ) {
         self.tasks(ctx, at, look, None, queries, out);
     }
 
-    /// This member's tasks; what is `new` is put by the task of its span and head.
+    /// This member's tasks; what is `new` is put by the task of its span and head. A long prompt or source has tasks for seconds, so
+    /// each of them first looks whether the step was cancelled.
     fn tasks(
         &self,
         ctx: &Context<'_>,
         at: Keys<'_>,
         look: Look<'_>,
         new: Option<KeysValues<'_>>,
-        queries: Rows<'_>,
+        queries: (Rows<'_>, usize),
         out: Rows<'_>,
     ) {
-        let Keys { shape, layer, batch } = at;
-        let at_once = self.task_rows(ctx, batch);
-        let runs = batch.spans.iter().map(|span| span.rows.div_ceil(at_once)).sum();
+        let Keys { shape, layer, batch, .. } = at;
+        let spans = at.spans();
+        let at_once = self.task_rows(ctx, spans);
+        let runs = spans.iter().map(|span| span.rows.div_ceil(at_once)).sum();
         // Later rows of a sequence see more keys: where a member does not reach everyone's share, heads are shared out instead.
         let uneven = look.causal && ctx.member.count() > ctx.member.reach();
-        let (heads, groups) = (self.heads, if uneven { 1 } else { ctx.groups(batch.rows()) });
-        let order = Order { spans: &batch.spans, at_once, runs, heads, groups };
+        let (heads, groups) = (self.heads, if uneven { 1 } else { ctx.groups(rows(spans)) });
+        let order = Order { spans, at_once, runs, heads, groups };
         // Where there is little to do, whoever comes first would take it all.
         let (little, tasks) = (at_once < TASK_ROWS, runs * heads);
         let pieces = if little { ctx.member.fixed(tasks) } else { ctx.member.pieces(tasks, 1) };
@@ -286,7 +315,10 @@ impl Heads {
             (true, true) => CacheProducts::Bf16Dot,
         };
         for (head, s, first) in pieces.flat_map(|piece| order.tasks(piece)) {
-            let span = &batch.spans[s];
+            if ctx.member.cancelled() {
+                break;
+            }
+            let span = &spans[s];
             if let Some(new) = new {
                 debug_assert!(span.rows <= at_once, "one task puts and attends");
                 self.put(ctx, at, new, span, 0..span.rows, head);
@@ -294,8 +326,8 @@ impl Heads {
             let column = head * self.head_dim;
             let position = span.position + first;
             let job = kernels::Attention {
-                q: queries.at(span.row + first, column),
-                q_stride: queries.stride(),
+                q: queries.0.at(span.row + first, queries.1 + column),
+                q_stride: queries.0.stride(),
                 rows: at_once.min(span.rows - first),
                 d: self.head_dim,
                 blocks: batch.blocks_of(span),
@@ -308,7 +340,7 @@ impl Heads {
                 },
                 scale: self.scale,
                 bias: look.bias.map(|bias| bias.of(head, position)),
-                out: out.at(span.row + first, column),
+                out: out.at(span.out + first, column),
                 out_stride: out.stride(),
                 round: ctx.runtime.bf16,
                 next: self.next(at, head, s),
@@ -321,12 +353,13 @@ impl Heads {
 
     /// Blocks that come after those of span `s` under this head, and where their keys begin.
     fn next<'a>(&self, at: Keys<'a>, head: usize, s: usize) -> (&'a [*const u8], usize) {
-        let Keys { shape, layer, batch } = at;
-        let (span, head) = if s + 1 < batch.spans.len() { (s + 1, head) } else { (0, head + 1) };
+        let Keys { shape, layer, batch, .. } = at;
+        let spans = at.spans();
+        let (span, head) = if s + 1 < spans.len() { (s + 1, head) } else { (0, head + 1) };
         if head == self.heads {
             return (&[], 0);
         }
-        (batch.blocks_of(&batch.spans[span]), shape.keys(layer, head))
+        (batch.blocks_of(&spans[span]), shape.keys(layer, head))
     }
 }
 
@@ -339,7 +372,7 @@ mod tests {
         let mut row = 0;
         let mut span = |&(rows, position): &(usize, usize)| {
             row += rows;
-            Span { row: row - rows, rows, position, keys: position + rows, block: 0 }
+            Span { row: row - rows, out: row - rows, rows, position, keys: position + rows, block: 0 }
         };
         rows.iter().map(&mut span).collect()
     }

@@ -12,6 +12,16 @@ pub enum Input<'a> {
     Embeddings(&'a [f32]),
 }
 
+impl Input<'_> {
+    /// Number of rows, in a model of this width.
+    pub fn rows(&self, width: usize) -> usize {
+        match self {
+            Self::Tokens(ids) => ids.len(),
+            Self::Embeddings(e) => e.len() / width,
+        }
+    }
+}
+
 /// Rows of the step that come from one segment.
 #[derive(Debug, Clone, Copy)]
 pub struct Source<'a> {
@@ -25,21 +35,23 @@ pub struct Source<'a> {
 
 /// Writes this member's share of the rows: token embedding plus position embedding.
 ///
-/// `positions` holds one row of the model's width per position, or nothing.
-pub fn forward(ctx: &Context<'_>, wte: &Packed, positions: &[f32], sources: &[Source<'_>], out: Rows<'_>) {
+/// `positions` holds one row of the model's width per position, or nothing. The sources cover the rows one after the other.
+pub fn forward<'a>(
+    ctx: &Context<'_>,
+    table: &Packed,
+    positions: &[f32],
+    sources: impl Iterator<Item = Source<'a>>,
+    out: Rows<'_>,
+) {
     let width = out.width();
     let mine = ctx.member.share(out.rows());
     for s in sources {
-        let rows = match s.input {
-            Input::Tokens(ids) => ids.len(),
-            Input::Embeddings(e) => e.len() / width,
-        };
-        for i in mine.start.max(s.row)..mine.end.min(s.row + rows) {
+        for i in mine.start.max(s.row)..mine.end.min(s.row + s.input.rows(width)) {
             // SAFETY: row `i` is this member's alone until the next barrier.
             let row = unsafe { out.row_mut(i) };
             let t = i - s.row;
             match s.input {
-                Input::Tokens(ids) => wte.gather(ids[t] as usize, row),
+                Input::Tokens(ids) => table.gather(ids[t] as usize, row),
                 Input::Embeddings(e) => row.copy_from_slice(&e[t * width..(t + 1) * width]),
             }
             if !positions.is_empty() {

@@ -9,6 +9,8 @@ use crate::team::{Stop, share};
 
 /// Pairs of panels of a claimed piece, at least: as many as a table takes side by side.
 const PIECE: usize = 2;
+/// Multiply-adds of a piece, at most: a member that works on it sees no cancel meanwhile.
+const LONG: usize = 1 << 31;
 
 /// What a member does of a product at a time.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -174,12 +176,18 @@ impl Linear {
         self.prepare(ctx, x.rows)
     }
 
-    /// This member's pieces of a product, claimed as it goes: whole pairs of panels under its group's rows.
+    /// This member's pieces of a product, claimed as it goes: whole pairs of panels under its group's rows. Long ones come in
+    /// parts, and none comes once the step is cancelled.
     pub fn pieces<'a>(&self, ctx: &Context<'a>, x: Prepared<'_>) -> impl Iterator<Item = Piece> + use<'a> {
         let (panels, outputs) = (self.weight.panels(), self.weight.outputs());
-        let (rows, form) = (x.rows.rows(), x.form);
+        let (rows, form, member) = (x.rows.rows(), x.form, ctx.member);
         let (pairs, groups) = (panels.div_ceil(2), ctx.groups(rows));
-        ctx.member.pieces(groups * pairs, PIECE).map(move |piece| {
+        let part = (LONG / (2 * WIDTH * rows * self.weight.inputs()).max(1)).max(PIECE);
+        let parts = member.pieces(groups * pairs, PIECE).flat_map(move |piece| {
+            let end = piece.end;
+            piece.step_by(part).map(move |start| start..(start + part).min(end))
+        });
+        parts.take_while(|_| !member.cancelled()).map(move |piece| {
             // As many members to each group: a member's share lies within one, and so does a piece of it.
             let (group, first) = (piece.start / pairs, piece.start % pairs);
             let tiles = share(form.tiles, group, groups);

@@ -33,13 +33,13 @@ pub struct Norm {
 }
 
 impl Norm {
-    /// Normalizes row `r` of `x` into row `to` of `out`; the result feeds a product.
-    fn row(&self, ctx: &Context<'_>, x: Rows<'_>, r: usize, out: Rows<'_>, to: usize) {
+    /// Normalizes row `r` of `x` into row `r` of `out`; the result feeds a product.
+    fn row(&self, ctx: &Context<'_>, x: Rows<'_>, r: usize, out: Rows<'_>) {
         assert!(x.width() == self.weight.len() && out.width() == x.width(), "widths agree");
-        assert!(r < x.rows() && to < out.rows(), "rows exist");
+        assert!(r < x.rows() && r < out.rows(), "rows exist");
         let job = kernels::Norm {
             x: x.at(r, 0),
-            out: out.at(to, 0),
+            out: out.at(r, 0),
             n: x.width(),
             weight: self.weight.as_ptr(),
             bias: if self.bias.is_empty() { std::ptr::null() } else { self.bias.as_ptr() },
@@ -70,7 +70,7 @@ impl Norm {
     ) -> Result<Prepared<'a>, Stop> {
         let normalize = |rows: Range<usize>, out: Rows<'_>| {
             for r in rows {
-                self.row(ctx, x, r, out, r);
+                self.row(ctx, x, r, out);
             }
         };
         if x.rows() <= PRIVATE_ROWS {
@@ -82,10 +82,10 @@ impl Norm {
         layer.prepare_made(ctx, out, |rows| normalize(rows, out))
     }
 
-    /// Normalizes the rows listed into the first rows of `out`, this member's share of them.
-    pub fn gather(&self, ctx: &Context<'_>, x: Rows<'_>, rows: &[usize], out: Rows<'_>) {
-        for i in ctx.member.share(rows.len()) {
-            self.row(ctx, x, rows[i], out, i);
+    /// Normalizes this member's share of the rows.
+    pub fn forward(&self, ctx: &Context<'_>, x: Rows<'_>, out: Rows<'_>) {
+        for r in ctx.member.share(x.rows()) {
+            self.row(ctx, x, r, out);
         }
     }
 }

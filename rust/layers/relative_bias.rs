@@ -64,6 +64,11 @@ impl Distances {
         let by_distance = (-reach..=reach).map(|distance| buckets.bucket(distance) as u32).collect();
         Self { buckets, by_distance }
     }
+
+    /// How the distances fall into buckets.
+    pub fn buckets(&self) -> Buckets {
+        self.buckets
+    }
 }
 
 /// The bias of every head by bucket, and the bucket of every distance.

@@ -1,15 +1,14 @@
-//! What every model offers the engine: sequences that fork, and one ragged forward.
-//!
-//! A step is a list of segments. Prefill is many tokens of one sequence, decode one token of each sequence, a
-//! verification a few tokens of one, and continuous batching is all of these in one call; nothing is padded.
+//! Loaded models: the contract with the engine, the families, and what all of them share.
 
+pub mod decoder;
+mod encoder_decoder;
 pub mod gpt2;
-pub mod load;
-pub mod memory;
-pub mod step;
+mod options;
+mod registry;
+pub mod sequence;
+mod step;
 pub mod t5;
 
-use std::fmt::Debug;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
@@ -17,175 +16,23 @@ use std::sync::atomic::AtomicBool;
 use crate::checkpoint::Checkpoint;
 use crate::checkpoint::config::ConfigFile;
 use crate::error::{Error, Result};
+use crate::execute::{self, Executor, Trace};
 use crate::headroom;
-use crate::kv;
+use crate::kernels::BLOCK;
+use crate::kv::{Pool, Sequence as Cache, Shape};
 use crate::layers::Runtime;
+use crate::load::Loader;
 use crate::packed::{Packed, Storage};
-use crate::team;
-use load::{Loader, Weights};
-use step::Trace;
+use crate::program::{Program, Recorder, Weights, Work};
+use encoder_decoder::Encoder;
+use registry::{Architecture, Network, Recorded};
+use step::Bounds;
 
-pub use crate::layers::embedding::Input;
-pub use memory::{Cached, Memory, Source};
-
-/// Rows of a segment whose logits are wanted.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Wanted {
-    /// No logits (a chunk of prefill that is not the last).
-    Nothing,
-    /// Logits after the last token.
-    Last,
-    /// Logits after every token.
-    All,
-}
-
-/// New tokens of one sequence in a step.
-#[derive(Debug)]
-pub struct Segment<'a, S> {
-    /// Sequence that the tokens are appended to.
-    pub sequence: &'a mut S,
-    /// What is appended; at least one row.
-    pub input: Input<'a>,
-    /// Which rows' logits the step returns.
-    pub logits: Wanted,
-}
-
-/// A run of cached positions; dropping it frees its blocks.
-pub trait Sequence: Sized + Send {
-    /// Number of cached positions.
-    fn len(&self) -> usize;
-    /// Whether nothing is cached yet.
-    fn is_empty(&self) -> bool {
-        self.len() == 0
-    }
-    /// Rows of other work that the sequence's first forward does before its own (an encoder's source).
-    fn pending(&self) -> usize {
-        0
-    }
-    /// A second sequence with the same contents; full blocks are shared, the last partial one is copied when written.
-    fn fork(&self) -> Self;
-    /// Forgets all but the first `len` positions; `len <= self.len()`.
-    fn truncate(&mut self, len: usize);
-}
-
-/// A model that turns appended tokens into logits.
-///
-/// Batch-invariance is the law: a row's logits are the same bits alone, in any batch, in a prefill of any split and for
-/// any number of threads.
-pub trait Decoder: Send + Sync {
-    /// The model's kind of sequence.
-    type Sequence: Sequence;
-    /// Size of the vocabulary, `V`.
-    fn vocab_size(&self) -> usize;
-    /// Largest number of positions of a sequence, or `None` without a limit.
-    fn context_limit(&self) -> Option<usize>;
-    /// Bytes that every row of a request takes at least: a block of the cache, and its logits twice.
-    fn row_bytes(&self) -> usize {
-        2 * self.vocab_size() * size_of::<f32>()
-    }
-    /// An empty sequence.
-    fn start(&self) -> Self::Sequence;
-    /// Appends every segment to its sequence and leaves the wanted logits in `logits`: one row of `V` per wanted token,
-    /// in the order of the segments. On an error every sequence is as it was before.
-    ///
-    /// # Errors
-    /// `Cancelled` when `cancel` was set, `OutOfMemory`, `Panicked`, `ContextLength`, `Option` for an id past `V`.
-    fn forward(
-        &self,
-        batch: &mut [Segment<'_, Self::Sequence>],
-        logits: &mut Vec<f32>,
-        cancel: &AtomicBool,
-    ) -> Result<()>;
-}
-
-/// What a model's folder under this one offers; [`Model`] adds loading and checks.
-trait Architecture: Debug + Send + Sync {
-    /// Size of the vocabulary, `V`.
-    fn vocab_size(&self) -> usize;
-    /// Width of an embedding row, `D`.
-    fn width(&self) -> usize;
-    /// Largest number of positions of a sequence, or `None` without a limit.
-    fn context_limit(&self) -> Option<usize>;
-    /// Kernels and threads.
-    fn runtime(&self) -> &Runtime;
-    /// Memory of the cache's blocks.
-    fn pool(&self) -> &Arc<kv::Pool>;
-    /// Storage of every matrix.
-    fn storages(&self) -> Vec<Storage>;
-    /// Bytes of the matrices that a step with one new token reads, but for a row of the embedding.
-    fn step_bytes(&self) -> usize;
-    /// Token embeddings of the decoder, `V × D`.
-    fn embedding(&self) -> &Packed;
-    /// One step, see [`Decoder::forward`]; with a trace, every activation is shown by name.
-    fn forward(
-        &self,
-        batch: &mut [Segment<'_, Cached>],
-        logits: &mut Vec<f32>,
-        cancel: &AtomicBool,
-        trace: Option<&Trace>,
-    ) -> Result<()>;
-    /// The encoder, where there is one.
-    fn encoder(&self) -> Option<&dyn Encoder> {
-        None
-    }
-}
-
-/// The half of a model that reads a source.
-trait Encoder {
-    /// Bytes that a token of a source takes while it is encoded: activations, keys and values.
-    fn source_token_bytes(&self) -> usize;
-    /// Encodes sources of any lengths in one step; results are the same bits as alone. Every source has at least one id,
-    /// all below the vocabulary size.
-    fn encode(
-        &self,
-        sources: &[&[u32]],
-        cancel: &AtomicBool,
-        trace: Option<&Trace>,
-    ) -> Result<Vec<Arc<Memory>>>;
-}
-
-/// How a model is to be loaded.
-#[derive(Debug, Clone, Default)]
-pub struct LoadOptions {
-    /// `auto`, `float32`, `bfloat16` or `float16`: how weights are stored.
-    pub dtype: Option<String>,
-    /// `float32` or `bfloat16`: how products are formed.
-    pub compute_dtype: Option<String>,
-    /// Threads of a step; all cores where none is given.
-    pub num_threads: Option<usize>,
-}
-
-impl LoadOptions {
-    fn weights(&self) -> Result<Weights> {
-        match self.dtype.as_deref() {
-            None | Some("auto") => Ok(Weights::Auto),
-            Some("float32") => Ok(Weights::As(Storage::F32)),
-            Some("bfloat16") => Ok(Weights::As(Storage::Bf16)),
-            Some("float16") => Ok(Weights::As(Storage::F16)),
-            Some(other) => Err(option("dtype", "\"auto\", \"float32\", \"bfloat16\" or \"float16\"", other)),
-        }
-    }
-
-    fn bf16(&self) -> Result<bool> {
-        match self.compute_dtype.as_deref() {
-            None | Some("float32") => Ok(false),
-            Some("bfloat16") => Ok(true),
-            Some(other) => Err(option("compute_dtype", "None, \"float32\" or \"bfloat16\"", other)),
-        }
-    }
-
-    fn threads(&self) -> Result<usize> {
-        match self.num_threads {
-            None => Ok(team::default_threads()),
-            Some(n @ 1..=256) => Ok(n),
-            Some(n) => Err(option("num_threads", "None, or 1 to 256", &n.to_string())),
-        }
-    }
-}
-
-fn option(option: &str, expected: &str, got: &str) -> Error {
-    Error::Option { option: option.to_owned(), expected: expected.to_owned(), got: got.to_owned() }
-}
+pub use crate::execute::Activation;
+pub use decoder::{Decoder, Input, Segment, Sequence, Wanted};
+pub use options::LoadOptions;
+use options::option;
+pub use sequence::{DecoderSequence, EncoderOutput, Source};
 
 /// What is known of a loaded model.
 #[derive(Debug, Clone)]
@@ -212,27 +59,42 @@ pub struct Info {
     pub unknown_tensors: Vec<String>,
 }
 
-/// A loaded model of any architecture.
+/// Memory that is in use now, in bytes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct MemoryUse {
+    /// Blocks of the model's caches that sequences and sources hold.
+    pub cache_bytes_live: usize,
+    /// Those and free blocks that the model keeps for reuse.
+    pub cache_bytes_held: usize,
+    /// Activations of steps, of all models of this process.
+    pub activation_bytes: usize,
+}
+
+/// A loaded model of any architecture: its forwards, one table of weights, and the memory of its caches.
 #[derive(Debug)]
 pub struct Model {
-    network: Box<dyn Architecture>,
+    network: Network,
+    weights: Weights,
+    runtime: Runtime,
+    bounds: Bounds,
+    /// Blocks of the decoder's caches and of what is kept of sources: both hold keys and values of every decoder layer.
+    pool: Arc<Pool>,
+    /// Blocks of one encoder layer's keys and values.
+    source_pool: Arc<Pool>,
     info: Info,
 }
 
-/// Values of `model_type` that can be loaded.
-const SUPPORTED: [&str; 4] = ["gpt2", "mt5", "t5", "umt5"];
 /// Before the names of tensors where a model was saved with its head, for all of them.
 const PREFIX: &str = "transformer.";
 
 impl Model {
-    /// Loads a Hugging Face folder as it is.
+    /// Loads a Hugging Face folder as it is; setting `cancel` ends the loading.
     ///
     /// # Errors
-    /// Every kind: files missing or malformed, an architecture that is not supported, options out of range, memory refused;
-    /// `Cancelled` when `cancel` was set.
+    /// Every kind: files missing or malformed, an architecture that is not supported, options out of range, memory refused.
     pub fn load(folder: &Path, options: &LoadOptions, cancel: &AtomicBool) -> Result<Self> {
         let config = ConfigFile::open(folder)?;
-        let architecture = Self::architecture(&config)?;
+        let architecture = registry::architecture(&config)?;
         Self::build(architecture, config, &Checkpoint::open(folder)?, options, cancel)
     }
 
@@ -247,36 +109,23 @@ impl Model {
         cancel: &AtomicBool,
     ) -> Result<Self> {
         let config = ConfigFile::from_json("config", config_json)?;
-        Self::build(Self::architecture(&config)?, config, weights, options, cancel)
-    }
-
-    fn architecture(config: &ConfigFile) -> Result<&'static str> {
-        let name = config.model_type()?;
-        SUPPORTED.into_iter().find(|&known| known == name).ok_or_else(|| Error::UnsupportedModel {
-            file: config.label().to_owned(),
-            expected: SUPPORTED.join(", "),
-            got: name.to_owned(),
-        })
+        Self::build(registry::architecture(&config)?, config, weights, options, cancel)
     }
 
     fn build(
-        architecture: &'static str,
+        architecture: Architecture,
         mut file: ConfigFile,
         checkpoint: &Checkpoint,
         options: &LoadOptions,
         cancel: &AtomicBool,
     ) -> Result<Self> {
-        let (weights, bf16, threads) = (options.weights()?, options.bf16()?, options.threads()?);
+        let (rounding, bf16, threads) = (options.rounding()?, options.bf16()?, options.threads()?);
         let runtime = Runtime::new(threads, bf16)?;
-        let mut loader = Loader::new(checkpoint, PREFIX, weights, threads, cancel);
-        let (network, weight_bytes): (Box<dyn Architecture>, usize) = if architecture == "gpt2" {
-            let (model, bytes) = gpt2::Gpt2::load(&mut file, &mut loader, runtime)?;
-            (Box::new(model), bytes)
-        } else {
-            let (model, bytes) = t5::T5::load(architecture, &mut file, &mut loader, runtime)?;
-            (Box::new(model), bytes)
-        };
-        let mut dtypes: Vec<&str> = network.storages().into_iter().map(Storage::name).collect();
+        let mut recorder = Recorder::new(Loader::new(checkpoint, PREFIX, rounding, threads, cancel));
+        let Recorded { network, context_limit } =
+            (architecture.record)(architecture.name, &mut file, &mut recorder)?;
+        let (weights, loader) = recorder.finish()?;
+        let mut dtypes: Vec<&str> = weights.storages().map(Storage::name).collect();
         dtypes.sort_unstable();
         dtypes.dedup();
         if bf16 && dtypes != [Storage::Bf16.name()] {
@@ -287,19 +136,25 @@ impl Model {
                 &format!("bfloat16 with weights in {}", dtypes.join(", ")),
             ));
         }
+        let decoder = network.decoder();
+        let embedding = embedding(decoder, &weights)?;
+        let bounds = Bounds { width: embedding.inputs(), vocab: embedding.outputs(), context: context_limit };
+        let heads = decoder.heads().map_or((1, 1), |heads| (heads.heads, heads.head_dim));
+        let shape = Shape { layers: decoder.layers(), heads: heads.0, head_dim: heads.1, bf16 };
         let info = Info {
-            architecture,
+            architecture: architecture.name,
             parameters: loader.parameters(),
-            weight_bytes,
-            step_weight_bytes: network.step_bytes(),
-            cache_bytes_per_token: network.pool().shape().block_bytes() / crate::kernels::BLOCK,
+            weight_bytes: weights.bytes(),
+            step_weight_bytes: decoder.matrix_bytes(&weights),
+            cache_bytes_per_token: shape.block_bytes() / BLOCK,
             dtypes,
             compute_dtype: if bf16 { "bfloat16" } else { "float32" },
-            isa: network.runtime().kernels.name,
+            isa: runtime.kernels.name,
             num_threads: threads,
             unknown_tensors: loader.unknown(),
         };
-        Ok(Self { network, info })
+        let source_pool = Pool::new(Shape { layers: 1, ..shape });
+        Ok(Self { network, weights, runtime, bounds, pool: Pool::new(shape), source_pool, info })
     }
 
     /// What is known of the model.
@@ -307,14 +162,38 @@ impl Model {
         &self.info
     }
 
+    /// Memory that the model's caches and the process's steps hold now.
+    pub fn memory(&self) -> MemoryUse {
+        let pools = [&self.pool, &self.source_pool];
+        MemoryUse {
+            cache_bytes_live: pools.iter().map(|pool| pool.live_bytes()).sum(),
+            cache_bytes_held: pools.iter().map(|pool| pool.held_bytes()).sum(),
+            activation_bytes: execute::activation_bytes(),
+        }
+    }
+
+    /// Floating-point operations of reading `tokens` tokens and giving the logits of the last `wanted` of them. In a model with an
+    /// encoder the tokens are a source, `wanted` is not looked at, and one step of the decoder over the source is counted, too.
+    pub fn flops(&self, tokens: usize, wanted: usize) -> f64 {
+        let of = |program: &Program, work: Work| program.flops(&self.weights, work);
+        let prompt = Work { position: 0, rows: tokens, wanted, source: 0 };
+        match &self.network {
+            Network::Decoder(decoder) => of(decoder, prompt),
+            Network::EncoderDecoder { encoder, decoder } => {
+                let step = Work { position: 0, rows: 1, wanted: 1, source: tokens };
+                of(encoder, prompt) + of(decoder, step)
+            }
+        }
+    }
+
     /// Width of an embedding row, `D`.
     pub fn width(&self) -> usize {
-        self.network.width()
+        self.bounds.width
     }
 
     /// Whether sequences look at a source that an encoder reads.
     pub fn has_encoder(&self) -> bool {
-        self.network.encoder().is_some()
+        matches!(self.network, Network::EncoderDecoder { .. })
     }
 
     /// Token embeddings alone, `T × D` row-major.
@@ -323,7 +202,7 @@ impl Model {
     /// [`Error::Option`] for an id past the vocabulary.
     pub fn embed(&self, ids: &[u32]) -> Result<Vec<f32>> {
         self.check_ids("token id", ids)?;
-        let (embedding, width) = (self.network.embedding(), self.width());
+        let (embedding, width) = (embedding(self.network.decoder(), &self.weights)?, self.width());
         let mut out = vec![0.0; ids.len() * width];
         for (&id, row) in std::iter::zip(ids, out.chunks_exact_mut(width)) {
             embedding.gather(id as usize, row);
@@ -331,37 +210,37 @@ impl Model {
         Ok(out)
     }
 
-    /// Encodes sources of any lengths, each as if it were alone, to the bit.
+    /// Encodes sources of any lengths, each as if it were alone, to the bit, and keeps their hidden states.
     ///
     /// # Errors
     /// `Option` for a model without an encoder, a source without ids or an id past the vocabulary; `Cancelled`,
     /// `OutOfMemory`, `Panicked`.
-    pub fn encode(&self, sources: &[&[u32]], cancel: &AtomicBool) -> Result<Vec<Arc<Memory>>> {
+    pub fn encode(&self, sources: &[&[u32]], cancel: &AtomicBool) -> Result<Vec<Arc<EncoderOutput>>> {
         for ids in sources {
             self.check_source(ids)?;
         }
-        self.encoder()?.encode(sources, cancel, None)
+        self.encoder()?.encode(sources, true, cancel, None)
     }
 
     /// An empty sequence that looks at `source`.
     ///
     /// # Errors
     /// `Option` where the model has an encoder and there is no source, or the other way round, for a source that cannot be
-    /// encoded, and for a memory of another model.
-    pub fn start_from(&self, source: Source) -> Result<Cached> {
+    /// encoded, and for the encoder's output of another model.
+    pub fn start_from(&self, source: Source) -> Result<DecoderSequence> {
         match &source {
             Source::None if !self.has_encoder() => {}
             Source::None => return Err(no_source()),
             Source::Ids(ids) => self.encoder().and_then(|_| self.check_source(ids))?,
-            Source::Memory(memory) => {
+            Source::Encoded(output) => {
                 self.encoder()?;
-                if !memory.keys_values.is_of(self.network.pool()) {
+                if !output.keys_values.is_of(&self.pool) {
                     let expected = "one that this very model encoded";
                     return Err(option("memory", expected, "a memory of another model"));
                 }
             }
         }
-        Ok(Cached { cache: kv::Sequence::new(self.network.pool()), source })
+        Ok(DecoderSequence { cache: Cache::new(&self.pool), source })
     }
 
     /// Every activation of one forward over `ids`, by name, in the order in which they are made; of the encoder over
@@ -369,30 +248,55 @@ impl Model {
     ///
     /// # Errors
     /// As for [`Decoder::forward`] and [`Model::encode`].
-    pub fn trace(
-        &self,
-        source: Option<&[u32]>,
-        ids: &[u32],
-        cancel: &AtomicBool,
-    ) -> Result<Vec<step::Activation>> {
+    pub fn trace(&self, source: Option<&[u32]>, ids: &[u32], cancel: &AtomicBool) -> Result<Vec<Activation>> {
         let trace = Trace::default();
         let source = match source {
             None => Source::None,
             Some(source) => {
                 self.check_source(source)?;
-                let mut memories = self.encoder()?.encode(&[source], cancel, Some(&trace))?;
-                memories.pop().map_or(Source::None, Source::Memory)
+                let mut outputs = self.encoder()?.encode(&[source], false, cancel, Some(&trace))?;
+                outputs.pop().map_or(Source::None, Source::Encoded)
             }
         };
         let mut sequence = self.start_from(source)?;
         let segment = Segment { sequence: &mut sequence, input: Input::Tokens(ids), logits: Wanted::All };
-        self.network.forward(&mut [segment], &mut Vec::new(), cancel, Some(&trace))?;
+        self.step(&mut [segment], &mut Vec::new(), cancel, Some(&trace))?;
         Ok(trace.into_entries())
     }
 
-    fn encoder(&self) -> Result<&dyn Encoder> {
-        let hint = "nothing (this model has no encoder; give it a prompt)";
-        self.network.encoder().ok_or_else(|| option("source", hint, "a source"))
+    fn step(
+        &self,
+        batch: &mut [Segment<'_, DecoderSequence>],
+        logits: &mut Vec<f32>,
+        cancel: &AtomicBool,
+        trace: Option<&Trace>,
+    ) -> Result<()> {
+        if self.has_encoder() {
+            if batch.iter().any(|segment| matches!(segment.sequence.source, Source::None)) {
+                return Err(no_source());
+            }
+            self.encoder()?.encode_pending(batch, cancel)?;
+        }
+        let executor = self.executor(self.network.decoder(), self.pool.shape());
+        step::run(executor, self.bounds, batch, logits, cancel, trace)
+    }
+
+    fn executor<'a>(&'a self, program: &'a Program, own: &'a Shape) -> Executor<'a> {
+        let (weights, runtime, memory) = (&self.weights, &self.runtime, self.pool.shape());
+        Executor { program, weights, runtime, own, memory }
+    }
+
+    fn encoder(&self) -> Result<Encoder<'_>> {
+        match &self.network {
+            Network::EncoderDecoder { encoder, .. } => {
+                let (own, kept) = (&self.source_pool, &self.pool);
+                Ok(Encoder { executor: self.executor(encoder, own.shape()), own, kept })
+            }
+            Network::Decoder(_) => {
+                let hint = "nothing (this model has no encoder; give it a prompt)";
+                Err(option("source", hint, "a source"))
+            }
+        }
     }
 
     fn check_source(&self, ids: &[u32]) -> Result<()> {
@@ -400,7 +304,7 @@ impl Model {
             return Err(option("source", "at least one token", "none"));
         }
         self.check_ids("source", ids)?;
-        headroom::check("source", "tokens", ids.len(), self.encoder()?.source_token_bytes())
+        headroom::check("source", "tokens", ids.len(), self.encoder()?.token_bytes())
     }
 
     fn check_ids(&self, what: &str, ids: &[u32]) -> Result<()> {
@@ -414,36 +318,45 @@ impl Model {
     }
 }
 
+/// The token embeddings of a decoder.
+fn embedding<'a>(decoder: &Program, weights: &'a Weights) -> Result<&'a Packed> {
+    decoder.embedding().map(|slot| weights.table(slot)).ok_or_else(|| Error::Program {
+        phase: "the first".to_owned(),
+        expected: "token embeddings".to_owned(),
+        got: "none".to_owned(),
+    })
+}
+
 /// The error of a sequence of an encoder-decoder that looks at nothing.
 fn no_source() -> Error {
     option("source", "a source or a memory (this model has an encoder)", "none")
 }
 
 impl Decoder for Model {
-    type Sequence = Cached;
+    type Sequence = DecoderSequence;
 
     fn vocab_size(&self) -> usize {
-        self.network.vocab_size()
+        self.bounds.vocab
     }
 
     fn context_limit(&self) -> Option<usize> {
-        self.network.context_limit()
+        self.bounds.context
     }
 
     fn row_bytes(&self) -> usize {
-        self.network.pool().shape().block_bytes() + 2 * self.vocab_size() * size_of::<f32>()
+        self.pool.shape().block_bytes() + 2 * self.vocab_size() * size_of::<f32>()
     }
 
-    fn start(&self) -> Cached {
-        Cached { cache: kv::Sequence::new(self.network.pool()), source: Source::None }
+    fn start(&self) -> DecoderSequence {
+        DecoderSequence { cache: Cache::new(&self.pool), source: Source::None }
     }
 
     fn forward(
         &self,
-        batch: &mut [Segment<'_, Cached>],
+        batch: &mut [Segment<'_, DecoderSequence>],
         logits: &mut Vec<f32>,
         cancel: &AtomicBool,
     ) -> Result<()> {
-        self.network.forward(batch, logits, cancel, None)
+        self.step(batch, logits, cancel, None)
     }
 }

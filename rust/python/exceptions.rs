@@ -81,6 +81,10 @@ fn exception(py: Python<'_>, error: &Error) -> PyResult<PyErr> {
             described(&fields, available, requested)?;
             "IsaError"
         }
+        Error::Program { phase, expected, got } => {
+            fields.set_item("got", format!("{phase}: expected {expected}, got {got}"))?;
+            "EngineError"
+        }
         Error::StateBusy { got } => {
             described(&fields, ONE_CALL, got)?;
             "StateBusyError"

@@ -12,7 +12,7 @@ use crate::models;
 /// One encoded source.
 #[pyclass(frozen, module = "fastdecode._core")]
 pub(super) struct Memory {
-    memory: Arc<models::Memory>,
+    memory: Arc<models::EncoderOutput>,
     width: usize,
 }
 
@@ -29,7 +29,7 @@ impl Memory {
     }
 
     fn hidden<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyByteArray>> {
-        bytes(py, &self.memory.hidden)
+        bytes(py, self.memory.hidden.as_deref().unwrap_or_default())
     }
 
     fn __len__(&self) -> usize {
@@ -39,7 +39,7 @@ impl Memory {
 
 impl Memory {
     /// Of a model of this width.
-    pub(super) fn new(memory: Arc<models::Memory>, width: usize) -> Self {
+    pub(super) fn new(memory: Arc<models::EncoderOutput>, width: usize) -> Self {
         Self { memory, width }
     }
 }
@@ -56,7 +56,7 @@ impl SourceArgument {
     pub(super) fn into_source(self) -> models::Source {
         match self {
             Self::Ids(ids) => models::Source::Ids(ids.into()),
-            Self::Memory(memory) => models::Source::Memory(Arc::clone(&memory.get().memory)),
+            Self::Memory(memory) => models::Source::Encoded(Arc::clone(&memory.get().memory)),
         }
     }
 

@@ -3,6 +3,8 @@
 use std::ops::Range;
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use super::meeting::Watch;
+
 /// Loops over claimed pieces between two barriers; later ones fall back to shares.
 pub(super) const LOOPS: usize = 8;
 /// Members from whose shares another one takes pieces, at most: each look is a line of some other core.
@@ -31,8 +33,10 @@ pub struct Pieces<'a> {
     n: usize,
     least: usize,
     index: usize,
-    /// Members whose shares are used up, as far as this one goes: itself, then those after it.
+    /// How many members' shares have no piece left for this one: first its own, then those of the members after it.
     through: usize,
+    /// Pieces end when the region does.
+    watch: Watch<'a>,
 }
 
 /// The run of `0..n` that is the share of `index`, one of `count` that follow each other.
@@ -42,8 +46,8 @@ pub fn share(n: usize, index: usize, count: usize) -> Range<usize> {
 
 impl<'a> Pieces<'a> {
     /// The share of member `index` of `count`, as a whole.
-    pub(super) fn whole(n: usize, index: usize, count: usize) -> Self {
-        Self { claims: None, whole: share(n, index, count), n, least: 1, index, through: 0 }
+    pub(super) fn whole(n: usize, index: usize, count: usize, watch: Watch<'a>) -> Self {
+        Self { claims: None, whole: share(n, index, count), n, least: 1, index, through: 0, watch }
     }
 
     /// Pieces of at least `least` of loop `number` of a phase, claimed in its `bank` of every member's claims; the share as a
@@ -59,6 +63,9 @@ impl Iterator for Pieces<'_> {
     type Item = Range<usize>;
 
     fn next(&mut self) -> Option<Range<usize>> {
+        if self.watch.is_over() {
+            return None;
+        }
         let Some((claims, bank, number)) = self.claims else {
             let whole = std::mem::take(&mut self.whole);
             return (!whole.is_empty()).then_some(whole);

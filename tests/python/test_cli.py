@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import fastdecode
 import pytest
 import tiny
-import tiny_t5
+from families import FAMILIES
 from fastdecode import cli
 
 if TYPE_CHECKING:
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
     import tokenizers
 
+T5 = FAMILIES["t5"]
 LENGTH = ("--max-new-tokens", "12")
 # More text than a pipe holds (two bytes a token), so that the command is still at work when its reader acts.
 ENDLESS = ("--min-new-tokens", "40000", "--max-new-tokens", "40000", "--do-sample", "--seed", "1")
@@ -168,7 +169,7 @@ def test_bench(capsys: pytest.CaptureFixture[str], folder: Path) -> None:
 
 
 def test_bench_of_an_encoder_decoder(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
-    folder = tiny_t5.write_folder(tmp_path)
+    folder = T5.write_tiny(tmp_path)
     status, out, err = run(capsys, "bench", str(folder), "--rounds", "1", "--num-threads", "1", "--json")
     assert (status, err) == (0, "")
     values = json.loads(out)

@@ -10,8 +10,10 @@ import sys
 from pathlib import Path
 
 import pytest
-import tiny_t5
+import tiny
+from families import FAMILIES
 
+T5 = FAMILIES["t5"]
 ROOT = Path(__file__).resolve().parent.parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 BLOCK = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
@@ -48,9 +50,7 @@ def test_python_blocks_run(page: Path, tmp_path: Path) -> None:
 
 def test_blocks_that_name_a_model_of_the_hub_run_with_another(tmp_path: Path) -> None:
     page = ROOT / "docs" / "encoder-decoder.md"
-    folder = tiny_t5.write_folder(
-        tmp_path / "m", tokenizer=tiny_t5.with_end(), generation={"max_new_tokens": 9}
-    )
+    folder = T5.write_tiny(tmp_path / "m", tokenizer=tiny.with_end(), generation={"max_new_tokens": 9})
     program = "\n".join(blocks(page, "text"))
     assert program.count('"google/flan-t5-base"') == 1
     run(program.replace('"google/flan-t5-base"', repr(str(folder))), page, tmp_path)

@@ -8,8 +8,10 @@ import pkgutil
 
 import fastdecode
 import pytest
-import tiny_t5
+import tiny
+from families import FAMILIES
 
+T5 = FAMILIES["t5"]
 MODULES = [
     module.name
     for module in pkgutil.iter_modules(fastdecode.__path__)
@@ -24,7 +26,7 @@ def demo() -> fastdecode.CausalLM:
 
 @pytest.fixture(scope="module")
 def encoder_decoder(tmp_path_factory: pytest.TempPathFactory) -> fastdecode.Seq2SeqLM:
-    folder = tiny_t5.write_folder(tmp_path_factory.mktemp("t5"), tokenizer=tiny_t5.with_end())
+    folder = T5.write_tiny(tmp_path_factory.mktemp("t5"), tokenizer=tiny.with_end())
     return fastdecode.Seq2SeqLM.load(folder, num_threads=2)
 
 

@@ -10,11 +10,13 @@ from typing import Any
 import fastdecode
 import numpy as np
 import pytest
+from families import FAMILIES
 from safetensors.numpy import load_file
 
 GOLDEN = Path(__file__).resolve().parent.parent / "golden"
-MADE = sorted(folder.parent.name for folder in GOLDEN.glob("random-*/expected.json"))
-SEQ2SEQ = sorted(folder.parent.name for folder in GOLDEN.glob("seq2seq-*/expected.json"))
+GOLDENS = {name: family.has_encoder for family in FAMILIES.values() for name in family.goldens}
+MADE = sorted(name for name, has_encoder in GOLDENS.items() if not has_encoder)
+SEQ2SEQ = sorted(name for name, has_encoder in GOLDENS.items() if has_encoder)
 DTYPES = ["float32", "float16", "bfloat16"]
 
 
@@ -23,9 +25,16 @@ def expected(name: str) -> dict[str, Any]:
     return answers
 
 
-def test_the_made_folders_are_there() -> None:
-    assert len(MADE) >= 6, f"tests/golden holds {MADE}; make them with `make golden`"
-    assert len(SEQ2SEQ) >= 4, f"tests/golden holds {SEQ2SEQ}; make them with `make golden`"
+def test_the_made_folders_are_those_of_the_families() -> None:
+    there = {
+        folder.parent.name for folder in GOLDEN.glob("*/expected.json") if "made_by" in folder.read_text()
+    }
+    assert there == set(GOLDENS), "make them with `make golden`"
+    for family in FAMILIES.values():
+        assert len(family.goldens) >= 4, f"{family.name} has {len(family.goldens)} golden folders"
+        for name, recipe in family.goldens.items():
+            config = json.loads((GOLDEN / name / "config.json").read_text())
+            assert config == recipe.config | {"dtype": recipe.dtype}, "make them again with `make golden`"
 
 
 @pytest.mark.parametrize("name", MADE)
@@ -59,7 +68,7 @@ def test_an_encoder_decoder_equals_transformers(name: str) -> None:
     source, target = answers["source"], answers["target"]
     memory = model.encode(source)
     np.testing.assert_allclose(memory.hidden, want["hidden"], rtol=0, atol=1e-4)
-    logits = model.logits(memory, [0, *target[:-1]])
+    logits = model.logits(memory, [model.config["decoder_start_token_id"], *target[:-1]])
     np.testing.assert_allclose(
         logits, want["logits"], rtol=0, atol=1e-4 * max(1.0, np.abs(want["logits"]).max())
     )

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 import tiny
-import tiny_t5
+from families import FAMILIES
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -71,7 +71,7 @@ def t5_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "num_decoder_layers": 1,
         "d_ff": 128,
     }
-    return tiny_t5.write_folder(tmp_path_factory.mktemp("long") / "t5", **sizes)
+    return FAMILIES["t5"].write_tiny(tmp_path_factory.mktemp("long") / "t5", **sizes)
 
 
 @pytest.fixture(scope="module")

@@ -1,82 +1,27 @@
-"""Beam search of GPT-2 folders: ids and scores equal those of transformers (law 5), and what is refused."""
+"""Beam search beside parity: what it reports, where its options come from, and what is refused."""
 
 from __future__ import annotations
 
 import asyncio
 import json
-import tempfile
 from pathlib import Path
 from typing import Any
 
 import fastdecode
 import numpy as np
 import pytest
-import reference
+from families import FAMILIES
+from families.gpt2 import GPT2Recipe, config
 from fastdecode import errors
-from hypothesis import given, settings
-from hypothesis import strategies as st
-from reference import Recipe, Reference, config
-from reference_beams import BeamReference, Found
-from test_parity_gpt2 import EXAMPLES, PHASES, load, prompts
+from parity import found
 
 GOLDEN = Path(__file__).resolve().parent.parent / "golden"
-
-
-@st.composite
-def searches(draw: st.DrawFn) -> dict[str, Any]:
-    """Draws the options of a search, in the words that transformers and fastdecode share."""
-    beams = draw(st.sampled_from([2, 3, 4, 7]))
-    options: dict[str, Any] = {"num_beams": beams, "max_new_tokens": draw(st.integers(1, 10))}
-    choices: dict[str, list[Any]] = {
-        "length_penalty": [-1.0, 0.0, 0.5, 2.0, 3],
-        "early_stopping": [True, False, "never"],
-        "num_return_sequences": list(range(1, beams + 1)),
-        "no_repeat_ngram_size": [1, 2, 3],
-        "encoder_no_repeat_ngram_size": [2, 3],
-        "repetition_penalty": [0.8, 1.3],
-        "encoder_repetition_penalty": [0.7, 1.5],
-        "eos_token_id": [0, 1, [0, 2]],
-        "min_new_tokens": [1, min(3, options["max_new_tokens"])],
-    }
-    for name, values in choices.items():
-        if draw(st.booleans()):
-            options[name] = draw(st.sampled_from(values))
-    if draw(st.sampled_from([False, False, True])):
-        options |= {"do_sample": True, "seed": draw(st.integers(0, 2**32 - 1))}
-        choices = {"temperature": [0.5, 1.5], "top_k": [3, 0], "top_p": [0.7]}
-        options |= {
-            name: draw(st.sampled_from(values)) for name, values in choices.items() if draw(st.booleans())
-        }
-    return options
-
-
-def found(outputs: Any) -> Found:
-    outputs = outputs if isinstance(outputs, list) else [outputs]
-    assert all(type(output.score) is float for output in outputs)
-    return Found([list(output.token_ids) for output in outputs], [output.score for output in outputs])
-
-
-@settings(max_examples=150 * EXAMPLES, phases=PHASES)
-@given(recipe=reference.recipes(), length=st.integers(1, 12), options=searches())
-def test_any_search_gives_what_transformers_gives(
-    recipe: Recipe, length: int, options: dict[str, Any]
-) -> None:
-    with tempfile.TemporaryDirectory() as tmp:
-        folder = reference.write(recipe, Path(tmp))
-        theirs, ours = Reference(folder), load(folder, recipe)
-    if recipe.config["vocab_size"] < 97:  # n-grams of a few tokens soon leave none that is allowed
-        options = {name: value for name, value in options.items() if "ngram" not in name}
-    batch = prompts(recipe, 3, length)
-    pad = {} if "eos_token_id" in options else {"pad_token_id": 0}
-    what = f"beams with {options}, {recipe}"
-    held = BeamReference(theirs.model, batch)
-    held.hold(found(ours.run(batch, **options)), what, **options, **pad)
 
 
 @pytest.fixture(scope="module")
 def beam_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("beams")
-    return reference.write(Recipe(config(vocab=50, eos_token_id=3), seed=5), folder)
+    return FAMILIES["gpt2"].write(GPT2Recipe(config(vocab=50, eos_token_id=3), seed=5), folder)
 
 
 def test_a_prompt_gives_alone_what_it_gives_in_a_batch(beam_folder: Path) -> None:
@@ -112,7 +57,7 @@ def test_what_a_search_reports(beam_folder: Path) -> None:
 
 
 def test_beams_of_generation_config(beam_folder: Path, tmp_path: Path) -> None:
-    folder = reference.write(Recipe(config(vocab=50), seed=5), tmp_path)
+    folder = FAMILIES["gpt2"].write(GPT2Recipe(config(vocab=50), seed=5), tmp_path)
     values = {"num_beams": 4, "length_penalty": 2.0, "early_stopping": True, "max_new_tokens": 7}
     (folder / "generation_config.json").write_text(json.dumps(values))
     model = fastdecode.load(folder)

@@ -18,7 +18,8 @@ import fastdecode
 import numpy as np
 import pytest
 import tiny
-import tiny_t5
+from families import FAMILIES
+from families.t5 import block_shapes
 from fastdecode import CausalLM, Memory, Seq2SeqLM, errors
 from safetensors.numpy import load_file, save_file
 
@@ -26,13 +27,14 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 START, END = 1, 0
+T5 = FAMILIES["t5"]
 OPTIONS: Any = {"max_new_tokens": 8, "eos_token_id": None}
 TEXTS = ["Once upon a time", "The wolf said: good day", "où vas-tu?"]
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tiny_t5.write_folder(tmp_path_factory.mktemp("t5") / "tiny", tokenizer=tiny_t5.with_end())
+    return T5.write_tiny(tmp_path_factory.mktemp("t5") / "tiny", tokenizer=tiny.with_end())
 
 
 @pytest.fixture(scope="module")
@@ -42,9 +44,7 @@ def model(folder: Path) -> Seq2SeqLM:
 
 @pytest.fixture(scope="module")
 def ids_model(tmp_path_factory: pytest.TempPathFactory) -> Seq2SeqLM:
-    return Seq2SeqLM.load(
-        tiny_t5.write_folder(tmp_path_factory.mktemp("t5") / "ids", vocab_size=48), num_threads=1
-    )
+    return Seq2SeqLM.load(T5.write_tiny(tmp_path_factory.mktemp("t5") / "ids", vocab_size=48), num_threads=1)
 
 
 class TestLoading:
@@ -60,16 +60,16 @@ class TestLoading:
         with pytest.raises(errors.UnsupportedModelError, match="CausalLM or fastdecode"):
             Seq2SeqLM.load(causal)
         with pytest.raises(errors.UnsupportedModelError, match="expected a causal model"):
-            CausalLM.from_tensors(tiny_t5.config(), tiny_t5.weights(tiny_t5.config()))
+            CausalLM.from_tensors(T5.tiny_config(), T5.tiny_weights(T5.tiny_config()))
         with pytest.raises(errors.UnsupportedModelError, match="expected a model with an encoder"):
             Seq2SeqLM.from_tensors(tiny.config(), tiny.weights(tiny.config()))
 
     def test_info_and_repr(self, model: Seq2SeqLM) -> None:
         info = model.info()
         assert (info["architecture"], info["context_length"], info["vocab_size"]) == ("t5", None, 320)
-        assert info["parameters"] == sum(w.size for w in tiny_t5.weights(tiny_t5.config()).values())
+        assert info["parameters"] == sum(w.size for w in T5.tiny_weights(T5.tiny_config()).values())
         # A step reads the decoder and the head, but neither the encoder nor what makes keys and values of a source.
-        shapes = tiny_t5.block_shapes(tiny_t5.config())
+        shapes = block_shapes(T5.tiny_config())
         skipped = ("relative_attention_bias", "EncDecAttention.k", "EncDecAttention.v")
         names = [name for name in shapes if name.startswith("decoder") and len(shapes[name]) == 2]
         names = [name for name in names if not any(part in name for part in skipped)]
@@ -78,8 +78,8 @@ class TestLoading:
         assert repr(model).startswith("Seq2SeqLM(t5, ")
 
     def test_from_tensors_equals_the_folder(self, model: Seq2SeqLM) -> None:
-        config = tiny_t5.config()
-        built = Seq2SeqLM.from_tensors(config, tiny_t5.weights(config))
+        config = T5.tiny_config()
+        built = Seq2SeqLM.from_tensors(config, T5.tiny_weights(config))
         assert built.run([5, 6, 7], **OPTIONS).token_ids == model.run([5, 6, 7], **OPTIONS).token_ids
         with pytest.raises(TypeError, match="cannot be pickled"):
             pickle.dumps(built)
@@ -99,10 +99,10 @@ class TestLoading:
 
     @pytest.mark.parametrize("missing", ["shared.weight", "encoder.final_layer_norm.weight"])
     def test_a_missing_tensor(self, missing: str) -> None:
-        weights = tiny_t5.weights(tiny_t5.config())
+        weights = T5.tiny_weights(T5.tiny_config())
         del weights[missing]
         with pytest.raises(errors.CheckpointError, match="expected a tensor of shape") as caught:
-            Seq2SeqLM.from_tensors(tiny_t5.config(), weights)
+            Seq2SeqLM.from_tensors(T5.tiny_config(), weights)
         assert caught.value.tensor == missing
 
     @pytest.mark.parametrize(
@@ -127,16 +127,16 @@ class TestLoading:
         ],
     )
     def test_configs_that_cannot_be(self, changes: dict[str, Any], field: str) -> None:
-        weights = tiny_t5.weights(tiny_t5.config())
+        weights = T5.tiny_weights(T5.tiny_config())
         with pytest.raises(errors.ConfigError) as caught:
-            Seq2SeqLM.from_tensors(tiny_t5.config(**changes), weights)
+            Seq2SeqLM.from_tensors(T5.tiny_config(**changes), weights)
         assert caught.value.field == field
 
     def test_sizes_that_the_tensors_deny(self) -> None:
-        weights = tiny_t5.weights(tiny_t5.config())
+        weights = T5.tiny_weights(T5.tiny_config())
         for changes in ({"d_ff": 2**30}, {"num_layers": 2**30}, {"num_heads": 2**20}, {"vocab_size": 2**30}):
             with pytest.raises(errors.CheckpointError):
-                Seq2SeqLM.from_tensors(tiny_t5.config(**changes), weights)
+                Seq2SeqLM.from_tensors(T5.tiny_config(**changes), weights)
 
 
 class TestGenerate:
@@ -232,16 +232,16 @@ class TestGenerate:
 
     def test_defaults_of_the_folder(self, tmp_path: Path) -> None:
         generation = {"max_new_tokens": 3, "decoder_start_token_id": 7, "eos_token_id": None}
-        folder = tiny_t5.write_folder(tmp_path / "a", generation=generation)
+        folder = T5.write_tiny(tmp_path / "a", generation=generation)
         model = fastdecode.load(folder)
         assert len(model.run([5, 6]).token_ids) == 3
         assert model.prefill(memory=model.encode([5, 6])).tokens == [7]
         # Without a generation_config.json what config.json says, then what the class of transformers has.
-        plain = fastdecode.load(tiny_t5.write_folder(tmp_path / "b"))
+        plain = fastdecode.load(T5.write_tiny(tmp_path / "b"))
         assert plain.prefill(memory=plain.encode([5, 6])).tokens == [1]
-        config = tiny_t5.config(model_type="mt5", feed_forward_proj="relu")
+        config = T5.tiny_config(model_type="mt5", feed_forward_proj="relu")
         del config["decoder_start_token_id"]
-        mt5 = Seq2SeqLM.from_tensors(config, tiny_t5.weights(config))
+        mt5 = Seq2SeqLM.from_tensors(config, T5.tiny_weights(config))
         assert mt5.prefill(memory=mt5.encode([5, 6])).tokens == [0]
 
 
@@ -281,7 +281,7 @@ class TestStreams:
 
 def test_another_thread_can_stop_the_encoder(tmp_path: Path) -> None:
     model = Seq2SeqLM.load(
-        tiny_t5.write_folder(tmp_path, d_model=192, d_ff=768, num_layers=8, num_decoder_layers=1),
+        T5.write_tiny(tmp_path, d_model=192, d_ff=768, num_layers=8, num_decoder_layers=1),
         num_threads=1,
     )
     items, _ = model._items([5] * 4000, None, None)
@@ -297,7 +297,7 @@ def test_another_thread_can_stop_the_encoder(tmp_path: Path) -> None:
 @pytest.mark.skipif(sys.platform != "linux", reason="limits of address space are tried on Linux")
 def test_memory_that_the_system_refuses(tmp_path: Path) -> None:
     """Nothing aborts when a source is too large; the model remains usable."""
-    folder = tiny_t5.write_folder(tmp_path / "m", d_model=256, d_kv=64, d_ff=512)
+    folder = T5.write_tiny(tmp_path / "m", d_model=256, d_kv=64, d_ff=512)
     code = f"""
 import resource, fastdecode
 from fastdecode import errors
@@ -459,8 +459,8 @@ class TestMisuse:
                 call()
 
     def test_no_start_token(self, tmp_path: Path) -> None:
-        config = tiny_t5.config(decoder_start_token_id=None)
-        model = Seq2SeqLM.from_tensors(config, tiny_t5.weights(config))
+        config = T5.tiny_config(decoder_start_token_id=None)
+        model = Seq2SeqLM.from_tensors(config, T5.tiny_weights(config))
         memory = model.encode([5, 6])
         for call in (
             lambda: model.run([5]),
@@ -472,15 +472,15 @@ class TestMisuse:
             assert caught.value.field == "decoder_start_token_id"
         assert model.prefill([3, 4], memory=memory).tokens == [3, 4]
         # As in transformers, the bos token takes its place.
-        folder = tiny_t5.write_folder(tmp_path, decoder_start_token_id=None, bos_token_id=9)
+        folder = T5.write_tiny(tmp_path, decoder_start_token_id=None, bos_token_id=9)
         with_bos = fastdecode.load(folder)
         assert with_bos.prefill(memory=with_bos.encode([5])).tokens == [9]
 
     def test_a_start_token_that_cannot_be(self, tmp_path: Path) -> None:
-        folder = tiny_t5.write_folder(tmp_path / "a", decoder_start_token_id="0")
+        folder = T5.write_tiny(tmp_path / "a", decoder_start_token_id="0")
         with pytest.raises(errors.ConfigError, match="decoder_start_token_id"):
             fastdecode.load(folder)
-        far = fastdecode.load(tiny_t5.write_folder(tmp_path / "b", decoder_start_token_id=1000))
+        far = fastdecode.load(T5.write_tiny(tmp_path / "b", decoder_start_token_id=1000))
         with pytest.raises(errors.OptionError, match="decoder_start_token_id"):
             far.run([5])
 

@@ -1,20 +1,14 @@
-"""Small models and tokenizers for the tests: random weights, made in a moment."""
+"""Small tokenizers for the tests, and the small models of GPT-2: made in a moment, without torch."""
 
 from __future__ import annotations
 
-import json
 import signal
-from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import tokenizers
-from safetensors.numpy import save_file
+from families import FAMILIES
+from tokenizers.processors import TemplateProcessing
 
-if TYPE_CHECKING:
-    from pathlib import Path
-
-    from numpy.typing import NDArray
-
+GPT2 = FAMILIES["gpt2"]
 END = "<|endoftext|>"
 
 # Enough text for a few hundred merges, with characters of one to four bytes.
@@ -47,73 +41,12 @@ def byte_level(vocab_size: int = 400) -> tokenizers.Tokenizer:
     return tokenizer
 
 
-def config(**changes: object) -> dict[str, Any]:
-    """A GPT-2 config of a few thousand parameters."""
-    values = {
-        "model_type": "gpt2",
-        "architectures": ["GPT2LMHeadModel"],
-        "activation_function": "gelu_new",
-        "vocab_size": 320,
-        "n_positions": 64,
-        "n_embd": 24,
-        "n_layer": 2,
-        "n_head": 3,
-        "bos_token_id": 0,
-        "eos_token_id": 0,
-    }
-    return values | changes
+def with_end(vocab_size: int = 320) -> tokenizers.Tokenizer:
+    """As `byte_level`; it ends every text with id 0, as T5's does with its own end token."""
+    tokenizer = byte_level(vocab_size)
+    tokenizer.post_processor = TemplateProcessing(single=f"$A {END}", special_tokens=[(END, 0)])
+    return tokenizer
 
 
-def weights(config: dict[str, Any], seed: int = 0, scale: float = 0.4) -> dict[str, NDArray[np.float32]]:
-    """Random weights for a config, under the names of a GPT2LMHeadModel."""
-    rng = np.random.default_rng(seed)
-    width, inner = config["n_embd"], config.get("n_inner") or 4 * config["n_embd"]
-    shapes: dict[str, tuple[int, ...]] = {
-        "wte.weight": (config["vocab_size"], width),
-        "wpe.weight": (config["n_positions"], width),
-        "ln_f.weight": (width,),
-        "ln_f.bias": (width,),
-    }
-    for layer in range(config["n_layer"]):
-        for name, shape in {
-            "ln_1.weight": (width,),
-            "ln_1.bias": (width,),
-            "attn.c_attn.weight": (width, 3 * width),
-            "attn.c_attn.bias": (3 * width,),
-            "attn.c_proj.weight": (width, width),
-            "attn.c_proj.bias": (width,),
-            "ln_2.weight": (width,),
-            "ln_2.bias": (width,),
-            "mlp.c_fc.weight": (width, inner),
-            "mlp.c_fc.bias": (inner,),
-            "mlp.c_proj.weight": (inner, width),
-            "mlp.c_proj.bias": (width,),
-        }.items():
-            shapes[f"h.{layer}.{name}"] = shape
-    tensors = {}
-    for name, shape in shapes.items():
-        values = rng.normal(0.0, scale, shape)
-        if "ln_" in name and name.endswith("weight"):
-            values = 1.0 + 0.1 * values
-        tensors[f"transformer.{name}"] = values.astype(np.float32)
-    return tensors
-
-
-def write_folder(
-    folder: Path,
-    *,
-    tokenizer: tokenizers.Tokenizer | None = None,
-    generation: dict[str, Any] | None = None,
-    seed: int = 0,
-    **changes: object,
-) -> Path:
-    """A Hugging Face folder with random weights; `tokenizer` and `generation` only where given."""
-    folder.mkdir(parents=True, exist_ok=True)
-    values = config(**changes)
-    (folder / "config.json").write_text(json.dumps(values), encoding="utf-8")
-    save_file(weights(values, seed), folder / "model.safetensors")
-    if tokenizer is not None:
-        tokenizer.save(str(folder / "tokenizer.json"))
-    if generation is not None:
-        (folder / "generation_config.json").write_text(json.dumps(generation), encoding="utf-8")
-    return folder
+# Where the family does not matter, tests take the smallest.
+config, weights, write_folder = GPT2.tiny_config, GPT2.tiny_weights, GPT2.write_tiny

@@ -1,10 +1,11 @@
-//! Counts the allocations of the calling thread.
+//! Counts the allocations of the calling thread, and notes the largest one.
 
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;
 
 thread_local! {
     static COUNT: Cell<usize> = const { Cell::new(0) };
+    static LARGEST: Cell<usize> = const { Cell::new(0) };
 }
 
 struct Counting;
@@ -12,16 +13,17 @@ struct Counting;
 #[global_allocator]
 static ALLOCATOR: Counting = Counting;
 
-/// One more allocation; a thread that is being torn down is not counted.
-fn count_one() {
+/// One more allocation of so many bytes; a thread that is being torn down is not counted.
+fn count_one(bytes: usize) {
     let _ = COUNT.try_with(|count| count.set(count.get() + 1));
+    let _ = LARGEST.try_with(|largest| largest.set(largest.get().max(bytes)));
 }
 
 // SAFETY: every call is handed on to the system's allocator unchanged; counting touches no allocated memory and does
 // not allocate (the thread-local is const-initialized and has no destructor).
 unsafe impl GlobalAlloc for Counting {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
-        count_one();
+        count_one(layout.size());
         // SAFETY: the caller keeps the contract of `alloc`.
         unsafe { System.alloc(layout) }
     }
@@ -32,13 +34,13 @@ unsafe impl GlobalAlloc for Counting {
     }
 
     unsafe fn alloc_zeroed(&self, layout: Layout) -> *mut u8 {
-        count_one();
+        count_one(layout.size());
         // SAFETY: the caller keeps the contract of `alloc_zeroed`.
         unsafe { System.alloc_zeroed(layout) }
     }
 
     unsafe fn realloc(&self, pointer: *mut u8, layout: Layout, size: usize) -> *mut u8 {
-        count_one();
+        count_one(size);
         // SAFETY: the caller keeps the contract of `realloc`; the memory came from `System`.
         unsafe { System.realloc(pointer, layout, size) }
     }
@@ -49,4 +51,19 @@ pub(crate) fn allocations(work: impl FnOnce()) -> usize {
     let before = COUNT.get();
     work();
     COUNT.get() - before
+}
+
+/// What `work` gives, and the bytes of the largest allocation of this thread meanwhile.
+pub(crate) fn largest_allocation<T>(work: impl FnOnce() -> T) -> (T, usize) {
+    LARGEST.set(0);
+    let result = work();
+    (result, LARGEST.get())
+}
+
+#[test]
+fn allocations_are_seen() {
+    assert_eq!(allocations(|| drop(std::hint::black_box(vec![0_u8; 1000]))), 1, "one vector");
+    let (taken, largest) = largest_allocation(|| std::hint::black_box((vec![0_u8; 5000], Box::new(1_u64))));
+    assert_eq!((taken.0.len(), largest), (5000, 5000), "the larger of two");
+    assert_eq!(largest_allocation(|| ()).1, 0, "nothing is taken");
 }

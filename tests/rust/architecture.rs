@@ -1,52 +1,12 @@
-//! The map in ARCHITECTURE.md, enforced: which room may import which, and what only one place may touch.
+//! The map in ARCHITECTURE.md, enforced: which room may import which, and what only some places may touch.
 //!
-//! It reads the sources as text. It knows the table of rooms and nothing of what the rooms do.
+//! The rules are read from the tables of the document, so that it cannot differ from what holds: a room, or a change of what it
+//! may import, is one line there. The sources are read as text, and nothing is known here of what the rooms do.
 
+use std::collections::BTreeSet;
 use std::fmt::Write as _;
 use std::fs;
 use std::path::{Path, PathBuf};
-
-/// Rooms from the ground up; a room may import those named beside it, and itself.
-const ROOMS: &[(&str, &[&str])] = &[
-    ("error", &[]),
-    ("kernels", &["error"]),
-    ("team", &["error"]),
-    ("arena", &["error"]),
-    ("headroom", &["error"]),
-    ("limits", &["error", "arena", "kernels", "team"]),
-    ("packed", &["error", "arena", "kernels"]),
-    ("kv", &["error", "arena", "kernels"]),
-    ("layers", &["error", "arena", "kernels", "team", "packed", "kv"]),
-    ("checkpoint", &["error", "kernels", "team", "packed"]),
-    ("models", &["error", "arena", "headroom", "kernels", "team", "packed", "kv", "layers", "checkpoint"]),
-    ("decode", &["error", "models"]),
-    ("engine", &["error", "headroom", "models", "decode"]),
-    ("python", &["error", "kernels", "team", "limits", "packed", "checkpoint", "models", "decode", "engine"]),
-];
-
-/// Words of Rust sources that only the named rooms may hold, with the reason.
-const ONLY_IN: &[(&str, &[&str], &str)] = &[
-    ("pyo3", &["lib", "python"], "the engine does not know Python"),
-    (
-        "std::thread",
-        &["team", "python"],
-        "only the team computes in threads, and only the seam waits for one",
-    ),
-    ("std::arch", &["kernels"], "intrinsics live in the kernels"),
-    ("serde_json", &["checkpoint"], "JSON is read where the files are read"),
-];
-
-/// Files under rust/models/ that serve every model; the others are models.
-const SHARED_BY_MODELS: &[&str] = &["mod", "load", "memory", "step"];
-
-/// Python modules that alone may import a package (`_core` is the native module).
-const PYTHON_ONLY_IN: &[(&str, &[&str])] = &[
-    ("tokenizers", &["tokenizer.py", "tokenizer_files.py"]),
-    ("huggingface_hub", &["hub.py"]),
-    ("_core", &["__init__.py", "bench.py", "decoding.py", "memory.py", "model.py", "seq2seq.py", "state.py"]),
-    ("torch", &[]),
-    ("transformers", &[]),
-];
 
 fn root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))
@@ -139,20 +99,68 @@ fn group_members(group: &str) -> Vec<String> {
     names
 }
 
+/// Rows of the table of a document in Markdown whose first column is called `head`, as texts of their cells.
+///
+/// # Panics
+/// When there is no such table, or it has no rows.
+fn table(document: &str, head: &str) -> Vec<Vec<String>> {
+    let cells = |line: &str| -> Vec<String> {
+        line.trim().trim_matches('|').split('|').map(|cell| cell.trim().to_owned()).collect()
+    };
+    let mut lines = document.lines().skip_while(|line| !line.starts_with('|') || cells(line)[0] != head);
+    assert!(lines.next().is_some(), "a table whose first column is \"{head}\"");
+    let rows: Vec<Vec<String>> = lines.skip(1).take_while(|line| line.starts_with('|')).map(cells).collect();
+    assert!(!rows.is_empty(), "rows in the table of every {head}");
+    rows
+}
+
+/// What stands in backticks.
+fn quoted(cell: &str) -> Vec<&str> {
+    cell.split('`').skip(1).step_by(2).collect()
+}
+
+/// Names separated by commas, none in an empty cell.
+fn names(cell: &str) -> Vec<&str> {
+    cell.split(',').map(str::trim).filter(|name| !name.is_empty()).collect()
+}
+
+fn architecture() -> String {
+    text(&root().join("ARCHITECTURE.md"))
+}
+
+/// A row of the table of rooms.
+struct Room {
+    name: String,
+    /// Its files or folders.
+    places: Vec<PathBuf>,
+    allowed: Vec<String>,
+}
+
+/// The rooms of a document, from the ground up.
+fn rooms(document: &str) -> Vec<Room> {
+    let room = |row: &Vec<String>| {
+        let places: Vec<PathBuf> = quoted(&row[0]).into_iter().map(|place| root().join(place)).collect();
+        let name = places[0].file_stem().expect("the name of a room").to_string_lossy().into_owned();
+        let allowed = names(row.last().expect("a last column")).into_iter().map(str::to_owned).collect();
+        Room { name, places, allowed }
+    };
+    table(document, "room").iter().map(room).collect()
+}
+
 /// Panics with every complaint at once.
 fn report(complaints: &str) {
     assert!(complaints.is_empty(), "ARCHITECTURE.md is broken:\n{complaints}");
 }
 
-#[test]
-fn rooms_import_only_what_the_table_allows() {
-    let mut complaints = String::new();
-    for path in files(&root().join("rust"), "rs") {
-        let (own, code) = (room(&path), code(&text(&path)));
+/// What is wrong with the rooms: `sources` are the files under rust/ with their texts.
+fn room_complaints(rooms: &[Room], sources: &[(PathBuf, String)]) -> String {
+    let (mut complaints, mut used) = (String::new(), BTreeSet::new());
+    for (path, source) in sources {
+        let (own, code) = (room(path), code(source));
         if own == "lib" {
             continue;
         }
-        let Some((_, allowed)) = ROOMS.iter().find(|(name, _)| *name == own) else {
+        let Some(here) = rooms.iter().find(|room| room.name == own) else {
             let _ = writeln!(complaints, "  {}: no room {own} in the table", path.display());
             continue;
         };
@@ -161,26 +169,94 @@ fn rooms_import_only_what_the_table_allows() {
                 && path.parent().and_then(Path::parent) == Some(&root().join("rust")));
         for name in imported(&code, super_is_crate) {
             let target = if matches!(name.as_str(), "Error" | "Result") { "error".to_owned() } else { name };
-            let is_room = ROOMS.iter().any(|(name, _)| *name == target);
-            if is_room && target != own && !allowed.contains(&target.as_str()) {
+            if target == own || !rooms.iter().any(|room| room.name == target) {
+                continue;
+            }
+            if !here.allowed.contains(&target) {
                 let _ = writeln!(complaints, "  {}: {own} may not import {target}", path.display());
+            }
+            used.insert((own.clone(), target));
+        }
+    }
+    for (at, here) in rooms.iter().enumerate() {
+        let name = &here.name;
+        for place in
+            here.places.iter().filter(|place| !sources.iter().any(|(path, _)| path.starts_with(place)))
+        {
+            let _ = writeln!(complaints, "  the table's {name} has no source in {}", place.display());
+        }
+        for target in &here.allowed {
+            if !rooms[..at].iter().any(|room| room.name == *target) {
+                let _ = writeln!(
+                    complaints,
+                    "  the table lets {name} import {target}, which is no room above it"
+                );
+            } else if !used.contains(&(name.clone(), target.clone())) {
+                let _ = writeln!(complaints, "  the table lets {name} import {target}, which it never does");
             }
         }
     }
-    report(&complaints);
+    complaints
+}
+
+#[test]
+fn rooms_import_what_the_table_allows_and_nothing_else() {
+    let sources: Vec<(PathBuf, String)> =
+        files(&root().join("rust"), "rs").into_iter().map(|path| (path.clone(), text(&path))).collect();
+    report(&room_complaints(&rooms(&architecture()), &sources));
+}
+
+#[test]
+fn what_is_wrong_with_rooms_is_seen() {
+    let document = "
+| room | owns | may import |
+|---|---|---|
+| `rust/low.rs` | what is | |
+| `rust/mid.rs`, `rust/mid/` | more | low |
+| `rust/high/` | all | low, mid |
+
+| other | table |
+";
+    let sources = |changed: &[(&str, &str)]| -> Vec<(PathBuf, String)> {
+        let usual = [
+            ("rust/low.rs", "use std::fs;"),
+            ("rust/mid.rs", "use crate::low;"),
+            ("rust/mid/part.rs", ""),
+            ("rust/high/mod.rs", "use crate::{low::x, mid};"),
+        ];
+        let kept = usual.iter().filter(|(path, _)| !changed.iter().any(|(other, _)| other == path));
+        let all = kept.chain(changed).filter(|(_, source)| *source != "gone");
+        all.map(|(path, source)| (root().join(path), (*source).to_owned())).collect()
+    };
+    let complaints = |document: &str, changed: &[(&str, &str)]| {
+        room_complaints(&rooms(document), &sources(changed)).replace(&root().display().to_string(), "")
+    };
+    assert_eq!(complaints(document, &[]), "");
+    for (changed, complaint) in [
+        (("rust/mid/part.rs", "use crate::high;"), "  /rust/mid/part.rs: mid may not import high\n"),
+        (("rust/new.rs", ""), "  /rust/new.rs: no room new in the table\n"),
+        (("rust/high/mod.rs", "use crate::low;"), "  the table lets high import mid, which it never does\n"),
+        (("rust/mid/part.rs", "gone"), "  the table's mid has no source in /rust/mid/\n"),
+    ] {
+        assert_eq!(complaints(document, &[changed]), complaint);
+    }
+    let upward = document.replace("| more | low |", "| more | low, high |");
+    let complaint = "  the table lets mid import high, which is no room above it\n";
+    assert_eq!(complaints(&upward, &[("rust/mid.rs", "use crate::{high, low};")]), complaint);
 }
 
 #[test]
 fn models_do_not_import_each_other() {
     let mut complaints = String::new();
-    let models: Vec<String> = files(&root().join("rust/models"), "rs")
-        .iter()
-        .map(|p| second_name(p))
-        .filter(|n| !SHARED_BY_MODELS.contains(&n.as_str()))
-        .collect();
+    let registry = code(&text(&root().join("rust/models/registry.rs")));
+    // Words before `::record` in the registry's list.
+    let before = registry.match_indices("::record").map(|(at, _)| &registry[..at]);
+    let models: BTreeSet<&str> =
+        before.map(|text| text.rsplit(|c| !is_word(c)).next().unwrap_or_default()).collect();
+    assert!(models.len() >= 2, "the registry names the files of its architectures: {models:?}");
     for path in files(&root().join("rust/models"), "rs") {
         let (own, code) = (second_name(&path), code(&text(&path)));
-        for other in models.iter().filter(|other| **other != own && own != "mod") {
+        for other in models.iter().filter(|other| **other != own && !["mod", "registry"].contains(&&*own)) {
             if code.contains(&format!("models::{other}")) || code.contains(&format!("super::{other}::")) {
                 let _ = writeln!(complaints, "  {}: imports the model {other}", path.display());
             }
@@ -196,15 +272,31 @@ fn second_name(path: &Path) -> String {
     Path::new(first).file_stem().expect("a file name").to_string_lossy().into_owned()
 }
 
+/// Rows of a table of what only some places may touch: the word, the places and the reason.
+fn only_in(head: &str) -> Vec<(String, Vec<String>, String)> {
+    let row = |row: &Vec<String>| {
+        let places = quoted(&row[1]).into_iter().map(str::to_owned).collect();
+        (quoted(&row[0])[0].to_owned(), places, row[2].clone())
+    };
+    table(&architecture(), head).iter().map(row).collect()
+}
+
 #[test]
-fn some_things_live_in_one_room_only() {
+fn some_things_live_in_some_places_only() {
     let mut complaints = String::new();
-    for path in files(&root().join("rust"), "rs") {
-        let (own, code) = (room(&path), code(&text(&path)));
-        for (word, rooms, reason) in ONLY_IN {
-            if mentions(&code, word) && !rooms.contains(&own.as_str()) {
-                let _ = writeln!(complaints, "  {}: {word} is not for {own}: {reason}", path.display());
+    for (word, places, reason) in only_in("in Rust") {
+        let mut used = BTreeSet::new();
+        for path in files(&root().join("rust"), "rs") {
+            if mentions(&code(&text(&path)), &word) {
+                let place = places.iter().find(|place| path.starts_with(root().join(place)));
+                if place.is_none() {
+                    let _ = writeln!(complaints, "  {}: {word} is not for it: {reason}", path.display());
+                }
+                used.extend(place);
             }
+        }
+        for place in places.iter().filter(|place| !used.contains(place)) {
+            let _ = writeln!(complaints, "  the table lets {place} use {word}, which it never does");
         }
     }
     report(&complaints);
@@ -230,25 +322,59 @@ fn every_source_file_opens_with_what_it_owns() {
     report(&complaints);
 }
 
-#[test]
-fn python_packages_have_one_importer() {
-    let mut complaints = String::new();
-    for path in files(&root().join("python/fastdecode"), "py") {
-        let name = path.file_name().expect("a file name").to_string_lossy().into_owned();
-        for line in text(&path).lines().map(str::trim) {
-            let Some(module) = line.strip_prefix("import ").or_else(|| line.strip_prefix("from ")) else {
-                continue;
-            };
-            for (package, importers) in PYTHON_ONLY_IN {
-                let ours = *package == "_core" && mentions(module, "_core");
-                let theirs = module.split([' ', '.', ',']).next() == Some(package);
-                if (ours || theirs) && !importers.contains(&name.as_str()) {
-                    let _ = writeln!(complaints, "  {}: may not import {package}", path.display());
-                }
+/// Whether a Python source imports a package; `_core` is one of ours.
+fn imports(source: &str, package: &str) -> bool {
+    source.lines().map(str::trim).any(|line| {
+        let module = line.strip_prefix("import ").or_else(|| line.strip_prefix("from "));
+        module.is_some_and(|module| {
+            if package == "_core" {
+                mentions(module, "_core")
+            } else {
+                module.split([' ', '.', ',']).next() == Some(package)
             }
+        })
+    })
+}
+
+#[test]
+fn python_packages_are_imported_where_the_table_says() {
+    let (mut complaints, folder) = (String::new(), root().join("python/fastdecode"));
+    for (package, places, reason) in only_in("in Python") {
+        let importers: Vec<String> = files(&folder, "py")
+            .into_iter()
+            .filter(|path| imports(&text(path), &package))
+            .map(|path| path.strip_prefix(&folder).expect("a path of the package").display().to_string())
+            .collect();
+        for path in importers.iter().filter(|path| !places.contains(path)) {
+            let _ = writeln!(complaints, "  {path}: may not import {package}: {reason}");
+        }
+        for place in places.iter().filter(|place| !importers.contains(place)) {
+            let _ = writeln!(complaints, "  the table lets {place} import {package}, which it never does");
         }
     }
     report(&complaints);
+}
+
+#[test]
+fn every_python_module_has_its_row() {
+    let folder = root().join("python/fastdecode");
+    let modules: BTreeSet<String> = files(&folder, "py")
+        .iter()
+        .map(|path| path.strip_prefix(&folder).expect("a path of the package").display().to_string())
+        .collect();
+    let document = architecture();
+    let rows = table(&document, "Python module");
+    let (folders, listed): (BTreeSet<&str>, BTreeSet<&str>) =
+        rows.iter().flat_map(|row| quoted(&row[0])).partition(|place| place.ends_with('/'));
+    let alone: BTreeSet<&str> = modules
+        .iter()
+        .map(String::as_str)
+        .filter(|path| !folders.iter().any(|f| path.starts_with(f)))
+        .collect();
+    assert_eq!(alone, listed, "modules of the package, and those of the table in ARCHITECTURE.md");
+    for place in folders {
+        assert!(folder.join(place).is_dir(), "{place} of the table in ARCHITECTURE.md is a folder");
+    }
 }
 
 #[test]
@@ -262,4 +388,7 @@ fn the_checks_see_what_they_look_for() {
     assert_eq!(code("use crate::a; // crate::b\n"), "use crate::a; ");
     assert!(mentions("use std::thread;", "std::thread"), "a whole word is found");
     assert!(!mentions("use pyo3x;", "pyo3"), "a part of a word is not");
+    assert!(imports("    from . import _core\n", "_core"), "an import of our own");
+    assert!(imports("import torch.nn, os", "torch"), "a part of a package");
+    assert!(!imports("from torchvision import x\n# import torch", "torch"), "another package");
 }

@@ -9,6 +9,8 @@ use fastdecode::layers::attention::{Batch, Heads, Keys, KeysValues, Look, Span};
 use fastdecode::layers::{self, Buffer, Context, Runtime};
 use fastdecode::team;
 
+use super::tables::tables;
+
 const HEADS: Heads = Heads { heads: 3, head_dim: 5, scale: 0.7 };
 const WIDTH: usize = HEADS.heads * HEADS.head_dim;
 
@@ -27,6 +29,20 @@ fn attend(
     rows: &[usize],
     causal: bool,
 ) -> Vec<Vec<u32>> {
+    let (outcome, bits) = attend_unless(&AtomicBool::new(false), runtime, pool, sequences, rows, causal);
+    outcome.unwrap();
+    bits
+}
+
+/// As [`attend`], with a cancel flag; what the region came to, and the bits that it left in the outputs, which were zeros.
+fn attend_unless(
+    cancel: &AtomicBool,
+    runtime: &Runtime,
+    pool: &std::sync::Arc<Pool>,
+    sequences: &mut [(usize, Sequence)],
+    rows: &[usize],
+    causal: bool,
+) -> (fastdecode::Result<()>, Vec<Vec<u32>>) {
     let m = rows.iter().sum();
     let (mut batch, mut qkv, mut out, mut members) =
         (Batch::default(), Buffer::default(), Buffer::default(), Buffer::default());
@@ -36,7 +52,8 @@ fn attend(
     for ((s, sequence), &rows) in sequences.iter_mut().zip(rows) {
         let position = sequence.len();
         sequence.reserve(rows).unwrap();
-        batch.spans.push(Span { row, rows, position, keys: position + rows, block: batch.blocks.len() });
+        let (keys, block) = (position + rows, batch.blocks.len());
+        batch.spans.push(Span { row, out: row, rows, position, keys, block });
         sequence.pointers(&mut batch.blocks);
         for r in 0..rows {
             // SAFETY: one thread.
@@ -45,26 +62,25 @@ fn attend(
         }
         row += rows;
     }
-    team::run(runtime.threads, &AtomicBool::new(false), |member| {
+    let outcome = team::run(runtime.threads, cancel, |member| {
         let scratch = members.at(member.index(), 0);
         // No product, no packed rows.
         let ctx = Context { member, runtime, scratch, packed_rows: out.first(0) };
-        let keys = Keys { shape: pool.shape(), layer: 1, batch: &batch };
+        let keys = Keys { shape: pool.shape(), layer: 1, batch: &batch, wanted: None };
         let new = KeysValues { keys: (qkv, WIDTH), values: (qkv, 2 * WIDTH) };
-        HEADS.append_and_attend(&ctx, keys, Look { causal, bias: None }, new, qkv, out)?;
-        member.barrier()
-    })
-    .unwrap();
+        // The last phase of the region: no barrier tells the members that the step was cancelled.
+        HEADS.append_and_attend(&ctx, keys, Look { causal, bias: None }, new, (qkv, 0), out)
+    });
     for ((_, sequence), &rows) in sequences.iter_mut().zip(rows) {
         sequence.advance(rows);
     }
     // SAFETY: the region is over.
-    (0..m).map(|r| unsafe { out.row(r) }.iter().map(|v| v.to_bits()).collect()).collect()
+    (outcome, (0..m).map(|r| unsafe { out.row(r) }.iter().map(|v| v.to_bits()).collect()).collect())
 }
 
 #[test]
 fn a_row_is_the_same_in_any_company() {
-    for (table, bf16) in Kernels::available().into_iter().flat_map(|table| [(table, false), (table, true)]) {
+    for (table, bf16) in tables().into_iter().flat_map(|table| [(table, false), (table, true)]) {
         let shape = Shape { layers: 2, heads: HEADS.heads, head_dim: HEADS.head_dim, bf16 };
         let pool = Pool::new(shape);
         let fresh = |sequences: std::ops::Range<usize>| -> Vec<(usize, Sequence)> {
@@ -113,7 +129,7 @@ fn a_row_is_the_same_in_any_company() {
 
 #[test]
 fn rows_of_a_sequence_may_come_in_any_steps() {
-    for (table, bf16) in Kernels::available().into_iter().flat_map(|table| [(table, false), (table, true)]) {
+    for (table, bf16) in tables().into_iter().flat_map(|table| [(table, false), (table, true)]) {
         let shape = Shape { layers: 2, heads: HEADS.heads, head_dim: HEADS.head_dim, bf16 };
         let pool = Pool::new(shape);
         let run = |threads, steps: &[usize]| -> Vec<Vec<u32>> {
@@ -127,6 +143,29 @@ fn rows_of_a_sequence_may_come_in_any_steps() {
             for threads in [1, 3] {
                 assert!(run(threads, &steps) == whole, "{} bf16 {bf16} {steps:?} {threads}", table.name);
             }
+        }
+    }
+}
+
+#[test]
+fn a_cancelled_step_computes_no_task() {
+    let table = Kernels::chosen().unwrap();
+    let shape = Shape { layers: 2, heads: HEADS.heads, head_dim: HEADS.head_dim, bf16: false };
+    for threads in [1, 3] {
+        // Rows that one task each puts and attends to, and rows whose keys are appended in a phase of their own.
+        for rows in [&[1, 1][..], &[200]] {
+            let runtime = Runtime::with(table, Family::Unknown, threads, false);
+            let (pool, cancel) = (Pool::new(shape), AtomicBool::new(true));
+            let mut own: Vec<_> = (0..rows.len()).map(|s| (s, Sequence::new(&pool))).collect();
+            let (outcome, bits) = attend_unless(&cancel, &runtime, &pool, &mut own, rows, true);
+            assert!(matches!(outcome, Err(fastdecode::Error::Cancelled)), "{threads} {rows:?}: {outcome:?}");
+            assert!(bits.iter().flatten().all(|bit| *bit == 0), "{threads} {rows:?}: an output was written");
+            let mut blocks = Vec::new();
+            own.iter().for_each(|(_, sequence)| sequence.pointers(&mut blocks));
+            let bytes = shape.block_bytes();
+            // SAFETY: blocks of the pool, zeroed when they were reserved, and nobody writes them now.
+            let mut all = blocks.iter().flat_map(|at| unsafe { std::slice::from_raw_parts(*at, bytes) });
+            assert!(all.all(|byte| *byte == 0), "{threads} {rows:?}: a key was appended");
         }
     }
 }

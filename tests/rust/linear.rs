@@ -4,11 +4,13 @@
 use std::sync::atomic::AtomicBool;
 
 use fastdecode::arena::Arena;
-use fastdecode::kernels::{Activation, Family, Kernels, LINE, WIDTH};
+use fastdecode::kernels::{Activation, Family, LINE, WIDTH};
 use fastdecode::layers::linear::{Linear, Then};
 use fastdecode::layers::{self, Buffer, Context, Runtime};
 use fastdecode::packed::{Orientation, Packed, Storage, packed_bytes};
 use fastdecode::team;
+
+use super::tables::tables;
 
 const INPUTS: usize = 197;
 /// Eleven panels: the last one has no partner.
@@ -20,17 +22,17 @@ fn value(i: usize) -> f32 {
     (x % 255) as f32 / 128.0 - 1.0
 }
 
-fn layer(storage: Storage, seed: usize) -> Linear {
-    let arena = Arena::new(packed_bytes(storage, OUTPUTS, INPUTS).unwrap() + LINE).unwrap();
-    let m = Packed::new(&arena, 0, storage, OUTPUTS, INPUTS);
-    for first in (0..OUTPUTS).step_by(WIDTH) {
-        let rows = (OUTPUTS - first).min(WIDTH);
+fn layer(storage: Storage, seed: usize, outputs: usize) -> Linear {
+    let arena = Arena::new(packed_bytes(storage, outputs, INPUTS).unwrap() + LINE, "a test").unwrap();
+    let m = Packed::new(&arena, 0, storage, outputs, INPUTS);
+    for first in (0..outputs).step_by(WIDTH) {
+        let rows = (outputs - first).min(WIDTH);
         let panel: Vec<u8> =
             (0..rows * INPUTS).flat_map(|i| value(seed + first * INPUTS + i).to_le_bytes()).collect();
         // SAFETY: one thread.
         assert!(unsafe { m.write(Orientation::OutIn, first, Storage::F32, &panel) }, "values fit");
     }
-    Linear::new(m, (0..OUTPUTS).map(value).collect())
+    Linear::new(m, (0..outputs).map(value).collect())
 }
 
 /// Bits of what each layer makes of rows `first..first + m`, one input serving all layers that take it.
@@ -69,8 +71,9 @@ fn products(layers: &[Linear], runtime: &Runtime, first: usize, m: usize) -> Vec
 fn a_row_is_the_same_in_any_company() {
     // Neighbours in storage, so that inputs are made again where products are formed differently.
     let storages = [Storage::F32, Storage::Bf16, Storage::F16, Storage::F32, Storage::Bf16];
-    let layers: Vec<Linear> = storages.iter().enumerate().map(|(i, s)| layer(*s, 1000 * i)).collect();
-    for table in Kernels::available() {
+    let layers: Vec<Linear> =
+        storages.iter().enumerate().map(|(i, s)| layer(*s, 1000 * i, OUTPUTS)).collect();
+    for table in tables() {
         // Short blocks for all of the rows, or long ones for more than sixteen.
         for (dot, short_blocks) in [(false, 192), (true, 192), (false, 16), (true, 16)] {
             let runtime = |threads| {
@@ -82,7 +85,7 @@ fn a_row_is_the_same_in_any_company() {
                 runtime
             };
             let alone: Vec<_> = (0..70).map(|r| products(&layers, &runtime(1), r, 1)).collect();
-            let rows = [(1, 3), (4, 2), (5, 2), (6, 3), (7, 1), (13, 2), (16, 3), (17, 2), (40, 3)];
+            let rows = [(0, 2), (1, 3), (4, 2), (5, 2), (6, 3), (7, 1), (13, 2), (16, 3), (17, 2), (40, 3)];
             let groups = [(40, 2), (33, 2), (70, 4), (70, 6), (49, 3), (50, 7)];
             for (m, threads) in rows.into_iter().chain(groups) {
                 let together = products(&layers, &runtime(threads), 0, m);
@@ -93,6 +96,63 @@ fn a_row_is_the_same_in_any_company() {
                             "{} layer {l} row {r} of {m}, {threads} members",
                             table.name
                         );
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// Rows of a gated product: what the gate's and the other layer's product are alone, and what they give together, piece by piece.
+fn gated(layers: &[Linear; 2], runtime: &Runtime, m: usize) -> [Vec<Vec<f32>>; 3] {
+    let outputs = layers[0].weight().outputs();
+    let (mut x, mut members, mut packed) = (Buffer::default(), Buffer::default(), Buffer::default());
+    let x = x.rows(m, INPUTS).unwrap();
+    for r in 0..m {
+        // SAFETY: one thread.
+        let row = unsafe { x.row_mut(r) };
+        row.iter_mut().enumerate().for_each(|(c, v)| *v = value(7 * INPUTS * r + c));
+    }
+    let members = members.rows(runtime.threads, layers::scratch(runtime, INPUTS, 16)).unwrap();
+    let packed_rows = packed.rows(1, layers::packed_rows(m, INPUTS)).unwrap();
+    let gate_then = Then { activation: Activation::GeluNew, ..Then::NOTHING };
+    let mut outs: [Buffer; 4] = Default::default();
+    let outs = outs.each_mut().map(|out| out.rows(m, outputs).unwrap());
+    let [gate, up, both, other] = outs;
+    team::run(runtime.threads, &AtomicBool::new(false), |member| {
+        let ctx = Context { member, runtime, scratch: members.at(member.index(), 0), packed_rows };
+        let input = layers[0].prepare(&ctx, x)?;
+        layers[0].forward(&ctx, input, gate, gate_then);
+        layers[1].forward(&ctx, input, up, Then::NOTHING);
+        for piece in layers[0].pieces(&ctx, input) {
+            layers[0].product(&ctx, &piece, input, both, gate_then);
+            layers[1].product(&ctx, &piece, input, other, Then::NOTHING);
+            both.multiply(&ctx, other, &piece);
+        }
+        member.barrier()
+    })
+    .unwrap();
+    // SAFETY: the region is over.
+    [gate, up, both].map(|rows| (0..m).map(|r| unsafe { rows.row(r) }.to_vec()).collect())
+}
+
+#[test]
+fn a_gated_product_is_that_of_its_halves() {
+    for outputs in [1, 15, 16, 17, 33, OUTPUTS] {
+        let layers = [layer(Storage::F32, 0, outputs), layer(Storage::F32, 1000, outputs)];
+        for (table, round) in tables().into_iter().flat_map(|table| [(table, false), (table, true)]) {
+            for (m, threads) in [(0, 2), (1, 1), (1, 3), (5, 2), (17, 3), (40, 4)] {
+                let mut runtime = Runtime::with(table, Family::Unknown, threads, round);
+                runtime.dot = false;
+                runtime.tuning.group_rows = 1;
+                let [gate, up, both] = gated(&layers, &runtime, m);
+                assert_eq!(both.len(), m, "a row out for a row in");
+                for (r, row) in both.iter().enumerate() {
+                    for (c, got) in row.iter().enumerate() {
+                        let product = gate[r][c] * up[r][c];
+                        let want = if round { half::bf16::from_f32(product).to_f32() } else { product };
+                        let name = table.name;
+                        assert_eq!(got.to_bits(), want.to_bits(), "{name} {round} {m}x{outputs}: {r}, {c}");
                     }
                 }
             }

@@ -5,6 +5,7 @@ mod architecture;
 mod attention;
 mod checkpoint_config;
 mod checkpoint_folder;
+mod checkpoint_fuzz;
 mod checkpoint_pickle;
 mod checkpoint_safetensors;
 mod decode_golden;
@@ -15,6 +16,8 @@ mod fake;
 mod kernels;
 mod kernels_cache;
 mod linear;
+mod program;
+mod tables;
 
 /// The golden file `name`, made by a script in `tools/`.
 fn golden(name: &str) -> serde_json::Value {

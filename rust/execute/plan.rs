@@ -1,0 +1,116 @@
+//! The rows of a step: which sequence's they are, which keys they look at, and which of them are wanted.
+
+use crate::layers::attention::{Batch, Span};
+
+/// The rows of a step. Its lists are reused from step to step.
+#[derive(Debug, Default)]
+pub struct Plan {
+    rows: usize,
+    /// Rows whose logits are wanted, ascending.
+    pub(super) wanted: Vec<usize>,
+    /// Every row over its own sequence or source, one span for each.
+    pub(super) own: Batch,
+    /// The wanted rows over the same blocks; results lie side by side.
+    pub(super) own_wanted: Vec<Span>,
+    /// Every row over what was kept of its sequence's source; or, while a source is read, where that is put.
+    pub(super) memories: Batch,
+    /// The wanted rows, side by side, over the same blocks.
+    pub(super) memories_wanted: Vec<Span>,
+}
+
+/// Rows of one sequence that a plan has just taken.
+#[derive(Debug, Clone, Copy)]
+struct Added {
+    row: usize,
+    rows: usize,
+    /// Place among the wanted rows, and how many of these rows are wanted.
+    out: usize,
+    wanted: usize,
+}
+
+impl Plan {
+    /// Forgets all rows.
+    pub fn clear(&mut self) {
+        self.rows = 0;
+        self.wanted.clear();
+        for batch in [&mut self.own, &mut self.memories] {
+            batch.spans.clear();
+            batch.blocks.clear();
+        }
+        self.own_wanted.clear();
+        self.memories_wanted.clear();
+    }
+
+    /// Number of rows.
+    pub fn rows(&self) -> usize {
+        self.rows
+    }
+
+    /// Number of wanted rows.
+    pub fn wanted(&self) -> usize {
+        self.wanted.len()
+    }
+
+    /// Number of rows, position of the first one, and the row itself, of every sequence's part of the step.
+    pub fn spans(&self) -> &[Span] {
+        &self.own.spans
+    }
+
+    /// Adds `rows` rows of a sequence from `position` on, the last `wanted` of which are wanted; `blocks` appends the blocks of
+    /// its cache.
+    pub fn add(
+        &mut self,
+        rows: usize,
+        position: usize,
+        wanted: usize,
+        blocks: impl FnOnce(&mut Vec<*const u8>),
+    ) {
+        let at = Added { row: self.rows, rows, out: self.wanted.len(), wanted };
+        let (keys, block) = (position + rows, self.own.blocks.len());
+        self.own.spans.push(Span { row: at.row, out: at.row, rows, position, keys, block });
+        if wanted > 0 {
+            let (row, position) = (at.row + rows - wanted, position + rows - wanted);
+            self.own_wanted.push(Span { row, out: at.out, rows: wanted, position, keys, block });
+        }
+        blocks(&mut self.own.blocks);
+        self.rows += rows;
+        self.wanted.extend(self.rows - wanted..self.rows);
+    }
+
+    /// The rows added last look at a memory of `keys` positions; `blocks` appends its blocks.
+    pub fn look_at(&mut self, keys: usize, blocks: impl FnOnce(&mut Vec<*const u8>)) {
+        let (Some(at), block) = (self.added(), self.memories.blocks.len()) else { return };
+        let span = |row, rows| Span { row, out: row, rows, position: 0, keys, block };
+        self.memories.spans.push(span(at.row, at.rows));
+        if at.wanted > 0 {
+            self.memories_wanted.push(span(at.out, at.wanted));
+        }
+        blocks(&mut self.memories.blocks);
+    }
+
+    /// The rows added last look at the memory of the rows before them, and read it together with those.
+    pub fn look_at_the_same(&mut self) {
+        let (Some(at), Some(&last)) = (self.added(), self.memories.spans.last()) else { return };
+        if let Some(span) = self.memories.spans.last_mut() {
+            span.rows += at.rows;
+        }
+        if at.wanted == 0 {
+            return;
+        }
+        // Rows that are not wanted may have left the memory without a span here, and other memories' rows are not between.
+        match self.memories_wanted.last_mut().filter(|span| span.block == last.block) {
+            Some(span) => span.rows += at.wanted,
+            None => {
+                let (row, rows) = (at.out, at.wanted);
+                self.memories_wanted.push(Span { row, out: row, rows, ..last });
+            }
+        }
+    }
+
+    /// The rows added last.
+    fn added(&self) -> Option<Added> {
+        let span = self.own.spans.last()?;
+        let wanted = self.wanted.iter().rev().take_while(|&&row| row >= span.row).count();
+        Some(Added { row: span.row, rows: span.rows, out: self.wanted.len() - wanted, wanted })
+    }
+}

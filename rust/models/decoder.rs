@@ -1,0 +1,91 @@
+//! What every model offers the engine: sequences that fork, and one ragged forward.
+//!
+//! A step is a list of segments. Prefill is many tokens of one sequence, decode one token of each sequence, a
+//! verification a few tokens of one, and continuous batching is all of these in one call; nothing is padded.
+
+use std::sync::atomic::AtomicBool;
+
+use crate::error::Result;
+
+pub use crate::layers::embedding::Input;
+
+/// Rows of a segment whose logits are wanted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Wanted {
+    /// No logits (a chunk of prefill that is not the last).
+    Nothing,
+    /// Logits after the last token.
+    Last,
+    /// Logits after every token.
+    All,
+}
+
+impl Wanted {
+    /// How many of `rows` rows, from the last one back.
+    pub fn count(self, rows: usize) -> usize {
+        match self {
+            Self::Nothing => 0,
+            Self::Last => rows.min(1),
+            Self::All => rows,
+        }
+    }
+}
+
+/// New tokens of one sequence in a step.
+#[derive(Debug)]
+pub struct Segment<'a, S> {
+    /// Sequence that the tokens are appended to.
+    pub sequence: &'a mut S,
+    /// What is appended; at least one row.
+    pub input: Input<'a>,
+    /// Which rows' logits the step returns.
+    pub logits: Wanted,
+}
+
+/// A run of cached positions; dropping it frees its blocks.
+pub trait Sequence: Sized + Send {
+    /// Number of cached positions.
+    fn len(&self) -> usize;
+    /// Whether nothing is cached yet.
+    fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+    /// Rows of other work that the sequence's first forward does before its own (an encoder's source).
+    fn pending(&self) -> usize {
+        0
+    }
+    /// A second sequence with the same contents; full blocks are shared, the last partial one is copied when written.
+    fn fork(&self) -> Self;
+    /// Forgets all but the first `len` positions; `len <= self.len()`.
+    fn truncate(&mut self, len: usize);
+}
+
+/// A model that turns appended tokens into logits.
+///
+/// Batch-invariance is the law: a row's logits are the same bits alone, in any batch, in a prefill of any split and for
+/// any number of threads.
+pub trait Decoder: Send + Sync {
+    /// The model's kind of sequence.
+    type Sequence: Sequence;
+    /// Size of the vocabulary, `V`.
+    fn vocab_size(&self) -> usize;
+    /// Largest number of positions of a sequence, or `None` without a limit.
+    fn context_limit(&self) -> Option<usize>;
+    /// Bytes that every row of a request takes at least: a block of the cache, and its logits twice.
+    fn row_bytes(&self) -> usize {
+        2 * self.vocab_size() * size_of::<f32>()
+    }
+    /// An empty sequence.
+    fn start(&self) -> Self::Sequence;
+    /// Appends every segment to its sequence and leaves the wanted logits in `logits`: one row of `V` per wanted token,
+    /// in the order of the segments. On an error every sequence is as it was before.
+    ///
+    /// # Errors
+    /// `Cancelled` when `cancel` was set, `OutOfMemory`, `Panicked`, `ContextLength`, `Option` for an id past `V`.
+    fn forward(
+        &self,
+        batch: &mut [Segment<'_, Self::Sequence>],
+        logits: &mut Vec<f32>,
+        cancel: &AtomicBool,
+    ) -> Result<()>;
+}

@@ -1,0 +1,50 @@
+"""The registries of families agree: the package's, the native module's, the tests', and what transformers has."""
+
+from __future__ import annotations
+
+import fastdecode
+import pytest
+import transformers
+from families import FAMILIES as RECIPES
+from fastdecode import errors, families
+from fastdecode.families import FAMILIES, TOKENIZER_CLASSES
+from transformers.models.auto.tokenization_auto import TOKENIZER_MAPPING_NAMES
+
+TOKENS = ("bos_token_id", "eos_token_id", "pad_token_id", "decoder_start_token_id")
+
+
+def test_every_family_has_a_recipe() -> None:
+    assert set(FAMILIES) == {name for recipe in RECIPES.values() for name in recipe.model_types}
+    for recipe in RECIPES.values():
+        for name in recipe.model_types:
+            assert FAMILIES[name].has_encoder == recipe.has_encoder
+
+
+def test_the_native_module_knows_the_same_model_types() -> None:
+    with pytest.raises(errors.UnsupportedModelError) as caught:
+        fastdecode.CausalLM.from_tensors({"model_type": "no such type"}, {})
+    assert caught.value.expected == ", ".join(sorted(FAMILIES))
+
+
+@pytest.mark.parametrize("model_type", FAMILIES)
+def test_special_tokens_are_those_of_transformers(model_type: str) -> None:
+    config = transformers.CONFIG_MAPPING[model_type]()
+    theirs = {name: value for name in TOKENS if (value := getattr(config, name, None)) is not None}
+    if model_type == "gpt2":  # families.py says why it names none
+        assert theirs == {"bos_token_id": 50256, "eos_token_id": 50256}
+        theirs = {}
+    assert FAMILIES[model_type].special_tokens == theirs
+
+
+@pytest.mark.parametrize("model_type", FAMILIES)
+def test_tokenizer_classes_are_those_of_transformers(model_type: str) -> None:
+    theirs = TOKENIZER_MAPPING_NAMES[model_type]
+    # Any other class of transformers takes tokenizer.json as it is.
+    assert FAMILIES[model_type].tokenizer_class == (theirs if theirs in TOKENIZER_CLASSES else None)
+
+
+def test_texts_name_every_family() -> None:
+    assert families.titles() == "GPT-2, T5, mT5 and UMT5"
+    assert families.tokenizer_files() == "tokenizer.json, vocab.json and merges.txt, or spiece.model"
+    assert families.model_types(has_encoder=True) == "t5, mt5, umt5"
+    assert families.model_types(has_encoder=False) == "gpt2"
