@@ -310,17 +310,8 @@ fn measure_limits(py: Python<'_>, size: usize, num_threads: Option<usize>) -> Py
 // Free-threaded builds are not supported yet: they would need every lock here looked at again.
 #[pymodule(gil_used = true)]
 mod _core {
-    use pyo3::prelude::*;
-
-    use super::turn;
-
     #[pymodule_export]
     use super::{Generation, Memory, Model, State, cpu_info, measure_limits};
-
-    #[pymodule_init]
-    fn init(module: &Bound<'_, PyModule>) -> PyResult<()> {
-        turn::count_forks(module.py())
-    }
 
     #[pymodule_export]
     #[expect(non_upper_case_globals, reason = "the name that Python expects")]

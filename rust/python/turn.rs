@@ -10,39 +10,23 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use pyo3::prelude::*;
-use pyo3::types::PyDict;
 
 use super::exceptions::raised;
 use crate::error::Error;
+use crate::forks::generation;
 
 /// Bits of an address, below the count of forks.
 const ADDRESS_BITS: u32 = 48;
 /// First and longest pause of a call that waits.
 const PAUSES: [Duration; 2] = [Duration::from_micros(20), Duration::from_millis(1)];
 
-/// How often the process, and those that it comes from, were forked since the module was loaded.
-static FORKS: AtomicU64 = AtomicU64::new(0);
-
 thread_local! {
     /// Its address is this thread's number.
     static HERE: u8 = const { 0 };
 }
 
-/// Counts forks from here on. A child that Python knows nothing of cannot run Python.
-pub(super) fn count_forks(py: Python<'_>) -> PyResult<()> {
-    let Some(register) = py.import("os")?.getattr_opt("register_at_fork")? else { return Ok(()) };
-    let hooks = PyDict::new(py);
-    hooks.set_item("after_in_child", wrap_pyfunction!(forked, py)?)?;
-    register.call((), Some(&hooks)).map(drop)
-}
-
-#[pyfunction]
-fn forked() {
-    FORKS.fetch_add(1, Ordering::Relaxed);
-}
-
 fn forks() -> u64 {
-    FORKS.load(Ordering::Relaxed) << ADDRESS_BITS
+    (generation() as u64) << ADDRESS_BITS
 }
 
 /// The number of this thread in this process, never 0.
