@@ -231,7 +231,7 @@ impl Model {
         match &source {
             Source::None if !self.has_encoder() => {}
             Source::None => return Err(no_source()),
-            Source::Ids(ids) => self.encoder().and_then(|_| self.check_source(ids))?,
+            Source::Pending(source) => self.encoder().and_then(|_| self.check_source(&source.ids))?,
             Source::Encoded(output) => {
                 self.encoder()?;
                 if !output.keys_values.is_of(&self.pool) {

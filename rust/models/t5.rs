@@ -189,18 +189,21 @@ fn embeddings(c: &Config, w: &mut Recorder<'_>) -> Result<[Slot<Packed>; 3]> {
     Ok(tables)
 }
 
-/// Bias of every block's self-attention: its own in UMT5, that of the first block elsewhere.
-fn biases(c: &Config, w: &mut Recorder<'_>, stack: &str, blocks: usize) -> Result<Vec<Slot<RelativeBias>>> {
-    let distances = Distances::new(c.buckets(stack == "encoder"));
-    let mut all: Vec<Slot<RelativeBias>> = Vec::with_capacity(blocks);
-    for i in 0..blocks {
-        let name = format!("{stack}.block.{i}.layer.0.SelfAttention.relative_attention_bias.weight");
-        all.push(match all.first() {
-            Some(&first) if !c.bias_in_every_layer => first,
-            _ => w.relative_bias(&name, c.num_heads, &distances)?,
-        });
+/// Bias of a block's self-attention: its own in UMT5, that of the block before elsewhere.
+fn bias(
+    c: &Config,
+    w: &mut Recorder<'_>,
+    block: &str,
+    distances: &Distances,
+    before: Option<Slot<RelativeBias>>,
+) -> Result<Slot<RelativeBias>> {
+    match before {
+        Some(shared) if !c.bias_in_every_layer => Ok(shared),
+        _ => {
+            let name = format!("{block}.0.SelfAttention.relative_attention_bias.weight");
+            w.relative_bias(&name, c.num_heads, distances)
+        }
     }
-    Ok(all)
 }
 
 /// Attention of the rows to their own sequence or source.
@@ -241,13 +244,14 @@ pub(super) fn record(model_type: &str, file: &mut ConfigFile, w: &mut Recorder<'
     let c = Config::read(model_type, file)?;
     let [encoder_tokens, decoder_tokens, head] = embeddings(&c, w)?;
 
-    let biases_by_block = biases(&c, w, "encoder", c.num_layers)?;
+    let (distances, mut addend) = (Distances::new(c.buckets(true)), None);
     let mut b = Builder::new(w);
     let mut x = b.embed("encoder.embed_tokens", encoder_tokens, c.d_model, None)?; // (M, D)
-    for (i, &bias) in biases_by_block.iter().enumerate() {
+    for i in 0..c.num_layers {
         let block = format!("encoder.block.{i}.layer");
+        addend = Some(bias(&c, b.weights(), &block, &distances, addend)?);
         b.enter(format!("{block}.0"));
-        x = self_attention(&c, &mut b, x, Cache::Source, Mask { causal: false, bias: Some(bias) })?;
+        x = self_attention(&c, &mut b, x, Cache::Source, Mask { causal: false, bias: addend })?;
         b.enter(format!("{block}.1"));
         x = feed_forward(&c, &mut b, x)?;
     }
@@ -261,13 +265,14 @@ pub(super) fn record(model_type: &str, file: &mut ConfigFile, w: &mut Recorder<'
     }
     let encoder = b.finish()?;
 
-    let biases_by_block = biases(&c, w, "decoder", c.num_decoder_layers)?;
+    let (distances, mut addend) = (Distances::new(c.buckets(false)), None);
     let mut b = Builder::new(w);
     let mut x = b.embed("decoder.embed_tokens", decoder_tokens, c.d_model, None)?; // (M, D)
-    for (i, &bias) in biases_by_block.iter().enumerate() {
+    for i in 0..c.num_decoder_layers {
         let block = format!("decoder.block.{i}.layer");
+        addend = Some(bias(&c, b.weights(), &block, &distances, addend)?);
         b.enter(format!("{block}.0"));
-        x = self_attention(&c, &mut b, x, Cache::Own(i), Mask { causal: true, bias: Some(bias) })?;
+        x = self_attention(&c, &mut b, x, Cache::Own(i), Mask { causal: true, bias: addend })?;
         b.enter(format!("{block}.1"));
         x = cross_attention(&c, &mut b, x, i)?;
         b.enter(format!("{block}.2"));

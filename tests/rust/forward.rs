@@ -1,7 +1,6 @@
 //! The real forward over the golden models: a steady step allocates nothing, and waiting callers hold no activations.
 
 use std::path::Path;
-use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
 use fastdecode::models::{Decoder, Input, LoadOptions, Model, Segment, Sequence, Source, Wanted};
@@ -22,8 +21,8 @@ fn load(name: &str, threads: usize) -> Model {
 fn sequences(model: &Model, lengths: &[usize], source: usize) -> Vec<<Model as Decoder>::Sequence> {
     let cancel = AtomicBool::new(false);
     let begin = |(i, &length): (usize, &usize)| {
-        let ids: Arc<[u32]> = (0..source.saturating_sub(i)).map(|t| (t % 7) as u32).collect();
-        let source = if source > 0 { Source::Ids(ids) } else { Source::None };
+        let ids: Vec<u32> = (0..source.saturating_sub(i)).map(|t| (t % 7) as u32).collect();
+        let source = if source > 0 { Source::pending(ids) } else { Source::None };
         let mut sequence = model.start_from(source).unwrap();
         let tokens: Vec<u32> = (0..length).map(|t| ((t + i) % 5) as u32).collect();
         let segment =
