@@ -10,7 +10,7 @@ use std::sync::atomic::AtomicBool;
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 use fastdecode::arena::Arena;
 use fastdecode::kernels::{Activation, WIDTH};
-use fastdecode::layers::linear::{Linear, Then};
+use fastdecode::layers::linear::{Epilogue, Linear};
 use fastdecode::layers::{self, Buffer, Context, Runtime, scratch};
 use fastdecode::packed::{Orientation, Packed, Storage, packed_bytes};
 use fastdecode::team;
@@ -53,14 +53,14 @@ fn pass(runtime: &Runtime, layers: &[Linear], buffers: &mut [Buffer; 7], rows: u
     team::run(runtime.threads, &AtomicBool::new(false), |member| {
         let ctx = Context { member, runtime, scratch: memory.at(member.index(), 0), packed_rows };
         for block in layers.chunks(SHAPES.len()) {
-            block[0].forward(&ctx, block[0].prepare(&ctx, x)?, qkv, Then::NOTHING);
+            block[0].forward(&ctx, block[0].prepare(&ctx, x)?, qkv, Epilogue::NOTHING);
             member.barrier()?;
-            block[1].forward(&ctx, block[1].prepare(&ctx, x)?, attended, Then::NOTHING);
+            block[1].forward(&ctx, block[1].prepare(&ctx, x)?, attended, Epilogue::NOTHING);
             member.barrier()?;
-            let then = Then { activation: Activation::GeluNew, ..Then::NOTHING };
+            let then = Epilogue { activation: Activation::GeluNew, ..Epilogue::NOTHING };
             block[2].forward(&ctx, block[2].prepare(&ctx, x)?, inner, then);
             member.barrier()?;
-            let then = Then { residual: Some(attended), ..Then::NOTHING };
+            let then = Epilogue { residual: Some(attended), ..Epilogue::NOTHING };
             block[3].forward(&ctx, block[3].prepare(&ctx, inner)?, out, then);
             member.barrier()?;
         }

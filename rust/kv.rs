@@ -184,7 +184,7 @@ fn clear(shape: &Shape, block: *mut u8, from: usize) {
 mod tests {
     use super::*;
     use crate::kernels::lanes::widen_bf16;
-    use crate::kernels::{Kernels, Put};
+    use crate::kernels::{AppendKv, Kernels};
 
     fn shape(bf16: bool) -> Shape {
         Shape { layers: 2, heads: 3, head_dim: 5, bf16 }
@@ -205,7 +205,7 @@ mod tests {
                 // SAFETY: reserved, one thread.
                 unsafe {
                     let block = blocks[(s.len() + done) / BLOCK].cast_mut();
-                    let job = Put {
+                    let job = AppendKv {
                         key: floats.as_ptr(),
                         key_stride: 5,
                         value: floats.as_ptr(),

@@ -2,7 +2,7 @@
 
 use std::sync::atomic::AtomicBool;
 
-use super::prompt::Feeding;
+use super::prompt::PromptState;
 use super::selector::Draws;
 use super::{Event, Options, no_choice, reuse};
 use crate::decode::beam::{BeamSearch, BeamSettings, Continuations};
@@ -75,7 +75,7 @@ impl<S: Sequence> Beams<S> {
     /// look at the same row, and fork its cache when they have chosen.
     pub(super) fn start(
         &mut self,
-        prompts: &mut [Feeding<S>],
+        prompts: &mut [PromptState<S>],
         prompt_logits: &mut [f32],
         events: &mut Vec<Event>,
     ) -> Result<()> {
@@ -104,7 +104,7 @@ impl<S: Sequence> Beams<S> {
     pub(super) fn step<M: Decoder<Sequence = S>>(
         &mut self,
         model: &M,
-        prompts: &[Feeding<S>],
+        prompts: &[PromptState<S>],
         cancel: &AtomicBool,
         events: &mut Vec<Event>,
     ) -> Result<()> {
@@ -140,7 +140,7 @@ impl<S: Sequence> Beams<S> {
     fn continue_item(
         &mut self,
         place: usize,
-        prompt: &Feeding<S>,
+        prompt: &PromptState<S>,
         logits: &mut [f32],
         vocab_size: usize,
         events: &mut Vec<Event>,
@@ -228,7 +228,7 @@ impl Scoring {
     fn continuations<S: Sequence>(
         &mut self,
         search: &BeamSearch,
-        prompt: &Feeding<S>,
+        prompt: &PromptState<S>,
         logits: &mut [f32],
         vocab_size: usize,
         draws: &mut Draws,

@@ -20,7 +20,7 @@ use crate::decode::sampler::Unusable;
 use crate::error::{Error, Result};
 use crate::models::{Decoder, Segment};
 use beams::Beams;
-use prompt::{Feeding, feed_chunk, next_chunk_rows};
+use prompt::{PromptState, feed_chunk, next_chunk_rows};
 use rows::Rows;
 
 /// One new token of one row.
@@ -76,7 +76,7 @@ where
     model: Arc<M>,
     cancel: Arc<AtomicBool>,
     method: Method<M::Sequence>,
-    prompts: Vec<Feeding<M::Sequence>>,
+    prompts: Vec<PromptState<M::Sequence>>,
     /// First prompt that is not wholly in the cache.
     next_prompt: usize,
     rows_per_prompt: usize,
@@ -107,12 +107,12 @@ where
         options.check_memory(prompts.len(), model.row_bytes())?;
         let mut feeding = Vec::with_capacity(prompts.len());
         for (place, prompt) in prompts.into_iter().enumerate() {
-            let mut prompt = Feeding::new(&*model, place, prompt)?;
+            let mut prompt = PromptState::new(&*model, place, prompt)?;
             prompt.max_new_tokens = options.max_new_tokens(prompt.len(), model.context_limit())?;
             feeding.push(prompt);
         }
         let statistics =
-            Statistics { prompt_tokens: feeding.iter().map(Feeding::len).sum(), ..Statistics::default() };
+            Statistics { prompt_tokens: feeding.iter().map(PromptState::len).sum(), ..Statistics::default() };
         let count = feeding.len();
         let method = if options.num_beams > 1 {
             Method::Beams(Box::new(Beams::new(&options, count, model.vocab_size())?))

@@ -72,7 +72,7 @@ impl<S> Prompt<S> {
 
 /// A prompt on its way into the cache.
 #[derive(Debug)]
-pub(crate) struct Feeding<S> {
+pub(crate) struct PromptState<S> {
     content: Content,
     source: Option<Vec<u32>>,
     /// Taken when its rows are made.
@@ -80,7 +80,7 @@ pub(crate) struct Feeding<S> {
     pub(crate) max_new_tokens: usize,
 }
 
-impl<S: Sequence> Feeding<S> {
+impl<S: Sequence> PromptState<S> {
     /// Checks a prompt against the model.
     ///
     /// # Errors
@@ -149,7 +149,7 @@ impl<S: Sequence> Feeding<S> {
 }
 
 /// Rows of the next chunk, those of sources counted.
-pub(crate) fn next_chunk_rows<S: Sequence>(prompts: &[Feeding<S>]) -> usize {
+pub(crate) fn next_chunk_rows<S: Sequence>(prompts: &[PromptState<S>]) -> usize {
     let mut rows = 0;
     for prompt in prompts {
         let pending = prompt.sequence.as_ref().map_or(0, Sequence::pending);
@@ -168,7 +168,7 @@ pub(crate) fn next_chunk_rows<S: Sequence>(prompts: &[Feeding<S>]) -> usize {
 /// Those of [`Decoder::forward`], and `OutOfMemory`; nothing has changed then.
 pub(crate) fn feed_chunk<M: Decoder>(
     model: &M,
-    prompts: &mut [Feeding<M::Sequence>],
+    prompts: &mut [PromptState<M::Sequence>],
     first: &mut usize,
     logits: &mut Vec<f32>,
     done: &mut Vec<f32>,

@@ -2,7 +2,7 @@
 
 use std::sync::atomic::AtomicBool;
 
-use super::prompt::Feeding;
+use super::prompt::PromptState;
 use super::selector::{Draws, Selector};
 use super::{Event, Options, no_choice, reuse};
 use crate::decode::processors::Context;
@@ -57,7 +57,7 @@ impl<S: Sequence> Rows<S> {
     /// Forks every prompt for its rows and chooses their first tokens from the prompts' last logits, `P × V`.
     pub(super) fn start(
         &mut self,
-        prompts: &mut [Feeding<S>],
+        prompts: &mut [PromptState<S>],
         prompt_logits: &[f32],
         events: &mut Vec<Event>,
     ) -> Result<()> {
@@ -87,7 +87,7 @@ impl<S: Sequence> Rows<S> {
     pub(super) fn step<M: Decoder<Sequence = S>>(
         &mut self,
         model: &M,
-        prompts: &[Feeding<S>],
+        prompts: &[PromptState<S>],
         cancel: &AtomicBool,
         events: &mut Vec<Event>,
     ) -> Result<()> {
@@ -126,7 +126,7 @@ impl<S: Sequence> Rows<S> {
         place: usize,
         from: usize,
         vocab_size: usize,
-        prompts: &[Feeding<S>],
+        prompts: &[PromptState<S>],
         events: &mut Vec<Event>,
     ) -> Result<()> {
         let row = &mut self.rows[place];

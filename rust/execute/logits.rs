@@ -1,6 +1,6 @@
 //! Where a step's logits go.
 
-use crate::layers::linear::{Linear, Prepared, Then};
+use crate::layers::linear::{Epilogue, Linear, Prepared};
 use crate::layers::{Context, Rows};
 
 /// The caller's `W × V` logits without padding, each member writing pieces of its own.
@@ -22,7 +22,7 @@ impl LogitsWriter {
     pub(super) fn write(self, ctx: &Context<'_>, head: &Linear, x: Prepared<'_>, padded: Rows<'_>) {
         let vocab = head.weight().outputs();
         for piece in head.pieces(ctx, x) {
-            head.product(ctx, &piece, x, padded, Then::NOTHING);
+            head.product(ctx, &piece, x, padded, Epilogue::NOTHING);
             let columns = piece.columns;
             for r in piece.rows {
                 // SAFETY: this member has just written this piece; the caller's logits have a row of `V` per wanted row.

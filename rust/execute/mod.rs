@@ -9,9 +9,9 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use crate::error::Result;
 use crate::kv;
-use crate::layers::attention::{Keys, KeysValues, Look};
+use crate::layers::attention::{AttentionMask, Keys, KeysValues};
 use crate::layers::embedding::{self, Input, Source};
-use crate::layers::linear::{Prepared, Then};
+use crate::layers::linear::{Epilogue, Prepared};
 use crate::layers::{Context, Rows, Runtime};
 use crate::program::{Cache, Op, Operand, Part, Phase, Product, Program, Weights, Which};
 use crate::team::{Member, Stop, Turn};
@@ -151,7 +151,7 @@ impl Step<'_, '_> {
             }
             Op::Attend { queries, new, cache, heads, causal, bias, out, gather } => {
                 let keys = self.keys(*cache, phase.rows);
-                let look = Look { causal: *causal, bias: bias.map(|slot| w.bias(slot)) };
+                let look = AttentionMask { causal: *causal, bias: bias.map(|slot| w.bias(slot)) };
                 let (queries, out) = (self.part(*queries), views.rows(*out));
                 if self.narrowed {
                     gather.iter().for_each(|&(from, to)| self.gather(ctx, views.rows(from), views.rows(to)));
@@ -199,7 +199,11 @@ impl Step<'_, '_> {
     ) -> Result<Prepared<'s>, Stop> {
         let (w, views) = (self.executor.weights, &self.views);
         let residual = residual.map(|operand| views.rows(operand));
-        let then = |p: &Product<Operand>| Then { activation: p.activation, residual, feeds: p.round_output };
+        let then = |p: &Product<Operand>| Epilogue {
+            activation: p.activation,
+            residual,
+            round_output: p.round_output,
+        };
         if let ([gate, up], true) = (products, gated) {
             let (wi, out) = (w.linear(up.linear), views.rows(up.out));
             let (first, gates) = (w.linear(gate.linear), views.rows(gate.out));
@@ -278,7 +282,7 @@ impl Step<'_, '_> {
             let (linear, out) =
                 (w.linear(product.linear), self.views.unfused(x.rows().rows(), product.out.width));
             x = linear.prepare_again(ctx, x)?;
-            linear.forward(ctx, x, out, Then::NOTHING);
+            linear.forward(ctx, x, out, Epilogue::NOTHING);
             ctx.member.barrier()?;
             self.show(ctx, &product.name, out)?;
         }

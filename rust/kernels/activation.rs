@@ -82,7 +82,7 @@ impl Activation {
 
 /// What finishes an output: `round(activation(c + bias) + residual)`, each part optional.
 #[derive(Debug, Clone, Copy)]
-pub struct Epilogue {
+pub struct EpilogueArgs {
     /// One value per output, padded to whole panels; null for none.
     pub bias: *const f32,
     /// Applied after the bias.
@@ -96,7 +96,7 @@ pub struct Epilogue {
     pub round: bool,
 }
 
-impl Epilogue {
+impl EpilogueArgs {
     /// Leaves the product as it is.
     pub const NONE: Self = Self {
         bias: std::ptr::null(),
@@ -189,7 +189,13 @@ function!(SqrtSoftplus, L, x => {
 /// # Safety
 /// As for [`Lanes`]; `c`, bias and residual hold the tile.
 #[inline(always)]
-pub(super) unsafe fn epilogue<L: Lanes>(c: *mut f32, stride: usize, rows: usize, cols: usize, e: &Epilogue) {
+pub(super) unsafe fn epilogue<L: Lanes>(
+    c: *mut f32,
+    stride: usize,
+    rows: usize,
+    cols: usize,
+    e: &EpilogueArgs,
+) {
     macro_rules! run {
         ($f:ty) => {
             // SAFETY: handed on from the caller.
@@ -217,7 +223,13 @@ pub(super) unsafe fn epilogue<L: Lanes>(c: *mut f32, stride: usize, rows: usize,
 }
 
 #[inline(always)]
-unsafe fn finish<L: Lanes, F: Function>(c: *mut f32, stride: usize, rows: usize, cols: usize, e: &Epilogue) {
+unsafe fn finish<L: Lanes, F: Function>(
+    c: *mut f32,
+    stride: usize,
+    rows: usize,
+    cols: usize,
+    e: &EpilogueArgs,
+) {
     // SAFETY: the caller grants the tile; `cols` is a multiple of the width.
     unsafe {
         for r in 0..rows {

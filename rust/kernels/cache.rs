@@ -36,7 +36,7 @@ pub enum CacheProducts {
 
 /// Rows of keys and values of one head on their way into a block.
 #[derive(Debug, Clone, Copy)]
-pub struct Put {
+pub struct AppendKv {
     /// First row of keys, `d` floats.
     pub key: *const f32,
     /// Floats from one row of keys to the next.
@@ -62,7 +62,7 @@ pub struct Put {
 /// # Safety
 /// As for [`Lanes`]; the pointers of `job` hold what its fields say.
 #[inline(always)]
-pub(super) unsafe fn put_f32<L: Lanes>(job: &Put) {
+pub(super) unsafe fn put_f32<L: Lanes>(job: &AppendKv) {
     // SAFETY: handed on from the caller: `rows` tokens from `token` on lie in the block.
     unsafe {
         let keys = job.keys.cast::<f32>().add(job.token);
@@ -80,7 +80,7 @@ pub(super) unsafe fn put_f32<L: Lanes>(job: &Put) {
 /// # Safety
 /// As for [`Lanes`]; the pointers of `job` hold what its fields say.
 #[inline(always)]
-pub(super) unsafe fn put_bf16<L: Lanes>(job: &Put) {
+pub(super) unsafe fn put_bf16<L: Lanes>(job: &AppendKv) {
     // SAFETY: handed on from the caller: `rows` tokens from `token` on lie in the block.
     unsafe {
         let keys = job.keys.cast::<f32>().add(job.token);

@@ -11,10 +11,10 @@
 
 use std::ops::Range;
 
-use super::activation::Epilogue;
+use super::activation::EpilogueArgs;
 use super::format::{F32, Kind, LINE, PAIR, panel_offset};
 use super::lanes::{Lanes, WIDTH};
-use super::rows::{FEW_ROWS, Form, streamed};
+use super::rows::{FEW_ROWS, InputLayout, streamed};
 use super::tile::{Ahead, FETCH, NEAR, PLAIN, TileRows, block, by_rows, turn};
 
 /// Lines of each panel in a short block of a pair, which some tiles share: 16 KB, of which widened weights make half as many lines.
@@ -31,8 +31,8 @@ pub struct Tuning {
     pub widened_prefetch: Prefetch,
     /// Inputs in a block of weights that are multiplied as they are stored.
     pub block_k: usize,
-    /// Inputs in a block of weights of 16 bits that is widened once for all tiles; 0 where tiles widen for themselves, as high
-    /// ones (AVX-512) do in short blocks anyway.
+    /// Inputs in a block of 16-bit weights that is widened once for all tiles. With 0 every tile widens the weights that it reads;
+    /// high tiles (AVX-512) do so in short blocks whatever this says.
     pub widened: usize,
     /// Rows of activations that a block of weights serves before the next panel.
     pub block_m: usize,
@@ -75,7 +75,7 @@ impl Tuning {
 /// One product of some rows over a run of panels.
 #[derive(Debug, Clone, Copy)]
 pub struct Matmul {
-    /// Activations in the product's [`Form`]: `m` rows of `k` floats, padded with finite values to an even number, or tiles.
+    /// Activations in the product's [`InputLayout`]: `m` rows of `k` floats, padded with finite values to an even number, or tiles.
     pub a: *const f32,
     /// Floats from one row of activations to the next, where they are not packed.
     pub a_stride: usize,
@@ -96,18 +96,18 @@ pub struct Matmul {
     /// Floats from one row of output to the next.
     pub c_stride: usize,
     /// What finishes an output; its pointers are those of the first panel.
-    pub epilogue: Epilogue,
+    pub epilogue: EpilogueArgs,
     /// Working memory of [`Tuning::scratch`] floats.
     pub scratch: *mut f32,
     /// Sizes of blocks.
     pub tuning: Tuning,
     /// The table's epilogue routine.
-    pub finish: unsafe fn(*mut f32, usize, usize, usize, &Epilogue),
+    pub finish: unsafe fn(*mut f32, usize, usize, usize, &EpilogueArgs),
 }
 
 impl Matmul {
     /// Rows of the tiles that are multiplied.
-    fn rows(&self, form: Form) -> Range<usize> {
+    fn rows(&self, form: InputLayout) -> Range<usize> {
         form.of_tiles(self.m, self.tile..self.tile + self.tiles)
     }
 }
@@ -123,7 +123,7 @@ pub(super) unsafe fn matmul<L: Lanes, K: Kind<L>>(job: &Matmul) {
         if streamed::<L, K>(job.m) {
             stream::<L, K>(job);
         } else {
-            let rows = job.rows(Form::of::<L, K>(job.m)).len();
+            let rows = job.rows(InputLayout::of::<L, K>(job.m)).len();
             let some = rows <= job.tuning.short_blocks.max(FEW_ROWS);
             // High tiles that share a short block widen it themselves: that costs less than storing it.
             let high = L::ROWS >= 12;
@@ -145,7 +145,7 @@ unsafe fn stream<L: Lanes, K: Kind<L>>(job: &Matmul) {
     unsafe {
         let lines = job.k.div_ceil(K::STEP);
         let pair_bytes = lines * PAIR;
-        let stride = if K::PAIRS { Form::of::<L, K>(job.m).words(job.k) } else { job.a_stride };
+        let stride = if K::PAIRS { InputLayout::of::<L, K>(job.m).words(job.k) } else { job.a_stride };
         let a = TileRows { at: job.a, stride };
         let step = if K::WIDEN { job.tuning.widened_prefetch } else { job.tuning.prefetch }.of(job.m);
         let wide = job.tuning.panels >= 4;
@@ -237,7 +237,7 @@ unsafe fn short<L: Lanes, K: Kind<L>, T: Kind<L>>(job: &Matmul) {
     // SAFETY: handed on from the caller; the scratch holds a widened block of two panels.
     unsafe {
         let lines = job.k.div_ceil(K::STEP);
-        let form = Form::of::<L, K>(job.m);
+        let form = InputLayout::of::<L, K>(job.m);
         let (pair_bytes, words) = (lines * PAIR, form.words(job.k));
         let (rows, tiles) = (job.rows(form), job.tiles);
         for p in (0..job.panels).step_by(2) {
@@ -289,7 +289,7 @@ unsafe fn long<L: Lanes, K: Kind<L>, T: Kind<L>>(job: &Matmul) {
     let pair_bytes = lines * PAIR;
     let t = &job.tuning;
     let per_block = if widen { t.widened } else { t.block_k }.div_ceil(K::STEP).max(1);
-    let form = Form::of::<L, K>(job.m);
+    let form = InputLayout::of::<L, K>(job.m);
     let (words, tiles) = (form.words(job.k), job.tiles);
     // Blocks of nearly equal size.
     let blocks = tiles.div_ceil((t.block_m / L::ROWS).max(1));

@@ -23,20 +23,20 @@ mod tile;
 
 use std::sync::OnceLock;
 
-pub use activation::{Activation, Epilogue};
+pub use activation::{Activation, EpilogueArgs};
 pub use attention::{Attention, Bias, CHUNK, Visible, scratch as attention_scratch};
-pub use cache::{BLOCK, CacheProducts, Put, clear, key_bytes, value_bytes};
+pub use cache::{AppendKv, BLOCK, CacheProducts, clear, key_bytes, value_bytes};
 pub use cpu::{Cpu, Family, identify};
 pub use format::{Format, LINE, PAIR, panel_offset};
 pub use lanes::WIDTH;
 pub use matmul::{Matmul, Prefetch, Tuning};
 pub use norm::Norm;
-pub use rows::{FEW_ROWS, Form, Pack};
+pub use rows::{FEW_ROWS, InputLayout, Pack};
 
 use crate::error::{Error, Result};
 
-/// A finishing routine of a tile, see [`Epilogue`].
-type Finish = unsafe fn(*mut f32, usize, usize, usize, &Epilogue);
+/// A finishing routine of a tile, see [`EpilogueArgs`].
+type Finish = unsafe fn(*mut f32, usize, usize, usize, &EpilogueArgs);
 
 /// The kernels of one instruction set. Handed out only where the CPU has it.
 #[derive(Debug, Clone, Copy)]
@@ -49,13 +49,13 @@ pub struct Kernels {
     /// By [`Format`], in the order of its variants.
     matmul: [unsafe fn(&Matmul); 4],
     /// By [`Format`]: how a product wants so many rows.
-    form: [fn(usize) -> Form; 4],
+    form: [fn(usize) -> InputLayout; 4],
     pack: unsafe fn(&Pack),
     finish: Finish,
     layer_norm: unsafe fn(&Norm),
     rms_norm: unsafe fn(&Norm),
     /// f32 cache, bf16 cache.
-    put: [unsafe fn(&Put); 2],
+    put: [unsafe fn(&AppendKv); 2],
     /// By [`CacheProducts`].
     attention: [unsafe fn(&Attention<'_>); 3],
     multiply: unsafe fn(*mut f32, *const f32, usize, bool),
@@ -83,12 +83,12 @@ macro_rules! table {
             shim!($attrs matmul_f16(j: &Matmul), matmul::matmul::<$lanes, format::F16>(j));
             shim!($attrs matmul_dot(j: &Matmul), matmul::matmul::<$lanes, format::Bf16Dot>(j));
             shim!($attrs pack(j: &Pack), rows::pack::<$lanes>(j));
-            shim!($attrs finish(c: *mut f32, stride: usize, rows: usize, cols: usize, e: &Epilogue),
+            shim!($attrs finish(c: *mut f32, stride: usize, rows: usize, cols: usize, e: &EpilogueArgs),
                 activation::epilogue::<$lanes>(c, stride, rows, cols, e));
             shim!($attrs layer_norm(j: &Norm), norm::layer_norm::<$lanes>(j));
             shim!($attrs rms_norm(j: &Norm), norm::rms_norm::<$lanes>(j));
-            shim!($attrs put_f32(j: &Put), cache::put_f32::<$lanes>(j));
-            shim!($attrs put_bf16(j: &Put), cache::put_bf16::<$lanes>(j));
+            shim!($attrs put_f32(j: &AppendKv), cache::put_f32::<$lanes>(j));
+            shim!($attrs put_bf16(j: &AppendKv), cache::put_bf16::<$lanes>(j));
             shim!($attrs attention_f32(j: &Attention<'_>), attention::attention::<$lanes, format::F32>(j));
             shim!($attrs attention_bf16(j: &Attention<'_>), attention::attention::<$lanes, format::Bf16>(j));
             shim!($attrs attention_dot(j: &Attention<'_>), attention::attention::<$lanes, format::Bf16Dot>(j));
@@ -104,10 +104,10 @@ macro_rules! table {
                 detected: $detected,
                 matmul: [matmul_f32, matmul_bf16, matmul_f16, matmul_dot],
                 form: [
-                    Form::of::<$lanes, format::F32>,
-                    Form::of::<$lanes, format::Bf16>,
-                    Form::of::<$lanes, format::F16>,
-                    Form::of::<$lanes, format::Bf16Dot>,
+                    InputLayout::of::<$lanes, format::F32>,
+                    InputLayout::of::<$lanes, format::Bf16>,
+                    InputLayout::of::<$lanes, format::F16>,
+                    InputLayout::of::<$lanes, format::Bf16Dot>,
                 ],
                 pack,
                 finish,
@@ -180,7 +180,7 @@ impl Kernels {
     }
 
     /// How a product of this format wants `m` rows.
-    pub fn form(&self, format: Format, m: usize) -> Form {
+    pub fn form(&self, format: Format, m: usize) -> InputLayout {
         self.form[format as usize](m)
     }
 
@@ -230,7 +230,7 @@ impl Kernels {
     ///
     /// # Safety
     /// As for [`Kernels::matmul`]; the rows fit into the block.
-    pub unsafe fn put(&self, bf16: bool, job: &Put) {
+    pub unsafe fn put(&self, bf16: bool, job: &AppendKv) {
         debug_assert!(job.token + job.rows <= BLOCK, "a block has {BLOCK} tokens");
         // SAFETY: handed on.
         unsafe { self.put[usize::from(bf16)](job) }

@@ -8,20 +8,20 @@ use std::ops::Range;
 use super::format::Kind;
 use super::lanes::{Lanes, QUAD, WIDTH};
 
-/// Up to this many rows a member packs all of them for itself, and weights of 16 bits are widened by each tile; above them,
-/// members pack together, and low tiles share blocks of weights that were widened once.
+/// Up to this many rows each thread packs its own copy of a product's input, and each tile widens 16-bit weights for itself. Above
+/// them the threads share one packed copy, and low tiles read blocks of weights that were widened once.
 pub const FEW_ROWS: usize = 16;
 
 /// How a product wants its rows.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Form {
+pub struct InputLayout {
     /// Number of packed tiles; 0 for rows as they lie.
     pub tiles: usize,
     /// Whether words are pairs of bf16.
     pub pairs: bool,
 }
 
-impl Form {
+impl InputLayout {
     /// The form of `m` rows for the kind `K`.
     pub(super) fn of<L: Lanes, K: Kind<L>>(m: usize) -> Self {
         let tiles = if !streamed::<L, K>(m) {
@@ -85,7 +85,7 @@ pub struct Pack {
     /// Inputs.
     pub k: usize,
     /// The product's form of these rows.
-    pub form: Form,
+    pub form: InputLayout,
     /// Which tiles.
     pub tiles: Range<usize>,
     /// Room for `form.words(k)` floats per row, all tiles counted.

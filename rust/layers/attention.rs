@@ -8,7 +8,7 @@ use std::ops::Range;
 
 use super::relative_bias::RelativeBias;
 use super::{Context, Rows};
-use crate::kernels::{self, BLOCK, CacheProducts, Put, Visible};
+use crate::kernels::{self, AppendKv, BLOCK, CacheProducts, Visible};
 use crate::kv::Shape;
 use crate::team::{Stop, share};
 
@@ -43,14 +43,14 @@ pub struct Batch {
 
 /// What a row sees of its span's keys, and what is added to their scores.
 #[derive(Debug, Clone, Copy)]
-pub struct Look<'a> {
+pub struct AttentionMask<'a> {
     /// Whether a row sees only the keys up to its own position.
     pub causal: bool,
     /// Added to the scores by distance between key and row.
     pub bias: Option<&'a RelativeBias>,
 }
 
-impl Look<'_> {
+impl AttentionMask<'_> {
     /// Up to the row itself, nothing added (GPT-2).
     pub const CAUSAL: Self = Self { causal: true, bias: None };
     /// Everything, nothing added (cross-attention).
@@ -132,8 +132,8 @@ impl<'a> Keys<'a> {
     }
 }
 
-/// The tasks in an order in which little is read anew: group by group of rows, each head by head (the same keys, as forks of a
-/// sequence have them), each run by run of at most `at_once` rows of a span.
+/// Order of the attention tasks, chosen so that neighbouring tasks read the same keys: by group of rows, then by head, then by run
+/// of at most `at_once` query rows of a span. Forks of a sequence share keys, too, and are neighbours under a head.
 #[derive(Clone, Copy)]
 struct Order<'a> {
     spans: &'a [Span],
@@ -146,7 +146,7 @@ struct Order<'a> {
 
 /// Where a task is.
 #[derive(Debug, Default)]
-struct Place {
+struct TaskPos {
     head: usize,
     span: usize,
     /// First row within the span.
@@ -157,7 +157,7 @@ struct Place {
 
 impl<'a> Order<'a> {
     /// Where a task is.
-    fn place(&self, task: usize) -> Place {
+    fn place(&self, task: usize) -> TaskPos {
         let of = |group| share(self.runs, group, self.groups);
         let group = (0..self.groups).find(|group| task < of(*group).end * self.heads).unwrap_or(0);
         let runs = of(group);
@@ -168,12 +168,12 @@ impl<'a> Order<'a> {
             before -= self.spans[span].rows.div_ceil(self.at_once);
             span += 1;
         }
-        Place { head, span, first: before * self.at_once, left: runs.end - run }
+        TaskPos { head, span, first: before * self.at_once, left: runs.end - run }
     }
 
     /// Head, span, and first row within the span of some tasks that follow each other.
     fn tasks(self, mut some: Range<usize>) -> impl Iterator<Item = (usize, usize, usize)> + use<'a> {
-        let mut at = Place::default();
+        let mut at = TaskPos::default();
         std::iter::from_fn(move || {
             let task = some.next()?;
             if at.left == 0 {
@@ -227,7 +227,7 @@ impl Heads {
             let block = batch.blocks[span.block + position / BLOCK].cast_mut();
             // SAFETY: the block is reserved for these rows, and under this head it is this member's alone.
             unsafe {
-                let job = Put {
+                let job = AppendKv {
                     key: new.keys.0.at(row, new.keys.1 + column),
                     key_stride: new.keys.0.stride(),
                     value: new.values.0.at(row, new.values.1 + column),
@@ -258,7 +258,7 @@ impl Heads {
         &self,
         ctx: &Context<'_>,
         at: Keys<'_>,
-        look: Look<'_>,
+        look: AttentionMask<'_>,
         new: KeysValues<'_>,
         queries: (Rows<'_>, usize),
         out: Rows<'_>,
@@ -280,7 +280,7 @@ impl Heads {
         &self,
         ctx: &Context<'_>,
         at: Keys<'_>,
-        look: Look<'_>,
+        look: AttentionMask<'_>,
         queries: (Rows<'_>, usize),
         out: Rows<'_>,
     ) {
@@ -293,7 +293,7 @@ impl Heads {
         &self,
         ctx: &Context<'_>,
         at: Keys<'_>,
-        look: Look<'_>,
+        look: AttentionMask<'_>,
         new: Option<KeysValues<'_>>,
         queries: (Rows<'_>, usize),
         out: Rows<'_>,

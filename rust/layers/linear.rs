@@ -3,7 +3,7 @@
 use std::ops::Range;
 
 use super::{Context, Rows};
-use crate::kernels::{Activation, Epilogue, FEW_ROWS, Form, Format, Matmul, Pack, WIDTH};
+use crate::kernels::{Activation, EpilogueArgs, FEW_ROWS, Format, InputLayout, Matmul, Pack, WIDTH};
 use crate::packed::{Packed, Storage};
 use crate::team::{Stop, share};
 
@@ -38,7 +38,7 @@ pub struct Linear {
 #[derive(Debug, Clone, Copy)]
 pub struct Prepared<'a> {
     rows: Rows<'a>,
-    form: Form,
+    form: InputLayout,
     at: *const f32,
 }
 
@@ -50,7 +50,7 @@ impl<'a> Prepared<'a> {
 }
 
 /// Packs some tiles of the rows, which no other member touches.
-fn pack(ctx: &Context<'_>, x: Rows<'_>, form: Form, tiles: Range<usize>, out: *mut f32) {
+fn pack(ctx: &Context<'_>, x: Rows<'_>, form: InputLayout, tiles: Range<usize>, out: *mut f32) {
     let (a, m, k) = (x.at(0, 0), x.rows(), x.width());
     let job = Pack { a, a_stride: x.stride(), m, k, form, tiles, out };
     // SAFETY: the rows are padded to an even number; the callers give room for the words.
@@ -59,18 +59,18 @@ fn pack(ctx: &Context<'_>, x: Rows<'_>, form: Form, tiles: Range<usize>, out: *m
 
 /// What follows a product.
 #[derive(Debug, Clone, Copy)]
-pub struct Then<'a> {
+pub struct Epilogue<'a> {
     /// Applied after the bias.
     pub activation: Activation,
     /// Added last; another buffer than the output.
     pub residual: Option<Rows<'a>>,
     /// Whether the result feeds another product and is rounded where products are formed in bf16.
-    pub feeds: bool,
+    pub round_output: bool,
 }
 
-impl Then<'_> {
+impl Epilogue<'_> {
     /// Nothing follows.
-    pub const NOTHING: Self = Self { activation: Activation::Linear, residual: None, feeds: false };
+    pub const NOTHING: Self = Self { activation: Activation::Linear, residual: None, round_output: false };
 }
 
 impl Linear {
@@ -201,14 +201,21 @@ impl Linear {
     /// Writes this member's pieces of the outputs; others may be read behind a barrier only.
     ///
     /// Bits of a row do not depend on the other rows or on the number of members.
-    pub fn forward(&self, ctx: &Context<'_>, x: Prepared<'_>, out: Rows<'_>, then: Then<'_>) {
+    pub fn forward(&self, ctx: &Context<'_>, x: Prepared<'_>, out: Rows<'_>, then: Epilogue<'_>) {
         for piece in self.pieces(ctx, x) {
             self.product(ctx, &piece, x, out, then);
         }
     }
 
     /// Writes one piece of the outputs.
-    pub fn product(&self, ctx: &Context<'_>, piece: &Piece, x: Prepared<'_>, out: Rows<'_>, then: Then<'_>) {
+    pub fn product(
+        &self,
+        ctx: &Context<'_>,
+        piece: &Piece,
+        x: Prepared<'_>,
+        out: Rows<'_>,
+        then: Epilogue<'_>,
+    ) {
         let (rows, panels) = (x.rows, &piece.panels);
         if panels.is_empty() || rows.rows() == 0 {
             return;
@@ -222,7 +229,7 @@ impl Linear {
         assert!(piece.tiles.end <= x.form.tiles, "tiles of these rows");
         let (first, format) = (panels.start * WIDTH, self.format(ctx));
         assert!(self.takes(ctx, x), "an input for this layer");
-        let epilogue = Epilogue {
+        let epilogue = EpilogueArgs {
             bias: if self.bias.is_empty() { std::ptr::null() } else { self.bias[first..].as_ptr() },
             activation: then.activation,
             residual: then.residual.map_or(std::ptr::null(), |r| {
@@ -233,7 +240,7 @@ impl Linear {
                 r.at(0, first).cast_const()
             }),
             residual_stride: then.residual.map_or(0, |r| r.stride()),
-            round: then.feeds && ctx.runtime.bf16,
+            round: then.round_output && ctx.runtime.bf16,
         };
         let job = Matmul {
             a: x.at,

@@ -12,7 +12,7 @@ pub const PRIVATE_ROWS: usize = 8;
 
 /// Which statistics a row is divided by.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Kind {
+pub enum NormKind {
     /// Mean and variance, with a bias (GPT-2).
     Layer,
     /// Root mean square, without a bias (T5).
@@ -23,7 +23,7 @@ pub enum Kind {
 #[derive(Debug, Clone)]
 pub struct Norm {
     /// Statistics.
-    pub kind: Kind,
+    pub kind: NormKind,
     /// Scale by column.
     pub weight: Vec<f32>,
     /// Shift by column; empty for none.
@@ -49,8 +49,8 @@ impl Norm {
         // SAFETY: the rows are padded to whole panels; the output row is this member's alone.
         unsafe {
             match self.kind {
-                Kind::Layer => ctx.runtime.kernels.layer_norm(&job),
-                Kind::Rms => ctx.runtime.kernels.rms_norm(&job),
+                NormKind::Layer => ctx.runtime.kernels.layer_norm(&job),
+                NormKind::Rms => ctx.runtime.kernels.rms_norm(&job),
             }
         }
     }

@@ -11,7 +11,7 @@ use crate::error::{Error, Result};
 use crate::kernels::Activation;
 use crate::layers::attention::Heads;
 use crate::layers::linear::Linear;
-use crate::layers::norm::{Kind, Norm};
+use crate::layers::norm::{Norm, NormKind};
 use crate::layers::relative_bias::RelativeBias;
 use crate::packed::{Orientation, Packed};
 
@@ -96,19 +96,19 @@ impl Dense {
 #[derive(Debug, Clone)]
 pub struct Normed {
     name: String,
-    kind: Kind,
+    kind: NormKind,
     eps: f32,
     scale: f32,
 }
 
 /// A norm by mean and variance, with a bias (Ba et al. 2016).
 pub fn layer_norm(name: &str, eps: f32) -> Normed {
-    Normed { name: name.to_owned(), kind: Kind::Layer, eps, scale: 1.0 }
+    Normed { name: name.to_owned(), kind: NormKind::Layer, eps, scale: 1.0 }
 }
 
 /// A norm by the root of the mean square, without a bias (Zhang and Sennrich 2019).
 pub fn rms_norm(name: &str, eps: f32) -> Normed {
-    Normed { kind: Kind::Rms, ..layer_norm(name, eps) }
+    Normed { kind: NormKind::Rms, ..layer_norm(name, eps) }
 }
 
 impl Normed {

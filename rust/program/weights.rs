@@ -5,7 +5,7 @@ use std::marker::PhantomData;
 
 use crate::error::Result;
 use crate::layers::linear::Linear;
-use crate::layers::norm::{Kind, Norm};
+use crate::layers::norm::{Norm, NormKind};
 use crate::layers::relative_bias::{Distances, RelativeBias};
 use crate::load::{Loader, Ticket};
 use crate::packed::{Orientation, Packed, Storage};
@@ -193,15 +193,15 @@ impl<'l> Recorder<'l> {
     pub(super) fn norm(
         &mut self,
         name: &str,
-        kind: Kind,
+        kind: NormKind,
         eps: f32,
         scale: f32,
         width: usize,
     ) -> Result<Slot<Norm>> {
         let mut weight = self.loader.values(&format!("{name}.weight"), &[width])?;
         let bias = match kind {
-            Kind::Layer => self.loader.values(&format!("{name}.bias"), &[width])?,
-            Kind::Rms => Vec::new(),
+            NormKind::Layer => self.loader.values(&format!("{name}.bias"), &[width])?,
+            NormKind::Rms => Vec::new(),
         };
         if scale != 1.0 {
             weight.iter_mut().for_each(|w| *w *= scale);

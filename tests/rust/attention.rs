@@ -5,7 +5,7 @@ use std::sync::atomic::AtomicBool;
 
 use fastdecode::kernels::{Family, Kernels};
 use fastdecode::kv::{Pool, Sequence, Shape};
-use fastdecode::layers::attention::{Batch, Heads, Keys, KeysValues, Look, Span};
+use fastdecode::layers::attention::{AttentionMask, Batch, Heads, Keys, KeysValues, Span};
 use fastdecode::layers::{self, Buffer, Context, Runtime};
 use fastdecode::team;
 
@@ -69,7 +69,7 @@ fn attend_unless(
         let keys = Keys { shape: pool.shape(), layer: 1, batch: &batch, wanted: None };
         let new = KeysValues { keys: (qkv, WIDTH), values: (qkv, 2 * WIDTH) };
         // The last phase of the region: no barrier tells the members that the step was cancelled.
-        HEADS.append_and_attend(&ctx, keys, Look { causal, bias: None }, new, (qkv, 0), out)
+        HEADS.append_and_attend(&ctx, keys, AttentionMask { causal, bias: None }, new, (qkv, 0), out)
     });
     for ((_, sequence), &rows) in sequences.iter_mut().zip(rows) {
         sequence.advance(rows);

@@ -3,7 +3,7 @@
 
 use fastdecode::arena::Arena;
 use fastdecode::kernels::{
-    Activation, Epilogue, Family, Format, Kernels, LINE, Matmul, Norm, Pack, Prefetch, Tuning, WIDTH,
+    Activation, EpilogueArgs, Family, Format, Kernels, LINE, Matmul, Norm, Pack, Prefetch, Tuning, WIDTH,
 };
 use fastdecode::layers::stride;
 use fastdecode::packed::{Orientation, Packed, Storage, packed_bytes};
@@ -80,7 +80,7 @@ fn multiply(k: &Kernels, format: Format, w: &Packed, a: &[f32], m: usize, tuning
         panels: w.panels(),
         c: c.as_mut_ptr(),
         c_stride: n,
-        epilogue: Epilogue::NONE,
+        epilogue: EpilogueArgs::NONE,
         scratch: scratch.as_mut_ptr(),
         tuning,
         finish: k.finish(),
@@ -267,7 +267,7 @@ fn every_activation_equals_its_formula() {
         let mut bits: Option<Vec<u32>> = None;
         for table in tables() {
             let mut c = xs.clone();
-            let e = Epilogue { activation, ..Epilogue::NONE };
+            let e = EpilogueArgs { activation, ..EpilogueArgs::NONE };
             // SAFETY: one row of whole panels.
             unsafe { (table.finish())(c.as_mut_ptr(), c.len(), 1, c.len(), &e) };
             if fuses(&table) {
@@ -292,7 +292,7 @@ fn the_epilogue_adds_bias_before_and_residual_after_the_activation() {
     for table in tables() {
         let (bias, residual) = (vec![-3.0; WIDTH], vec![10.0; 2 * WIDTH]);
         let mut c = vec![2.0; 2 * WIDTH];
-        let e = Epilogue {
+        let e = EpilogueArgs {
             bias: bias.as_ptr(),
             activation: Activation::Relu,
             residual: residual.as_ptr(),
@@ -331,7 +331,7 @@ fn every_table_rounds_to_bf16_as_half_does() {
     let want = HARD_TO_ROUND.map(|bits| half::bf16::from_f32(f32::from_bits(bits)));
     for table in tables() {
         let mut c = HARD_TO_ROUND.map(f32::from_bits);
-        let e = Epilogue { round: true, ..Epilogue::NONE };
+        let e = EpilogueArgs { round: true, ..EpilogueArgs::NONE };
         // SAFETY: one row of one panel.
         unsafe { (table.finish())(c.as_mut_ptr(), WIDTH, 1, WIDTH, &e) };
         assert_eq!(c.map(f32::to_bits), want.map(|x| x.to_f32().to_bits()), "{}", table.name);

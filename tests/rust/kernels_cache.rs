@@ -1,7 +1,9 @@
 //! Law 1 for the cache and attention: every table puts the same bytes into a block and attends as the naive reference does, and a
 //! row's bits do not depend on the rows beside it.
 
-use fastdecode::kernels::{self, Attention, BLOCK, Bias, CHUNK, CacheProducts, Kernels, Put, Visible, WIDTH};
+use fastdecode::kernels::{
+    self, AppendKv, Attention, BLOCK, Bias, CHUNK, CacheProducts, Kernels, Visible, WIDTH,
+};
 use fastdecode::kv::{Pool, Sequence, Shape};
 use proptest::prelude::*;
 
@@ -23,7 +25,7 @@ fn put(
         let block = blocks[t / BLOCK].cast_mut();
         // SAFETY: reserved, one thread.
         unsafe {
-            let job = Put {
+            let job = AppendKv {
                 key: key[t * d..].as_ptr(),
                 key_stride: d,
                 value: value[t * d..].as_ptr(),
@@ -157,7 +159,7 @@ fn every_table_puts_the_same_bytes_into_a_block() {
             let (mut keys, mut values) = (vec![0_u8; key_bytes], vec![0_u8; value_bytes]);
             let mut token = 0;
             for &rows in &runs {
-                let job = Put {
+                let job = AppendKv {
                     key: key[token * d..].as_ptr(),
                     key_stride: d,
                     value: value[token * d..].as_ptr(),

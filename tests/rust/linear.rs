@@ -5,7 +5,7 @@ use std::sync::atomic::AtomicBool;
 
 use fastdecode::arena::Arena;
 use fastdecode::kernels::{Activation, Family, LINE, WIDTH};
-use fastdecode::layers::linear::{Linear, Then};
+use fastdecode::layers::linear::{Epilogue, Linear};
 use fastdecode::layers::{self, Buffer, Context, Runtime};
 use fastdecode::packed::{Orientation, Packed, Storage, packed_bytes};
 use fastdecode::team;
@@ -47,7 +47,7 @@ fn products(layers: &[Linear], runtime: &Runtime, first: usize, m: usize) -> Vec
             row.iter_mut().enumerate().for_each(|(c, v)| *v = value(seed * (first + r) + c));
         }
     }
-    let then = Then { activation: Activation::GeluNew, residual: Some(residual), feeds: false };
+    let then = Epilogue { activation: Activation::GeluNew, residual: Some(residual), round_output: false };
     let members = members.rows(runtime.threads, layers::scratch(runtime, INPUTS, 16)).unwrap();
     let packed_rows = packed.rows(1, layers::packed_rows(m, INPUTS)).unwrap();
     let mut outs: Vec<Buffer> = layers.iter().map(|_| Buffer::default()).collect();
@@ -115,7 +115,7 @@ fn gated(layers: &[Linear; 2], runtime: &Runtime, m: usize) -> [Vec<Vec<f32>>; 3
     }
     let members = members.rows(runtime.threads, layers::scratch(runtime, INPUTS, 16)).unwrap();
     let packed_rows = packed.rows(1, layers::packed_rows(m, INPUTS)).unwrap();
-    let gate_then = Then { activation: Activation::GeluNew, ..Then::NOTHING };
+    let gate_then = Epilogue { activation: Activation::GeluNew, ..Epilogue::NOTHING };
     let mut outs: [Buffer; 4] = Default::default();
     let outs = outs.each_mut().map(|out| out.rows(m, outputs).unwrap());
     let [gate, up, both, other] = outs;
@@ -123,10 +123,10 @@ fn gated(layers: &[Linear; 2], runtime: &Runtime, m: usize) -> [Vec<Vec<f32>>; 3
         let ctx = Context { member, runtime, scratch: members.at(member.index(), 0), packed_rows };
         let input = layers[0].prepare(&ctx, x)?;
         layers[0].forward(&ctx, input, gate, gate_then);
-        layers[1].forward(&ctx, input, up, Then::NOTHING);
+        layers[1].forward(&ctx, input, up, Epilogue::NOTHING);
         for piece in layers[0].pieces(&ctx, input) {
             layers[0].product(&ctx, &piece, input, both, gate_then);
-            layers[1].product(&ctx, &piece, input, other, Then::NOTHING);
+            layers[1].product(&ctx, &piece, input, other, Epilogue::NOTHING);
             both.multiply(&ctx, other, &piece);
         }
         member.barrier()
