@@ -3,10 +3,10 @@
     python benches/before.py OTHER                     OTHER: a folder that holds the other build's package `fastdecode`
     python benches/before.py OTHER --models gpt2-f32 --pairs 60
 
-Each build has a process of its own. They take turns at the same work, a few hundredths of a second each, so that what the
-machine does to the one it does to the other; every second pair begins with the other build. The ratio of a pair is the
-other build's time over ours: above 1, ours is faster. Printed are the median of the ratios and an interval that holds
-the median with 95 % probability, whatever their distribution (order statistics of a binomial).
+Each build has a process of its own. They take turns at the same work, a few hundredths of a second each, so that what
+the machine does to the one it does to the other; every second pair begins with the other build. The ratio of a pair is
+the other build's time over ours: above 1, ours is faster. Printed are the median of the ratios and an interval that
+holds the median with 95 % probability, whatever their distribution (order statistics of a binomial).
 
     decode    some steps of one sequence, contexts of 32 to 160
     eight     some steps of eight sequences
@@ -27,7 +27,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-HERE = Path(__file__).resolve().parent
 STEPS, NEW, PROMPT, LONG, SOURCE = 5, 128, 32, 512, 128
 WORKS = ("decode", "eight", "prompt")
 GREEDY = {"do_sample": False, "eos_token_id": None}
@@ -132,7 +131,9 @@ def interval(ratios: list[float]) -> tuple[float, float]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("other", type=Path)
     parser.add_argument(
         "--models", nargs="+", default=["gpt2-f32", "gpt2-bf16", "gpt2-dot", "t5-base-f32", "t5-base-bf16"]
@@ -140,24 +141,22 @@ def main() -> None:
     parser.add_argument("--works", nargs="+", choices=WORKS, default=list(WORKS))
     parser.add_argument("--pairs", type=int, default=60)
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--cache", type=Path, default=Path(".peers/models"), help="folder for models made here")
+    parser.add_argument(
+        "--cache", type=Path, default=Path(".peers/models"), help="folder for models made here"
+    )
     options = parser.parse_args()
-    sys.path.insert(0, str(HERE))
-    import folders
-    import t5_folders
+    from folders import build
 
     for name in options.models:
         model, kind = name.rsplit("-", 1)
         dtype, compute = ("bf16", "bfloat16") if kind == "dot" else (kind, "")
-        shape: Any = folders.MODELS.get(model) or t5_folders.SHAPES[model]
-        build: Any = folders.build if model in folders.MODELS else t5_folders.build
-        arguments = [str(build(shape, dtype, options.cache)), compute, str(options.threads)]
+        arguments = [str(build(model, dtype, options.cache)), compute, str(options.threads)]
         builds = [Build(options.other, arguments), Build(None, arguments)]
         for work in options.works:
             ratios = []
             for turn in range(options.pairs):
                 order = builds if turn % 2 else builds[::-1]
-                by = {build: build.seconds(work) for build in order}
+                by = {one: one.seconds(work) for one in order}
                 ratios.append(by[builds[0]] / by[builds[1]])
             low, high = interval(ratios)
             middle = statistics.median(ratios)

@@ -327,7 +327,7 @@ def main() -> None:
         prepare(options)
         return
     for name in options.models:
-        model = counted(name)
+        model = counted(name, options.cache)
         if options.start_up:
             report["start_up"] += [{"model": name, **row} for row in start_up(model, options)]
             save(report, target)

@@ -297,14 +297,15 @@ def main() -> None:
     if options.merge and target.exists():
         report = json.loads(target.read_text())
     for name in options.models:
+        model = counted(name, options.cache)
         for precision in options.precisions:
             sys.stdout.write(f"{name} {precision}\n")
             if options.prepare:
-                for _, worker in start(counted(name), precision, options)[0].values():
+                for _, worker in start(model, precision, options)[0].values():
                     worker.close()
                 continue
-            result = measure(counted(name), precision, options)
-            result["summary"] = summary(counted(name), result)
+            result = measure(model, precision, options)
+            result["summary"] = summary(model, result)
             show(result)
             report["groups"].append(result)
             save(report, target)

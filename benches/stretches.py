@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import Any
 
 import fastdecode
-from costs import counted
+from costs import Model
 from decode import BATCH, DECODE, PREFILL
 from fastdecode import _core
 from folders import MODELS, build
@@ -58,8 +58,8 @@ class Subject:
         compute: Any = "bfloat16" if precision == "bf16 dot" else None
         kind = precision.split()[0]
         folder = build(name, kind, cache)
-        flops = counted(name).prompt_flops(SOURCE if MODELS[name].has_encoder else PREFILL[1])
         self.model: Any = fastdecode.load(folder, compute_dtype=compute, num_threads=threads)
+        flops = Model(name, self.model).prompt_flops(SOURCE if MODELS[name].has_encoder else PREFILL[1])
         self.info, self.threads, self.prompt_flops = self.model.info(), threads, flops
         # Where the CPU does the dot slowly, or not at all, products of bf16 are formed by multiply-adds.
         dot = compute is not None and bool(self.limits().get("bf16_dot_flops_per_second"))

@@ -115,7 +115,7 @@ impl Sequence {
     /// Gets blocks for `more` positions past the length, this sequence's alone from the first new position on.
     ///
     /// # Errors
-    /// [`Error::OutOfMemory`]; the sequence is then as it was.
+    /// [`OutOfMemory`](crate::Error::OutOfMemory); the sequence is then as it was.
     pub fn reserve(&mut self, more: usize) -> Result<()> {
         let tail = self.len % BLOCK;
         if tail != 0

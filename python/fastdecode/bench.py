@@ -64,7 +64,7 @@ def measure(
     peak = best["f32_flops_per_second"]
     if info["compute_dtype"] == "bfloat16":
         peak = max(peak, best["bf16_dot_flops_per_second"])
-    flops = _prompt_flops(model, prefill)
+    flops = model._core.flops(prefill, 1)
     steps = new - 1
     # A source's keys and values are as large as those of so many tokens of the decoder.
     read = steps * info["step_weight_bytes"] + info["cache_bytes_per_token"] * steps * (prompt + new / 2)
@@ -103,30 +103,3 @@ def measure(
 
 def _limits(info: dict[str, Any]) -> dict[str, Any]:
     return _core.measure_limits(info["weight_bytes"], info["num_threads"])
-
-
-# The only place in Python that counts an architecture's operations by hand.
-def _prompt_flops(model: CausalLM | Seq2SeqLM, tokens: int) -> float:
-    """Floating-point operations until the first new token, for a prompt or a source of so many tokens."""
-    return (_encoder_flops if model.has_encoder else _causal_flops)(model.config, tokens)
-
-
-def _causal_flops(config: Any, tokens: int) -> float:  # noqa: ANN401 (values of config.json)
-    """Two operations per weight and token, causal attention over half of the square, the head for the last token."""
-    width, layers = config["n_embd"], config["n_layer"]
-    inner = config.get("n_inner") or 4 * width
-    matrices = 2 * tokens * layers * (4 * width * width + 2 * width * inner)
-    attention = 2 * 2 * layers * width * tokens * (tokens + 1) / 2
-    return float(matrices + attention + 2 * width * config["vocab_size"])
-
-
-def _encoder_flops(config: Any, tokens: int) -> float:  # noqa: ANN401 (values of config.json)
-    """Two operations per weight and token of the encoder and of the decoder's keys and values, then one step."""
-    width, heads = config["d_model"], config["num_heads"] * config["d_kv"]
-    layers, decoder_layers = config["num_layers"], config.get("num_decoder_layers") or config["num_layers"]
-    gated = config.get("is_gated_act", str(config.get("feed_forward_proj", "relu")).startswith("gated"))
-    dense = (3 if gated else 2) * width * config["d_ff"]
-    encoder = layers * (2 * tokens * (4 * width * heads + dense) + 2 * 2 * heads * tokens * tokens)
-    memory = decoder_layers * 2 * tokens * 2 * width * heads
-    step = decoder_layers * (2 * (6 * width * heads + dense) + 2 * 2 * heads * tokens)
-    return float(encoder + memory + step + 2 * width * config["vocab_size"])

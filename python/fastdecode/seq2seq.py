@@ -408,8 +408,6 @@ class Seq2SeqLM(LanguageModel):
             return [_Item(item, prefix) for item in sources], one
         prompts: list[Any] = list(prefix)
         if one:
-            if not isinstance(given, Memory) and len(prompts) > 1:
-                given = self.encode(given)
             sources = [given] * len(prompts)
         if len(prompts) != len(sources):
             got = f"{len(prompts)} prompts"

@@ -260,11 +260,8 @@ mod tests {
         let bytes = mappings.iter().map(|&(at, len)| {
             let mut pages = vec![0u8; len / page()];
             // SAFETY: the mapping is alive while the pool is locked, and there is a byte for each of its pages.
-            assert_eq!(
-                unsafe { libc::mincore(at.cast(), len, pages.as_mut_ptr()) },
-                0,
-                "the pages are mapped"
-            );
+            let outcome = unsafe { libc::mincore(at.cast(), len, pages.as_mut_ptr()) };
+            assert_eq!(outcome, 0, "the pages are mapped");
             pages.iter().filter(|page| **page & 1 == 1).count() * page()
         });
         (bytes.sum(), mappings.len())
@@ -315,7 +312,7 @@ mod tests {
             });
             kept.extend(all);
             let (live, held) = (pool.live_bytes(), pool.held_bytes());
-            assert_eq!(live, kept.len() * 13 << 16, "what is kept is live");
+            assert_eq!(live, (kept.len() * 13) << 16, "what is kept is live");
             assert!(held <= live + RESERVE, "{held} bytes are held for {live} after round {round}");
             check(&pool, kept.len() * 13);
         }

@@ -65,7 +65,7 @@ impl Distances {
         Self { buckets, by_distance }
     }
 
-    /// How the distances fall into buckets.
+    /// How they fall into buckets.
     pub fn buckets(&self) -> Buckets {
         self.buckets
     }

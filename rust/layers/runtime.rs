@@ -25,7 +25,7 @@ impl Runtime {
     /// The chosen kernels on this CPU.
     ///
     /// # Errors
-    /// [`Error::Isa`] when `FASTDECODE_ISA` names a table that this CPU cannot run.
+    /// [`Isa`](crate::Error::Isa) when `FASTDECODE_ISA` names a table that this CPU cannot run.
     pub fn new(threads: usize, bf16: bool) -> Result<Self> {
         let kernels = Kernels::chosen()?;
         let family = kernels::identify().family;

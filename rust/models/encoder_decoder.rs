@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
 use super::decoder::Segment;
-use super::sequence::{DecoderSequence, EncoderOutput, Source};
+use super::sequence::{DecoderSequence, EncoderOutput, PendingSource, Source};
 use crate::error::{Error, Result};
 use crate::execute::{Buffers, Executor, Inputs, Trace};
 use crate::kernels::BLOCK;
@@ -28,10 +28,8 @@ pub(super) struct Encoder<'a> {
 impl Encoder<'_> {
     /// Bytes that a token of a source takes while it is encoded: activations, keys and values.
     pub(super) fn token_bytes(self) -> usize {
-        let program = self.executor.program;
-        let widths: usize = program.buffers().iter().map(|buffer| buffer.width).sum();
         let blocks = self.own.shape().block_bytes() + self.kept.shape().block_bytes();
-        (widths + program.most_inputs()) * size_of::<f32>() + blocks / BLOCK
+        self.executor.program.row_bytes() + blocks / BLOCK
     }
 
     /// Encodes sources in one step; results are the same bits as alone. Every source has at least one id, all below the
@@ -76,7 +74,7 @@ impl Encoder<'_> {
         outputs.collect()
     }
 
-    /// Encodes the sources that sequences of the batch still have as ids; one that several share is encoded once.
+    /// Encodes the sources that sequences of the batch still wait for, each once for all that share it.
     ///
     /// # Errors
     /// As for [`Encoder::encode`].
@@ -85,23 +83,25 @@ impl Encoder<'_> {
         batch: &mut [Segment<'_, DecoderSequence>],
         cancel: &AtomicBool,
     ) -> Result<()> {
-        let mut pending: Vec<Arc<[u32]>> = Vec::new();
+        let mut pending: Vec<Arc<PendingSource>> = Vec::new();
         for segment in batch.iter() {
-            if let Source::Ids(ids) = &segment.sequence.source
-                && !pending.iter().any(|other| Arc::ptr_eq(other, ids))
+            if let Source::Pending(source) = &segment.sequence.source
+                && source.output.get().is_none()
+                && !pending.iter().any(|other| Arc::ptr_eq(other, source))
             {
-                pending.push(Arc::clone(ids));
+                pending.push(Arc::clone(source));
             }
         }
-        if pending.is_empty() {
-            return Ok(());
+        if !pending.is_empty() {
+            let sources: Vec<&[u32]> = pending.iter().map(|source| &*source.ids).collect();
+            for (source, output) in std::iter::zip(&pending, self.encode(&sources, false, cancel, None)?) {
+                // Where another caller was faster, its outcome is the same and stays.
+                let _ = source.output.set(output);
+            }
         }
-        let sources: Vec<&[u32]> = pending.iter().map(|ids| &**ids).collect();
-        let outputs = self.encode(&sources, false, cancel, None)?;
         for segment in batch {
-            let Source::Ids(ids) = &segment.sequence.source else { continue };
-            let place = pending.iter().position(|other| Arc::ptr_eq(other, ids));
-            if let Some(output) = place.map(|place| &outputs[place]) {
+            let Source::Pending(source) = &segment.sequence.source else { continue };
+            if let Some(output) = source.output.get() {
                 segment.sequence.source = Source::Encoded(Arc::clone(output));
             }
         }

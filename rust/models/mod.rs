@@ -173,15 +173,15 @@ impl Model {
     }
 
     /// Floating-point operations of reading `tokens` tokens and giving the logits of the last `wanted` of them. In a model with an
-    /// encoder the tokens are a source, `wanted` is not looked at, and one step of the decoder over the source is counted, too.
+    /// encoder the tokens are a source, and the logits those of the decoder's first `wanted` tokens over it.
     pub fn flops(&self, tokens: usize, wanted: usize) -> f64 {
         let of = |program: &Program, work: Work| program.flops(&self.weights, work);
-        let prompt = Work { position: 0, rows: tokens, wanted, source: 0 };
         match &self.network {
-            Network::Decoder(decoder) => of(decoder, prompt),
+            Network::Decoder(decoder) => of(decoder, Work { position: 0, rows: tokens, wanted, source: 0 }),
             Network::EncoderDecoder { encoder, decoder } => {
-                let step = Work { position: 0, rows: 1, wanted: 1, source: tokens };
-                of(encoder, prompt) + of(decoder, step)
+                let source = Work { position: 0, rows: tokens, wanted: 0, source: 0 };
+                let first = Work { position: 0, rows: wanted, wanted, source: tokens };
+                of(encoder, source) + of(decoder, first)
             }
         }
     }
@@ -231,7 +231,7 @@ impl Model {
         match &source {
             Source::None if !self.has_encoder() => {}
             Source::None => return Err(no_source()),
-            Source::Ids(ids) => self.encoder().and_then(|_| self.check_source(ids))?,
+            Source::Pending(source) => self.encoder().and_then(|_| self.check_source(&source.ids))?,
             Source::Encoded(output) => {
                 self.encoder()?;
                 if !output.keys_values.is_of(&self.pool) {

@@ -3,7 +3,7 @@
 //! An encoder's output is what a decoder needs of one source: cross-attention keys and values of every layer, computed once.
 //! Sequences, forks and beams share it by reference.
 
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use super::decoder::Sequence;
 use crate::kv;
@@ -19,16 +19,30 @@ pub struct EncoderOutput {
     pub keys_values: kv::Sequence,
 }
 
+/// A source that is to be encoded by the first forward that needs it, for all sequences that share it.
+#[derive(Debug)]
+pub struct PendingSource {
+    pub(super) ids: Vec<u32>,
+    pub(super) output: OnceLock<Arc<EncoderOutput>>,
+}
+
 /// What a decoder sequence looks at beside itself.
 #[derive(Debug, Clone, Default)]
 pub enum Source {
     /// Nothing: a decoder without an encoder.
     #[default]
     None,
-    /// Ids that the sequence's first forward encodes.
-    Ids(Arc<[u32]>),
+    /// Ids that a first forward encodes.
+    Pending(Arc<PendingSource>),
     /// A source that has been encoded.
     Encoded(Arc<EncoderOutput>),
+}
+
+impl Source {
+    /// Ids that are to be encoded; clones share the outcome.
+    pub fn pending(ids: Vec<u32>) -> Self {
+        Self::Pending(Arc::new(PendingSource { ids, output: OnceLock::new() }))
+    }
 }
 
 /// A run of cached positions, and what they look at beside each other.
@@ -45,7 +59,7 @@ impl DecoderSequence {
     pub fn encoder_output(&self) -> Option<&Arc<EncoderOutput>> {
         match &self.source {
             Source::Encoded(output) => Some(output),
-            Source::None | Source::Ids(_) => None,
+            Source::None | Source::Pending(_) => None,
         }
     }
 }
@@ -57,8 +71,8 @@ impl Sequence for DecoderSequence {
 
     fn pending(&self) -> usize {
         match &self.source {
-            Source::Ids(ids) => ids.len(),
-            Source::None | Source::Encoded(_) => 0,
+            Source::Pending(source) if source.output.get().is_none() => source.ids.len(),
+            Source::None | Source::Pending(_) | Source::Encoded(_) => 0,
         }
     }
 

@@ -9,7 +9,7 @@ use crate::checkpoint::config::ConfigFile;
 use crate::error::Result;
 use crate::kernels::Activation;
 use crate::layers::attention::Heads;
-use crate::layers::relative_bias::{Buckets, RelativeBias};
+use crate::layers::relative_bias::{Buckets, Distances, RelativeBias};
 use crate::packed::Packed;
 use crate::program::{Builder, Cache, Mask, Recorder, Slot, Value, dense, rms_norm};
 
@@ -189,19 +189,19 @@ fn embeddings(c: &Config, w: &mut Recorder<'_>) -> Result<[Slot<Packed>; 3]> {
     Ok(tables)
 }
 
-/// Bias of a block's self-attention: its own in UMT5, that of the first block elsewhere.
+/// Bias of a block's self-attention: its own in UMT5, that of the block before elsewhere.
 fn bias(
     c: &Config,
-    b: &mut Builder<'_, '_>,
-    stack: &str,
-    block: usize,
+    w: &mut Recorder<'_>,
+    block: &str,
+    distances: &Distances,
     before: Option<Slot<RelativeBias>>,
 ) -> Result<Slot<RelativeBias>> {
     match before {
         Some(shared) if !c.bias_in_every_layer => Ok(shared),
         _ => {
-            let name = format!("{stack}.block.{block}.layer.0.SelfAttention.relative_attention_bias.weight");
-            b.weights().relative_bias(&name, c.num_heads, c.buckets(stack == "encoder"))
+            let name = format!("{block}.0.SelfAttention.relative_attention_bias.weight");
+            w.relative_bias(&name, c.num_heads, distances)
         }
     }
 }
@@ -244,12 +244,12 @@ pub(super) fn record(model_type: &str, file: &mut ConfigFile, w: &mut Recorder<'
     let c = Config::read(model_type, file)?;
     let [encoder_tokens, decoder_tokens, head] = embeddings(&c, w)?;
 
+    let (distances, mut addend) = (Distances::new(c.buckets(true)), None);
     let mut b = Builder::new(w);
     let mut x = b.embed("encoder.embed_tokens", encoder_tokens, c.d_model, None)?; // (M, D)
-    let mut addend = None;
     for i in 0..c.num_layers {
         let block = format!("encoder.block.{i}.layer");
-        addend = Some(bias(&c, &mut b, "encoder", i, addend)?);
+        addend = Some(bias(&c, b.weights(), &block, &distances, addend)?);
         b.enter(format!("{block}.0"));
         x = self_attention(&c, &mut b, x, Cache::Source, Mask { causal: false, bias: addend })?;
         b.enter(format!("{block}.1"));
@@ -265,12 +265,12 @@ pub(super) fn record(model_type: &str, file: &mut ConfigFile, w: &mut Recorder<'
     }
     let encoder = b.finish()?;
 
+    let (distances, mut addend) = (Distances::new(c.buckets(false)), None);
     let mut b = Builder::new(w);
     let mut x = b.embed("decoder.embed_tokens", decoder_tokens, c.d_model, None)?; // (M, D)
-    let mut addend = None;
     for i in 0..c.num_decoder_layers {
         let block = format!("decoder.block.{i}.layer");
-        addend = Some(bias(&c, &mut b, "decoder", i, addend)?);
+        addend = Some(bias(&c, b.weights(), &block, &distances, addend)?);
         b.enter(format!("{block}.0"));
         x = self_attention(&c, &mut b, x, Cache::Own(i), Mask { causal: true, bias: addend })?;
         b.enter(format!("{block}.1"));

@@ -4,6 +4,7 @@ use super::{Cache, Op, Operand, Phase, Program, Weights, Which};
 use crate::kernels::FEW_ROWS;
 use crate::layers::attention;
 use crate::layers::norm::PRIVATE_ROWS;
+use crate::layers::stride;
 
 /// A step of one sequence.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -61,6 +62,12 @@ impl Program {
             Op::Linear { products, .. } => products.iter().map(|p| p.out.width).max().unwrap_or(0),
             _ => 0,
         })
+    }
+
+    /// Bytes of buffers that each row of a step takes, the room for its norms and its packed input counted.
+    pub fn row_bytes(&self) -> usize {
+        let buffers: usize = self.buffers.iter().map(|b| stride(b.width)).sum();
+        (buffers + stride(self.most_normed()) + self.most_inputs()) * size_of::<f32>()
     }
 
     fn widest(&self, width: impl Fn(&Op<Operand>) -> usize) -> usize {

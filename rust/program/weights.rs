@@ -6,7 +6,7 @@ use std::marker::PhantomData;
 use crate::error::Result;
 use crate::layers::linear::Linear;
 use crate::layers::norm::{Kind, Norm};
-use crate::layers::relative_bias::{Buckets, Distances, RelativeBias};
+use crate::layers::relative_bias::{Distances, RelativeBias};
 use crate::load::{Loader, Ticket};
 use crate::packed::{Orientation, Packed, Storage};
 
@@ -97,15 +97,13 @@ pub struct Recorder<'l> {
     norms: Vec<Norm>,
     values: Vec<Vec<f32>>,
     biases: Vec<RelativeBias>,
-    /// Those of the biases so far: one for each way of falling into buckets.
-    distances: Vec<Distances>,
 }
 
 impl<'l> Recorder<'l> {
     /// A recorder of weights that `loader` reads.
     pub fn new(loader: Loader<'l>) -> Self {
         let (linears, tables, norms) = (Vec::new(), Vec::new(), Vec::new());
-        Self { loader, linears, tables, norms, values: Vec::new(), biases: Vec::new(), distances: Vec::new() }
+        Self { loader, linears, tables, norms, values: Vec::new(), biases: Vec::new() }
     }
 
     /// Token embeddings of `rows × width`.
@@ -161,16 +159,10 @@ impl<'l> Recorder<'l> {
         &mut self,
         name: &str,
         heads: usize,
-        buckets: Buckets,
+        distances: &Distances,
     ) -> Result<Slot<RelativeBias>> {
-        let table = self.loader.values(name, &[buckets.count, heads])?;
-        let known = self.distances.iter().position(|distances| distances.buckets() == buckets);
-        let place = known.unwrap_or_else(|| {
-            self.distances.push(Distances::new(buckets));
-            self.distances.len() - 1
-        });
-        let bias = RelativeBias::new(&table, heads, &self.distances[place]);
-        Ok(Slot::push(&mut self.biases, bias))
+        let table = self.loader.values(name, &[distances.buckets().count, heads])?;
+        Ok(Slot::push(&mut self.biases, RelativeBias::new(&table, heads, distances)))
     }
 
     /// Notes tensors that are known and not needed, such as buffers of constants.

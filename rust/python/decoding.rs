@@ -10,6 +10,7 @@ use super::interrupt::{interruptible_by, is_long};
 use super::memory::SourceArgument;
 use crate::engine::{Generation as EngineGeneration, Options, Prompt};
 use crate::error::Result;
+use crate::models;
 use crate::models::Model;
 
 /// A new token: sequence, id, why it was the last one, its log-probability and the best ones, the score of a beam.
@@ -78,13 +79,25 @@ impl Generation {
     ) -> Result<Self> {
         let prompts = match sources {
             None => prompts.into_iter().map(Prompt::tokens).collect(),
-            Some(sources) => std::iter::zip(prompts, sources)
-                .map(|(ids, source)| {
-                    let source_ids = source.ids();
-                    let sequence = model.start_from(source.into_source())?;
-                    Ok(Prompt::tokens(ids).in_sequence(sequence).with_source(source_ids))
-                })
-                .collect::<Result<_>>()?,
+            Some(sources) => {
+                // Neighbours with the same source (several prompts over one) have it encoded once.
+                let mut last: Option<(Vec<u32>, models::Source)> = None;
+                let mut shared = |source: SourceArgument| {
+                    let ids = source.ids();
+                    let same = last.take().filter(|(before, _)| source.is_ids() && *before == ids);
+                    let (ids, source) = same.unwrap_or_else(|| (ids, source.into_source()));
+                    last =
+                        matches!(source, models::Source::Pending(_)).then(|| (ids.clone(), source.clone()));
+                    (ids, source)
+                };
+                std::iter::zip(prompts, sources)
+                    .map(|(ids, source)| {
+                        let (source_ids, source) = shared(source);
+                        let sequence = model.start_from(source)?;
+                        Ok(Prompt::tokens(ids).in_sequence(sequence).with_source(source_ids))
+                    })
+                    .collect::<Result<_>>()?
+            }
         };
         let generation = EngineGeneration::new(Arc::clone(model), prompts, options)?;
         let cancel = generation.cancel_handle();

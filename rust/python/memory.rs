@@ -55,9 +55,14 @@ impl SourceArgument {
     /// What a sequence looks at.
     pub(super) fn into_source(self) -> models::Source {
         match self {
-            Self::Ids(ids) => models::Source::Ids(ids.into()),
+            Self::Ids(ids) => models::Source::pending(ids),
             Self::Memory(memory) => models::Source::Encoded(Arc::clone(&memory.get().memory)),
         }
+    }
+
+    /// Whether it is still to be encoded.
+    pub(super) fn is_ids(&self) -> bool {
+        matches!(self, Self::Ids(_))
     }
 
     /// Ids of the source.

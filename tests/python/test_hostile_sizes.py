@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import fastdecode
 import pytest
 import tiny
-import tiny_t5
+from families import FAMILIES
 from fastdecode import errors
 
 if TYPE_CHECKING:
@@ -37,7 +37,7 @@ def wide_model(tmp_path_factory: pytest.TempPathFactory) -> fastdecode.CausalLM:
 @pytest.fixture(scope="module")
 def wide_t5(tmp_path_factory: pytest.TempPathFactory) -> fastdecode.Seq2SeqLM:
     """Half a megabyte of activations for every token of a source."""
-    folder = tiny_t5.write_folder(tmp_path_factory.mktemp("models") / "t5", d_ff=2**17)
+    folder = FAMILIES["t5"].write_tiny(tmp_path_factory.mktemp("models") / "t5", d_ff=2**17)
     return fastdecode.Seq2SeqLM.load(folder, num_threads=1)
 
 

@@ -1,7 +1,10 @@
-//! Counts the allocations of the calling thread, and notes the largest one.
+//! Counts the allocations of the calling thread, or of a whole team, and notes the largest one.
 
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+
+use fastdecode::team;
 
 thread_local! {
     static COUNT: Cell<usize> = const { Cell::new(0) };
@@ -53,6 +56,28 @@ pub(crate) fn allocations(work: impl FnOnce()) -> usize {
     COUNT.get() - before
 }
 
+/// Allocations while `work` runs, of this thread and of those with which it forms a team of `threads` members.
+///
+/// The same threads serve other tests between two regions of this one. So `work` is repeated, and the fewest count: what it
+/// allocates itself, it allocates every time.
+pub(crate) fn fewest_allocations(threads: usize, mut work: impl FnMut()) -> usize {
+    let so_far = || {
+        let sum = AtomicUsize::new(0);
+        let add = |_: &team::Member<'_>| {
+            sum.fetch_add(COUNT.get(), Ordering::Relaxed);
+            Ok(())
+        };
+        team::run(threads, &AtomicBool::new(false), add).expect("nothing fails there");
+        sum.into_inner()
+    };
+    let once = |_| {
+        let before = so_far();
+        work();
+        so_far() - before
+    };
+    (0..8).map(once).min().unwrap_or_default()
+}
+
 /// What `work` gives, and the bytes of the largest allocation of this thread meanwhile.
 pub(crate) fn largest_allocation<T>(work: impl FnOnce() -> T) -> (T, usize) {
     LARGEST.set(0);
@@ -66,4 +91,11 @@ fn allocations_are_seen() {
     let (taken, largest) = largest_allocation(|| std::hint::black_box((vec![0_u8; 5000], Box::new(1_u64))));
     assert_eq!((taken.0.len(), largest), (5000, 5000), "the larger of two");
     assert_eq!(largest_allocation(|| ()).1, 0, "nothing is taken");
+    let of_a_worker = |member: &team::Member<'_>| {
+        drop(std::hint::black_box((member.index() == 2).then(|| Box::new(1_u64))));
+        member.barrier()
+    };
+    let count =
+        fewest_allocations(3, || team::run(3, &AtomicBool::new(false), of_a_worker).expect("it meets"));
+    assert_eq!(count, 1, "one box of another thread");
 }

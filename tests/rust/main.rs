@@ -13,6 +13,7 @@ mod decode_rng;
 mod decode_sets;
 mod engine;
 mod fake;
+mod forward;
 mod kernels;
 mod kernels_cache;
 mod linear;
