@@ -28,7 +28,14 @@ def test_a_prompt_leaves_out_what_nobody_wants(tmp_path: Path) -> None:
 
 
 def test_a_source_and_a_step_over_it(tmp_path: Path) -> None:
-    sizes: Any = {"d_model": 24, "d_kv": 8, "num_heads": 2, "d_ff": 40, "num_layers": 2, "num_decoder_layers": 3}
+    sizes: Any = {
+        "d_model": 24,
+        "d_kv": 8,
+        "num_heads": 2,
+        "d_ff": 40,
+        "num_layers": 2,
+        "num_decoder_layers": 3,
+    }
     sizes["vocab_size"] = 320
     folder = FAMILIES["t5"].write_tiny(tmp_path, feed_forward_proj="gated-gelu", **sizes)
     core = fastdecode.load(folder, num_threads=1)._core
