@@ -6,7 +6,9 @@ import json
 import subprocess
 import sys
 
+import fastdecode
 import pytest
+from families import FAMILIES
 
 # Resident bytes are read where the process is alone: other tests' memory would count as well.
 STATES = """
@@ -47,3 +49,15 @@ def test_states_that_stay_do_not_keep_the_memory_of_those_that_went() -> None:
     assert max(seen["held"]) <= seen["live"] + bound, seen
     assert seen["end"] <= bound, seen
     assert seen["same"], "a state that stayed is what it was"
+
+
+def test_activations_of_a_large_step_go_back() -> None:
+    """A padded row of logits for each of 512 tokens takes 103 MB; at most 64 MB are kept, of all models together."""
+    config = FAMILIES["gpt2"].tiny_config(vocab_size=50257, n_positions=512, n_embd=16, n_head=2, n_layer=1)
+    weights = FAMILIES["gpt2"].tiny_weights(config)
+    model = fastdecode.CausalLM.from_tensors(config, weights, num_threads=2)
+    model.logits([1] * 512)
+    assert model.info()["activation_bytes"] <= 64 << 20
+    few = model.logits([2, 3])
+    assert 0 < model.info()["activation_bytes"] <= 64 << 20, "what is kept is counted"
+    assert (few == model.logits([2, 3])).all()

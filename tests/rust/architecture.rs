@@ -207,6 +207,17 @@ fn rooms_import_what_the_table_allows_and_nothing_else() {
 }
 
 #[test]
+fn the_crate_lists_its_rooms_in_the_order_of_the_table() {
+    let source = text(&root().join("rust/lib.rs"));
+    let listed: Vec<&str> = source
+        .lines()
+        .filter_map(|line| line.trim_start_matches("pub ").strip_prefix("mod ")?.strip_suffix(';'))
+        .collect();
+    let rooms: Vec<String> = rooms(&architecture()).into_iter().map(|room| room.name).collect();
+    assert_eq!(listed, rooms, "modules of rust/lib.rs, and rooms of the table in ARCHITECTURE.md");
+}
+
+#[test]
 fn what_is_wrong_with_rooms_is_seen() {
     let document = "
 | room | owns | may import |
