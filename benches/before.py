@@ -3,7 +3,8 @@
     python benches/before.py OTHER                     OTHER: a folder that holds the other build's package `fastdecode`
     python benches/before.py OTHER --models gpt2-f32 --pairs 60
 
-Each build has a process of its own. They take turns at the same work, a few hundredths of a second each, so that what
+Each build has a process of its own, several times anew: where a process gets its memory alone is worth a hundredth, to
+either build. The two take turns at the same work, a few hundredths of a second each, so that what
 the machine does to the one it does to the other; every second pair begins with the other build. The ratio of a pair is
 the other build's time over ours: above 1, ours is faster. Printed are the median of the ratios and an interval that
 holds the median with 95 % probability, whatever their distribution (order statistics of a binomial).
@@ -115,7 +116,7 @@ class Build:
         self.process.stdin.flush()
         line = self.process.stdout.readline()
         if "/" in line:
-            sys.stdout.write(f"  from {line}")
+            sys.stderr.write(f"from {line}")
             line = self.process.stdout.readline()
         return float(line)
 
@@ -139,7 +140,8 @@ def main() -> None:
         "--models", nargs="+", default=["gpt2-f32", "gpt2-bf16", "gpt2-dot", "t5-base-f32", "t5-base-bf16"]
     )
     parser.add_argument("--works", nargs="+", choices=WORKS, default=list(WORKS))
-    parser.add_argument("--pairs", type=int, default=60)
+    parser.add_argument("--pairs", type=int, default=120, help="of every work, over all processes")
+    parser.add_argument("--processes", type=int, default=6, help="pairs of processes, one after the other")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument(
         "--cache", type=Path, default=Path(".peers/models"), help="folder for models made here"
@@ -151,20 +153,22 @@ def main() -> None:
         model, kind = name.rsplit("-", 1)
         dtype, compute = ("bf16", "bfloat16") if kind == "dot" else (kind, "")
         arguments = [str(build(model, dtype, options.cache)), compute, str(options.threads)]
-        builds = [Build(options.other, arguments), Build(None, arguments)]
-        for work in options.works:
-            ratios = []
-            for turn in range(options.pairs):
-                order = builds if turn % 2 else builds[::-1]
-                by = {one: one.seconds(work) for one in order}
-                ratios.append(by[builds[0]] / by[builds[1]])
-            low, high = interval(ratios)
-            middle = statistics.median(ratios)
-            sys.stdout.write(f"{name}, {work}: {middle:.4f} ({low:.4f} to {high:.4f}; {len(ratios)} pairs)\n")
-            sys.stdout.flush()
-            sys.stderr.write(json.dumps({"model": name, "work": work, "ratios": ratios}) + "\n")
-        for one in builds:
-            one.process.kill()
+        ratios: dict[str, list[float]] = {work: [] for work in options.works}
+        for start in range(options.processes):
+            builds = [Build(options.other, arguments), Build(None, arguments)]
+            for work, found in ratios.items():
+                for turn in range(start, start + options.pairs // options.processes):
+                    order = builds if turn % 2 else builds[::-1]
+                    by = {one: one.seconds(work) for one in order}
+                    found.append(by[builds[0]] / by[builds[1]])
+            for one in builds:
+                one.process.kill()
+        for work, found in ratios.items():
+            low, high = interval(found)
+            middle = statistics.median(found)
+            sys.stdout.write(f"{name}, {work}: {middle:.4f} ({low:.4f} to {high:.4f}; {len(found)} pairs)\n")
+            sys.stderr.write(json.dumps({"model": name, "work": work, "ratios": found}) + "\n")
+        sys.stdout.flush()
 
 
 if __name__ == "__main__":

@@ -3,7 +3,8 @@
 Transformers 5 dropped those for models with an encoder. Options come from the call, then from `pipeline(...)`,
 then from the task's entry in config.json (task_specific_params), then from the model's folder, then from the
 defaults of transformers 4.57.6. One thing differs on purpose: a length of a higher layer wins over any length
-of a lower one (there, the default of 256 new tokens won over a caller's `max_length`).
+of a lower one (there, the default of 256 new tokens won over a caller's `max_length`). The tasks share all of
+this, and stand in one file, a few lines longer than one should be.
 """
 
 from __future__ import annotations

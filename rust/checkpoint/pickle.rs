@@ -4,7 +4,7 @@
 //! none of which does anything but describe a tensor; any other is an error that says which. What it builds lies in one
 //! list of nodes that refer to each other by index, so that no nesting or cycle can exhaust the stack, and every
 //! instruction adds a bounded amount: memory is proportional to the pickle's length. The instructions are those of
-//! protocols 2 to 5, as `pickletools` of CPython documents them.
+//! protocols 2 to 5, as `pickletools` of CPython documents them. It is one list of instructions, and longer than a file should be.
 
 use std::collections::{BTreeMap, HashMap};
 

@@ -62,7 +62,7 @@ struct Step<'a, 'i> {
 
 impl Executor<'_> {
     /// Runs the plan of `buffers` and leaves the wanted rows' logits in `logits`, `W × V`; returns the rows that the program ends
-    /// in, where it has no head.
+    /// in, where it has no head. The plan's blocks are of caches of these sizes, reserved for its rows; `inputs` has a row for each.
     ///
     /// # Errors
     /// `OutOfMemory`, `Cancelled`, `Panicked`.

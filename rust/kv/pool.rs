@@ -4,7 +4,7 @@
 //! the others become free as a whole. Memory that no block uses is kept for reuse up to [`RESERVE`]. When there is more of it, all
 //! but half of the reserve goes back at once, so that the system is called once for many blocks: first slabs that are wholly free,
 //! then idle chunks of the others, which become holes. So what a pool holds follows what is handed out, whatever stays alive in
-//! between.
+//! between. (More than half of the file are its tests, which look at what only the pool knows.)
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 

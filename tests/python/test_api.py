@@ -1,4 +1,7 @@
-"""The public verbs: what goes in, what comes out, and that all of them tell the same story."""
+"""The public verbs: what goes in, what comes out, and that all of them tell the same story.
+
+One story, and so one file.
+"""
 
 from __future__ import annotations
 

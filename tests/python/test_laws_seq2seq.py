@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from families import FAMILIES, Family, Lengths
+from fastdecode import Seq2SeqLM
 from subject import same
 from test_laws import TYPES, Case
 
@@ -118,3 +120,20 @@ def test_one_memory_serves_many_at_the_same_time(case: Case) -> None:
         got = list(pool.map(draw, range(8)))
     assert all(same(left, right) for left, right in zip(got, want, strict=True))
     assert np.array_equal(memory.hidden, before)
+
+
+def test_prompts_over_one_source_share_it(tmp_path: Path) -> None:
+    # Six prompts of one token each: a block of sixteen tokens for every prompt, and the blocks of one source.
+    model = Seq2SeqLM.load(FAMILIES["t5"].write_tiny(tmp_path / "m"), num_threads=1)
+    source, prompts = [5] * 700, [[token] for token in range(3, 9)]
+    block = 16 * model.info()["cache_bytes_per_token"]
+    stream = model.stream(source, prompts, max_new_tokens=8, eos_token_id=None)
+    assert model.info()["cache_bytes_live"] == 0, "nothing is computed before the first piece"
+    first = next(stream)
+    assert model.info()["cache_bytes_live"] == (6 + 44) * block
+    rest = list(stream)
+    memory = model.encode(source)
+    for index, prompt in enumerate(prompts):
+        alone = model.run(memory=memory, decoder_prompt=prompt, max_new_tokens=8, eos_token_id=None)
+        ids = [token for chunk in (first, *rest) if chunk.index == index for token in chunk.token_ids]
+        assert ids == list(alone.token_ids)

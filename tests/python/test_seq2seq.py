@@ -1,4 +1,7 @@
-"""`Seq2SeqLM` as a user meets it: text and ids, memories, prompts of the decoder, streams, misuse. Without torch."""
+"""`Seq2SeqLM` as a user meets it: text and ids, memories, prompts of the decoder, streams, misuse. Without torch.
+
+The class is one, and so is the file, if a few lines too long.
+"""
 
 from __future__ import annotations
 
@@ -191,22 +194,6 @@ class TestGenerate:
             assert output.token_ids == model.run(TEXTS[0], prompt, **OPTIONS).token_ids
         same_prompt = model.run(TEXTS, "wolf", **OPTIONS)
         assert same_prompt[2].token_ids == model.run(TEXTS[2], "wolf", **OPTIONS).token_ids
-
-    def test_prompts_over_one_source_share_it(self, tmp_path: Path) -> None:
-        # Six prompts of one token each: a block of sixteen tokens for every prompt, and the blocks of one source.
-        model = Seq2SeqLM.load(T5.write_tiny(tmp_path / "m"), num_threads=1)
-        source, prompts = [5] * 700, [[token] for token in range(3, 9)]
-        block = 16 * model.info()["cache_bytes_per_token"]
-        stream = model.stream(source, prompts, max_new_tokens=8, eos_token_id=None)
-        assert model.info()["cache_bytes_live"] == 0, "nothing is computed before the first piece"
-        first = next(stream)
-        assert model.info()["cache_bytes_live"] == (6 + 44) * block
-        rest = list(stream)
-        memory = model.encode(source)
-        for index, prompt in enumerate(prompts):
-            alone = model.run(memory=memory, decoder_prompt=prompt, max_new_tokens=8, eos_token_id=None)
-            ids = [token for chunk in (first, *rest) if chunk.index == index for token in chunk.token_ids]
-            assert ids == list(alone.token_ids)
 
     def test_a_memory_serves_again_and_again(self, model: Seq2SeqLM) -> None:
         memories = model.encode(TEXTS)
