@@ -114,3 +114,38 @@ impl Plan {
         Some(Added { row: span.row, rows: span.rows, out: self.wanted.len() - wanted, wanted })
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Row, place of the result, number of rows, number of keys and first block of some spans.
+    fn told(spans: &[Span]) -> Vec<[usize; 5]> {
+        spans.iter().map(|s| [s.row, s.out, s.rows, s.keys, s.block]).collect()
+    }
+
+    #[test]
+    fn wanted_rows_have_spans_of_their_own_over_the_same_blocks() {
+        let (mut plan, block) = (Plan::default(), std::ptr::null::<u8>());
+        for _ in 0..2 {
+            plan.clear();
+            // Three sequences over one memory, of which the first wants nothing; one over another memory.
+            plan.add(5, 0, 0, |blocks| blocks.push(block));
+            plan.look_at(7, |blocks| blocks.push(block));
+            plan.add(3, 20, 1, |blocks| blocks.extend([block; 2]));
+            plan.look_at_the_same();
+            plan.add(2, 4, 2, |blocks| blocks.push(block));
+            plan.look_at_the_same();
+            plan.add(1, 0, 1, |blocks| blocks.push(block));
+            plan.look_at(40, |blocks| blocks.extend([block; 3]));
+            assert_eq!((plan.rows(), plan.wanted()), (11, 4));
+            assert_eq!(plan.wanted, [7, 8, 9, 10]);
+            let own = [[0, 0, 5, 5, 0], [5, 5, 3, 23, 1], [8, 8, 2, 6, 3], [10, 10, 1, 1, 4]];
+            assert_eq!(told(&plan.own.spans), own);
+            assert_eq!(told(&plan.own_wanted), [[7, 0, 1, 23, 1], [8, 1, 2, 6, 3], [10, 3, 1, 1, 4]]);
+            assert_eq!(plan.own_wanted[0].position, 22, "the last of three rows from 20 on");
+            assert_eq!(told(&plan.memories.spans), [[0, 0, 10, 7, 0], [10, 10, 1, 40, 1]]);
+            assert_eq!(told(&plan.memories_wanted), [[0, 0, 3, 7, 0], [3, 3, 1, 40, 1]]);
+        }
+    }
+}

@@ -66,7 +66,7 @@ class Found:
 
     ids: list[Ids]
     scores: list[float]
-    # Sources for which the reference took candidates without probability where others had scores.
+    # Sources for which the reference took candidates without probability where others had a score of any size.
     drawn_from_nothing: frozenset[int] = field(default=frozenset(), compare=False)
 
 
@@ -76,7 +76,12 @@ class ProcessorsMade(Exception):
 
 @contextmanager
 def watched(model: Any) -> Iterator[set[int]]:
-    """Notes the sources for which, at some step of a search that draws, more was drawn than has a probability."""
+    """Notes the sources for which, at some step of a search that draws, more was drawn than has a probability.
+
+    What `torch.multinomial` takes then is unspecified. It changes nothing where all that is left is forbidden, but
+    continuations of beams that do not count (-1e9) are more than that: divided by their length they fill places among
+    the finished ones, and so end a search.
+    """
     seen: set[int] = set()
     inner = model._get_top_k_continuations
 
@@ -84,7 +89,7 @@ def watched(model: Any) -> Iterator[set[int]]:
         scores, count = kwargs["accumulated_log_probs"], kwargs["beams_to_keep"]
         if kwargs["do_sample"]:
             possible = scores.softmax(-1) > 0
-            left_out = (~possible & (scores > NOTHING)).any(-1)
+            left_out = (~possible & (scores > -math.inf)).any(-1)
             seen.update(((possible.sum(-1) < count) & left_out).nonzero().flatten().tolist())
         return inner(*args, **kwargs)
 
