@@ -258,10 +258,10 @@ impl Linear {
             tuning: ctx.runtime.tuning,
             finish: ctx.runtime.kernels.finish(),
         };
-        // SAFETY: the buffers hold `rows` rows padded to whole panels, inputs to an even number, or tiles of them. The scratch is this
-        // member's alone. So are the piece's outputs: pieces come from `pieces`, which gives each part of a product to one member, and
-        // the executor of a program runs one product at a time over an output that no other phase of the same barrier touches
-        // (`program::Builder::finish` proves it); tests that call layers by themselves keep to the same.
+        // Pieces come from `pieces`, which gives each part of a product to one member, and nothing else in the phase of a program
+        // touches the output (`program::Builder::finish` proves that); tests that call a layer by itself keep to the same.
+        // SAFETY: the buffers hold `rows` rows padded to whole panels, inputs to an even number, or tiles of them; the piece's
+        // outputs are this member's alone, as said, and the scratch, too.
         unsafe { ctx.runtime.kernels.matmul(format, &job) }
     }
 }

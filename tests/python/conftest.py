@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import fastdecode
+import laws
 import pytest
 import tables
 import tiny
@@ -80,3 +81,10 @@ def model(folder: Path) -> fastdecode.CausalLM:
 @pytest.fixture(scope="session")
 def ids_model(ids_folder: Path) -> fastdecode.CausalLM:
     return fastdecode.CausalLM.load(ids_folder, num_threads=1)
+
+
+@pytest.fixture(params=laws.TYPES, ids=lambda types: "/".join(filter(None, types)))
+def types(request: pytest.FixtureRequest) -> dict[str, Any]:
+    """Options of loading for every pair of a stored type and a type in which products are formed."""
+    dtype, compute = request.param
+    return {"dtype": dtype, "compute_dtype": compute}

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import json
-import signal
 import subprocess
 import sys
-import threading
-import time
 from typing import TYPE_CHECKING, Any
 
 import pytest
 import tiny
+from ctrl_c import seconds_to_stop
 from families import FAMILIES
 
 if TYPE_CHECKING:
@@ -22,42 +20,9 @@ BOUND = 3
 # Seconds after which the signal is sent; every call takes several times as long.
 INTO_THE_CALL = 1.5
 
-SCRIPT = """
-import sys, fastdecode
-model = fastdecode.load({folder!r}, num_threads=2)
-def work():  # In CPython 3.11 a try block does not see what is raised at the jump back to its first statement.
-    {call}
-print("ready", flush=True)
-try:
-    work()
-    print("done", flush=True)
-except KeyboardInterrupt:
-    print("interrupted", flush=True)
-print(len(model.run([1], max_new_tokens=3, eos_token_id=None).token_ids), flush=True)
-"""
-
 
 def interrupt(folder: Path, call: str) -> None:
-    """Runs a call of `model` in a process of its own and sends Ctrl-C into it."""
-    script = SCRIPT.format(folder=str(folder), call=call)
-    with subprocess.Popen(
-        [sys.executable, "-c", script], stdout=subprocess.PIPE, text=True, preexec_fn=tiny.hear_ctrl_c
-    ) as process:
-        watchdog = threading.Timer(300, process.kill)
-        watchdog.start()
-        try:
-            assert process.stdout is not None
-            assert process.stdout.readline() == "ready\n"
-            time.sleep(INTO_THE_CALL)
-            process.send_signal(signal.SIGINT)
-            began = time.monotonic()
-            assert process.stdout.readline() == "interrupted\n"
-            assert time.monotonic() - began < BOUND
-            assert process.stdout.readline() == "3\n"
-            assert process.wait() == 0
-        finally:
-            process.kill()
-            watchdog.cancel()
+    assert seconds_to_stop(folder, call, after=INTO_THE_CALL) < BOUND
 
 
 @pytest.fixture(scope="module")

@@ -3,63 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-import fastdecode
+import laws
 import numpy as np
 import pytest
 from families import FAMILIES, Family, Input, Lengths, Recipe
-from subject import Subject, same, same_answers
+from laws import SHORT, Case
+from subject import same, same_answers
 
-# Stored type, and the type in which products are formed.
-TYPES = [("float32", None), ("float16", None), ("bfloat16", None), ("bfloat16", "bfloat16")]
 CAUSAL = {name: family for name, family in FAMILIES.items() if not family.has_encoder}
-
-# Tokens of prompts, or of sources and of the decoder's prompts.
-RAGGED = ([1, 7, 16, 33, 2], [1, 5, 17, 2, 3])
-# No sequence longer than a task of attention, so that keys are put by whoever attends.
-SHORT = ([1, 7, 16, 20, 2], [1, 5, 8, 2, 3])
-# Rows around which the work is split in other ways: private norms, rows packed alone and together, tasks of attention.
-BORDERS = [2, 8, 9, 16, 17, 24, 25, 40]
-SOURCE_BORDERS = [2, 9, 17, 20, 37]
-
-
-class Case(NamedTuple):
-    """A written model, and what can be asked of it."""
-
-    family: Family
-    recipe: Recipe
-    folder: Path
-
-    def load(self, **options: Any) -> Subject:
-        return Subject(fastdecode.load(self.folder, **options))
-
-    def item(self, length: int, source: int = 21) -> Input:
-        """An input with a prompt of so many tokens."""
-        return self.items([Lengths(length, source)])[0]
-
-    def items(self, lengths: list[Lengths]) -> list[Input]:
-        return self.family.inputs(self.recipe, lengths)
-
-    def batch(self, lengths: tuple[list[int], list[int]] = RAGGED) -> list[Input]:
-        """Inputs of different lengths."""
-        alone, behind = lengths
-        if not self.family.has_encoder:
-            return self.items([Lengths(length) for length in alone])
-        return self.items([Lengths(*pair) for pair in zip(behind, alone, strict=True)])
-
-    def borders(self) -> list[Input]:
-        """Inputs of lengths at which the work is split in other ways."""
-        if not self.family.has_encoder:
-            return self.items([Lengths(length) for length in BORDERS])
-        return self.items([Lengths(length, source) for source in SOURCE_BORDERS for length in BORDERS])
-
-
-SHAPES = [
-    pytest.param((family, recipe), id=f"{family.name}: {name}")
-    for family in FAMILIES.values()
-    for name, recipe in family.laws.items()
-]
 GROUPS = [
     pytest.param(family, *group, id=f"{family.name}: {name}")
     for family in FAMILIES.values()
@@ -67,17 +20,7 @@ GROUPS = [
 ]
 EVERY = pytest.mark.parametrize("family", FAMILIES.values(), ids=FAMILIES)
 
-
-@pytest.fixture(scope="module", params=SHAPES)
-def case(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Case:
-    family, recipe = request.param
-    return Case(family, recipe, family.write(recipe, tmp_path_factory.mktemp("laws")))
-
-
-@pytest.fixture(params=TYPES, ids=lambda types: "/".join(filter(None, types)))
-def types(request: pytest.FixtureRequest) -> dict[str, Any]:
-    dtype, compute = request.param
-    return {"dtype": dtype, "compute_dtype": compute}
+case = laws.case_of(FAMILIES.values())
 
 
 def test_cached_equals_uncached_at_every_split(case: Case, types: dict[str, Any]) -> None:

@@ -6,31 +6,16 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import laws
 import numpy as np
 import pytest
 from families import FAMILIES, Family, Lengths
 from fastdecode import Seq2SeqLM
+from laws import Case
 from subject import same
-from test_laws import TYPES, Case
 
 SEQ2SEQ = [family for family in FAMILIES.values() if family.has_encoder]
-SHAPES = [
-    pytest.param((family, recipe), id=f"{family.name}: {name}")
-    for family in SEQ2SEQ
-    for name, recipe in family.laws.items()
-]
-
-
-@pytest.fixture(scope="module", params=SHAPES)
-def case(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Case:
-    family, recipe = request.param
-    return Case(family, recipe, family.write(recipe, tmp_path_factory.mktemp("laws")))
-
-
-@pytest.fixture(params=TYPES, ids=lambda types: "/".join(filter(None, types)))
-def types(request: pytest.FixtureRequest) -> dict[str, Any]:
-    dtype, compute = request.param
-    return {"dtype": dtype, "compute_dtype": compute}
+case = laws.case_of(SEQ2SEQ)
 
 
 def sources(case: Case, lengths: list[int]) -> list[list[int]]:

@@ -16,6 +16,7 @@ import fastdecode
 import numpy as np
 import pytest
 import tiny
+from ctrl_c import seconds_to_stop
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -160,21 +161,6 @@ def generate(model: fastdecode.CausalLM, seed: int) -> str:
     return model.generate([seed], **OPTIONS)
 
 
-SCRIPT = """
-import sys, fastdecode
-model = fastdecode.load({folder!r}, num_threads=2)
-def work():  # In CPython 3.11 a try block does not see what is raised at the jump back to its first statement.
-    {call}
-print("ready", flush=True)
-try:
-    work()
-    print("ended by itself", flush=True)
-except KeyboardInterrupt:
-    print("interrupted", flush=True)
-print(len(model.run([1], max_new_tokens=3, eos_token_id=None).token_ids), flush=True)
-"""
-
-
 @pytest.fixture(scope="module")
 def long_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A model of so many positions that a single call takes minutes."""
@@ -193,25 +179,7 @@ def long_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     ids=["new tokens", "prompt", "logits", "stream"],
 )
 def test_ctrl_c_ends_a_call_within_a_second(long_folder: Path, call: str) -> None:
-    script = SCRIPT.format(folder=str(long_folder), call=call)
-    with subprocess.Popen(
-        [sys.executable, "-c", script], stdout=subprocess.PIPE, text=True, preexec_fn=tiny.hear_ctrl_c
-    ) as process:
-        watchdog = threading.Timer(30, process.kill)
-        watchdog.start()
-        try:
-            assert process.stdout is not None
-            assert process.stdout.readline() == "ready\n"
-            time.sleep(0.5)
-            process.send_signal(signal.SIGINT)
-            began = time.monotonic()
-            assert process.stdout.readline() == "interrupted\n"
-            assert time.monotonic() - began < 1
-            assert process.stdout.readline() == "3\n"
-            assert process.wait() == 0
-        finally:
-            process.kill()
-            watchdog.cancel()
+    assert seconds_to_stop(long_folder, call, after=0.5) < 1
 
 
 def test_the_interpreter_is_free_during_a_step(tmp_path: Path) -> None:

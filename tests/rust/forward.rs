@@ -56,6 +56,17 @@ fn a_steady_step_allocates_nothing_on_any_thread() {
 }
 
 #[test]
+fn hidden_states_are_kept_for_whoever_asks() {
+    let model = load("seq2seq-gated", 1);
+    let generating = sequences(&model, &[3], 9);
+    let output = generating[0].encoder_output().expect("the first forward encodes the source");
+    assert!(output.hidden.is_none(), "a sequence needs keys and values alone");
+    let encoded = model.encode(&[&[1, 2, 3]], &AtomicBool::new(false)).unwrap();
+    let hidden = encoded[0].hidden.as_ref().expect("`encode` was asked for them");
+    assert_eq!(hidden.len(), 3 * model.width(), "a row for each token");
+}
+
+#[test]
 fn callers_share_one_set_of_activations() {
     let model = load("random-plain", 2);
     let (tokens, cancel) = ([1; 40], AtomicBool::new(false));
