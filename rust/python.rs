@@ -39,11 +39,19 @@ fn bytes<'py>(py: Python<'py>, values: &[f32]) -> PyResult<Bound<'py, PyByteArra
     })
 }
 
-fn load_options(dtype: &str, compute_dtype: Option<&str>, num_threads: Option<usize>) -> LoadOptions {
+fn load_options(
+    dtype: &str,
+    compute_dtype: Option<&str>,
+    num_threads: Option<usize>,
+    cache_bytes: Option<u64>,
+    max_rows: Option<usize>,
+) -> LoadOptions {
     LoadOptions {
         dtype: Some(dtype.to_owned()),
         compute_dtype: compute_dtype.map(str::to_owned),
         num_threads,
+        cache_bytes,
+        max_rows,
     }
 }
 
@@ -63,14 +71,17 @@ impl Model {
         dtype: &str,
         compute_dtype: Option<&str>,
         num_threads: Option<usize>,
+        cache_bytes: Option<u64>,
+        max_rows: Option<usize>,
     ) -> PyResult<Self> {
         interruptible(py, |cancel| {
-            let options = load_options(dtype, compute_dtype, num_threads);
+            let options = load_options(dtype, compute_dtype, num_threads, cache_bytes, max_rows);
             Ok(Self(Arc::new(models::Model::load(Path::new(folder), &options, cancel)?)))
         })
     }
 
     #[staticmethod]
+    #[expect(clippy::too_many_arguments, reason = "one argument per option, as the stub lists them")]
     fn from_tensors(
         py: Python<'_>,
         config: &str,
@@ -78,6 +89,8 @@ impl Model {
         dtype: &str,
         compute_dtype: Option<&str>,
         num_threads: Option<usize>,
+        cache_bytes: Option<u64>,
+        max_rows: Option<usize>,
     ) -> PyResult<Self> {
         const ELEMENTS: [Dtype; 10] = [
             Dtype::F32,
@@ -97,7 +110,7 @@ impl Model {
             memory.push(MemoryTensor { name, dtype, shape, bytes: Arc::new(buffer.to_vec(py)?) });
         }
         interruptible(py, |cancel| {
-            let options = load_options(dtype, compute_dtype, num_threads);
+            let options = load_options(dtype, compute_dtype, num_threads, cache_bytes, max_rows);
             let checkpoint = Checkpoint::from_memory(memory)?;
             Ok(Self(Arc::new(models::Model::from_checkpoint(config, &checkpoint, &options, cancel)?)))
         })
@@ -130,6 +143,10 @@ impl Model {
         values.set_item("compute_dtype", info.compute_dtype)?;
         values.set_item("isa", info.isa)?;
         values.set_item("num_threads", info.num_threads)?;
+        let limits = self.0.limits();
+        let cache_bytes = (limits.cache_bytes != usize::MAX).then_some(limits.cache_bytes);
+        values.set_item("cache_bytes", cache_bytes)?;
+        values.set_item("max_rows", limits.max_rows)?;
         values.set_item("context_length", self.0.context_limit())?;
         values.set_item("vocab_size", self.0.vocab_size())?;
         values.set_item("unknown_tensors", info.unknown_tensors.clone())?;

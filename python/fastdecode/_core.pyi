@@ -27,7 +27,14 @@ def measure_limits(size: int, num_threads: int | None = None) -> dict[str, Any]:
 @final
 class Model:
     @staticmethod
-    def load(folder: str, dtype: str, compute_dtype: str | None, num_threads: int | None) -> Model: ...
+    def load(
+        folder: str,
+        dtype: str,
+        compute_dtype: str | None,
+        num_threads: int | None,
+        cache_bytes: int | None,
+        max_rows: int | None,
+    ) -> Model: ...
     @staticmethod
     def from_tensors(
         config: str,
@@ -35,6 +42,8 @@ class Model:
         dtype: str,
         compute_dtype: str | None,
         num_threads: int | None,
+        cache_bytes: int | None,
+        max_rows: int | None,
     ) -> Model: ...
     @property
     def vocab_size(self) -> int: ...

@@ -142,6 +142,15 @@ def _add_model(parser: argparse.ArgumentParser, *, optional: bool = False) -> No
     parser.add_argument("--compute-dtype", choices=("float32", "bfloat16"))
     parser.add_argument("--num-threads", type=int, metavar="N", help="all that may be used, by default")
     parser.add_argument(
+        "--cache-bytes",
+        type=int,
+        metavar="N",
+        help="bytes of keys and values that requests may reserve; half of the free memory, by default",
+    )
+    parser.add_argument(
+        "--max-rows", type=int, metavar="N", help="sequences that decode side by side; 64, by default"
+    )
+    parser.add_argument(
         "--tokenizer", metavar="PATH", help="folder or tokenizer.json, instead of the model's"
     )
     parser.add_argument("--revision", help="branch, tag or commit on the hub")
@@ -154,6 +163,8 @@ def _load(parsed: argparse.Namespace) -> CausalLM | Seq2SeqLM:
         "dtype",
         "compute_dtype",
         "num_threads",
+        "cache_bytes",
+        "max_rows",
         "tokenizer",
         "revision",
         "cache_dir",

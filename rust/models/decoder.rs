@@ -42,6 +42,30 @@ pub struct Segment<'a, S> {
     pub logits: Wanted,
 }
 
+/// A block of the cache. Sequences take whole blocks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct CacheBlock {
+    /// Positions that it holds.
+    pub positions: usize,
+    /// Its size.
+    pub bytes: usize,
+}
+
+/// What the requests of a model may use together.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Limits {
+    /// Bytes of the cache that running requests may reserve; `usize::MAX` for no limit.
+    pub cache_bytes: usize,
+    /// Sequences that decode side by side in one step.
+    pub max_rows: usize,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self { cache_bytes: usize::MAX, max_rows: 64 }
+    }
+}
+
 /// A run of cached positions; dropping it frees its blocks.
 pub trait Sequence: Sized + Send {
     /// Number of cached positions.
@@ -75,7 +99,16 @@ pub trait Decoder: Send + Sync {
     fn row_bytes(&self) -> usize {
         2 * self.vocab_size() * size_of::<f32>()
     }
-    /// An empty sequence.
+    /// A block of the cache.
+    fn cache_block(&self) -> CacheBlock;
+    /// Bytes of the cache that nobody has reserved and that are in use now: by states that are advanced by hand, and by encoded
+    /// sources that callers keep.
+    fn open_bytes(&self) -> usize {
+        0
+    }
+    /// What requests may use.
+    fn limits(&self) -> Limits;
+    /// An empty sequence of a request, which reserves what it may come to hold.
     fn start(&self) -> Self::Sequence;
     /// Appends every segment to its sequence and leaves the wanted logits in `logits`: one row of `V` per wanted token,
     /// in the order of the segments. On an error every sequence is as it was before.

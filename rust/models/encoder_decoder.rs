@@ -9,7 +9,7 @@ use super::sequence::{DecoderSequence, EncoderOutput, PendingSource, Source};
 use crate::error::{Error, Result};
 use crate::execute::{Buffers, Executor, Inputs, Trace};
 use crate::kernels::BLOCK;
-use crate::kv::{Pool, Sequence};
+use crate::kv::{Account, Pool, Sequence};
 use crate::layers::Rows;
 use crate::layers::embedding::Input;
 use crate::team;
@@ -33,13 +33,13 @@ impl Encoder<'_> {
     }
 
     /// Encodes sources in one step; results are the same bits as alone. Every source has at least one id, all below the
-    /// vocabulary size. Hidden states are kept where `with_hidden` says so.
+    /// vocabulary size. Hidden states are kept where `with_hidden` says so. Blocks are taken on the account beside the ids.
     ///
     /// # Errors
     /// `OutOfMemory`, `Cancelled`, `Panicked`.
     pub(super) fn encode(
         self,
-        sources: &[&[u32]],
+        sources: &[(&[u32], Account)],
         with_hidden: bool,
         cancel: &AtomicBool,
         trace: Option<&Trace>,
@@ -48,8 +48,8 @@ impl Encoder<'_> {
         let mut buffers = Buffers::take();
         let mut kept = Vec::with_capacity(sources.len());
         let mut own = Vec::with_capacity(sources.len());
-        for ids in sources {
-            let [mut source, mut memory] = [self.own, self.kept].map(Sequence::new);
+        for &(ids, account) in sources {
+            let [mut source, mut memory] = [self.own, self.kept].map(|pool| Sequence::on(pool, account));
             source.reserve(ids.len())?;
             memory.reserve(ids.len())?;
             buffers.plan.add(ids.len(), 0, 0, |blocks| source.pointers(blocks));
@@ -57,11 +57,11 @@ impl Encoder<'_> {
             own.push(source);
             kept.push(memory);
         }
-        let of = |i: usize| Input::Tokens(sources[i]);
+        let of = |i: usize| Input::Tokens(sources[i].0);
         let inputs = Inputs { of: &of, cancel, trace };
         let hidden = self.executor.run(&mut turn, &mut buffers, inputs, &mut [])?;
         let mut row = 0;
-        let outputs = std::iter::zip(sources, kept).map(|(ids, mut keys_values)| {
+        let outputs = std::iter::zip(sources, kept).map(|(&(ids, _), mut keys_values)| {
             let first = row;
             row += ids.len();
             let hidden = match hidden {
@@ -74,7 +74,8 @@ impl Encoder<'_> {
         outputs.collect()
     }
 
-    /// Encodes the sources that sequences of the batch still wait for, each once for all that share it.
+    /// Encodes the sources that sequences of the batch still wait for, each once for all that share it, on the account of the first
+    /// of them.
     ///
     /// # Errors
     /// As for [`Encoder::encode`].
@@ -83,18 +84,19 @@ impl Encoder<'_> {
         batch: &mut [Segment<'_, DecoderSequence>],
         cancel: &AtomicBool,
     ) -> Result<()> {
-        let mut pending: Vec<Arc<PendingSource>> = Vec::new();
+        let mut pending: Vec<(Arc<PendingSource>, Account)> = Vec::new();
         for segment in batch.iter() {
             if let Source::Pending(source) = &segment.sequence.source
                 && source.output.get().is_none()
-                && !pending.iter().any(|other| Arc::ptr_eq(other, source))
+                && !pending.iter().any(|(other, _)| Arc::ptr_eq(other, source))
             {
-                pending.push(Arc::clone(source));
+                pending.push((Arc::clone(source), segment.sequence.cache.account()));
             }
         }
         if !pending.is_empty() {
-            let sources: Vec<&[u32]> = pending.iter().map(|source| &*source.ids).collect();
-            for (source, output) in std::iter::zip(&pending, self.encode(&sources, false, cancel, None)?) {
+            let sources: Vec<_> = pending.iter().map(|(source, account)| (&*source.ids, *account)).collect();
+            for ((source, _), output) in std::iter::zip(&pending, self.encode(&sources, false, cancel, None)?)
+            {
                 // Where another caller was faster, its outcome is the same and stays.
                 let _ = source.output.set(output);
             }

@@ -4,7 +4,7 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
-use fastdecode::models::{Decoder, Input, Segment, Sequence, Wanted};
+use fastdecode::models::{CacheBlock, Decoder, Input, Limits, Segment, Sequence, Wanted};
 use fastdecode::{Error, Result};
 
 /// Tokens so far, as their hash and their number after every one.
@@ -75,6 +75,8 @@ pub(crate) struct FakeModel {
     pub(crate) fed: std::sync::Mutex<Vec<usize>>,
     /// What every logit is instead, if anything.
     pub(crate) constant: Option<f32>,
+    /// What requests may use.
+    pub(crate) limits: Limits,
 }
 
 impl FakeModel {
@@ -86,6 +88,7 @@ impl FakeModel {
             live: Arc::default(),
             fed: std::sync::Mutex::new(Vec::with_capacity(4096)),
             constant: None,
+            limits: Limits::default(),
         }
     }
 
@@ -112,6 +115,14 @@ impl Decoder for FakeModel {
 
     fn context_limit(&self) -> Option<usize> {
         self.context_limit
+    }
+
+    fn cache_block(&self) -> CacheBlock {
+        CacheBlock { positions: 16, bytes: 1024 }
+    }
+
+    fn limits(&self) -> Limits {
+        self.limits
     }
 
     fn start(&self) -> FakeSequence {

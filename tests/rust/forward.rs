@@ -1,9 +1,11 @@
 //! The real forward over the golden models: a steady step allocates nothing, and waiting callers hold no activations.
 
 use std::path::Path;
+use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
-use fastdecode::models::{Decoder, Input, LoadOptions, Model, Segment, Sequence, Source, Wanted};
+use fastdecode::Error;
+use fastdecode::models::{Decoder, Input, Limits, LoadOptions, Model, Segment, Sequence, Source, Wanted};
 
 use super::allocation::fewest_allocations;
 
@@ -64,6 +66,86 @@ fn hidden_states_are_kept_for_whoever_asks() {
     let encoded = model.encode(&[&[1, 2, 3]], &AtomicBool::new(false)).unwrap();
     let hidden = encoded[0].hidden.as_ref().expect("`encode` was asked for them");
     assert_eq!(hidden.len(), 3 * model.width(), "a row for each token");
+}
+
+#[test]
+fn what_no_request_has_reserved_is_open() {
+    let cancel = AtomicBool::new(false);
+    for (name, source) in MODELS {
+        let model = load(name, 1);
+        let block = model.cache_block();
+        assert_eq!(block.bytes, block.positions * model.info().cache_bytes_per_token, "{name}: a block");
+        let blocks = |positions: usize| positions.div_ceil(block.positions) * block.bytes;
+        let ids: Vec<u32> = (0..source).map(|t| (t % 7) as u32).collect();
+        let looked_at = || if source > 0 { Source::pending(ids.clone()) } else { Source::None };
+        let feed = |sequence: &mut _| {
+            let segment = Segment { sequence, input: Input::Tokens(&[1; 20]), logits: Wanted::Nothing };
+            model.forward(&mut [segment], &mut Vec::new(), &cancel).unwrap();
+        };
+        let mut request = model.start_reserved(looked_at()).unwrap();
+        feed(&mut request);
+        let mut beam = request.fork();
+        feed(&mut beam);
+        assert_eq!(model.open_bytes(), 0, "{name}: a request has reserved its blocks and its source's");
+        // Its last block is copied, since the fork writes it.
+        let reserved = model.memory().cache_bytes_live;
+        assert_eq!(reserved, blocks(source) + blocks(20) + blocks(40) - block.bytes, "{name}: live");
+        let mut state = model.start_from(looked_at()).unwrap();
+        feed(&mut state);
+        assert_eq!(model.open_bytes(), blocks(source) + blocks(20), "{name}: a state and its source");
+        let mut fork = state.fork();
+        drop(state);
+        feed(&mut fork);
+        assert_eq!(model.open_bytes(), blocks(source) + blocks(40), "{name}: a fork of it");
+        drop(fork);
+        assert_eq!(model.open_bytes(), 0, "{name}: all came back");
+        if source > 0 {
+            let memory = model.encode(&[&ids], &cancel).unwrap();
+            assert_eq!(model.open_bytes(), blocks(source), "{name}: a source that a caller keeps");
+            let mut over = model.start_reserved(Source::Encoded(Arc::clone(&memory[0]))).unwrap();
+            feed(&mut over);
+            assert_eq!(model.open_bytes(), blocks(source), "{name}: a request over it");
+            drop(memory);
+            assert_eq!(model.open_bytes(), blocks(source), "{name}: the request still looks at it");
+        }
+        assert_eq!(model.open_bytes(), 0, "{name}: nothing is open");
+        let mut plain = Vec::new();
+        if source == 0 {
+            plain.push(model.start());
+            feed(&mut plain[0]);
+        }
+        assert_eq!(model.open_bytes(), 0, "{name}: `start` is for requests");
+    }
+}
+
+#[test]
+fn limits_are_those_asked_for() {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/random-plain");
+    let load = |cache_bytes, max_rows| {
+        let options = LoadOptions { num_threads: Some(1), cache_bytes, max_rows, ..LoadOptions::default() };
+        Model::load(&folder, &options, &AtomicBool::new(false))
+    };
+    let limits = load(Some(12_345), Some(3)).unwrap().limits();
+    assert_eq!(limits, Limits { cache_bytes: 12_345, max_rows: 3 }, "as given");
+    assert!(load(Some(1), Some(1)).is_ok() && load(Some(i64::MAX as u64), Some(1 << 16)).is_ok(), "the ends");
+    let limits = load(None, None).unwrap().limits();
+    assert_eq!(limits.max_rows, 64, "rows, where nothing is asked for");
+    if cfg!(target_os = "linux") {
+        let left = fastdecode::headroom::available().expect("the system tells");
+        // Other tests of this process and of the machine take memory and give it back meanwhile.
+        assert!(limits.cache_bytes > 0 && limits.cache_bytes < left, "{} of {left}", limits.cache_bytes);
+    }
+    for (cache_bytes, max_rows, name) in [
+        (Some(0), None, "cache_bytes"),
+        (Some(1 << 63), None, "cache_bytes"),
+        (None, Some(0), "max_rows"),
+        (None, Some((1 << 16) + 1), "max_rows"),
+    ] {
+        let error = load(cache_bytes, max_rows).unwrap_err();
+        let Error::Option { option, got, .. } = error else { panic!("{error:?}") };
+        let given = cache_bytes.or(max_rows.map(|n| n as u64)).map(|n| n.to_string());
+        assert_eq!((&*option, Some(got)), (name, given), "what was asked for");
+    }
 }
 
 #[test]
