@@ -1,7 +1,5 @@
 //! Beam search over caches that fork: which sequences make the next step, and which cache every beam continues.
 
-use std::sync::atomic::AtomicBool;
-
 use super::prompt::PromptState;
 use super::selector::Draws;
 use super::{Event, Options, no_choice, reuse};
@@ -12,7 +10,7 @@ use crate::decode::sampler::{Candidate, Unusable};
 use crate::decode::stopping::{FinishReason, Stopping};
 use crate::decode::warpers::Warpers;
 use crate::error::{Error, Result};
-use crate::models::{Decoder, Input, Segment, Sequence, Wanted};
+use crate::models::{Cancel, Decoder, Input, Segment, Sequence, Wanted};
 
 /// The beams of one prompt.
 #[derive(Debug)]
@@ -105,7 +103,7 @@ impl<S: Sequence> Beams<S> {
         &mut self,
         model: &M,
         prompts: &[PromptState<S>],
-        cancel: &AtomicBool,
+        cancel: &Cancel<'_>,
         events: &mut Vec<Event>,
     ) -> Result<()> {
         let mut batch = reuse(std::mem::take(&mut self.batch));

@@ -18,7 +18,7 @@ pub use prompt::{PREFILL_CHUNK, Prompt};
 
 use crate::decode::sampler::Unusable;
 use crate::error::{Error, Result};
-use crate::models::{Decoder, Segment};
+use crate::models::{Cancel, Decoder, Segment};
 use beams::Beams;
 use prompt::{PromptState, feed_chunk, next_chunk_rows};
 use rows::Rows;
@@ -168,18 +168,27 @@ where
     /// Those of [`Decoder::forward`], after which the call may be repeated, and `Scores` where a row leaves no token to
     /// choose, after which the request is over.
     pub fn advance(&mut self) -> Result<Option<&[Event]>> {
+        let flag = Arc::clone(&self.cancel);
+        self.advance_until(&Cancel::new(&flag))
+    }
+
+    /// As [`Generation::advance`], and ends early when `cancel` is set: one of the request's own flag, with a hook.
+    ///
+    /// # Errors
+    /// As for [`Generation::advance`].
+    pub fn advance_until(&mut self, cancel: &Cancel<'_>) -> Result<Option<&[Event]>> {
         self.events.clear();
         let started = Instant::now();
         if self.next_prompt < self.prompts.len() {
             self.check_cancel()?;
-            self.prefill()?;
+            self.prefill(cancel)?;
             self.statistics.prefill_seconds += started.elapsed().as_secs_f64();
         } else if !self.is_done() {
             self.check_cancel()?;
             let (prompts, events) = (&self.prompts, &mut self.events);
             match &mut self.method {
-                Method::Rows(rows) => rows.step(&*self.model, prompts, &self.cancel, events)?,
-                Method::Beams(beams) => beams.step(&*self.model, prompts, &self.cancel, events)?,
+                Method::Rows(rows) => rows.step(&*self.model, prompts, cancel, events)?,
+                Method::Beams(beams) => beams.step(&*self.model, prompts, cancel, events)?,
             }
             self.statistics.decode_seconds += started.elapsed().as_secs_f64();
             self.statistics.decode_steps += 1;
@@ -221,14 +230,14 @@ where
         if self.cancel.load(Ordering::Relaxed) { Err(Error::Cancelled) } else { Ok(()) }
     }
 
-    fn prefill(&mut self) -> Result<()> {
+    fn prefill(&mut self, cancel: &Cancel<'_>) -> Result<()> {
         feed_chunk(
             &*self.model,
             &mut self.prompts,
             &mut self.next_prompt,
             &mut self.logits,
             &mut self.prompt_logits,
-            &self.cancel,
+            cancel,
         )?;
         if self.next_prompt < self.prompts.len() {
             return Ok(());

@@ -1,9 +1,7 @@
 //! What a request starts from, and how it gets into the cache: prompts, fed in ragged chunks.
 
-use std::sync::atomic::AtomicBool;
-
 use crate::error::{Error, Result};
-use crate::models::{Decoder, Input, Segment, Sequence, Wanted};
+use crate::models::{Cancel, Decoder, Input, Segment, Sequence, Wanted};
 
 /// Rows of one chunk of prefill, over all prompts together. A cancelled request stops after at most one chunk; 512 rows
 /// are enough for matrix products to run at full speed.
@@ -172,7 +170,7 @@ pub(crate) fn feed_chunk<M: Decoder>(
     first: &mut usize,
     logits: &mut Vec<f32>,
     done: &mut Vec<f32>,
-    cancel: &AtomicBool,
+    cancel: &Cancel<'_>,
 ) -> Result<()> {
     let mut batch = Vec::new();
     let (mut room, mut complete) = (PREFILL_CHUNK, 0);

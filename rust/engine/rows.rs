@@ -1,13 +1,11 @@
 //! Rows that each choose one token per step: greedy search and sampling.
 
-use std::sync::atomic::AtomicBool;
-
 use super::prompt::PromptState;
 use super::selector::{Draws, Selector};
 use super::{Event, Options, no_choice, reuse};
 use crate::decode::processors::Context;
 use crate::error::Result;
-use crate::models::{Decoder, Input, Segment, Sequence, Wanted};
+use crate::models::{Cancel, Decoder, Input, Segment, Sequence, Wanted};
 
 /// One row of the output.
 #[derive(Debug)]
@@ -88,7 +86,7 @@ impl<S: Sequence> Rows<S> {
         &mut self,
         model: &M,
         prompts: &[PromptState<S>],
-        cancel: &AtomicBool,
+        cancel: &Cancel<'_>,
         events: &mut Vec<Event>,
     ) -> Result<()> {
         let mut batch = reuse(std::mem::take(&mut self.batch));

@@ -3,9 +3,8 @@
 //! A step is a list of segments. Prefill is many tokens of one sequence, decode one token of each sequence, a
 //! verification a few tokens of one, and continuous batching is all of these in one call; nothing is padded.
 
-use std::sync::atomic::AtomicBool;
-
 use crate::error::Result;
+use crate::team::Cancel;
 
 pub use crate::layers::embedding::Input;
 
@@ -86,6 +85,6 @@ pub trait Decoder: Send + Sync {
         &self,
         batch: &mut [Segment<'_, Self::Sequence>],
         logits: &mut Vec<f32>,
-        cancel: &AtomicBool,
+        cancel: &Cancel<'_>,
     ) -> Result<()>;
 }

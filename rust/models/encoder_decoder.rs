@@ -2,7 +2,6 @@
 //! and what was made of them serves sequences, forks and beams.
 
 use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
 
 use super::decoder::Segment;
 use super::sequence::{DecoderSequence, EncoderOutput, PendingSource, Source};
@@ -12,7 +11,7 @@ use crate::kernels::BLOCK;
 use crate::kv::{Pool, Sequence};
 use crate::layers::Rows;
 use crate::layers::embedding::Input;
-use crate::team;
+use crate::team::{self, Cancel};
 
 /// An encoder with the memory of its caches.
 #[derive(Debug, Clone, Copy)]
@@ -41,7 +40,7 @@ impl Encoder<'_> {
         self,
         sources: &[&[u32]],
         with_hidden: bool,
-        cancel: &AtomicBool,
+        cancel: &Cancel<'_>,
         trace: Option<&Trace>,
     ) -> Result<Vec<Arc<EncoderOutput>>> {
         let mut turn = team::turn(self.executor.runtime.threads);
@@ -81,7 +80,7 @@ impl Encoder<'_> {
     pub(super) fn encode_pending(
         self,
         batch: &mut [Segment<'_, DecoderSequence>],
-        cancel: &AtomicBool,
+        cancel: &Cancel<'_>,
     ) -> Result<()> {
         let mut pending: Vec<Arc<PendingSource>> = Vec::new();
         for segment in batch.iter() {

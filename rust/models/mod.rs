@@ -11,7 +11,6 @@ pub mod t5;
 
 use std::path::Path;
 use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
 
 use crate::checkpoint::Checkpoint;
 use crate::checkpoint::config::ConfigFile;
@@ -29,6 +28,7 @@ use registry::{Architecture, Network, Recorded};
 use step::Bounds;
 
 pub use crate::execute::Activation;
+pub use crate::team::Cancel;
 pub use decoder::{Decoder, Input, Segment, Sequence, Wanted};
 pub use options::LoadOptions;
 use options::option;
@@ -92,7 +92,7 @@ impl Model {
     ///
     /// # Errors
     /// Every kind: files missing or malformed, an architecture that is not supported, options out of range, memory refused.
-    pub fn load(folder: &Path, options: &LoadOptions, cancel: &AtomicBool) -> Result<Self> {
+    pub fn load(folder: &Path, options: &LoadOptions, cancel: &Cancel<'_>) -> Result<Self> {
         let config = ConfigFile::open(folder)?;
         let architecture = registry::architecture(&config)?;
         Self::build(architecture, config, &Checkpoint::open(folder)?, options, cancel)
@@ -106,7 +106,7 @@ impl Model {
         config_json: &str,
         weights: &Checkpoint,
         options: &LoadOptions,
-        cancel: &AtomicBool,
+        cancel: &Cancel<'_>,
     ) -> Result<Self> {
         let config = ConfigFile::from_json("config", config_json)?;
         Self::build(registry::architecture(&config)?, config, weights, options, cancel)
@@ -117,7 +117,7 @@ impl Model {
         mut file: ConfigFile,
         checkpoint: &Checkpoint,
         options: &LoadOptions,
-        cancel: &AtomicBool,
+        cancel: &Cancel<'_>,
     ) -> Result<Self> {
         let (rounding, bf16, threads) = (options.rounding()?, options.bf16()?, options.threads()?);
         let runtime = Runtime::new(threads, bf16)?;
@@ -215,7 +215,7 @@ impl Model {
     /// # Errors
     /// `Option` for a model without an encoder, a source without ids or an id past the vocabulary; `Cancelled`,
     /// `OutOfMemory`, `Panicked`.
-    pub fn encode(&self, sources: &[&[u32]], cancel: &AtomicBool) -> Result<Vec<Arc<EncoderOutput>>> {
+    pub fn encode(&self, sources: &[&[u32]], cancel: &Cancel<'_>) -> Result<Vec<Arc<EncoderOutput>>> {
         for ids in sources {
             self.check_source(ids)?;
         }
@@ -248,7 +248,7 @@ impl Model {
     ///
     /// # Errors
     /// As for [`Decoder::forward`] and [`Model::encode`].
-    pub fn trace(&self, source: Option<&[u32]>, ids: &[u32], cancel: &AtomicBool) -> Result<Vec<Activation>> {
+    pub fn trace(&self, source: Option<&[u32]>, ids: &[u32], cancel: &Cancel<'_>) -> Result<Vec<Activation>> {
         let trace = Trace::default();
         let source = match source {
             None => Source::None,
@@ -268,7 +268,7 @@ impl Model {
         &self,
         batch: &mut [Segment<'_, DecoderSequence>],
         logits: &mut Vec<f32>,
-        cancel: &AtomicBool,
+        cancel: &Cancel<'_>,
         trace: Option<&Trace>,
     ) -> Result<()> {
         if self.has_encoder() {
@@ -355,7 +355,7 @@ impl Decoder for Model {
         &self,
         batch: &mut [Segment<'_, DecoderSequence>],
         logits: &mut Vec<f32>,
-        cancel: &AtomicBool,
+        cancel: &Cancel<'_>,
     ) -> Result<()> {
         self.step(batch, logits, cancel, None)
     }
