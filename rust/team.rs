@@ -5,18 +5,20 @@
 //! behind. This room knows cgroup quotas and affinity, and no models.
 
 use std::ptr::null_mut;
-use std::sync::atomic::{AtomicBool, AtomicPtr, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicPtr, AtomicUsize, Ordering};
 use std::sync::{Mutex, MutexGuard};
 
 use crate::error::Result;
 use crate::forks::PerProcess;
 
+pub use cancel::Cancel;
 pub use cores::default_threads;
 use meeting::{Meeting, Work};
 pub use meeting::{Member, Stop};
 pub use pieces::{Pieces, share};
 use waiting::{Waiting, lock};
 
+mod cancel;
 mod cores;
 mod meeting;
 mod pieces;
@@ -29,7 +31,7 @@ const MAX_THREADS: usize = 256;
 struct Call<'a> {
     work: &'a Work<'a>,
     count: usize,
-    cancel: &'a AtomicBool,
+    cancel: &'a Cancel<'a>,
 }
 
 /// Where a worker waits for its next region. A line of its own, since a waiting worker looks at it all the time.
@@ -64,7 +66,7 @@ struct Team {
 /// `Cancelled` when `cancel` was set at a barrier or a member saw it between barriers; `Panicked` when a member panicked.
 pub fn run(
     threads: usize,
-    cancel: &AtomicBool,
+    cancel: &Cancel<'_>,
     work: impl Fn(&Member<'_>) -> Result<(), Stop> + Sync,
 ) -> Result<()> {
     turn(threads).run(cancel, work)
@@ -93,7 +95,7 @@ impl Turn {
     /// As for [`run`].
     pub fn run(
         &mut self,
-        cancel: &AtomicBool,
+        cancel: &Cancel<'_>,
         work: impl Fn(&Member<'_>) -> Result<(), Stop> + Sync,
     ) -> Result<()> {
         match &mut self.team {
@@ -126,7 +128,7 @@ impl Team {
         &'static self,
         workers: &mut usize,
         threads: usize,
-        cancel: &AtomicBool,
+        cancel: &Cancel<'_>,
         work: &Work<'_>,
     ) -> Result<()> {
         while *workers + 1 < threads && self.spawn(*workers + 1) {
@@ -142,8 +144,12 @@ impl Team {
         // Those that are awake begin before the first one is woken, which takes a system call.
         desks.iter().for_each(|desk| desk.call.store(told, Ordering::SeqCst));
         desks.iter().for_each(|desk| desk.waiting.wake());
-        Member::new(0, count, &self.meeting, cancel).enter(work);
-        self.done.until(|| self.inside.load(Ordering::SeqCst) == 0);
+        let first = Member::new(0, count, &self.meeting, cancel);
+        first.enter(work);
+        let empty = || self.inside.load(Ordering::SeqCst) == 0;
+        first.wait(&self.done, empty);
+        // Whatever happened above: nobody leaves before the workers have.
+        self.done.until(empty);
         self.meeting.outcome()
     }
 
@@ -168,13 +174,15 @@ impl Team {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::atomic::AtomicBool;
+
     use super::pieces::LOOPS;
     use super::*;
     use crate::error::Error;
 
     #[test]
     fn members_meet_and_share_all_pieces() {
-        let off = AtomicBool::new(false);
+        let off = Cancel::never();
         for threads in [1, 2, 3, 7, 2] {
             for n in [0, 1, 5, 64] {
                 let hits: Vec<AtomicUsize> = (0..n).map(|_| AtomicUsize::new(0)).collect();
@@ -196,7 +204,7 @@ mod tests {
 
     #[test]
     fn claimed_pieces_cover_everything_once() {
-        let off = AtomicBool::new(false);
+        let off = Cancel::never();
         for (threads, n, least) in
             [(1, 7, 4), (2, 0, 4), (2, 3, 4), (3, 64, 1), (3, 1000, 4), (7, 50, 16), (2, 64, 4)]
         {
@@ -222,7 +230,7 @@ mod tests {
 
     #[test]
     fn what_a_late_member_has_not_begun_is_done_by_others() {
-        let off = AtomicBool::new(false);
+        let off = Cancel::never();
         let (done, late) = (AtomicUsize::new(0), AtomicUsize::new(0));
         run(3, &off, |m| {
             let last = m.index() + 1 == m.count();
@@ -245,7 +253,7 @@ mod tests {
 
     #[test]
     fn a_panic_is_an_error_and_leaves_the_team_usable() {
-        let off = AtomicBool::new(false);
+        let off = Cancel::never();
         for threads in [1, 3] {
             let e = run(threads, &off, |m| {
                 m.barrier()?;
@@ -264,7 +272,7 @@ mod tests {
     fn a_cancelled_step_stops_at_the_next_barrier() {
         let cancel = AtomicBool::new(false);
         let rounds = AtomicUsize::new(0);
-        let result = run(2, &cancel, |m| {
+        let result = run(2, &Cancel::new(&cancel), |m| {
             loop {
                 m.barrier()?;
                 if rounds.fetch_add(1, Ordering::Relaxed) > 10 {
@@ -278,7 +286,7 @@ mod tests {
 
     #[test]
     fn steps_of_two_callers_take_turns() {
-        let off = AtomicBool::new(false);
+        let off = Cancel::never();
         std::thread::scope(|s| {
             for _ in 0..4 {
                 s.spawn(|| {
@@ -296,7 +304,7 @@ mod tests {
 
     #[test]
     fn a_narrow_region_lets_the_workers_of_a_wide_one_sleep() {
-        let (off, team): (_, &'static Team) = (AtomicBool::new(false), Box::leak(Box::new(Team::new())));
+        let (off, team): (_, &'static Team) = (Cancel::never(), Box::leak(Box::new(Team::new())));
         let woken = |index: usize| team.desks[index].woken.load(Ordering::SeqCst);
         let meet = |threads| {
             let count = AtomicUsize::new(0);
@@ -318,7 +326,7 @@ mod tests {
     fn a_cancelled_loop_ends_without_a_barrier() {
         for threads in [1, 3] {
             let (cancel, after) = (AtomicBool::new(false), AtomicUsize::new(0));
-            let result = run(threads, &cancel, |m| {
+            let result = run(threads, &Cancel::new(&cancel), |m| {
                 assert!(!m.cancelled() || m.index() > 0, "nobody cancelled yet");
                 if m.index() == 0 {
                     for piece in m.pieces(1 << 20, 1) {
@@ -338,7 +346,7 @@ mod tests {
             });
             assert!(matches!(result, Err(Error::Cancelled)), "{threads} members: {result:?}");
             assert_eq!(after.into_inner(), 0, "pieces after the flag was set, {threads} members");
-            run(threads, &AtomicBool::new(false), |m| m.barrier()).unwrap();
+            run(threads, &Cancel::never(), |m| m.barrier()).unwrap();
         }
     }
 
@@ -347,7 +355,7 @@ mod tests {
         for round in 0..200 {
             let (cancel, stopped, passed) =
                 (AtomicBool::new(false), AtomicUsize::new(0), AtomicUsize::new(0));
-            let result = run(4, &cancel, |m| {
+            let result = run(4, &Cancel::new(&cancel), |m| {
                 m.barrier()?;
                 passed.fetch_add(1, Ordering::SeqCst);
                 if m.index() == round % m.count() {
@@ -371,7 +379,7 @@ mod tests {
 
     #[test]
     fn a_loop_ends_when_another_member_panics() {
-        let result = run(3, &AtomicBool::new(false), |m| {
+        let result = run(3, &Cancel::never(), |m| {
             assert!(m.index() + 1 != m.count(), "told to fail");
             while !m.cancelled() {
                 std::thread::yield_now();

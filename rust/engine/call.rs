@@ -53,6 +53,7 @@ pub(super) struct Call<S> {
     /// The draws of all prompts together.
     draws: Option<Draws>,
     source: Option<Shared<S>>,
+    is_planned: bool,
     /// What the step gave.
     pub(super) events: Vec<Event>,
 }
@@ -68,6 +69,7 @@ impl<S: Sequence> Call<S> {
             before,
             items: Vec::new(),
             source: None,
+            is_planned: false,
             events: Vec::new(),
             request,
         }
@@ -178,23 +180,31 @@ impl<S: Sequence> Call<S> {
         self.items.iter().any(|item| item.pending_source() > 0)
     }
 
-    /// Adds sequences whose sources are to be read, about `room` rows of them; at least one where `room` is not 0.
-    pub(super) fn sources<'a>(&'a mut self, room: &mut usize, out: &mut Vec<&'a mut S>) {
+    /// Marks the next source that is to be read in this step, where it fits into `room` rows, or none is marked yet.
+    pub(super) fn mark_source(&mut self, room: &mut usize, any: bool) -> bool {
         let mut before = &SourceOf::Nothing;
         for item in &mut self.items {
             let rows = item.pending_source();
-            let Item { entry, stem: Some(stem), .. } = item else { continue };
-            // What shares a source with the prompt before it has it read by that one.
-            if rows == 0 || (entry.source == *before && *before != SourceOf::Nothing) {
-                continue;
+            // What shares a source with the prompt before it has it read for that one.
+            let is_next = rows > 0 && !item.is_marked && (item.entry.source != *before || *before == SourceOf::Nothing);
+            if is_next {
+                item.is_marked = !any || rows <= *room;
+                *room = room.saturating_sub(if item.is_marked { rows } else { 0 });
+                return item.is_marked;
             }
-            before = &entry.source;
-            if *room == 0 || (rows > *room && !out.is_empty()) {
-                return;
-            }
-            *room = room.saturating_sub(rows);
-            out.push(stem);
+            before = &item.entry.source;
         }
+        false
+    }
+
+    /// Whether a source of it is read in this step.
+    pub(super) fn has_marked_source(&self) -> bool {
+        self.items.iter().any(|item| item.is_marked)
+    }
+
+    /// Adds the sequences whose sources are read in this step.
+    pub(super) fn marked_sources<'a>(&'a mut self, out: &mut Vec<&'a mut S>) {
+        out.extend(self.items.iter_mut().filter(|item| item.is_marked).filter_map(|item| item.stem.as_mut()));
     }
 
     /// Tokens that are to be read before all rows can go on.
@@ -209,10 +219,12 @@ impl<S: Sequence> Call<S> {
 
     /// Plans a token for every row that can choose one; returns the rows. Where some have to be read again first, all wait for them.
     pub(super) fn plan_decode(&mut self) -> usize {
-        if self.items.iter().any(Item::lags) {
-            return 0;
-        }
-        self.items.iter_mut().map(Item::plan_decode).sum()
+        let rows = match self.items.iter().any(Item::lags) {
+            true => 0,
+            false => self.items.iter_mut().map(Item::plan_decode).sum(),
+        };
+        self.is_planned = rows > 0;
+        rows
     }
 
     /// Plans about `room` tokens of prompts, in their order.
@@ -221,12 +233,20 @@ impl<S: Sequence> Call<S> {
             if room == 0 {
                 return;
             }
-            room = room.saturating_sub(item.plan_reading(room));
+            let read = item.plan_reading(room);
+            self.is_planned |= read > 0;
+            room = room.saturating_sub(read);
         }
+    }
+
+    /// Whether it feeds anything in this step.
+    pub(super) fn is_planned(&self) -> bool {
+        self.is_planned
     }
 
     /// Takes part in no step.
     pub(super) fn unplan(&mut self) {
+        self.is_planned = false;
         self.items.iter_mut().for_each(Item::unplan);
     }
 

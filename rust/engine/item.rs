@@ -33,6 +33,10 @@ pub(super) struct Item<S> {
     is_read: bool,
     /// Tokens of the prompt that the step feeds.
     feed: usize,
+    /// Whether its source is read in the step.
+    pub(super) is_marked: bool,
+    /// Positions that its sequence held at the beginning.
+    held: usize,
     /// The prompt's last logits, while rows are still to come.
     logits: Vec<f32>,
     /// Rows that are still to come.
@@ -67,9 +71,11 @@ impl<S: Sequence> Item<S> {
         };
         Self {
             draws: request.draws_of_prompt(entry.place),
+            held: stem.len(),
             stem: Some(stem),
             is_read: false,
             feed: 0,
+            is_marked: false,
             logits: Vec::new(),
             to_come,
             work,
@@ -192,7 +198,7 @@ impl<S: Sequence> Item<S> {
 
     /// Takes part in no step.
     pub(super) fn unplan(&mut self) {
-        self.feed = 0;
+        (self.feed, self.is_marked) = (0, false);
         match &mut self.work {
             Work::Rows(rows) => rows.iter_mut().for_each(Row::unplan),
             Work::Search(search) => search.unplan(),
@@ -352,8 +358,7 @@ impl<S: Sequence> Item<S> {
 
     /// Whether it holds anything of the cache.
     pub(super) fn holds_cache(&self) -> bool {
-        let positions = |sequence: &S| sequence.len() > 0;
-        self.stem.as_ref().is_some_and(positions)
+        self.stem.as_ref().is_some_and(|stem| stem.len() > self.held)
             || match &self.work {
                 Work::Rows(rows) => rows.iter().any(|row| row.sequence.is_some()),
                 Work::Search(search) => search.holds_cache(),

@@ -120,6 +120,15 @@ impl<S: Sequence> Prompts<S> {
         &self.given[number]
     }
 
+    /// Tokens of a source.
+    pub(super) fn source_length(&self, source: &SourceOf) -> usize {
+        match source {
+            SourceOf::Nothing => 0,
+            SourceOf::Ids(ids) => ids.len(),
+            SourceOf::Given(number) => self.given[*number].source().len(),
+        }
+    }
+
     /// Checks what a prompt's ids must be.
     ///
     /// # Errors

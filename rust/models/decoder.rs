@@ -3,9 +3,8 @@
 //! A step is a list of segments. Prefill is many tokens of one sequence, decode one token of each sequence, a
 //! verification a few tokens of one, and continuous batching is all of these in one call; nothing is padded.
 
-use std::sync::atomic::AtomicBool;
-
 use crate::error::Result;
+use crate::team::Cancel;
 
 pub use crate::layers::embedding::Input;
 
@@ -67,7 +66,7 @@ impl Default for Limits {
 }
 
 /// A run of cached positions; dropping it frees its blocks.
-pub trait Sequence: Sized + Send {
+pub trait Sequence: Sized + Send + Sync {
     /// Number of cached positions.
     fn len(&self) -> usize;
     /// Whether nothing is cached yet.
@@ -77,6 +76,10 @@ pub trait Sequence: Sized + Send {
     /// Rows of other work that the sequence's first forward does before its own (an encoder's source).
     fn pending(&self) -> usize {
         0
+    }
+    /// Ids that the encoder reads, or has read, for it; none without an encoder.
+    fn source(&self) -> &[u32] {
+        &[]
     }
     /// A second sequence with the same contents; full blocks are shared, the last partial one is copied when written.
     fn fork(&self) -> Self;
@@ -95,10 +98,6 @@ pub trait Decoder: Send + Sync {
     fn vocab_size(&self) -> usize;
     /// Largest number of positions of a sequence, or `None` without a limit.
     fn context_limit(&self) -> Option<usize>;
-    /// Bytes that every row of a request takes at least: a block of the cache, and its logits twice.
-    fn row_bytes(&self) -> usize {
-        2 * self.vocab_size() * size_of::<f32>()
-    }
     /// A block of the cache.
     fn cache_block(&self) -> CacheBlock;
     /// Bytes of the cache that nobody has reserved and that are in use now: by states that are advanced by hand, and by encoded
@@ -108,8 +107,20 @@ pub trait Decoder: Send + Sync {
     }
     /// What requests may use.
     fn limits(&self) -> Limits;
-    /// An empty sequence of a request, which reserves what it may come to hold.
-    fn start(&self) -> Self::Sequence;
+    /// Threads that a step computes with; choosing tokens may use as many.
+    fn threads(&self) -> usize {
+        1
+    }
+    /// An empty sequence of a request, which reserves what it may come to hold, over a source in a model with an encoder.
+    ///
+    /// # Errors
+    /// `Option` for a source that cannot be used, or where there is none and must be one.
+    fn start(&self, source: Option<&[u32]>) -> Result<Self::Sequence>;
+    /// Reads the sources that these sequences wait for, side by side; each is as if it were alone, to the bit.
+    ///
+    /// # Errors
+    /// As for [`Decoder::forward`]; no source is read then.
+    fn encode(&self, sequences: &mut [&mut Self::Sequence], cancel: &Cancel<'_>) -> Result<()>;
     /// Appends every segment to its sequence and leaves the wanted logits in `logits`: one row of `V` per wanted token,
     /// in the order of the segments. On an error every sequence is as it was before.
     ///
@@ -119,6 +130,6 @@ pub trait Decoder: Send + Sync {
         &self,
         batch: &mut [Segment<'_, Self::Sequence>],
         logits: &mut Vec<f32>,
-        cancel: &AtomicBool,
+        cancel: &Cancel<'_>,
     ) -> Result<()>;
 }

@@ -2,9 +2,7 @@
 //! and what was made of them serves sequences, forks and beams.
 
 use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
 
-use super::decoder::Segment;
 use super::sequence::{DecoderSequence, EncoderOutput, PendingSource, Source};
 use crate::error::{Error, Result};
 use crate::execute::{Buffers, Executor, Inputs, Trace};
@@ -12,7 +10,7 @@ use crate::kernels::BLOCK;
 use crate::kv::{Account, Pool, Sequence};
 use crate::layers::Rows;
 use crate::layers::embedding::Input;
-use crate::team;
+use crate::team::{self, Cancel};
 
 /// An encoder with the memory of its caches.
 #[derive(Debug, Clone, Copy)]
@@ -41,7 +39,7 @@ impl Encoder<'_> {
         self,
         sources: &[(&[u32], Account)],
         with_hidden: bool,
-        cancel: &AtomicBool,
+        cancel: &Cancel<'_>,
         trace: Option<&Trace>,
     ) -> Result<Vec<Arc<EncoderOutput>>> {
         let mut turn = team::turn(self.executor.runtime.threads);
@@ -74,23 +72,23 @@ impl Encoder<'_> {
         outputs.collect()
     }
 
-    /// Encodes the sources that sequences of the batch still wait for, each once for all that share it, on the account of the first
+    /// Encodes the sources that sequences still wait for, each once for all that share it, on the account of the first
     /// of them.
     ///
     /// # Errors
     /// As for [`Encoder::encode`].
     pub(super) fn encode_pending(
         self,
-        batch: &mut [Segment<'_, DecoderSequence>],
-        cancel: &AtomicBool,
+        sequences: &mut [&mut DecoderSequence],
+        cancel: &Cancel<'_>,
     ) -> Result<()> {
         let mut pending: Vec<(Arc<PendingSource>, Account)> = Vec::new();
-        for segment in batch.iter() {
-            if let Source::Pending(source) = &segment.sequence.source
+        for sequence in sequences.iter() {
+            if let Source::Pending(source) = &sequence.source
                 && source.output.get().is_none()
                 && !pending.iter().any(|(other, _)| Arc::ptr_eq(other, source))
             {
-                pending.push((Arc::clone(source), segment.sequence.cache.account()));
+                pending.push((Arc::clone(source), sequence.cache.account()));
             }
         }
         if !pending.is_empty() {
@@ -101,10 +99,10 @@ impl Encoder<'_> {
                 let _ = source.output.set(output);
             }
         }
-        for segment in batch {
-            let Source::Pending(source) = &segment.sequence.source else { continue };
+        for sequence in sequences {
+            let Source::Pending(source) = &sequence.source else { continue };
             if let Some(output) = source.output.get() {
-                segment.sequence.source = Source::Encoded(Arc::clone(output));
+                sequence.source = Source::Encoded(Arc::clone(output));
             }
         }
         Ok(())

@@ -11,7 +11,6 @@ pub mod t5;
 
 use std::path::Path;
 use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
 
 use crate::checkpoint::Checkpoint;
 use crate::checkpoint::config::ConfigFile;
@@ -29,6 +28,7 @@ use registry::{Architecture, Network, Recorded};
 use step::Bounds;
 
 pub use crate::execute::Activation;
+pub use crate::team::Cancel;
 pub use decoder::{CacheBlock, Decoder, Input, Limits, Segment, Sequence, Wanted};
 pub use options::LoadOptions;
 use options::option;
@@ -93,7 +93,7 @@ impl Model {
     ///
     /// # Errors
     /// Every kind: files missing or malformed, an architecture that is not supported, options out of range, memory refused.
-    pub fn load(folder: &Path, options: &LoadOptions, cancel: &AtomicBool) -> Result<Self> {
+    pub fn load(folder: &Path, options: &LoadOptions, cancel: &Cancel<'_>) -> Result<Self> {
         let config = ConfigFile::open(folder)?;
         let architecture = registry::architecture(&config)?;
         Self::build(architecture, config, &Checkpoint::open(folder)?, options, cancel)
@@ -107,7 +107,7 @@ impl Model {
         config_json: &str,
         weights: &Checkpoint,
         options: &LoadOptions,
-        cancel: &AtomicBool,
+        cancel: &Cancel<'_>,
     ) -> Result<Self> {
         let config = ConfigFile::from_json("config", config_json)?;
         Self::build(registry::architecture(&config)?, config, weights, options, cancel)
@@ -118,7 +118,7 @@ impl Model {
         mut file: ConfigFile,
         checkpoint: &Checkpoint,
         options: &LoadOptions,
-        cancel: &AtomicBool,
+        cancel: &Cancel<'_>,
     ) -> Result<Self> {
         let (rounding, bf16, threads) = (options.rounding()?, options.bf16()?, options.threads()?);
         let (cache_bytes, max_rows) = (options.cache_bytes()?, options.max_rows()?);
@@ -220,7 +220,7 @@ impl Model {
     /// # Errors
     /// `Option` for a model without an encoder, a source without ids or an id past the vocabulary; `Cancelled`,
     /// `OutOfMemory`, `Panicked`.
-    pub fn encode(&self, sources: &[&[u32]], cancel: &AtomicBool) -> Result<Vec<Arc<EncoderOutput>>> {
+    pub fn encode(&self, sources: &[&[u32]], cancel: &Cancel<'_>) -> Result<Vec<Arc<EncoderOutput>>> {
         for ids in sources {
             self.check_source(ids)?;
         }
@@ -268,7 +268,7 @@ impl Model {
     ///
     /// # Errors
     /// As for [`Decoder::forward`] and [`Model::encode`].
-    pub fn trace(&self, source: Option<&[u32]>, ids: &[u32], cancel: &AtomicBool) -> Result<Vec<Activation>> {
+    pub fn trace(&self, source: Option<&[u32]>, ids: &[u32], cancel: &Cancel<'_>) -> Result<Vec<Activation>> {
         let trace = Trace::default();
         let source = match source {
             None => Source::None,
@@ -289,14 +289,17 @@ impl Model {
         &self,
         batch: &mut [Segment<'_, DecoderSequence>],
         logits: &mut Vec<f32>,
-        cancel: &AtomicBool,
+        cancel: &Cancel<'_>,
         trace: Option<&Trace>,
     ) -> Result<()> {
         if self.has_encoder() {
             if batch.iter().any(|segment| matches!(segment.sequence.source, Source::None)) {
                 return Err(no_source());
             }
-            self.encoder()?.encode_pending(batch, cancel)?;
+            if batch.iter().any(|segment| matches!(segment.sequence.source, Source::Pending(_))) {
+                let mut sequences: Vec<_> = batch.iter_mut().map(|segment| &mut *segment.sequence).collect();
+                Decoder::encode(self, &mut sequences, cancel)?;
+            }
         }
         let executor = self.executor(self.network.decoder(), self.pool.shape());
         step::run(executor, self.bounds, batch, logits, cancel, trace)
@@ -364,10 +367,6 @@ impl Decoder for Model {
         self.bounds.context
     }
 
-    fn row_bytes(&self) -> usize {
-        self.pool.shape().block_bytes() + 2 * self.vocab_size() * size_of::<f32>()
-    }
-
     fn cache_block(&self) -> CacheBlock {
         CacheBlock { positions: BLOCK, bytes: self.pool.shape().block_bytes() }
     }
@@ -380,15 +379,23 @@ impl Decoder for Model {
         self.limits
     }
 
-    fn start(&self) -> DecoderSequence {
-        DecoderSequence { cache: Cache::reserved(&self.pool), source: Source::None }
+    fn threads(&self) -> usize {
+        self.runtime.threads
+    }
+
+    fn start(&self, source: Option<&[u32]>) -> Result<DecoderSequence> {
+        self.start_reserved(source.map_or(Source::None, |ids| Source::pending(ids.to_vec())))
+    }
+
+    fn encode(&self, sequences: &mut [&mut DecoderSequence], cancel: &Cancel<'_>) -> Result<()> {
+        self.encoder()?.encode_pending(sequences, cancel)
     }
 
     fn forward(
         &self,
         batch: &mut [Segment<'_, DecoderSequence>],
         logits: &mut Vec<f32>,
-        cancel: &AtomicBool,
+        cancel: &Cancel<'_>,
     ) -> Result<()> {
         self.step(batch, logits, cancel, None)
     }

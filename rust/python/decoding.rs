@@ -11,7 +11,7 @@ use super::memory::SourceArgument;
 use crate::engine::{Generation as EngineGeneration, Options, Prompt};
 use crate::error::Result;
 use crate::models;
-use crate::models::Model;
+use crate::models::{Cancel, Model};
 
 /// A new token: sequence, id, why it was the last one, its log-probability and the best ones, the score of a beam.
 type Event = (usize, u32, Option<&'static str>, Option<f32>, Option<Vec<(u32, f32)>>, Option<f32>);
@@ -40,7 +40,7 @@ impl Generation {
     fn advance(&self, py: Python<'_>) -> PyResult<Option<Vec<Event>>> {
         let rows = detached(py, || Ok(lock(&self.generation).next_rows()))?;
         // The request has a flag of its own, which ends it.
-        let step = |_: &AtomicBool| self.step();
+        let step = |_: &Cancel<'_>| self.step();
         if is_long(&self.model, rows) {
             interruptible_by(py, &self.cancel, step)
         } else {

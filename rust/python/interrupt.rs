@@ -16,6 +16,7 @@ use pyo3::types::PyDict;
 use super::exceptions::{caught, detached, raised};
 use crate::error::Result;
 use crate::models::Model;
+use crate::team::Cancel;
 
 /// How long the calling thread waits between two looks at the signals. Every look takes a core from the work for a moment, which
 /// shows in the time of a prompt where looks are five times as frequent.
@@ -34,7 +35,7 @@ pub(super) fn is_long(model: &Model, rows: usize) -> bool {
 /// Runs work that ends early when its flag is set; a signal that raises an exception in Python sets it.
 pub(super) fn interruptible<T: Send>(
     py: Python<'_>,
-    work: impl FnOnce(&AtomicBool) -> Result<T> + Send,
+    work: impl FnOnce(&Cancel<'_>) -> Result<T> + Send,
 ) -> PyResult<T> {
     interruptible_by(py, &AtomicBool::new(false), work)
 }
@@ -43,19 +44,19 @@ pub(super) fn interruptible<T: Send>(
 pub(super) fn interruptible_if<T: Send>(
     py: Python<'_>,
     long: bool,
-    work: impl FnOnce(&AtomicBool) -> Result<T> + Send,
+    work: impl FnOnce(&Cancel<'_>) -> Result<T> + Send,
 ) -> PyResult<T> {
-    if long { interruptible(py, work) } else { detached(py, || work(&AtomicBool::new(false))) }
+    if long { interruptible(py, work) } else { detached(py, || work(&Cancel::never())) }
 }
 
 /// As [`interruptible`], with a flag that others may set, too.
 pub(super) fn interruptible_by<T: Send>(
     py: Python<'_>,
     cancel: &AtomicBool,
-    work: impl FnOnce(&AtomicBool) -> Result<T> + Send,
+    work: impl FnOnce(&Cancel<'_>) -> Result<T> + Send,
 ) -> PyResult<T> {
     if !is_main_thread(py)? {
-        return detached(py, || work(cancel));
+        return detached(py, || work(&Cancel::new(cancel)));
     }
     let caller = thread::current();
     let ended = AtomicBool::new(false);
@@ -64,7 +65,7 @@ pub(super) fn interruptible_by<T: Send>(
     let take = || work.lock().unwrap_or_else(PoisonError::into_inner).take();
     thread::scope(|scope| {
         let body = || {
-            let outcome = take().map(|work| caught(|| work(cancel)));
+            let outcome = take().map(|work| caught(|| work(&Cancel::new(cancel))));
             ended.store(true, Ordering::Release);
             caller.unpark();
             outcome
@@ -72,7 +73,7 @@ pub(super) fn interruptible_by<T: Send>(
         let Ok(helper) = thread::Builder::new().name("fastdecode-call".to_owned()).spawn_scoped(scope, body)
         else {
             let work = take().expect("no thread took the work");
-            return detached(py, || work(cancel));
+            return detached(py, || work(&Cancel::new(cancel)));
         };
         let mut signal = Ok(());
         while signal.is_ok() && !py.detach(|| wait(&ended)) {

@@ -16,7 +16,7 @@ use super::interrupt::{interruptible_if, is_long};
 use super::turn::{Taken, Turn};
 use crate::engine::PREFILL_CHUNK;
 use crate::error::{Error, Result};
-use crate::models::{Decoder, Input, Model, Segment, Sequence, Source, Wanted};
+use crate::models::{Cancel, Decoder, Input, Model, Segment, Sequence, Source, Wanted};
 
 /// Among the tokens, a row that was given as an embedding.
 const EMBEDDING: i64 = -1;
@@ -170,7 +170,7 @@ fn feed(
     sequence: &mut <Model as Decoder>::Sequence,
     chunks: &[Input<'_>],
     every: bool,
-    cancel: &AtomicBool,
+    cancel: &Cancel<'_>,
 ) -> Result<Vec<f32>> {
     let (mut logits, mut rows) = (Vec::new(), Vec::new());
     for (place, &input) in chunks.iter().enumerate() {
@@ -219,7 +219,7 @@ impl Held {
     }
 
     /// Feeds the last position again, in a fork that takes the sequence's place when this has succeeded.
-    fn recompute(&mut self, model: &Model, cancel: &AtomicBool) -> Result<()> {
+    fn recompute(&mut self, model: &Model, cancel: &Cancel<'_>) -> Result<()> {
         let Some(last) = self.tokens.len().checked_sub(1) else {
             self.logits = Some(Vec::new());
             return Ok(());

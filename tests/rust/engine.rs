@@ -7,7 +7,7 @@ use fastdecode::Error;
 use fastdecode::engine::{
     EarlyStopping, FinishReason, Generation, Limit, Options, PREFILL_CHUNK, Prompt, Seed,
 };
-use fastdecode::models::{Decoder, Input, Segment, Sequence, Wanted};
+use fastdecode::models::{Cancel, Decoder, Input, Segment, Sequence, Wanted};
 use proptest::prelude::*;
 
 use crate::allocation::allocations;
@@ -243,7 +243,7 @@ proptest! {
             if count > 0 {
                 let input = Input::Tokens(&ids[..count]);
                 let segment = Segment { sequence: &mut sequence, input, logits: Wanted::Nothing };
-                model.forward(&mut [segment], &mut Vec::new(), &Default::default()).expect("the fake model");
+                model.forward(&mut [segment], &mut Vec::new(), &Cancel::never()).expect("the fake model");
             }
             assert_eq!(sequence.len(), count);
             Prompt::tokens(ids.clone()).in_sequence(sequence)
@@ -345,7 +345,7 @@ fn logprobs_are_those_of_the_raw_scores() {
         let (mut sequence, mut raw) = (model.start(), Vec::new());
         let segment =
             Segment { sequence: &mut sequence, input: Input::Tokens(&tokens), logits: Wanted::Last };
-        model.forward(&mut [segment], &mut raw, &Default::default()).expect("the fake model");
+        model.forward(&mut [segment], &mut raw, &Cancel::never()).expect("the fake model");
         let sum: f64 = raw.iter().map(|&x| f64::from(x).exp()).sum();
         let logprobs = events[0].logprobs.as_ref().expect("asked for");
         assert_eq!(logprobs.best.len(), 30);

@@ -2,9 +2,9 @@
 //! `tools/make_decode_golden.py`; both must give the same numbers.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicUsize, Ordering};
 
-use fastdecode::models::{CacheBlock, Decoder, Input, Limits, Segment, Sequence, Wanted};
+use fastdecode::models::{CacheBlock, Cancel, Decoder, Input, Limits, Segment, Sequence, Wanted};
 use fastdecode::{Error, Result};
 
 /// Tokens so far, as their hash and their number after every one.
@@ -134,10 +134,10 @@ impl Decoder for FakeModel {
         &self,
         batch: &mut [Segment<'_, FakeSequence>],
         logits: &mut Vec<f32>,
-        cancel: &AtomicBool,
+        cancel: &Cancel<'_>,
     ) -> Result<()> {
         assert!(!batch.is_empty(), "a step without segments");
-        if cancel.load(Ordering::Relaxed) {
+        if cancel.is_set() {
             return Err(Error::Cancelled);
         }
         logits.clear();

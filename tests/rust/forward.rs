@@ -2,10 +2,11 @@
 
 use std::path::Path;
 use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
 
 use fastdecode::Error;
-use fastdecode::models::{Decoder, Input, Limits, LoadOptions, Model, Segment, Sequence, Source, Wanted};
+use fastdecode::models::{
+    Cancel, Decoder, Input, Limits, LoadOptions, Model, Segment, Sequence, Source, Wanted,
+};
 
 use super::allocation::fewest_allocations;
 
@@ -16,12 +17,12 @@ const MODELS: [(&str, usize); 4] =
 fn load(name: &str, threads: usize) -> Model {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden").join(name);
     let options = LoadOptions { num_threads: Some(threads), ..LoadOptions::default() };
-    Model::load(&folder, &options, &AtomicBool::new(false)).unwrap_or_else(|e| panic!("{name}: {e}"))
+    Model::load(&folder, &options, &Cancel::never()).unwrap_or_else(|e| panic!("{name}: {e}"))
 }
 
 /// Sequences of these lengths, read by the model; sources are of as many tokens as `source` and fewer.
 fn sequences(model: &Model, lengths: &[usize], source: usize) -> Vec<<Model as Decoder>::Sequence> {
-    let cancel = AtomicBool::new(false);
+    let cancel = Cancel::never();
     let begin = |(i, &length): (usize, &usize)| {
         let ids: Vec<u32> = (0..source.saturating_sub(i)).map(|t| (t % 7) as u32).collect();
         let source = if source > 0 { Source::pending(ids) } else { Source::None };
@@ -37,7 +38,7 @@ fn sequences(model: &Model, lengths: &[usize], source: usize) -> Vec<<Model as D
 
 #[test]
 fn a_steady_step_allocates_nothing_on_any_thread() {
-    let (cancel, token) = (AtomicBool::new(false), [1]);
+    let (cancel, token) = (Cancel::never(), [1]);
     for (name, source) in MODELS {
         for threads in [1, 3] {
             let model = load(name, threads);
@@ -63,7 +64,7 @@ fn hidden_states_are_kept_for_whoever_asks() {
     let generating = sequences(&model, &[3], 9);
     let output = generating[0].encoder_output().expect("the first forward encodes the source");
     assert!(output.hidden.is_none(), "a sequence needs keys and values alone");
-    let encoded = model.encode(&[&[1, 2, 3]], &AtomicBool::new(false)).unwrap();
+    let encoded = model.encode(&[&[1, 2, 3]], &Cancel::never()).unwrap();
     let hidden = encoded[0].hidden.as_ref().expect("`encode` was asked for them");
     assert_eq!(hidden.len(), 3 * model.width(), "a row for each token");
 }
@@ -151,7 +152,7 @@ fn limits_are_those_asked_for() {
 #[test]
 fn callers_share_one_set_of_activations() {
     let model = load("random-plain", 2);
-    let (tokens, cancel) = ([1; 40], AtomicBool::new(false));
+    let (tokens, cancel) = ([1; 40], Cancel::never());
     let run = |model: &Model| {
         let mut sequence = model.start();
         let segment = Segment { sequence: &mut sequence, input: Input::Tokens(&tokens), logits: Wanted::All };
