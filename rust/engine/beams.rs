@@ -158,13 +158,14 @@ impl<S: Sequence> Search<S> {
         let source = if source.is_empty() { prompt } else { source };
         let vocab_size = request.vocab_size;
         let scoring = &request.scoring;
-        let chosen = match scoring.continuations(search, source, scores, vocab_size, stream, continuations, scratch) {
-            Ok(chosen) => chosen,
-            Err(unusable) => {
-                self.chosen = Some(Err(unusable));
-                return;
-            }
-        };
+        let chosen =
+            match scoring.continuations(search, source, scores, vocab_size, stream, continuations, scratch) {
+                Ok(chosen) => chosen,
+                Err(unusable) => {
+                    self.chosen = Some(Err(unusable));
+                    return;
+                }
+            };
         search.advance(chosen, vocab_size, request.selector.stopping());
         if search.is_done() {
             sequences.clear();
@@ -256,7 +257,10 @@ impl Scoring {
     }
 
     /// `logits` has a row per beam, or one row that all beams share; it is spoilt.
-    #[expect(clippy::too_many_arguments, reason = "the search, what it looks at, and three kinds of working memory")]
+    #[expect(
+        clippy::too_many_arguments,
+        reason = "the search, what it looks at, and three kinds of working memory"
+    )]
     fn continuations<'c>(
         &self,
         search: &BeamSearch,
@@ -274,7 +278,7 @@ impl Scoring {
         for beam in 0..settings.num_beams {
             if beam < rows {
                 let scores = &mut logits[beam * vocab_size..(beam + 1) * vocab_size];
-                Normalizer::new(scores)?.normalize(scores);
+                Normalizer::new(scratch.scans, scores)?.normalize(scratch.scans, scores);
                 let context = Context {
                     tokens: search.tokens(beam),
                     length: search.tokens(beam).len(),
@@ -287,14 +291,20 @@ impl Scoring {
                 }
             }
             if stream.is_some() {
-                continuations.add_all(beam, search.score(beam), scratch.candidates(), vocab_size);
+                continuations.add_all(beam, search.score(beam), &scratch.candidates, vocab_size);
             } else {
                 let row = beam.min(rows - 1) * vocab_size;
-                continuations.add_best(beam, search.score(beam), &logits[row..row + vocab_size], count);
+                continuations.add_best(
+                    beam,
+                    search.score(beam),
+                    &logits[row..row + vocab_size],
+                    count,
+                    scratch,
+                );
             }
         }
         match stream {
-            Some(rng) => continuations.drawn(rng, settings.num_beams * vocab_size, count),
+            Some(rng) => continuations.drawn(rng, settings.num_beams * vocab_size, count, scratch),
             None => Ok(continuations.best(count)),
         }
     }

@@ -21,7 +21,7 @@ use crate::error::Result;
 use crate::models::{Decoder, Segment, Sequence};
 
 /// Most places for tokens that a row makes at once.
-const ROOM: usize = 4096;
+pub(super) const ROOM: usize = 4096;
 
 /// What the next row of a call would take.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -119,7 +119,11 @@ impl<S: Sequence> Call<S> {
     }
 
     /// A sequence for a prompt, and the reservation of its source.
-    fn start<M: Decoder<Sequence = S>>(&mut self, model: &M, entry: &Entry) -> Result<(S, Option<Arc<Charge>>)> {
+    fn start<M: Decoder<Sequence = S>>(
+        &mut self,
+        model: &M,
+        entry: &Entry,
+    ) -> Result<(S, Option<Arc<Charge>>)> {
         let ids = match &entry.source {
             SourceOf::Nothing => return Ok((model.start(None)?, None)),
             SourceOf::Given(number) => return Ok((self.request.prompts.given(*number).fork(), None)),
@@ -186,7 +190,8 @@ impl<S: Sequence> Call<S> {
         for item in &mut self.items {
             let rows = item.pending_source();
             // What shares a source with the prompt before it has it read for that one.
-            let is_next = rows > 0 && !item.is_marked && (item.entry.source != *before || *before == SourceOf::Nothing);
+            let is_next =
+                rows > 0 && !item.is_marked && (item.entry.source != *before || *before == SourceOf::Nothing);
             if is_next {
                 item.is_marked = !any || rows <= *room;
                 *room = room.saturating_sub(if item.is_marked { rows } else { 0 });

@@ -57,6 +57,15 @@ pub(super) enum Chooser<'a, S> {
 }
 
 impl<S> Chooser<'_, S> {
+    /// Whether it draws behind the one before it.
+    fn follows(&self) -> bool {
+        let drawing = match self {
+            Self::Row(row) => &row.drawing,
+            Self::Search(search) => &search.drawing,
+        };
+        matches!(drawing, Drawing::Follows)
+    }
+
     fn drawing(&mut self) -> &mut Drawing {
         match self {
             Self::Row(row) => &mut row.drawing,
@@ -138,14 +147,16 @@ pub(super) fn make_all<'a, 'b, S: Sequence>(
     scratches.resize_with(threads.max(1), Mutex::default);
     let mut rest = choices;
     while !rest.is_empty() {
-        let followers = rest[1..].iter_mut().take_while(|next| matches!(next.chooser.drawing(), Drawing::Follows));
-        let (unit, others) = rest.split_at_mut(1 + followers.count());
+        let followers = rest[1..].iter().take_while(|next| next.chooser.follows()).count();
+        let (unit, others) = rest.split_at_mut(1 + followers);
         units.push(Mutex::new(unit));
         rest = others;
     }
     if threads == 1 || units.len() == 1 || scores < MANY_SCORES {
         let scratch = scratches[0].get_mut().unwrap_or_else(PoisonError::into_inner);
-        units.iter_mut().for_each(|unit| make(unit.get_mut().unwrap_or_else(PoisonError::into_inner), scratch));
+        units
+            .iter_mut()
+            .for_each(|unit| make(unit.get_mut().unwrap_or_else(PoisonError::into_inner), scratch));
         return Ok(());
     }
     let (units, scratches) = (&*units, &*scratches);

@@ -3,9 +3,9 @@
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use super::call::Call;
+use super::call::{Call, ROOM};
 use super::lead::Engine;
-use super::options::Options;
+use super::options::{Limit, Options};
 use super::progress::Progress;
 use super::prompts::{Cursor, Prompts};
 use super::request::Request;
@@ -79,11 +79,14 @@ where
     /// that the model cannot hold.
     pub fn new(engine: &Arc<Engine<M>>, prompts: Prompts<M::Sequence>, options: Options) -> Result<Self> {
         let request = Arc::new(Request::new(engine.model(), prompts, options)?);
+        let (Limit::NewTokens(most) | Limit::UpToNewTokens(most) | Limit::Length(most)) =
+            request.options.limit;
+        let room = most.min(ROOM);
         Ok(Self {
             engine: Arc::clone(engine),
             request,
             ticket: Arc::default(),
-            read: Progress::default(),
+            read: Progress::new(room),
             lengths: (Cursor::default(), 0, 0),
             events: Vec::new(),
             is_over: false,
@@ -125,7 +128,7 @@ where
     /// # Errors
     /// `Cancelled` after a cancel, or where the hook says so, after which the call may be repeated. Everything else ends the call:
     /// `Scores` where a row leaves no token to choose, `OutOfMemory`, `Panicked`.
-    pub fn advance(&mut self, hook: Option<&Hook>) -> Result<Option<&[Event]>> {
+    pub fn advance(&mut self, hook: Option<&Hook<'_>>) -> Result<Option<&[Event]>> {
         self.get(|engine, ticket, events| engine.wait(ticket, events, hook))
     }
 

@@ -232,7 +232,7 @@ impl<S: Sequence> Item<S> {
             Work::Rows(rows) => rows.iter().filter(|row| row.has_logits()).count(),
             Work::Search(search) => search.logits_rows(),
         };
-        logits.split_off(..others * vocab_size);
+        let _ = logits.split_off(..others * vocab_size);
         if !completed {
             return;
         }
@@ -259,7 +259,7 @@ impl<S: Sequence> Item<S> {
     ) {
         let (vocab_size, place) = (request.vocab_size, self.entry.place);
         if self.feed > 0 && self.is_read {
-            logits.split_off_mut(..vocab_size);
+            let _ = logits.split_off_mut(..vocab_size);
         }
         let prompt = request.prompts.ids(&self.entry.ids);
         let shared = self.draws.is_none();
@@ -382,7 +382,8 @@ impl<S: Sequence> Item<S> {
             Work::Rows(rows) => {
                 let begin = if own { place * request.rows_per_prompt() } else { 0 };
                 for row in rows {
-                    let begins = (!row.first.is_empty()).then_some(0).or((row.generated > 0).then_some(row.generated));
+                    let begins =
+                        (!row.first.is_empty()).then_some(0).or((row.generated > 0).then_some(row.generated));
                     run.assign(draws, row.number - begin, begins, &mut row.drawing);
                 }
             }

@@ -4,13 +4,14 @@
 //! tokens; then the caller that has waited longest leads the next one. The lock of the schedule is held for moments, never while
 //! a model computes, and never by anybody who waits for something else.
 
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use super::call::Call;
-use super::schedule::{State, Ticket};
-use super::step::{Kind, panicked};
+use super::schedule::{State, Ticket, again};
+use super::step::panicked;
 use super::{Event, Hook};
 use crate::error::{Error, Result};
 use crate::forks::{self, PerProcess};
@@ -147,7 +148,11 @@ where
     }
 
     /// Takes what there is for a reader: `Some(true)` for tokens, `Some(false)` at the end, `None` where there is nothing yet.
-    fn take_from(state: &mut State<M::Sequence>, ticket: &Ticket, events: &mut Vec<Event>) -> Result<Option<bool>> {
+    fn take_from(
+        state: &mut State<M::Sequence>,
+        ticket: &Ticket,
+        events: &mut Vec<Event>,
+    ) -> Result<Option<bool>> {
         if ticket.is_cancelled() {
             return Err(Error::Cancelled);
         }
@@ -169,7 +174,12 @@ where
     }
 
     /// As [`Engine::take`]; where there is nothing, waits for it or leads one step.
-    pub(super) fn wait(&self, ticket: &Ticket, events: &mut Vec<Event>, hook: Option<&Hook>) -> Result<bool> {
+    pub(super) fn wait(
+        &self,
+        ticket: &Ticket,
+        events: &mut Vec<Event>,
+        hook: Option<&Hook<'_>>,
+    ) -> Result<bool> {
         let (mut state, mut led) = (self.lock(), false);
         let outcome = loop {
             match Self::take_from(&mut state, ticket, events) {
@@ -194,7 +204,8 @@ where
                 state = ticket.bell.wait(state).unwrap_or_else(PoisonError::into_inner);
                 continue;
             };
-            let (woken, timeout) = ticket.bell.wait_timeout(state, ASK).unwrap_or_else(PoisonError::into_inner);
+            let (woken, timeout) =
+                ticket.bell.wait_timeout(state, ASK).unwrap_or_else(PoisonError::into_inner);
             state = woken;
             if timeout.timed_out() {
                 self.unlock(state);
@@ -224,7 +235,7 @@ where
     ///
     /// # Errors
     /// `Cancelled` where the hook says so.
-    pub fn step(&self, hook: Option<&Hook>) -> Result<()> {
+    pub fn step(&self, hook: Option<&Hook<'_>>) -> Result<()> {
         let mut state = self.lock();
         let mut interrupted = false;
         if state.leading {
@@ -232,9 +243,12 @@ where
             state.onlookers += 1;
             while state.leading && state.steps == now && !interrupted {
                 let stepped = &self.schedule().stepped;
-                let (woken, timeout) = stepped.wait_timeout(state, ASK).unwrap_or_else(PoisonError::into_inner);
+                let (woken, timeout) =
+                    stepped.wait_timeout(state, ASK).unwrap_or_else(PoisonError::into_inner);
                 state = woken;
-                if timeout.timed_out() && let Some(hook) = hook {
+                if timeout.timed_out()
+                    && let Some(hook) = hook
+                {
                     self.unlock(state);
                     interrupted = hook();
                     state = self.lock();
@@ -249,26 +263,29 @@ where
     }
 
     /// Leads one step; whether the hook ended it.
-    fn lead<'a>(&'a self, mut state: Locked<'a, M>, hook: Option<&Hook>) -> (Locked<'a, M>, bool) {
+    fn lead<'a>(&'a self, mut state: Locked<'a, M>, hook: Option<&Hook<'_>>) -> (Locked<'a, M>, bool) {
         let mut bench = state.bench.take().unwrap_or_default();
         state.leading = true;
         let stop = Arc::clone(&state.stop);
         stop.store(false, Ordering::SeqCst);
-        let composed = state.compose(&*self.model, &mut bench);
+        let compose = || state.compose(&*self.model, &mut bench);
+        let composed = catch_unwind(AssertUnwindSafe(compose)).map_err(|panic| panicked(panic.as_ref()));
         let mut interrupted = false;
-        if let Some(kind) = composed {
+        if let Some(kind) = composed.transpose() {
             let asked = AtomicBool::new(false);
             let ask = || {
                 let stop = hook.is_some_and(|hook| hook());
                 asked.fetch_or(stop, Ordering::Relaxed);
                 stop
             };
+            let cancel = Cancel::new(&stop);
+            let cancel = if hook.is_some() { cancel.asking(&ask) } else { cancel };
             let mut outcome;
             loop {
                 self.unlock(state);
-                let cancel = Cancel::new(&stop);
-                let cancel = if hook.is_some() { cancel.asking(&ask) } else { cancel };
-                outcome = bench.run(&*self.model, kind, &cancel);
+                outcome = kind
+                    .as_ref()
+                    .map_or_else(|error| Err(again(error)), |&kind| bench.run(&*self.model, kind, &cancel));
                 state = self.lock();
                 let refused = matches!(outcome, Err(Error::OutOfMemory { .. }));
                 // What readers who are behind keep goes before a call that somebody waits for.

@@ -16,9 +16,16 @@ pub(super) struct Progress {
     /// Rows before this one are done.
     first: usize,
     rows: VecDeque<Read>,
+    /// Tokens that a row makes room for at once.
+    room: usize,
 }
 
 impl Progress {
+    /// Nothing was read; rows are expected to have so many tokens.
+    pub(super) fn new(room: usize) -> Self {
+        Self { room, ..Self::default() }
+    }
+
     /// Whether all of a row was read.
     pub(super) fn is_done(&self, row: usize) -> bool {
         row < self.first || matches!(self.rows.get(row - self.first), Some(Read::All))
@@ -36,7 +43,13 @@ impl Progress {
     pub(super) fn read(&mut self, row: usize, token: u32, is_last: bool) {
         if is_last {
             self.finish(row);
-        } else if let Some(Read::Tokens(tokens)) = self.row(row) {
+            return;
+        }
+        let room = self.room;
+        if let Some(Read::Tokens(tokens)) = self.row(row) {
+            if tokens.is_empty() {
+                tokens.reserve_exact(room);
+            }
             tokens.push(token);
         }
     }

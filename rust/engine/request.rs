@@ -84,7 +84,11 @@ impl<S: Sequence> Request<S> {
         let source = self.source_bytes(entry);
         if source > budget {
             let most = budget / block.bytes * block.positions;
-            return refused("source", format!("at most {most} tokens"), source / block.bytes * block.positions);
+            return refused(
+                "source",
+                format!("at most {most} tokens"),
+                source / block.bytes * block.positions,
+            );
         }
         let (left, beams) = (budget - source, self.options.num_beams);
         if Needs::of(block, entry.ids.len(), new, 1).rows(beams) <= left {

@@ -7,8 +7,8 @@
 //! has a token of each row that has begun, and at most [`CHUNK`] tokens of prompts, shared among the calls that have any.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::Condvar;
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 
 use super::Event;
 use super::call::Call;
@@ -190,7 +190,10 @@ impl<S: Sequence> State<S> {
             return true;
         }
         let waiting = self.slots.iter().filter(|slot| {
-            slot.waits.is_some() && slot.events.is_empty() && slot.outcome.is_none() && !slot.ticket.is_cancelled()
+            slot.waits.is_some()
+                && slot.events.is_empty()
+                && slot.outcome.is_none()
+                && !slot.ticket.is_cancelled()
         });
         let longest = waiting.min_by_key(|slot| slot.waits);
         longest.inspect(|slot| slot.ticket.bell.notify_all()).is_some()
@@ -200,7 +203,11 @@ impl<S: Sequence> State<S> {
     ///
     /// # Errors
     /// None; a call that cannot begin ends with its error.
-    pub(super) fn compose<M: Decoder<Sequence = S>>(&mut self, model: &M, bench: &mut Bench<S>) -> Option<Kind> {
+    pub(super) fn compose<M: Decoder<Sequence = S>>(
+        &mut self,
+        model: &M,
+        bench: &mut Bench<S>,
+    ) -> Option<Kind> {
         self.unpark();
         self.admit(model);
         self.steps += 1;
@@ -291,6 +298,7 @@ impl<S: Sequence> State<S> {
     fn compose_sources(&mut self, bench: &mut Bench<S>) {
         let (mut room, count) = (CHUNK, self.slots.len());
         let begin = self.slots.partition_point(|slot| slot.id <= self.sourced);
+        self.slots.iter_mut().filter_map(Slot::eligible).for_each(|call| call.unplan());
         let mut any = false;
         loop {
             let mut marked = false;
@@ -308,11 +316,8 @@ impl<S: Sequence> State<S> {
             }
         }
         for slot in &mut self.slots {
-            if let Some(call) = slot.eligible() {
-                call.unplan();
-                if call.has_marked_source() {
-                    bench.taken.extend(take(slot));
-                }
+            if slot.eligible().is_some_and(|call| call.has_marked_source()) {
+                bench.taken.extend(take(slot));
             }
         }
     }
@@ -431,7 +436,7 @@ fn take<S>(slot: &mut Slot<S>) -> Option<Taken<S>> {
 }
 
 /// The same error for one more call of the step.
-fn again(error: &Error) -> Error {
+pub(super) fn again(error: &Error) -> Error {
     match error {
         Error::OutOfMemory { what, bytes } => Error::OutOfMemory { what: what.clone(), bytes: *bytes },
         Error::Panicked { message } => Error::Panicked { message: message.clone() },

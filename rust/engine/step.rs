@@ -65,15 +65,23 @@ impl<S: Sequence> Bench<S> {
     ///
     /// # Errors
     /// Those of the model: `Cancelled`, after which every call is as it was; `OutOfMemory` where one call was left; `Panicked`.
-    pub(super) fn run<M: Decoder<Sequence = S>>(&mut self, model: &M, kind: Kind, cancel: &Cancel<'_>) -> Result<()> {
+    pub(super) fn run<M: Decoder<Sequence = S>>(
+        &mut self,
+        model: &M,
+        kind: Kind,
+        cancel: &Cancel<'_>,
+    ) -> Result<()> {
         loop {
             let outcome = catch_unwind(AssertUnwindSafe(|| match kind {
                 Kind::Sources => self.read_sources(model, cancel),
                 Kind::Tokens => self.read_tokens(model, cancel),
             }));
             match outcome.unwrap_or_else(|panic| Err(panicked(panic.as_ref()))) {
-                Err(Error::OutOfMemory { .. }) if self.taken.iter().filter(|call| !call.is_parked).count() > 1 => {
-                    let youngest = self.taken.iter_mut().filter(|call| !call.is_parked).max_by_key(|call| call.id);
+                Err(Error::OutOfMemory { .. })
+                    if self.taken.iter().filter(|call| !call.is_parked).count() > 1 =>
+                {
+                    let youngest =
+                        self.taken.iter_mut().filter(|call| !call.is_parked).max_by_key(|call| call.id);
                     if let Some(taken) = youngest {
                         taken.is_parked = true;
                         taken.call.evict(model)?;

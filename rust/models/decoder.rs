@@ -66,7 +66,7 @@ impl Default for Limits {
 }
 
 /// A run of cached positions; dropping it frees its blocks.
-pub trait Sequence: Sized + Send + Sync {
+pub trait Sequence: std::fmt::Debug + Sized + Send + Sync {
     /// Number of cached positions.
     fn len(&self) -> usize;
     /// Whether nothing is cached yet.

@@ -1,8 +1,8 @@
 //! A model that computes nothing: logits are a hash of all tokens so far. Its twin in Python is in
 //! `tools/make_decode_golden.py`; both must give the same numbers.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
 
 use fastdecode::models::{CacheBlock, Cancel, Decoder, Input, Limits, Segment, Sequence, Wanted};
 use fastdecode::{Error, Result};
@@ -11,18 +11,14 @@ use fastdecode::{Error, Result};
 #[derive(Debug)]
 pub(crate) struct FakeSequence {
     hashes: Vec<u32>,
-    /// Rows of a source that the first forward reads.
+    /// Ids of a source that the encoder is still to read, or has read.
+    source: Vec<u32>,
     pending: usize,
     live: Arc<AtomicUsize>,
+    held: Arc<AtomicUsize>,
 }
 
 impl FakeSequence {
-    /// With a source of `rows` rows.
-    pub(crate) fn over(mut self, rows: usize) -> Self {
-        self.pending = rows;
-        self
-    }
-
     fn hash(&self) -> u32 {
         self.hashes.last().copied().unwrap_or(0x9e37_79b9)
     }
@@ -30,12 +26,14 @@ impl FakeSequence {
     fn append(&mut self, token: u32) {
         let mixed = (self.hash() ^ token).wrapping_mul(0x0100_0193);
         self.hashes.push(mixed ^ (mixed >> 15));
+        self.held.fetch_add(1, Ordering::SeqCst);
     }
 }
 
 impl Drop for FakeSequence {
     fn drop(&mut self) {
         self.live.fetch_sub(1, Ordering::Relaxed);
+        self.held.fetch_sub(self.hashes.len(), Ordering::SeqCst);
     }
 }
 
@@ -48,17 +46,39 @@ impl Sequence for FakeSequence {
         self.pending
     }
 
+    fn source(&self) -> &[u32] {
+        &self.source
+    }
+
     fn fork(&self) -> Self {
         self.live.fetch_add(1, Ordering::Relaxed);
         // Room to grow, so that the steady loop allocates nothing on the model's account.
         let mut hashes = Vec::with_capacity(self.hashes.len() + 256);
         hashes.extend_from_slice(&self.hashes);
-        Self { hashes, pending: self.pending, live: Arc::clone(&self.live) }
+        self.held.fetch_add(hashes.len(), Ordering::SeqCst);
+        Self {
+            hashes,
+            source: self.source.clone(),
+            pending: self.pending,
+            live: Arc::clone(&self.live),
+            held: Arc::clone(&self.held),
+        }
     }
 
     fn truncate(&mut self, len: usize) {
         assert!(len <= self.len(), "truncate({len}) of {} positions", self.len());
+        self.held.fetch_sub(self.hashes.len() - len, Ordering::SeqCst);
         self.hashes.truncate(len);
+    }
+}
+
+/// What happens at the beginning of a step.
+#[derive(Default)]
+pub(crate) struct Begins(pub(crate) Option<Box<dyn Fn(&Cancel<'_>) -> Result<()> + Send + Sync>>);
+
+impl std::fmt::Debug for Begins {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Begins")
     }
 }
 
@@ -71,8 +91,16 @@ pub(crate) struct FakeModel {
     pub(crate) spread: f32,
     /// Sequences that exist.
     pub(crate) live: Arc<AtomicUsize>,
-    /// Positions of every forward, those of sources included.
-    pub(crate) fed: std::sync::Mutex<Vec<usize>>,
+    /// Positions that they hold, and how many they may.
+    pub(crate) held: Arc<AtomicUsize>,
+    pub(crate) memory: Option<usize>,
+    /// Positions of every forward, and rows of sources of every step that read some.
+    pub(crate) fed: Mutex<Vec<usize>>,
+    pub(crate) encoded: Mutex<Vec<usize>>,
+    /// Threads that choose.
+    pub(crate) threads: usize,
+    /// What happens at the beginning of every step.
+    pub(crate) begins: Begins,
     /// What every logit is instead, if anything.
     pub(crate) constant: Option<f32>,
     /// What requests may use.
@@ -86,10 +114,23 @@ impl FakeModel {
             context_limit: None,
             spread,
             live: Arc::default(),
-            fed: std::sync::Mutex::new(Vec::with_capacity(4096)),
+            held: Arc::default(),
+            memory: None,
+            fed: Mutex::new(Vec::with_capacity(4096)),
+            encoded: Mutex::default(),
+            threads: 1,
+            begins: Begins::default(),
             constant: None,
             limits: Limits::default(),
         }
+    }
+
+    /// A step begins.
+    fn step(&self, cancel: &Cancel<'_>) -> Result<()> {
+        if let Begins(Some(begins)) = &self.begins {
+            begins(cancel)?;
+        }
+        if cancel.is_set() { Err(Error::Cancelled) } else { Ok(()) }
     }
 
     fn logit(&self, hash: u32, token: u32) -> f32 {
@@ -125,9 +166,28 @@ impl Decoder for FakeModel {
         self.limits
     }
 
-    fn start(&self) -> FakeSequence {
+    fn threads(&self) -> usize {
+        self.threads
+    }
+
+    fn start(&self, source: Option<&[u32]>) -> Result<FakeSequence> {
         self.live.fetch_add(1, Ordering::Relaxed);
-        FakeSequence { hashes: Vec::with_capacity(2048), pending: 0, live: Arc::clone(&self.live) }
+        let source = source.unwrap_or_default().to_vec();
+        Ok(FakeSequence {
+            hashes: Vec::with_capacity(2048),
+            pending: source.len(),
+            source,
+            live: Arc::clone(&self.live),
+            held: Arc::clone(&self.held),
+        })
+    }
+
+    fn encode(&self, sequences: &mut [&mut FakeSequence], cancel: &Cancel<'_>) -> Result<()> {
+        assert!(!sequences.is_empty(), "a step without sources");
+        self.step(cancel)?;
+        let rows = sequences.iter_mut().map(|sequence| std::mem::take(&mut sequence.pending)).sum();
+        self.encoded.lock().expect("no test panics while it holds the lock").push(rows);
+        Ok(())
     }
 
     fn forward(
@@ -137,19 +197,18 @@ impl Decoder for FakeModel {
         cancel: &Cancel<'_>,
     ) -> Result<()> {
         assert!(!batch.is_empty(), "a step without segments");
-        if cancel.is_set() {
-            return Err(Error::Cancelled);
+        self.step(cancel)?;
+        let more: usize = batch.iter().map(|segment| segment.input.rows(1)).sum();
+        if self.memory.is_some_and(|most| self.held.load(Ordering::SeqCst) + more > most) {
+            return Err(Error::OutOfMemory { what: "the fake cache".to_owned(), bytes: more });
         }
         logits.clear();
         let mut positions = 0;
         for segment in batch {
-            let tokens: &[u32] = match segment.input {
-                Input::Tokens(tokens) => tokens,
-                // One value per row.
-                Input::Embeddings(values) => &values.iter().map(|x| x.to_bits()).collect::<Vec<_>>(),
-            };
+            let Input::Tokens(tokens) = segment.input else { panic!("embeddings in a request") };
             assert!(!tokens.is_empty(), "a segment without rows");
-            positions += tokens.len() + std::mem::take(&mut segment.sequence.pending);
+            assert_eq!(segment.sequence.pending, 0, "a segment whose source was not read");
+            positions += tokens.len();
             for (place, &token) in tokens.iter().enumerate() {
                 segment.sequence.append(token);
                 let last = place + 1 == tokens.len();

@@ -71,7 +71,7 @@ fn hidden_states_are_kept_for_whoever_asks() {
 
 #[test]
 fn what_no_request_has_reserved_is_open() {
-    let cancel = AtomicBool::new(false);
+    let cancel = Cancel::never();
     for (name, source) in MODELS {
         let model = load(name, 1);
         let block = model.cache_block();
@@ -112,7 +112,7 @@ fn what_no_request_has_reserved_is_open() {
         assert_eq!(model.open_bytes(), 0, "{name}: nothing is open");
         let mut plain = Vec::new();
         if source == 0 {
-            plain.push(model.start());
+            plain.push(model.start(None).unwrap());
             feed(&mut plain[0]);
         }
         assert_eq!(model.open_bytes(), 0, "{name}: `start` is for requests");
@@ -124,7 +124,7 @@ fn limits_are_those_asked_for() {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/random-plain");
     let load = |cache_bytes, max_rows| {
         let options = LoadOptions { num_threads: Some(1), cache_bytes, max_rows, ..LoadOptions::default() };
-        Model::load(&folder, &options, &AtomicBool::new(false))
+        Model::load(&folder, &options, &Cancel::never())
     };
     let limits = load(Some(12_345), Some(3)).unwrap().limits();
     assert_eq!(limits, Limits { cache_bytes: 12_345, max_rows: 3 }, "as given");
@@ -154,7 +154,7 @@ fn callers_share_one_set_of_activations() {
     let model = load("random-plain", 2);
     let (tokens, cancel) = ([1; 40], Cancel::never());
     let run = |model: &Model| {
-        let mut sequence = model.start();
+        let mut sequence = model.start(None).unwrap();
         let segment = Segment { sequence: &mut sequence, input: Input::Tokens(&tokens), logits: Wanted::All };
         model.forward(&mut [segment], &mut Vec::new(), &cancel).unwrap();
     };
@@ -169,7 +169,7 @@ fn callers_share_one_set_of_activations() {
     // Other tests of this process run beside this one, each with at most one set of a small model.
     assert!(after.activation_bytes <= one + (8 << 20), "{one} bytes, then {after:?}");
     assert_eq!(after.cache_bytes_live, 0, "every sequence is gone");
-    let mut sequence = model.start();
+    let mut sequence = model.start(None).unwrap();
     let segment = Segment { sequence: &mut sequence, input: Input::Tokens(&tokens), logits: Wanted::Nothing };
     model.forward(&mut [segment], &mut Vec::new(), &cancel).unwrap();
     let block = 16 * model.info().cache_bytes_per_token;
