@@ -64,11 +64,6 @@ impl<S: Sequence> Beams<S> {
         self.items.iter().all(|item| item.search.is_done())
     }
 
-    /// Rows that the next step feeds.
-    pub(super) fn running(&self) -> usize {
-        self.items.iter().map(|item| item.sequences.len()).sum()
-    }
-
     /// Begins every prompt's search from its last logits, `P × V`. The first step is not expanded: all beams of a prompt
     /// look at the same row, and fork its cache when they have chosen.
     pub(super) fn start(

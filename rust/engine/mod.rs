@@ -20,7 +20,7 @@ use crate::decode::sampler::Unusable;
 use crate::error::{Error, Result};
 use crate::models::{Cancel, Decoder, Segment};
 use beams::Beams;
-use prompt::{PromptState, feed_chunk, next_chunk_rows};
+use prompt::{PromptState, feed_chunk};
 use rows::Rows;
 
 /// One new token of one row.
@@ -146,17 +146,6 @@ where
     /// What the request cost so far.
     pub fn statistics(&self) -> Statistics {
         self.statistics
-    }
-
-    /// Rows of the next step, those of sources that it encodes counted.
-    pub fn next_rows(&self) -> usize {
-        if self.next_prompt < self.prompts.len() {
-            return next_chunk_rows(&self.prompts[self.next_prompt..]);
-        }
-        match &self.method {
-            Method::Rows(rows) => rows.running(),
-            Method::Beams(beams) => beams.running(),
-        }
     }
 
     /// Does one chunk of prefill, or one step for all rows that are not done.

@@ -146,19 +146,6 @@ impl<S: Sequence> PromptState<S> {
     }
 }
 
-/// Rows of the next chunk, those of sources counted.
-pub(crate) fn next_chunk_rows<S: Sequence>(prompts: &[PromptState<S>]) -> usize {
-    let mut rows = 0;
-    for prompt in prompts {
-        let pending = prompt.sequence.as_ref().map_or(0, Sequence::pending);
-        if rows >= PREFILL_CHUNK || (rows > 0 && rows + pending >= PREFILL_CHUNK) {
-            break;
-        }
-        rows += pending + prompt.left().min(PREFILL_CHUNK);
-    }
-    rows
-}
-
 /// Feeds one chunk: up to [`PREFILL_CHUNK`] rows of the prompts from `*first` on, the rows of their sources counted.
 /// Appends the last logits of every prompt that is complete now to `done`, and moves `*first` behind them.
 ///

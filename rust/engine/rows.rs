@@ -47,11 +47,6 @@ impl<S: Sequence> Rows<S> {
         self.rows.iter().all(|row| row.sequence.is_none())
     }
 
-    /// Rows that the next step feeds.
-    pub(super) fn running(&self) -> usize {
-        self.rows.iter().filter(|row| row.sequence.is_some()).count()
-    }
-
     /// Forks every prompt for its rows and chooses their first tokens from the prompts' last logits, `P × V`.
     pub(super) fn start(
         &mut self,
