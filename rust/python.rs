@@ -1,7 +1,7 @@
 //! The Python module `fastdecode._core`: conversions, released locks and exceptions, no arithmetic.
 //!
 //! Every call into the engine runs detached from the interpreter, inside of one function that turns errors and panics
-//! into exceptions of `fastdecode.errors`; long ones end when Python hears a signal. Nothing here knows text; the Python side does.
+//! into exceptions of `fastdecode.errors`; those that may take long end when Python hears a signal. Nothing here knows text; the Python side does.
 
 mod decoding;
 mod exceptions;
@@ -25,7 +25,7 @@ use crate::models::{self, Decoder, LoadOptions};
 use crate::{limits, team};
 use decoding::Generation;
 use exceptions::detached;
-use interrupt::{interruptible, interruptible_if, is_long};
+use interrupt::interruptible;
 use memory::{Memory, SourceArgument};
 use state::State;
 
@@ -180,8 +180,7 @@ impl Model {
 
     /// Encodes sources, some at a time.
     fn encode(&self, py: Python<'_>, sources: Vec<Vec<u32>>) -> PyResult<Vec<Memory>> {
-        let rows = sources.iter().map(Vec::len).sum();
-        interruptible_if(py, is_long(&self.0, rows), |cancel| {
+        interruptible(py, |cancel| {
             let mut memories = Vec::with_capacity(sources.len());
             let mut rest = sources.as_slice();
             while !rest.is_empty() {
@@ -206,10 +205,7 @@ impl Model {
         ids: Vec<u32>,
         source: Option<Vec<u32>>,
     ) -> PyResult<Vec<Shown<'py>>> {
-        let rows = ids.len() + source.as_ref().map_or(0, Vec::len);
-        let activations = interruptible_if(py, is_long(&self.0, rows), |cancel| {
-            self.0.trace(source.as_deref(), &ids, cancel)
-        })?;
+        let activations = interruptible(py, |cancel| self.0.trace(source.as_deref(), &ids, cancel))?;
         activations.into_iter().map(|a| Ok((a.name, a.shape.to_vec(), bytes(py, &a.values)?))).collect()
     }
 

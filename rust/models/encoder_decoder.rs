@@ -42,7 +42,7 @@ impl Encoder<'_> {
         cancel: &Cancel<'_>,
         trace: Option<&Trace>,
     ) -> Result<Vec<Arc<EncoderOutput>>> {
-        let mut turn = team::turn(self.executor.runtime.threads);
+        let mut turn = team::turn(self.executor.runtime.threads, cancel)?;
         let mut buffers = Buffers::take();
         let mut kept = Vec::with_capacity(sources.len());
         let mut own = Vec::with_capacity(sources.len());

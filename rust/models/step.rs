@@ -78,7 +78,7 @@ pub(super) fn run(
     if segments.is_empty() {
         return Ok(());
     }
-    let mut turn = team::turn(executor.runtime.threads);
+    let mut turn = team::turn(executor.runtime.threads, cancel).inspect_err(|_| logits.clear())?;
     let mut buffers = Buffers::take();
     let result = reserve(segments, bounds.width, &mut buffers.plan).and_then(|()| {
         let segments = &*segments;

@@ -12,7 +12,7 @@ use pyo3::types::PyByteArray;
 
 use super::bytes;
 use super::exceptions::{detached, raised};
-use super::interrupt::{interruptible_if, is_long};
+use super::interrupt::interruptible;
 use super::turn::{Taken, Turn};
 use crate::engine::PREFILL_CHUNK;
 use crate::error::{Error, Result};
@@ -60,10 +60,10 @@ impl State {
         };
         if held.logits.is_none() {
             let (model, held) = (&*self.model, &mut *held);
-            interruptible_if(py, is_long(model, held.sequence.pending() + 1), |cancel| {
-                held.recompute(model, cancel)
-            })?;
+            let outcome = interruptible(py, |cancel| held.recompute(model, cancel));
+            // A signal that raises may come when the logits are there; they are as good then.
             self.note(held);
+            outcome?;
         }
         bytes(py, held.logits.as_deref().unwrap_or_default())
     }
@@ -72,7 +72,7 @@ impl State {
     fn append<'py>(&self, py: Python<'py>, ids: Vec<u32>, wanted: &str) -> PyResult<Bound<'py, PyByteArray>> {
         let mut held = self.turn.take_or_raise(py)?;
         let chunks: Vec<_> = ids.chunks(PREFILL_CHUNK).map(Input::Tokens).collect();
-        let logits = self.append_chunks(py, &mut held, &chunks, ids.len(), wanted)?;
+        let logits = self.append_chunks(py, &mut held, &chunks, wanted)?;
         held.tokens.extend(ids.iter().map(|&id| i64::from(id)));
         bytes(py, &logits)
     }
@@ -93,7 +93,7 @@ impl State {
             return raised(py, Err(Error::Option { option, expected, got }));
         }
         let chunks: Vec<_> = rows.chunks(PREFILL_CHUNK * width).map(Input::Embeddings).collect();
-        let logits = self.append_chunks(py, &mut held, &chunks, rows.len() / width, wanted)?;
+        let logits = self.append_chunks(py, &mut held, &chunks, wanted)?;
         held.tokens.resize(rows.len() / width, EMBEDDING);
         held.embeddings = Arc::clone(&rows);
         bytes(py, &logits)
@@ -139,13 +139,11 @@ impl State {
         py: Python<'_>,
         held: &mut Taken<'_, Held>,
         chunks: &[Input<'_>],
-        rows: usize,
         wanted: &str,
     ) -> PyResult<Vec<f32>> {
         let (model, held, every) = (&*self.model, &mut **held, wanted == "every");
         let (before, sequence) = (held.sequence.len(), &mut held.sequence);
-        let long = is_long(model, rows.saturating_add(sequence.pending()));
-        let outcome = interruptible_if(py, long, |cancel| feed(model, sequence, chunks, every, cancel));
+        let outcome = interruptible(py, |cancel| feed(model, sequence, chunks, every, cancel));
         match outcome {
             Ok(logits) => {
                 let from = logits.len().saturating_sub(model.vocab_size());
@@ -153,6 +151,7 @@ impl State {
                 self.note(held);
                 Ok(logits)
             }
+            // A signal that raises is an error even where everything was appended meanwhile: that is undone, too.
             Err(error) => {
                 detached(py, || {
                     sequence.truncate(before);

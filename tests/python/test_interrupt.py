@@ -25,6 +25,15 @@ def interrupt(folder: Path, call: str) -> None:
     assert seconds_to_stop(folder, call, after=INTO_THE_CALL) < BOUND
 
 
+def outcome(script: str) -> str:
+    """What a script prints; it hears Ctrl-C as usual."""
+    run = [sys.executable, "-c", script]
+    found = subprocess.run(
+        run, capture_output=True, text=True, timeout=300, preexec_fn=tiny.hear_ctrl_c, check=True
+    )
+    return found.stdout
+
+
 @pytest.fixture(scope="module")
 def t5_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Wide and deep enough for the source below to take more than a minute."""
@@ -116,8 +125,61 @@ try:
 except KeyboardInterrupt:
     print({check})
 """
-    run = [sys.executable, "-c", script]
-    found = subprocess.run(
-        run, capture_output=True, text=True, timeout=300, preexec_fn=tiny.hear_ctrl_c, check=True
-    )
-    assert found.stdout == "True\n"
+    assert outcome(script) == "True\n"
+
+
+def test_waiting_for_the_step_of_another_thread(t5_folder: Path) -> None:
+    """The encoder reads a source in one step, which takes more than a minute here."""
+    script = f"""
+import fastdecode, os, signal, threading, time
+model = fastdecode.load({str(t5_folder)!r}, num_threads=2)
+worker = threading.Thread(target=lambda: model.encode([5] * 40_000), daemon=True)
+worker.start()
+time.sleep(0.5)
+threading.Timer(1.0, os.kill, (os.getpid(), signal.SIGINT)).start()
+began = time.monotonic()
+try:
+    model.encode([5])
+    print("done")
+except KeyboardInterrupt:
+    print(0.5 < time.monotonic() - began < {1 + BOUND} and worker.is_alive(), flush=True)
+os._exit(0)
+"""
+    assert outcome(script) == "True\n"
+
+
+def test_a_handler_may_compute_within_a_call(gpt2_folder: Path) -> None:
+    script = f"""
+import fastdecode, signal
+model = fastdecode.load({str(gpt2_folder)!r}, num_threads=2)
+def compute():
+    return model.run([5, 6], max_new_tokens=3, eos_token_id=None).token_ids
+expected, long, found = compute(), [5] * 6000, []
+before = model.prefill(long).logits
+signal.signal(signal.SIGALRM, lambda *_: found.append(compute()))
+signal.setitimer(signal.ITIMER_REAL, 0.1, 0.1)
+after = model.prefill(long).logits
+signal.setitimer(signal.ITIMER_REAL, 0)
+print(len(found) > 1, all(ids == expected for ids in found), (before == after).all())
+"""
+    assert outcome(script) == "True True True\n"
+
+
+def test_a_handler_meets_the_generation_that_it_interrupts(gpt2_folder: Path) -> None:
+    script = f"""
+import fastdecode, gc, signal
+model = fastdecode.load({str(gpt2_folder)!r}, num_threads=2)
+met = []
+stream = model.stream([5] * 6000, max_new_tokens=2, eos_token_id=None)
+def handler(*_):
+    signal.setitimer(signal.ITIMER_REAL, 0)
+    for running in [o for o in gc.get_objects() if type(o).__name__ == "Decoding"]:
+        try:
+            met.append(running._generation.prefill_seconds)
+        except fastdecode.errors.StateBusyError as error:
+            met.append("same thread" in error.got)
+signal.signal(signal.SIGALRM, handler)
+signal.setitimer(signal.ITIMER_REAL, 0.3)
+print(len(list(stream)) > 0, met)
+"""
+    assert outcome(script) == "True [True]\n"

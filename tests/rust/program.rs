@@ -125,7 +125,7 @@ fn step(
     let runtime = Runtime::new(threads, false).unwrap();
     let shape = shape(program);
     let executor = Executor { program, weights, runtime: &runtime, own: &shape, memory: &shape };
-    let mut turn = team::turn(threads);
+    let mut turn = team::turn(threads, &Cancel::never()).unwrap();
     let mut buffers = Buffers::take();
     let mut wanted = 0;
     for (sequence, (ids, some)) in sequences.iter_mut().zip(parts) {
