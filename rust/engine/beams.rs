@@ -9,6 +9,7 @@ use crate::decode::beam::{BeamSearch, BeamSettings, Continuations};
 use crate::decode::logprobs::Normalizer;
 use crate::decode::processors::{Context, Processors};
 use crate::decode::sampler::{Candidate, Unusable};
+use crate::decode::scratch::Scratch;
 use crate::decode::stopping::{FinishReason, Stopping};
 use crate::decode::warpers::Warpers;
 use crate::error::{Error, Result};
@@ -208,7 +209,7 @@ struct Scoring {
     /// Ids that end a beam.
     ending_ids: usize,
     continuations: Continuations,
-    candidates: Vec<Candidate>,
+    scratch: Scratch,
 }
 
 impl Scoring {
@@ -220,7 +221,7 @@ impl Scoring {
             warpers: Warpers::new(options.warpers(), min_tokens_to_keep),
             ending_ids,
             continuations: Continuations::default(),
-            candidates: Vec::new(),
+            scratch: Scratch::default(),
         }
     }
 
@@ -242,27 +243,31 @@ impl Scoring {
         for beam in 0..settings.num_beams {
             if beam < rows {
                 let scores = &mut logits[beam * vocab_size..(beam + 1) * vocab_size];
-                Normalizer::new(scores)?.normalize(scores);
+                let scans = self.scratch.scans;
+                Normalizer::new(scans, scores)?.normalize(scans, scores);
                 let context = Context {
                     tokens: search.tokens(beam),
                     length: prompt.len() + search.generated(),
                     generated: search.generated(),
                     source: prompt.source(),
                 };
-                self.processors.apply(&context, scores);
+                self.processors.apply(&context, scores, &mut self.scratch);
                 if stream.is_some() {
-                    self.warpers.apply(scores, &mut self.candidates)?;
+                    self.warpers.apply(scores, &mut self.scratch)?;
                 }
             }
             if stream.is_some() {
-                self.continuations.add_all(beam, search.score(beam), &self.candidates, vocab_size);
+                self.continuations.add_all(beam, search.score(beam), &self.scratch.candidates, vocab_size);
             } else {
                 let row = beam.min(rows - 1) * vocab_size;
-                self.continuations.add_best(beam, search.score(beam), &logits[row..row + vocab_size], count);
+                let row = &logits[row..row + vocab_size];
+                self.continuations.add_best(beam, search.score(beam), row, count, &mut self.scratch);
             }
         }
         match stream {
-            Some(rng) => self.continuations.drawn(rng, settings.num_beams * vocab_size, count),
+            Some(rng) => {
+                self.continuations.drawn(rng, settings.num_beams * vocab_size, count, &mut self.scratch)
+            }
             None => Ok(self.continuations.best(count)),
         }
     }

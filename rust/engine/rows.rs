@@ -6,6 +6,7 @@ use super::prompt::PromptState;
 use super::selector::{Draws, Selector};
 use super::{Event, Options, no_choice, reuse};
 use crate::decode::processors::Context;
+use crate::decode::scratch::Scratch;
 use crate::error::Result;
 use crate::models::{Decoder, Input, Segment, Sequence, Wanted};
 
@@ -26,6 +27,7 @@ struct Row<S> {
 #[derive(Debug)]
 pub(super) struct Rows<S: 'static> {
     selector: Selector,
+    scratch: Scratch,
     draws: Draws,
     rows_per_prompt: usize,
     rows: Vec<Row<S>>,
@@ -37,6 +39,7 @@ impl<S: Sequence> Rows<S> {
     pub(super) fn new(options: &Options, prompts: usize) -> Self {
         Self {
             selector: Selector::new(options),
+            scratch: Scratch::default(),
             draws: Draws::new(options, prompts),
             rows_per_prompt: options.num_return_sequences,
             rows: Vec::new(),
@@ -138,7 +141,8 @@ impl<S: Sequence> Rows<S> {
             source: prompt.source(),
         };
         let scores = &mut self.logits[from..from + vocab_size];
-        let (token, logprobs) = match self.selector.choose(&context, scores, self.draws.stream(row.prompt)) {
+        let stream = self.draws.stream(row.prompt);
+        let (token, logprobs) = match self.selector.choose(&context, scores, stream, &mut self.scratch) {
             Ok(choice) => choice,
             Err(unusable) => {
                 self.rows.clear();

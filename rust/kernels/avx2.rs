@@ -136,6 +136,10 @@ unsafe impl Lanes for Avx2 {
         unsafe { Pair(_mm256_min_ps(a.0, b.0), _mm256_min_ps(a.1, b.1)) }
     }
     #[inline(always)]
+    unsafe fn xor(a: Pair, b: Pair) -> Pair {
+        unsafe { Pair(_mm256_xor_ps(a.0, b.0), _mm256_xor_ps(a.1, b.1)) }
+    }
+    #[inline(always)]
     unsafe fn fma(a: Pair, b: Pair, c: Pair) -> Pair {
         unsafe { Pair(_mm256_fmadd_ps(a.0, b.0, c.0), _mm256_fmadd_ps(a.1, b.1, c.1)) }
     }

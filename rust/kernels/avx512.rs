@@ -103,6 +103,10 @@ macro_rules! lanes {
                 unsafe { _mm512_min_ps(a, b) }
             }
             #[inline(always)]
+            unsafe fn xor(a: __m512, b: __m512) -> __m512 {
+                unsafe { _mm512_xor_ps(a, b) }
+            }
+            #[inline(always)]
             unsafe fn fma(a: __m512, b: __m512, c: __m512) -> __m512 {
                 unsafe { _mm512_fmadd_ps(a, b, c) }
             }

@@ -59,6 +59,10 @@ unsafe impl Lanes for Portable {
         each(|i| if a[i] < b[i] { a[i] } else { b[i] })
     }
     #[inline(always)]
+    unsafe fn xor(a: Self::F, b: Self::F) -> Self::F {
+        each(|i| f32::from_bits(a[i].to_bits() ^ b[i].to_bits()))
+    }
+    #[inline(always)]
     unsafe fn fma(a: Self::F, b: Self::F, c: Self::F) -> Self::F {
         each(|i| a[i] * b[i] + c[i])
     }

@@ -1,10 +1,14 @@
 //! Which tokens may be drawn, and which are best: the fast ways against plain sorting.
 
+use fastdecode::decode::Scratch;
 use fastdecode::decode::logprobs::token_logprobs;
 use fastdecode::decode::processors::{Context, Processor, Processors};
 use fastdecode::decode::sampler::{Candidate, Unusable, greedy, largest, softmax};
 use fastdecode::decode::warpers::{Warper, Warpers};
+use fastdecode::kernels::Kernels;
 use proptest::prelude::*;
+
+use crate::tables::tables;
 
 /// Scores with many ties, or with none, some of them forbidden.
 fn scores() -> impl Strategy<Value = Vec<f32>> {
@@ -26,7 +30,7 @@ fn warper() -> impl Strategy<Value = Warper> {
 fn probabilities(scores: &[f32]) -> Vec<f32> {
     let candidates: Vec<Candidate> = scores.iter().map(|&score| (0, score)).collect();
     let mut probabilities = Vec::new();
-    softmax(&candidates, &mut probabilities).expect("a finite score");
+    softmax(Kernels::chosen_scans(), &candidates, &mut probabilities).expect("a finite score");
     probabilities
 }
 
@@ -79,10 +83,12 @@ proptest! {
     ) {
         prop_assume!(scores.iter().any(|s| s.is_finite()));
         let expected = plainly(&list, keep, &scores);
-        let mut kept = Vec::new();
-        let mut spoilt = scores.clone();
-        Warpers::new(list, keep).apply(&mut spoilt, &mut kept).expect("a finite score");
-        prop_assert_eq!(kept, expected);
+        let warpers = Warpers::new(list, keep);
+        for table in tables() {
+            let (mut scratch, mut spoilt) = (Scratch::new(table.scans()), scores.clone());
+            warpers.apply(&mut spoilt, &mut scratch).expect("a finite score");
+            prop_assert_eq!(&scratch.candidates, &expected, "{}", table.name);
+        }
     }
 
     #[test]
@@ -99,11 +105,15 @@ proptest! {
     fn the_largest_are_those_of_a_sort(scores in scores(), count in 0_usize..60) {
         let mut expected: Vec<Candidate> = scores.iter().enumerate().map(|(id, &s)| (id as u32, s)).collect();
         expected.sort_by(|a, b| b.1.total_cmp(&a.1).then(a.0.cmp(&b.0)));
-        prop_assert_eq!(greedy(&scores).expect("no NaN"), expected[0].0);
+        let best = expected[0].0;
         expected.truncate(count);
-        let mut best = vec![(9, 9.0)];
-        largest(&scores, count, &mut best);
-        prop_assert_eq!(best, expected);
+        for table in tables() {
+            prop_assert_eq!(greedy(table.scans(), &scores).expect("no NaN"), best, "{}", table.name);
+            let mut scratch = Scratch::new(table.scans());
+            scratch.best.push((9, 9.0));
+            largest(&scores, count, &mut scratch);
+            prop_assert_eq!(&scratch.best, &expected, "{}", table.name);
+        }
     }
 
     #[test]
@@ -111,7 +121,7 @@ proptest! {
         let token = (scores.len() / 2) as u32;
         let sum: f64 = scores.iter().map(|&s| f64::from(s).exp()).sum();
         let exact = |id: u32| f64::from(scores[id as usize]) - sum.ln();
-        let got = token_logprobs(&scores, token, count, &mut Vec::new()).expect("finite scores");
+        let got = token_logprobs(&scores, token, count, &mut Scratch::default()).expect("finite scores");
         prop_assert!((f64::from(got.logprob) - exact(token)).abs() < 1e-5);
         prop_assert_eq!(got.best.len(), count.min(scores.len()));
         for &(id, logprob) in &got.best {
@@ -125,10 +135,11 @@ proptest! {
 fn scores_without_a_choice_are_named() {
     const INFINITY: f32 = f32::INFINITY;
     let draw_from = |scores: &[f32]| {
-        let mut candidates = Vec::new();
-        let mut warpers = Warpers::new(vec![Warper::TopP(0.5)], 1);
-        warpers.apply(&mut scores.to_vec(), &mut candidates).map(|()| candidates)
+        let mut scratch = Scratch::default();
+        let warpers = Warpers::new(vec![Warper::TopP(0.5)], 1);
+        warpers.apply(&mut scores.to_vec(), &mut scratch).map(|()| scratch.candidates)
     };
+    let greedy = |scores: &[f32]| greedy(Kernels::chosen_scans(), scores);
     for long in [1, 40] {
         let with = |score: f32| [vec![0.0; long], vec![score], vec![1.0; long]].concat();
         assert_eq!(greedy(&with(f32::NAN)), Err(Unusable::Nan));
@@ -153,6 +164,6 @@ fn processors_pass_over_ids_without_a_score() {
         Processor::NoRepeatNgram { size: 3 },
         Processor::MinNewTokens { tokens: 1, ending: vec![2, 9] },
     ];
-    Processors::new(list).apply(&context, &mut scores);
+    Processors::new(list).apply(&context, &mut scores, &mut Scratch::default());
     assert_eq!(scores, [4.0, -2.0, f32::NEG_INFINITY]);
 }
