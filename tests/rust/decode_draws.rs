@@ -4,6 +4,7 @@ use fastdecode::decode::draws::Draws;
 use fastdecode::decode::jump::Jump;
 use fastdecode::decode::torch_rng::{TorchRng, Uniform};
 
+use crate::allocation::allocations;
 use crate::tables::tables;
 
 /// More numbers than a block has.
@@ -112,6 +113,19 @@ fn a_group_may_begin_anywhere() {
     assert!(far.stream(8).uniform().value() < 1.0, "past what 64 bits count");
     let mut again = draws.group(0, 0);
     assert_eq!(again.stream(0).uniform(), TorchRng::from_seed(4).uniform(), "and back");
+}
+
+#[test]
+fn going_on_allocates_nothing() {
+    // With 40 rows the group jumps, with 2 it skips.
+    for rows in [2, 40] {
+        let mut group = Draws::new(1, 50_257, rows).group(1, 0);
+        let mut go_on = || {
+            assert!(group.stream(1).uniform().value() < 1.0);
+            group.next_token();
+        };
+        assert_eq!(allocations(|| (0..3).for_each(|_| go_on())), 0, "{rows} rows");
+    }
 }
 
 #[test]

@@ -1,6 +1,8 @@
 //! Scans of scores and words of the random stream: every table against the naive way, to the bit.
 
-use fastdecode::kernels::{BLOCK_WORDS, Scans, WindowSums, window_offset};
+use std::sync::LazyLock;
+
+use fastdecode::kernels::{BLOCK_WORDS, Kernels, Scans, WindowSums, window_offset};
 use proptest::prelude::*;
 
 use crate::tables::tables;
@@ -8,9 +10,10 @@ use crate::tables::tables;
 /// Lengths around those of vectors and runs, and odd ones.
 const LENGTHS: [usize; 14] = [0, 1, 7, 8, 9, 15, 16, 17, 63, 64, 65, 127, 129, 1000];
 
-/// Every table's scans with its name.
+/// Every table's scans with its name; found out once, not for every case.
 fn scans() -> impl Iterator<Item = (&'static str, &'static Scans)> {
-    tables().into_iter().map(|table| (table.name, table.scans()))
+    static TABLES: LazyLock<Vec<Kernels>> = LazyLock::new(tables);
+    TABLES.iter().map(|table| (table.name, table.scans()))
 }
 
 fn scores() -> impl Strategy<Value = Vec<f32>> {
