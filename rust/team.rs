@@ -15,6 +15,7 @@ pub use cores::default_threads;
 use meeting::{Meeting, Work};
 pub use meeting::{Member, Stop};
 pub use pieces::{Pieces, share};
+pub use queue::here;
 use queue::{Held, Queue};
 use waiting::Waiting;
 

@@ -133,9 +133,9 @@ class CausalLM(LanguageModel):
     def astream(
         self, prompt: Prompt | Sequence[Prompt], **options: Unpack[GenerateOptions]
     ) -> AsyncGenerator[Chunk]:
-        """As `stream`, for asyncio: steps run in the event loop's executor, and the loop is never blocked.
+        """As `stream`, for asyncio: all such streams of a model are led by one thread, and the loop is never blocked.
 
-        Cancelling the task, or leaving the loop, stops the step that is running and frees its memory.
+        Cancelling the task, or leaving the loop, ends the stream and frees its memory. Any number of streams may be open.
 
         Args:
             prompt: As in `stream`.
@@ -157,9 +157,7 @@ class CausalLM(LanguageModel):
             items, _ = _items(prompt)
             return self._start(items, options)
 
-        from .decoding import astream
-
-        return astream(start)
+        return self._astream(start)
 
     def prefill(
         self, prompt: Prompt | None = None, *, embeddings: NDArray[np.floating[Any]] | None = None
@@ -265,7 +263,8 @@ class CausalLM(LanguageModel):
         return rows
 
 
-def _items(prompt: Prompt | Sequence[Prompt]) -> tuple[list[Any], bool]:
+def _items(prompt: Prompt | Sequence[Prompt]) -> tuple[Sequence[Any], bool]:
     """The prompts of a call, and whether it was one that is not in a list."""
-    one = is_one(prompt)
-    return ([prompt] if one else list(prompt)), one
+    if is_one(prompt):
+        return [prompt], True
+    return (prompt if isinstance(prompt, (list, tuple)) else list(prompt)), False

@@ -19,7 +19,7 @@ from .tokenizer_files import as_tokenizer, read_folder
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Mapping, Sequence
+    from collections.abc import AsyncGenerator, Callable, Collection, Mapping, Sequence
     from pathlib import Path
     from typing import Unpack
 
@@ -28,6 +28,8 @@ if TYPE_CHECKING:
     from .arrays import Prompt
     from .decoding import Decoding
     from .folder import Defaults
+    from .results import Chunk
+    from .streams import Streams
     from .tokenizer import Tokenizer
 
 Dtype = Literal["auto", "float32", "float16", "bfloat16"]
@@ -160,6 +162,7 @@ class LanguageModel:
         self._load_seconds = 0.0
         self._tokenizer = tokenizer
         self._tokenizer_read = tokenizer is not None
+        self._streams: Streams | None = None
         if unknown := core.info()["unknown_tensors"]:
             message = f"the checkpoint has tensors that the model does not use: {', '.join(unknown)}"
             warnings.warn(message, FastdecodeWarning, stacklevel=4)
@@ -284,16 +287,31 @@ class LanguageModel:
         """
         return self._core.info() | {"load_seconds": self._load_seconds}
 
-    def _start(self, items: Sequence[Any], options: Mapping[str, Any]) -> Decoding:
-        """Resolves the options of a call and reads its items; nothing is computed yet."""
+    def _start(self, items: Collection[Any], options: Mapping[str, Any]) -> Decoding:
+        """Resolves the options of a call and reads its items; nothing is computed yet.
+
+        Args:
+            items: Prompts or sources, read one after the other: what is kept of each are its ids, on the native side.
+            options: Options as given by the caller.
+        """
         from .decoding import Decoding
         from .options import resolve
 
         resolved = resolve(options, self._defaults, len(items), self._core.context_limit)
         if resolved.stop:
             self._need_tokenizer("stop")
-        requests = [self._read(item) for item in items]
-        return Decoding(self._core, requests, resolved, self.tokenizer, self._load_seconds)
+        prompts = self._core.prompts()
+        for item in items:
+            prompts.push(*self._read(item))
+        return Decoding(self._core, prompts, resolved, self.tokenizer, self._load_seconds)
+
+    def _astream(self, start: Callable[[], Decoding]) -> AsyncGenerator[Chunk]:
+        """A stream for asyncio, led by this model's thread for such streams."""
+        if self._streams is None:
+            from .streams import Streams
+
+            self._streams = Streams(self._core)
+        return self._streams.stream(start)
 
     def _read(self, item: Any) -> Request:  # noqa: ANN401 (what an item is, the class of the model says)
         """One item of a call as ids."""

@@ -12,7 +12,7 @@ from .model import LanguageModel, Request
 from .state import State
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Generator, Sequence
+    from collections.abc import AsyncGenerator, Generator, Iterator, Sequence
     from typing import Unpack
 
     import numpy as np
@@ -36,6 +36,25 @@ class _Item(NamedTuple):
 
     source: Prompt | Memory
     prompt: Prompt | None
+
+
+class _Items:
+    """The sources of a call with their prompts, made one after the other, so that a long list is not held twice."""
+
+    def __init__(self, sources: Sequence[Any], prompts: Prompt | Sequence[Prompt] | None, *, each: bool) -> None:
+        self._sources = sources
+        self._prompts: Any = prompts
+        self._each = each
+
+    def __len__(self) -> int:
+        return len(self._sources)
+
+    def __iter__(self) -> Iterator[_Item]:
+        for place, source in enumerate(self._sources):
+            yield _Item(source, self._prompts[place] if self._each else self._prompts)
+
+    def __contains__(self, item: object) -> bool:
+        return any(other == item for other in self)
 
 
 class Seq2SeqLM(LanguageModel):
@@ -232,9 +251,9 @@ class Seq2SeqLM(LanguageModel):
         memory: Memory | Sequence[Memory] | None = None,
         **options: Unpack[GenerateOptions],
     ) -> AsyncGenerator[Chunk]:
-        """As `stream`, for asyncio: steps run in the event loop's executor, and the loop is never blocked.
+        """As `stream`, for asyncio: all such streams of a model are led by one thread, and the loop is never blocked.
 
-        Cancelling the task, or leaving the loop, stops the step that is running and frees its memory.
+        Cancelling the task, or leaving the loop, ends the stream and frees its memory. Any number of streams may be open.
 
         Args:
             source: A string, a list of token ids, or a list of such sources; texts get the tokenizer's end
@@ -253,9 +272,7 @@ class Seq2SeqLM(LanguageModel):
             items, _ = self._items(source, decoder_prompt, memory)
             return self._start(items, options)
 
-        from .decoding import astream
-
-        return astream(start)
+        return self._astream(start)
 
     @overload
     def encode(self, source: Prompt) -> Memory: ...  # type: ignore[overload-overlap]
@@ -391,7 +408,7 @@ class Seq2SeqLM(LanguageModel):
         source: Prompts,
         decoder_prompt: Prompts,
         memory: Memory | Sequence[Memory] | None,
-    ) -> tuple[list[_Item], bool]:
+    ) -> tuple[_Items, bool]:
         """The sources of a call with their prompts, and whether it was one that is not in a list."""
         if (source is None) == (memory is None):
             got = "neither" if source is None else "both"
@@ -399,20 +416,20 @@ class Seq2SeqLM(LanguageModel):
         given: Any
         if source is not None:
             one, given = is_one(source, "source"), source
-            sources: list[Any] = [given] if one else list(given)
+            sources: Sequence[Any] = [given] if one else given if isinstance(given, (list, tuple)) else list(given)
         else:
             one, given = isinstance(memory, Memory), memory
             sources = [given] if one else _memories(given)
         prefix: Any = decoder_prompt
         if prefix is None or is_empty(prefix) or is_one(prefix, "decoder_prompt"):
-            return [_Item(item, prefix) for item in sources], one
-        prompts: list[Any] = list(prefix)
+            return _Items(sources, prefix, each=False), one
+        prompts: Sequence[Any] = prefix if isinstance(prefix, (list, tuple)) else list(prefix)
         if one:
             sources = [given] * len(prompts)
         if len(prompts) != len(sources):
             got = f"{len(prompts)} prompts"
             raise bad_option("decoder_prompt", f"one prompt, or one per source, {len(sources)} in all", got)
-        return [_Item(*pair) for pair in zip(sources, prompts, strict=True)], False
+        return _Items(sources, prompts, each=True), False
 
     def _read(self, item: _Item) -> Request:
         start, prompt = self._start_token(), item.prompt

@@ -39,6 +39,8 @@ impl Unusable {
 const RUN: usize = 64;
 /// Scores of a run where as many are wanted as there are longer runs.
 const SHORT_RUN: usize = 16;
+/// Scores of a run that are looked at together.
+const PART: usize = 16;
 
 /// A score below the winner's by this factor, or more, cannot win by rounding: f32 division and the rounding of the
 /// exponential err by less than 2^-22 each.
@@ -74,14 +76,13 @@ pub fn largest(scores: &[f32], count: usize, scratch: &mut Scratch) {
     let runs = Runs::new(scans, scores, count, maxima);
     let bar = runs.bar(maxima);
     let mut equal = 0;
-    for id in runs.reaching(maxima, bar) {
-        let score = scores[id];
+    runs.reaching(scores, maxima, bar, |id, score| {
         // Of those that equal the bar, the first are enough: it lets through at least `count`.
-        if score > bar || (score == bar && equal < count) {
+        if score > bar || equal < count {
             equal += usize::from(score == bar);
-            best.push((id as u32, score));
+            best.push((id, score));
         }
-    }
+    });
     if best.len() > count {
         best.select_nth_unstable_by(count - 1, better_first);
         best.truncate(count);
@@ -125,10 +126,20 @@ impl Runs {
         bar
     }
 
-    /// Places of the scores in runs whose maximum reaches `bar`, in rising order.
-    pub(super) fn reaching<'a>(&'a self, maxima: &'a [f32], bar: f32) -> impl Iterator<Item = usize> + 'a {
-        let runs = maxima.iter().enumerate().filter(move |&(_, &maximum)| maximum >= bar);
-        runs.flat_map(move |(place, _)| place * self.run..((place + 1) * self.run).min(self.scores))
+    /// Scores that reach `bar`, with their ids, in rising order of id.
+    pub(super) fn reaching(&self, scores: &[f32], maxima: &[f32], bar: f32, mut then: impl FnMut(u32, f32)) {
+        for (run, _) in maxima.iter().enumerate().filter(|&(_, &maximum)| maximum >= bar) {
+            let first = run * self.run;
+            let scores = &scores[first..(first + self.run).min(self.scores)];
+            for (part, scores) in scores.chunks(PART).enumerate() {
+                // Most parts have none; without a branch for each score that is soon known.
+                if scores.iter().fold(false, |reached, &score| reached | (score >= bar)) {
+                    for (place, &score) in scores.iter().enumerate().filter(|&(_, &score)| score >= bar) {
+                        then((first + part * PART + place) as u32, score);
+                    }
+                }
+            }
+        }
     }
 }
 

@@ -111,12 +111,11 @@ impl Warpers {
             bar -= bar.abs() * CLEARLY;
         }
         candidates.clear();
-        for id in runs.reaching(maxima, bar) {
-            let score = scores[id];
-            if score >= bar && score > f32::NEG_INFINITY {
-                candidates.push((id as u32, score));
+        runs.reaching(scores, maxima, bar, |id, score| {
+            if score > f32::NEG_INFINITY {
+                candidates.push((id, score));
             }
-        }
+        });
         Ok(true)
     }
 

@@ -78,7 +78,7 @@ where
     /// `Option` for an option or a prompt that cannot be used, or that an empty cache could not hold; `ContextLength` for a length
     /// that the model cannot hold.
     pub fn new(engine: &Arc<Engine<M>>, prompts: Prompts<M::Sequence>, options: Options) -> Result<Self> {
-        let request = Arc::new(Request::new(engine.model(), prompts, options)?);
+        let request = Arc::new(Request::new(&**engine.model(), prompts, options)?);
         let (Limit::NewTokens(most) | Limit::UpToNewTokens(most) | Limit::Length(most)) =
             request.options.limit;
         let room = most.min(ROOM);

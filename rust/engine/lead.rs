@@ -16,7 +16,7 @@ use super::{Event, Hook};
 use crate::error::{Error, Result};
 use crate::forks::{self, PerProcess};
 use crate::models::Decoder;
-use crate::team::Cancel;
+use crate::team::{self, Cancel};
 
 /// How often a caller that waits asks its hook.
 const ASK: Duration = Duration::from_millis(50);
@@ -60,7 +60,7 @@ where
     }
 
     /// The model.
-    pub fn model(&self) -> &M {
+    pub fn model(&self) -> &Arc<M> {
         &self.model
     }
 
@@ -190,7 +190,7 @@ where
             if led {
                 break Ok(true);
             }
-            if !state.leading {
+            if state.leader == 0 || state.leader == team::here() {
                 let interrupted;
                 (state, interrupted) = self.lead(state, hook);
                 if interrupted {
@@ -238,10 +238,10 @@ where
     pub fn step(&self, hook: Option<&Hook<'_>>) -> Result<()> {
         let mut state = self.lock();
         let mut interrupted = false;
-        if state.leading {
+        if state.leader != 0 && state.leader != team::here() {
             let now = state.steps;
             state.onlookers += 1;
-            while state.leading && state.steps == now && !interrupted {
+            while state.leader != 0 && state.steps == now && !interrupted {
                 let stepped = &self.schedule().stepped;
                 let (woken, timeout) =
                     stepped.wait_timeout(state, ASK).unwrap_or_else(PoisonError::into_inner);
@@ -262,12 +262,13 @@ where
         if interrupted { Err(Error::Cancelled) } else { Ok(()) }
     }
 
-    /// Leads one step; whether the hook ended it.
+    /// Leads one step; whether the hook ended it. A hook may lead another step in the middle of one that its own thread leads (a
+    /// signal handler that generates): that step has the calls that are not in the first.
     fn lead<'a>(&'a self, mut state: Locked<'a, M>, hook: Option<&Hook<'_>>) -> (Locked<'a, M>, bool) {
         let mut bench = state.bench.take().unwrap_or_default();
-        state.leading = true;
-        let stop = Arc::clone(&state.stop);
-        stop.store(false, Ordering::SeqCst);
+        let outer = std::mem::replace(&mut state.leader, team::here());
+        let stop = Arc::new(AtomicBool::new(false));
+        let outer_stop = std::mem::replace(&mut state.stop, Arc::clone(&stop));
         let compose = || state.compose(&*self.model, &mut bench);
         let composed = catch_unwind(AssertUnwindSafe(compose)).map_err(|panic| panicked(panic.as_ref()));
         let mut interrupted = false;
@@ -305,8 +306,7 @@ where
             drop(over);
             state = self.lock();
         }
-        state.bench = Some(bench);
-        state.leading = false;
+        (state.bench, state.leader, state.stop) = (Some(bench), outer, outer_stop);
         state.wake();
         self.schedule().stepped.notify_all();
         (state, interrupted)

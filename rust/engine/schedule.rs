@@ -78,8 +78,8 @@ impl<S: Sequence> Slot<S> {
 pub(super) struct State<S: 'static> {
     /// In the order in which they joined.
     pub(super) slots: Vec<Slot<S>>,
-    /// Whether somebody leads a step.
-    pub(super) leading: bool,
+    /// The thread that leads a step; 0 for none.
+    pub(super) leader: usize,
     /// Stops the step that is led.
     pub(super) stop: Arc<AtomicBool>,
     pub(super) bench: Option<Box<Bench<S>>>,
@@ -102,7 +102,7 @@ impl<S> Default for State<S> {
     fn default() -> Self {
         Self {
             slots: Vec::new(),
-            leading: false,
+            leader: 0,
             stop: Arc::default(),
             bench: None,
             steps: 0,
@@ -186,7 +186,7 @@ impl<S: Sequence> State<S> {
 
     /// Where nobody leads, wakes the one who has waited longest to do so; whether there was one.
     pub(super) fn pass_on(&mut self) -> bool {
-        if self.leading {
+        if self.leader != 0 {
             return true;
         }
         let waiting = self.slots.iter().filter(|slot| {

@@ -112,16 +112,17 @@ macro_rules! table {
             shim!($attrs fma(n: usize) -> f32, probe::fma::<$lanes>(n));
             shim!($attrs dot(n: usize) -> f32, probe::dot::<$lanes>(n));
             shim!($attrs read(p: *const f32, n: usize, ahead: usize) -> f32, probe::read::<$lanes>(p, n, ahead));
-            scan!($attrs maximum(s: &[f32]) -> f32, scores::maximum(s));
-            scan!($attrs maxima(s: &[f32], run: usize, m: &mut [f32]) -> bool, scores::maxima(s, run, m));
+            shim!($attrs maximum(s: &[f32]) -> f32, scores::maximum::<$lanes>(s));
+            shim!($attrs maxima(s: &[f32], run: usize, m: &mut [f32]) -> bool,
+                scores::maxima::<$lanes>(s, run, m));
             scan!($attrs position(s: &[f32], score: f32) -> usize, scores::position(s, score));
             scan!($attrs exponentiate(v: &mut [f32], m: f32), scores::exponentiate(v, m));
             scan!($attrs sum_of_exponentials(v: &[f32], m: f32) -> f64, scores::sum_of_exponentials(v, m));
             scan!($attrs sum(v: &[f32]) -> f64, scores::sum(v));
             scan!($attrs divide(v: &mut [f32], by: f32), scores::divide(v, by));
             scan!($attrs subtract(v: &mut [f32], a: f32, b: f32), scores::subtract(v, a, b));
-            scan!($attrs twist(w: &mut [u32; BLOCK_WORDS], times: u64), twister::twist(w, times));
-            scan!($attrs follow(s: &mut WindowSums), twister::follow(s));
+            shim!($attrs twist(w: &mut [u32; BLOCK_WORDS], times: u64), twister::twist::<$lanes>(w, times));
+            shim!($attrs follow(s: &mut WindowSums), twister::follow::<$lanes>(s));
             shim!($attrs add_windows(s: &WindowSums, o: &[u16], w: &mut [u32; BLOCK_WORDS]),
                 twister::add_windows::<$lanes, PARTS>(s, o, w));
             /// Vectors that one pass over the windows keeps in registers.

@@ -1,74 +1,114 @@
 //! Scans of a row of scores: its largest, where it stands, exponentials and their sums.
 //!
-//! They are plain Rust over slices, compiled once for every table, in lanes that the compiler turns into vectors. The order of all
-//! sums is fixed, and products and sums are rounded apart, so that every table gives the same bits.
+//! Where there is no search among the lanes they are plain Rust over slices, compiled once for every table, which the compiler turns
+//! into vectors. The order of all sums is fixed, and products and sums are rounded apart, so that every table gives the same bits.
 
-use super::lanes::WIDTH;
+use super::lanes::{Lanes, WIDTH};
 
 /// Sums run in this many lanes.
 const SUM_LANES: usize = 8;
 
 /// Scores between two looks at whether a value was found.
-const LOOK: usize = 8 * WIDTH;
+const LOOK: usize = 32 * WIDTH;
 
 /// Below this the exponential would not be a normal number, and counts as zero.
 const SMALLEST: f32 = -87.3;
 
-/// The larger one; `a` where `b` is not a number.
-#[inline(always)]
-fn larger(a: f32, b: f32) -> f32 {
-    if b > a { b } else { a }
+/// What a scan for the largest score has met: vectors side by side, so that one need not wait for the other.
+struct Met<L: Lanes> {
+    largest: [L::F; SIDE],
+    /// Not a number in a lane where there was one, and only there.
+    nan: [L::F; SIDE],
 }
 
-/// Takes a row in, lane by lane: the largest ones, and whether there was a NaN (its lane is then not 0).
-#[inline(always)]
-fn take_in(scores: &[f32], largest: &mut [f32; WIDTH], nan: &mut [u32; WIDTH]) {
-    let (chunks, rest) = scores.as_chunks::<WIDTH>();
-    for chunk in chunks {
-        for i in 0..WIDTH {
-            largest[i] = larger(largest[i], chunk[i]);
-            nan[i] |= u32::from(chunk[i].is_nan());
-        }
-    }
-    for (i, &score) in rest.iter().enumerate() {
-        largest[i] = larger(largest[i], score);
-        nan[i] |= u32::from(score.is_nan());
-    }
-}
+/// Vectors of [`Met`].
+const SIDE: usize = 4;
 
-/// The largest lane, by halves.
-#[inline(always)]
-fn largest_lane(lanes: &[f32; WIDTH]) -> f32 {
-    let mut a = *lanes;
-    let mut half = WIDTH / 2;
-    while half > 0 {
-        for i in 0..half {
-            a[i] = larger(a[i], a[i + half]);
-        }
-        half /= 2;
+impl<L: Lanes> Met<L> {
+    /// # Safety
+    /// As for [`Lanes`], also below.
+    #[inline(always)]
+    unsafe fn nothing() -> Self {
+        // SAFETY: the caller's contract.
+        unsafe { Self { largest: [L::splat(f32::NEG_INFINITY); SIDE], nan: [L::splat(0.0); SIDE] } }
     }
-    a[0]
+
+    #[inline(always)]
+    unsafe fn one(&mut self, side: usize, scores: L::F) {
+        // SAFETY: the caller's contract.
+        unsafe {
+            // Where one is not a number, `max` gives the second.
+            self.largest[side] = L::max(scores, self.largest[side]);
+            // What is no number is neither below infinity nor gone when added; minus infinity is left out like any number.
+            let strange = L::select_lt(scores, L::splat(f32::INFINITY), L::splat(0.0), scores);
+            self.nan[side] = L::add(self.nan[side], strange);
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn all(&mut self, scores: &[f32]) {
+        let (blocks, rest) = scores.as_chunks::<{ SIDE * WIDTH }>();
+        // SAFETY: vectors lie within a block, or are whole arrays; the rest is the caller's contract.
+        unsafe {
+            for block in blocks {
+                for side in 0..SIDE {
+                    self.one(side, L::load(block.as_ptr().add(side * WIDTH)));
+                }
+            }
+            for part in rest.chunks(WIDTH) {
+                let mut lanes = [f32::NEG_INFINITY; WIDTH];
+                lanes[..part.len()].copy_from_slice(part);
+                self.one(0, L::from_array(lanes));
+            }
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn maximum(&self) -> f32 {
+        let [a, b, c, d] = self.largest;
+        // SAFETY: the caller's contract.
+        unsafe { L::largest(L::max(L::max(a, b), L::max(c, d))) }
+    }
+
+    #[inline(always)]
+    unsafe fn has_nan(&self) -> bool {
+        let [a, b, c, d] = self.nan;
+        // SAFETY: the caller's contract.
+        let lanes = unsafe { L::to_array(L::add(L::add(a, b), L::add(c, d))) };
+        lanes.iter().any(|lane| lane.is_nan())
+    }
 }
 
 /// The largest score, minus infinity for none; NaN where one is.
+///
+/// # Safety
+/// As for [`Lanes`].
 #[inline(always)]
-pub(super) fn maximum(scores: &[f32]) -> f32 {
-    let mut largest = [f32::NEG_INFINITY; WIDTH];
-    let mut nan = [0; WIDTH];
-    take_in(scores, &mut largest, &mut nan);
-    if nan == [0; WIDTH] { largest_lane(&largest) } else { f32::NAN }
+pub(super) unsafe fn maximum<L: Lanes>(scores: &[f32]) -> f32 {
+    // SAFETY: the caller's contract.
+    unsafe {
+        let mut met = Met::<L>::nothing();
+        met.all(scores);
+        if met.has_nan() { f32::NAN } else { met.maximum() }
+    }
 }
 
 /// The largest score of every `run` scores in turn, those that are NaN left out; whether one was.
+///
+/// # Safety
+/// As for [`Lanes`].
 #[inline(always)]
-pub(super) fn maxima(scores: &[f32], run: usize, maxima: &mut [f32]) -> bool {
-    let mut nan = [0; WIDTH];
-    for (scores, maximum) in scores.chunks(run).zip(maxima) {
-        let mut largest = [f32::NEG_INFINITY; WIDTH];
-        take_in(scores, &mut largest, &mut nan);
-        *maximum = largest_lane(&largest);
+pub(super) unsafe fn maxima<L: Lanes>(scores: &[f32], run: usize, maxima: &mut [f32]) -> bool {
+    // SAFETY: the caller's contract.
+    unsafe {
+        let mut met = Met::<L>::nothing();
+        for (scores, maximum) in scores.chunks(run).zip(maxima) {
+            met.largest = [L::splat(f32::NEG_INFINITY); SIDE];
+            met.all(scores);
+            *maximum = met.maximum();
+        }
+        met.has_nan()
     }
-    nan != [0; WIDTH]
 }
 
 /// Where a score is first found, or the number of scores: many at a time, without a branch for each.

@@ -26,56 +26,69 @@ pub const fn window_offset(place: usize, pattern: usize) -> usize {
 
 /// Computes the next block in place, `times` times.
 ///
-/// Word i needs words i, i + 1 and i + 397 (mod 624), so runs of up to 227 words depend on nothing inside the run; they are written
-/// as loops over slices, which the compiler turns into vector code.
+/// Word i needs words i, i + 1 and i + 397 (mod 624), so that sixteen neighbouring ones depend on nothing among themselves.
+///
+/// # Safety
+/// As for [`Lanes`].
 #[inline(always)]
-pub(super) fn twist(words: &mut [u32; BLOCK_WORDS], times: u64) {
-    const RUN: usize = BLOCK_WORDS - MIDDLE;
+pub(super) unsafe fn twist<L: Lanes>(words: &mut [u32; BLOCK_WORDS], times: u64) {
+    /// First word whose middle word lies in the new block, 227 places in front of it.
+    const TURN: usize = BLOCK_WORDS - MIDDLE;
+    /// The vector in which that word lies.
+    const MIXED: usize = TURN / WIDTH * WIDTH;
+    const LAST: usize = BLOCK_WORDS - WIDTH;
+    const { assert!(BLOCK_WORDS.is_multiple_of(WIDTH), "a block is a whole number of vectors") };
+    let p = words.as_mut_ptr().cast::<f32>();
     for _ in 0..times {
-        // Words 0..227 take their middle word from the old block.
-        let (front, back) = words.split_at_mut(MIDDLE);
-        twist_run(&mut front[..RUN + 1], &back[..RUN]);
-        // Words 227..454 and 454..623 take it from the new one.
-        twist_behind(words, RUN, 2 * RUN);
-        twist_behind(words, 2 * RUN, BLOCK_WORDS - 1);
-        // The last word is followed by the first of the new block.
-        words[BLOCK_WORDS - 1] = mix(words[BLOCK_WORDS - 1], words[0]) ^ words[MIDDLE - 1];
+        // SAFETY: vectors begin at `LAST` at most, those of followers one word earlier, those of middle words at `MIDDLE + MIXED -
+        // WIDTH` or at `LAST - TURN` at most; all of them end within the block. Any 32 bits are a float, which is only moved and
+        // combined by bits. The rest is the caller's contract.
+        unsafe {
+            let step = |at: usize, following: L::F, middle: L::F| {
+                L::store(p.add(at), L::twist(L::load(p.add(at)), following, middle));
+            };
+            for at in (0..MIXED).step_by(WIDTH) {
+                step(at, L::load(p.add(at + 1)), L::load(p.add(at + MIDDLE)));
+            }
+            // The end of the old block, then the beginning of the new one.
+            let mut middle = [0.0; WIDTH];
+            for (lane, word) in middle.iter_mut().enumerate() {
+                *word = p.add((MIXED + lane + MIDDLE) % BLOCK_WORDS).read();
+            }
+            step(MIXED, L::load(p.add(MIXED + 1)), L::from_array(middle));
+            for at in (MIXED + WIDTH..LAST).step_by(WIDTH) {
+                step(at, L::load(p.add(at + 1)), L::load(p.add(at - TURN)));
+            }
+            // The last word is followed by the first of the new block.
+            let mut following = [0.0; WIDTH];
+            for (lane, word) in following.iter_mut().enumerate() {
+                *word = p.add((LAST + lane + 1) % BLOCK_WORDS).read();
+            }
+            step(LAST, L::from_array(following), L::load(p.add(LAST - TURN)));
+        }
     }
 }
 
-/// The twisted combination of two neighbouring words.
+/// The twisted combination of two neighbouring words: the highest bit of the first one and the others of the second one, times the
+/// matrix.
 #[inline(always)]
-fn mix(word: u32, following: u32) -> u32 {
+pub(super) fn mix(word: u32, following: u32) -> u32 {
     let y = (word & 0x8000_0000) | (following & 0x7fff_ffff);
     (y >> 1) ^ ((y & 1).wrapping_neg() & TWIST_MATRIX)
 }
 
-/// `words[i] = mix(words[i], words[i + 1]) ^ middle[i]` for all but the last of `words`.
-#[inline(always)]
-fn twist_run(words: &mut [u32], middle: &[u32]) {
-    let count = words.len() - 1;
-    assert_eq!(middle.len(), count, "one middle word per word");
-    for i in 0..count {
-        words[i] = mix(words[i], words[i + 1]) ^ middle[i];
-    }
-}
-
-/// Words `from..to`, whose middle words lie 227 places in front of them and are already new.
-#[inline(always)]
-fn twist_behind(words: &mut [u32; BLOCK_WORDS], from: usize, to: usize) {
-    let (front, back) = words.split_at_mut(from);
-    let start = from - (BLOCK_WORDS - MIDDLE);
-    twist_run(&mut back[..to - from + 1], &front[start..start + to - from]);
-}
-
 /// Fills the second block and the sums from the words of the first block.
+///
+/// # Safety
+/// As for [`Lanes`].
 #[inline(always)]
-pub(super) fn follow(sums: &mut WindowSums) {
+pub(super) unsafe fn follow<L: Lanes>(sums: &mut WindowSums) {
     let [words, three, five, seven] = sums;
     let (first, second) = words.split_at_mut(BLOCK_WORDS);
     second.copy_from_slice(first);
     if let Some(block) = second.first_chunk_mut() {
-        twist(block, 1);
+        // SAFETY: the caller's contract.
+        unsafe { twist::<L>(block, 1) };
     }
     // The last two sums lack followers, and no window reaches them.
     for i in 0..2 * BLOCK_WORDS - 2 {

@@ -16,6 +16,7 @@ use pyo3::prelude::*;
 use pyo3::types::PyDict;
 
 use super::exceptions::{caught, raised};
+use crate::engine::Hook;
 use crate::error::Result;
 use crate::forks::generation;
 use crate::team::Cancel;
@@ -33,21 +34,21 @@ pub(super) fn interruptible<T: Send>(
     py: Python<'_>,
     work: impl FnOnce(&Cancel<'_>) -> Result<T> + Send,
 ) -> PyResult<T> {
-    interruptible_by(py, &AtomicBool::new(false), work)
+    interruptible_hook(py, |hook| match hook {
+        Some(hook) => work(&Cancel::new(&AtomicBool::new(false)).asking(&|| hook())),
+        None => work(&Cancel::never()),
+    })
 }
 
-/// As [`interruptible`], with a flag that others may set, too.
-pub(super) fn interruptible_by<T: Send>(
+/// As [`interruptible`], for work that asks by itself whether it is to end.
+pub(super) fn interruptible_hook<T: Send>(
     py: Python<'_>,
-    flag: &AtomicBool,
-    work: impl FnOnce(&Cancel<'_>) -> Result<T> + Send,
+    work: impl FnOnce(Option<&Hook<'_>>) -> Result<T> + Send,
 ) -> PyResult<T> {
     let (is_main, heard) = (is_main_thread(py)?, Mutex::new(None));
     let outcome = py.detach(|| {
         let hook = || hears(&heard);
-        let cancel = Cancel::new(flag);
-        let cancel = if is_main { cancel.asking(&hook) } else { cancel };
-        caught(|| work(&cancel))
+        caught(|| work(is_main.then_some(&hook as &Hook<'_>)))
     });
     match heard.into_inner().unwrap_or_else(PoisonError::into_inner) {
         Some(exception) => Err(exception),

@@ -14,7 +14,7 @@ use super::bytes;
 use super::exceptions::{detached, raised};
 use super::interrupt::interruptible;
 use super::turn::{Taken, Turn};
-use crate::engine::PREFILL_CHUNK;
+use crate::engine::CHUNK;
 use crate::error::{Error, Result};
 use crate::models::{Cancel, Decoder, Input, Model, Segment, Sequence, Source, Wanted};
 
@@ -71,7 +71,7 @@ impl State {
     #[pyo3(signature = (ids, wanted = "last"))]
     fn append<'py>(&self, py: Python<'py>, ids: Vec<u32>, wanted: &str) -> PyResult<Bound<'py, PyByteArray>> {
         let mut held = self.turn.take_or_raise(py)?;
-        let chunks: Vec<_> = ids.chunks(PREFILL_CHUNK).map(Input::Tokens).collect();
+        let chunks: Vec<_> = ids.chunks(CHUNK).map(Input::Tokens).collect();
         let logits = self.append_chunks(py, &mut held, &chunks, wanted)?;
         held.tokens.extend(ids.iter().map(|&id| i64::from(id)));
         bytes(py, &logits)
@@ -92,7 +92,7 @@ impl State {
             let got = held.tokens.len().to_string();
             return raised(py, Err(Error::Option { option, expected, got }));
         }
-        let chunks: Vec<_> = rows.chunks(PREFILL_CHUNK * width).map(Input::Embeddings).collect();
+        let chunks: Vec<_> = rows.chunks(CHUNK * width).map(Input::Embeddings).collect();
         let logits = self.append_chunks(py, &mut held, &chunks, wanted)?;
         held.tokens.resize(rows.len() / width, EMBEDDING);
         held.embeddings = Arc::clone(&rows);

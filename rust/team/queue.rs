@@ -18,7 +18,7 @@ thread_local! {
 }
 
 /// The number of this thread, never 0, and no other thread's while this one lives.
-fn here() -> usize {
+pub fn here() -> usize {
     HERE.with(|here| std::ptr::from_ref(here).addr())
 }
 

@@ -3,11 +3,13 @@
 use fastdecode::decode::Scratch;
 use fastdecode::decode::logprobs::token_logprobs;
 use fastdecode::decode::processors::{Context, Processor, Processors};
-use fastdecode::decode::sampler::{Candidate, Unusable, greedy, largest, softmax};
+use fastdecode::decode::sampler::{Candidate, Unusable, draw, greedy, largest, softmax};
+use fastdecode::decode::torch_rng::TorchRng;
 use fastdecode::decode::warpers::{Warper, Warpers};
 use fastdecode::kernels::Kernels;
 use proptest::prelude::*;
 
+use crate::allocation::allocations;
 use crate::tables::tables;
 
 /// Scores with many ties, or with none, some of them forbidden.
@@ -92,6 +94,23 @@ proptest! {
     }
 
     #[test]
+    fn a_temperature_of_any_size_keeps_what_plain_sorting_keeps(
+        scores in scores(),
+        size in prop::sample::select(vec![1e-42_f32, 1e-38, 1e-30, 1e-3, 1.0, 1e30, 1e37]),
+        temperature in prop::sample::select(vec![1e-37, 1e-10, 0.3, 0.8, 1e9, 1e38]),
+        k in 1_usize..30,
+    ) {
+        let scores: Vec<f32> = scores.iter().map(|score| score * size).collect();
+        let list = vec![Warper::Temperature(temperature), Warper::TopK(k)];
+        let divided = scores.iter().map(|score| score / temperature as f32);
+        prop_assume!(divided.clone().any(|s| s.is_finite()) && !divided.clone().any(|s| s == f32::INFINITY));
+        let expected = plainly(&list, 1, &scores);
+        let mut scratch = Scratch::default();
+        Warpers::new(list, 1).apply(&mut scores.clone(), &mut scratch).expect("a finite score");
+        prop_assert_eq!(&scratch.candidates, &expected);
+    }
+
+    #[test]
     fn probabilities_are_a_softmax(scores in prop::collection::vec(-30.0_f32..30.0, 1..300)) {
         let sum: f64 = scores.iter().map(|&s| f64::from(s).exp()).sum();
         for (score, probability) in scores.iter().zip(probabilities(&scores)) {
@@ -150,6 +169,30 @@ fn scores_without_a_choice_are_named() {
         assert_eq!(greedy(&vec![-INFINITY; long]), Ok(0));
         assert_eq!(draw_from(&vec![-INFINITY; long]), Err(Unusable::AllForbidden));
     }
+}
+
+#[test]
+fn a_used_scratch_allocates_nothing() {
+    let scores: Vec<f32> =
+        (0..5000_u32).map(|id| (id.wrapping_mul(0x9e37_79b1) >> 20) as f32 / 64.0).collect();
+    let warpers = Warpers::new(
+        vec![Warper::Temperature(0.7), Warper::TopK(50), Warper::TopP(0.9), Warper::MinP(0.01)],
+        2,
+    );
+    let processors = Processors::new(vec![Processor::RepetitionPenalty { penalty: 1.5 }]);
+    let context = Context { tokens: &[7, 1, 7], length: 3, generated: 0, source: &[] };
+    let (mut spoilt, mut scratch) = (scores.clone(), Scratch::default());
+    let mut rng = TorchRng::from_seed(1);
+    let mut choose = || {
+        spoilt.copy_from_slice(&scores);
+        processors.apply(&context, &mut spoilt, &mut scratch);
+        warpers.apply(&mut spoilt, &mut scratch).expect("finite scores");
+        let Scratch { scans, candidates, probabilities, .. } = &mut scratch;
+        draw(scans, &mut rng, candidates, spoilt.len(), probabilities).expect("finite scores");
+        largest(&scores, 20, &mut scratch);
+    };
+    choose();
+    assert_eq!(allocations(|| (0..5).for_each(|_| choose())), 0, "after the first choice");
 }
 
 #[test]
