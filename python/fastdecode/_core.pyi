@@ -3,7 +3,17 @@
 from collections.abc import Sequence
 from typing import Any, Literal, final
 
-__all__ = ["Generation", "Memory", "Model", "Prompts", "State", "__version__", "cpu_info", "measure_limits", "process_number"]
+__all__ = [
+    "Generation",
+    "Memory",
+    "Model",
+    "Prompts",
+    "State",
+    "__version__",
+    "cpu_info",
+    "measure_limits",
+    "process_number",
+]
 
 __version__: str
 

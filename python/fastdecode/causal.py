@@ -135,7 +135,8 @@ class CausalLM(LanguageModel):
     ) -> AsyncGenerator[Chunk]:
         """As `stream`, for asyncio: all such streams of a model are led by one thread, and the loop is never blocked.
 
-        Cancelling the task, or leaving the loop, ends the stream and frees its memory. Any number of streams may be open.
+        Any number of streams may be open. Cancelling the task, or leaving the loop, ends the stream and frees its
+        memory.
 
         Args:
             prompt: As in `stream`.

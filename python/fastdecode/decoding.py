@@ -25,8 +25,8 @@ if TYPE_CHECKING:
 class Decoding:
     """The sequences of one call on their way.
 
-    A sequence that waits for its turn is nothing here: what is known of it comes with its first token, and goes into its
-    `Output` with the last one.
+    A sequence that waits for its turn is nothing here: what is known of it comes with its first token, and goes into
+    its `Output` with the last one.
 
     Args:
         core: The native model.
@@ -88,7 +88,9 @@ class Decoding:
         """As `advance`, but without waiting: what steps that others led have given."""
         return self._chunks_of(self._generation.take())
 
-    def _chunks_of(self, events: list[_core._Event] | None, outputs: list[Any] | None = None) -> list[Chunk] | None:
+    def _chunks_of(
+        self, events: list[_core._Event] | None, outputs: list[Any] | None = None
+    ) -> list[Chunk] | None:
         """What new tokens come to: pieces of text or, where there is a list for them, the outputs that are finished."""
         if events is None:
             return None

@@ -41,7 +41,9 @@ class _Item(NamedTuple):
 class _Items:
     """The sources of a call with their prompts, made one after the other, so that a long list is not held twice."""
 
-    def __init__(self, sources: Sequence[Any], prompts: Prompt | Sequence[Prompt] | None, *, each: bool) -> None:
+    def __init__(
+        self, sources: Sequence[Any], prompts: Prompt | Sequence[Prompt] | None, *, each: bool
+    ) -> None:
         self._sources = sources
         self._prompts: Any = prompts
         self._each = each
@@ -253,7 +255,8 @@ class Seq2SeqLM(LanguageModel):
     ) -> AsyncGenerator[Chunk]:
         """As `stream`, for asyncio: all such streams of a model are led by one thread, and the loop is never blocked.
 
-        Cancelling the task, or leaving the loop, ends the stream and frees its memory. Any number of streams may be open.
+        Any number of streams may be open. Cancelling the task, or leaving the loop, ends the stream and frees its
+        memory.
 
         Args:
             source: A string, a list of token ids, or a list of such sources; texts get the tokenizer's end
@@ -416,7 +419,9 @@ class Seq2SeqLM(LanguageModel):
         given: Any
         if source is not None:
             one, given = is_one(source, "source"), source
-            sources: Sequence[Any] = [given] if one else given if isinstance(given, (list, tuple)) else list(given)
+            sources: Sequence[Any] = (
+                [given] if one else given if isinstance(given, (list, tuple)) else list(given)
+            )
         else:
             one, given = isinstance(memory, Memory), memory
             sources = [given] if one else _memories(given)
