@@ -289,8 +289,8 @@ impl Model {
                 Some(SeedArgument::PerPrompt(seeds)) => Seed::PerPrompt(seeds),
             },
         };
-        let prompts = prompts.get().take();
-        detached(py, || Generation::new(&self.0, prompts, options))
+        let prompts = prompts.get();
+        detached(py, || Generation::new(&self.0, prompts.take(), options))
     }
 }
 

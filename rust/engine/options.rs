@@ -8,8 +8,9 @@ use crate::headroom;
 
 /// Rows of a request, at most: prompts times `num_return_sequences`.
 const MAX_ROWS: usize = 1 << 24;
-/// Bytes that are kept of a row of the output: its ids, its text.
+/// Bytes that are kept of a row of the output, and of each of its tokens: ids, text, what is reported beside them.
 const ROW_BYTES: usize = 1 << 10;
+const TOKEN_BYTES: usize = 8;
 
 /// How long rows may become.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -161,7 +162,9 @@ impl Options {
     /// `Option` with what would fit.
     pub(super) fn check_memory(&self, prompts: usize) -> Result<()> {
         let rows = self.num_return_sequences.saturating_mul(prompts);
-        headroom::check("num_return_sequences", "sequences of all prompts together", rows, ROW_BYTES)
+        let (Limit::NewTokens(tokens) | Limit::UpToNewTokens(tokens) | Limit::Length(tokens)) = self.limit;
+        let each = ROW_BYTES.saturating_add(TOKEN_BYTES.saturating_mul(tokens));
+        headroom::check("num_return_sequences", "sequences of all prompts together", rows, each)
     }
 
     /// Checks that all tokens of all beams of a search can be told apart.

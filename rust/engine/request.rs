@@ -37,7 +37,6 @@ impl<S: Sequence> Request<S> {
         options: Options,
     ) -> Result<Self> {
         options.validate(prompts.len())?;
-        options.check_memory(prompts.len())?;
         let vocab_size = model.vocab_size();
         options.check_beams(vocab_size)?;
         let seed = match &options.seed {
@@ -68,6 +67,7 @@ impl<S: Sequence> Request<S> {
             request.check_budget(&entry, budget)?;
             before = entry.source;
         }
+        request.options.check_memory(request.prompts.len())?;
         Ok(request)
     }
 
@@ -77,7 +77,7 @@ impl<S: Sequence> Request<S> {
         let refused = |option: &str, expected: String, got: usize| {
             Err(Error::Option {
                 option: option.to_owned(),
-                expected: format!("{expected}, as cache_bytes={budget} allows"),
+                expected: format!("{expected} (all that fits into cache_bytes={budget})"),
                 got: got.to_string(),
             })
         };
