@@ -505,6 +505,10 @@ def main() -> None:
         sys.stdout.write(
             f"resident: {first / 1e6:.1f} MB in the first half, {second / 1e6:.1f} MB in the second\n"
         )
+        course = [size for at, size in sizes if at <= seconds][:: max(1, len(sizes) // 10)]
+        sys.stdout.write(
+            "in the course of it: " + ", ".join(f"{size / 1e6:.0f}" for size in course) + " MB\n"
+        )
         if second > first * (1 + GROWTH) + SLACK:
             failures.append("memory grows")
         gc.collect()
