@@ -106,8 +106,13 @@ impl<S: Sequence> Bench<S> {
         for taken in taken.iter_mut().filter(|taken| !taken.is_parked) {
             taken.call.segments(&mut feeds);
         }
-        logits.clear();
-        let outcome = if feeds.is_empty() { Ok(()) } else { model.forward(&mut feeds, logits, cancel) };
+        // A forward writes over what is left of the last step; emptied, its memory would be filled with zeros first.
+        let outcome = if feeds.is_empty() {
+            logits.clear();
+            Ok(())
+        } else {
+            model.forward(&mut feeds, logits, cancel)
+        };
         *batch = recycle(feeds);
         outcome?;
         let mut seen = logits.as_slice();
