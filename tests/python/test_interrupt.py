@@ -175,7 +175,7 @@ def handler(*_):
     signal.setitimer(signal.ITIMER_REAL, 0)
     for running in [o for o in gc.get_objects() if type(o).__name__ == "Decoding"]:
         try:
-            met.append(running._generation.prefill_seconds)
+            met.append(running._generation.take())
         except fastdecode.errors.StateBusyError as error:
             met.append("same thread" in error.got)
 signal.signal(signal.SIGALRM, handler)
