@@ -187,7 +187,7 @@ def _run(parsed: argparse.Namespace) -> None:
     stream = _pieces(model, prompt, options)
     if parsed.echo:
         print(prompt, end="", flush=True)
-    # Sequences advance together and shown one after the other.
+    # Sequences come side by side and are shown one after the other.
     waiting: dict[int, list[str]] = {}
     ended: set[int] = set()
     shown = tokens = 0

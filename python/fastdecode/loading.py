@@ -49,7 +49,7 @@ def load(
             system and the control group leave free when the weights have been loaded (no limit where the
             system does not tell). A sequence reserves blocks for its prompt, its source and all new tokens that
             it may come to. What states and memories hold counts too, and is never refused. A request that does
-            not fit waits.
+            not fit waits; one that would not fit alone is an error.
         max_rows: Sequences that decode side by side in one step, at most 65,536; None for 64. Others wait. It
             does not change results.
         tokenizer: Used instead of the folder's: a folder, a tokenizer.json or spiece.model, or an object of

@@ -162,7 +162,7 @@ class LanguageModel:
         self._load_seconds = 0.0
         self._tokenizer = tokenizer
         self._tokenizer_read = tokenizer is not None
-        self._streams: Streams | None = None
+        self._streams: dict[int, Streams] = {}
         if unknown := core.info()["unknown_tensors"]:
             message = f"the checkpoint has tensors that the model does not use: {', '.join(unknown)}"
             warnings.warn(message, FastdecodeWarning, stacklevel=4)
@@ -307,11 +307,9 @@ class LanguageModel:
 
     def _astream(self, start: Callable[[], Decoding]) -> AsyncGenerator[Chunk]:
         """A stream for asyncio, led by this model's thread for such streams."""
-        if self._streams is None:
-            from .streams import Streams
+        from .streams import stream
 
-            self._streams = Streams(self._core)
-        return self._streams.stream(start)
+        return stream(self._core, self._streams, start)
 
     def _read(self, item: Any) -> Request:  # noqa: ANN401 (what an item is, the class of the model says)
         """One item of a call as ids."""

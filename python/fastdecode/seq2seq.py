@@ -105,7 +105,8 @@ class Seq2SeqLM(LanguageModel):
 
         Args:
             source: A string, a list of token ids, or a list of such sources; texts get the tokenizer's end
-                token, ids are taken as they are. Sources of a list do not influence each other.
+                token, ids are taken as they are. Sources of a list do not influence each other, and those that
+                do not fit side by side begin as others end.
             decoder_prompt: What the output begins with, as text or ids; a list has one per source. The model's
                 start token comes first and is added where it is missing. One source with a list of prompts is
                 encoded once.
@@ -173,7 +174,8 @@ class Seq2SeqLM(LanguageModel):
 
         Args:
             source: A string, a list of token ids, or a list of such sources; texts get the tokenizer's end
-                token, ids are taken as they are. Sources of a list do not influence each other.
+                token, ids are taken as they are. Sources of a list do not influence each other, and those that
+                do not fit side by side begin as others end.
             decoder_prompt: What the output begins with, as text or ids; a list has one per source. The model's
                 start token comes first and is added where it is missing. One source with a list of prompts is
                 encoded once.
@@ -213,12 +215,14 @@ class Seq2SeqLM(LanguageModel):
         """As `generate`, giving out each piece of text as soon as it is certain.
 
         Pieces never end within a character, and what may begin a stop string is held back. Leaving the loop
-        (break, an exception, Ctrl-C) stops the work and frees its memory. The source is encoded with the first
-        step.
+        (break, an exception, Ctrl-C) stops the work and frees its memory. The source is encoded in a step of its
+        own when the first piece is asked for. A stream that is not read stays at most 8 tokens ahead of its reader,
+        and nobody waits for it.
 
         Args:
             source: A string, a list of token ids, or a list of such sources; texts get the tokenizer's end
-                token, ids are taken as they are. Sources of a list do not influence each other.
+                token, ids are taken as they are. Sources of a list do not influence each other, and those that
+                do not fit side by side begin as others end.
             decoder_prompt: What the output begins with, as text or ids; a list has one per source. The model's
                 start token comes first and is added where it is missing. One source with a list of prompts is
                 encoded once.
@@ -226,8 +230,8 @@ class Seq2SeqLM(LanguageModel):
             **options: See `GenerateOptions`.
 
         Returns:
-            A generator of `Chunk`, whose `index` says which sequence it belongs to; arguments are checked
-            before it is returned.
+            A generator of `Chunk`, whose `index` says which sequence it belongs to; those of a long list come in
+            waves, since sequences begin as others end. Arguments are checked before it is returned.
 
         Raises:
             TokenizerMissing: Text or stop strings are given and the model has no tokenizer.
@@ -255,12 +259,13 @@ class Seq2SeqLM(LanguageModel):
     ) -> AsyncGenerator[Chunk]:
         """As `stream`, for asyncio: all such streams of a model are led by one thread, and the loop is never blocked.
 
-        Any number of streams may be open. Cancelling the task, or leaving the loop, ends the stream and frees its
-        memory.
+        The thread reads the arguments, too, and goes when no stream is open. Any number of streams may be.
+        Cancelling the task, `aclose()` and the end of the event loop end a stream and free its memory.
 
         Args:
             source: A string, a list of token ids, or a list of such sources; texts get the tokenizer's end
-                token, ids are taken as they are. Sources of a list do not influence each other.
+                token, ids are taken as they are. Sources of a list do not influence each other, and those that
+                do not fit side by side begin as others end.
             decoder_prompt: What the output begins with, as text or ids; a list has one per source. The model's
                 start token comes first and is added where it is missing. One source with a list of prompts is
                 encoded once.

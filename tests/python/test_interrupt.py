@@ -172,14 +172,98 @@ model = fastdecode.load({str(gpt2_folder)!r}, num_threads=2)
 met = []
 stream = model.stream([5] * 6000, max_new_tokens=2, eos_token_id=None)
 def handler(*_):
-    signal.setitimer(signal.ITIMER_REAL, 0)
     for running in [o for o in gc.get_objects() if type(o).__name__ == "Decoding"]:
         try:
-            met.append(running._generation.prefill_seconds)
+            assert running._generation.prompt_tokens(0) == 6000, "between two steps nobody is in its way"
         except fastdecode.errors.StateBusyError as error:
             met.append("same thread" in error.got)
+    if not met:
+        signal.setitimer(signal.ITIMER_REAL, 0.06)
 signal.signal(signal.SIGALRM, handler)
-signal.setitimer(signal.ITIMER_REAL, 0.3)
+signal.setitimer(signal.ITIMER_REAL, 0.1)
 print(len(list(stream)) > 0, met)
 """
     assert outcome(script) == "True [True]\n"
+
+
+# Calls of the main thread that are interrupted; each leads or waits for steps in which another call has rows, too.
+BESIDE = {
+    "a long prompt": "model.run([5] * 60_000, max_new_tokens=1)",
+    "many tokens": "model.run([5], max_new_tokens=60_000, eos_token_id=None)",
+    "a list": "model.run([[5] * 2000] * 200, max_new_tokens=50, eos_token_id=None)",
+    "a stream": "list(model.stream([5] * 20_000, max_new_tokens=9, eos_token_id=None))",
+}
+
+
+@pytest.mark.parametrize("call", BESIDE)
+def test_calls_in_the_same_steps_go_on(gpt2_folder: Path, call: str) -> None:
+    """A step whose leader hears Ctrl-C is given up, and repeated for the others, who get each token once."""
+    script = f"""
+import fastdecode, os, signal, threading, time
+model = fastdecode.load({str(gpt2_folder)!r}, num_threads=2)
+options = dict(max_new_tokens=150, eos_token_id=None)
+drawn = dict(options, do_sample=True, seed=4)
+prompts = [[6, 7], [8] * 700]
+def both():
+    runs = model.run(prompts, **options), model.run(prompts, **drawn)
+    return [[output.token_ids for output in outputs] for outputs in runs]
+expected, found = both(), []
+# The handler comes between two tokens as well as in the middle of a step.
+for after in (0.05, 0.31, 0.57):
+    worker = threading.Thread(target=lambda: found.append(both()))
+    worker.start()
+    threading.Timer(after, os.kill, (os.getpid(), signal.SIGINT)).start()
+    began = time.monotonic()
+    try:
+        {BESIDE[call]}
+        print("done")
+    except KeyboardInterrupt:
+        print("late" if time.monotonic() - began > after + 2 else "in time")
+    worker.join()
+print(found == [expected] * 3, model.info()["cache_bytes_live"])
+"""
+    assert outcome(script) == "in time\n" * 3 + "True 0\n"
+
+
+def test_a_stream_goes_on_after_ctrl_c_in_another_call(gpt2_folder: Path) -> None:
+    """A stream that the main thread reads by and by has rows in the step that is given up."""
+    script = f"""
+import fastdecode, os, signal, threading
+model = fastdecode.load({str(gpt2_folder)!r}, num_threads=2)
+options = dict(max_new_tokens=40, eos_token_id=None)
+expected = model.run([6, 7], **options).token_ids
+stream = model.stream([6, 7], **options)
+ids = list(next(stream).token_ids)
+threading.Timer(0.4, os.kill, (os.getpid(), signal.SIGINT)).start()
+try:
+    model.run([5] * 60_000, max_new_tokens=1)
+    print("done")
+except KeyboardInterrupt:
+    ids += [token for chunk in stream for token in chunk.token_ids]
+    print(ids == expected)
+"""
+    assert outcome(script) == "True\n"
+
+
+def test_a_handler_may_generate_within_a_generation(gpt2_folder: Path) -> None:
+    """Its step is one within a step of the call that it interrupts, whose result is what it would have been."""
+    script = f"""
+import fastdecode, signal
+model = fastdecode.load({str(gpt2_folder)!r}, num_threads=2)
+def compute():
+    return model.run([[5, 6], [7]], max_new_tokens=3, eos_token_id=None)[1].token_ids
+def long():
+    return model.run([[5] * 3000, [6] * 2000], max_new_tokens=4, eos_token_id=None)[0].token_ids
+expected, whole, found = compute(), long(), []
+stream = model.stream([9], max_new_tokens=30, eos_token_id=None)
+def handler(*_):
+    found.append(compute())
+    next(stream, None)
+    signal.setitimer(signal.ITIMER_REAL, 0.1)
+signal.signal(signal.SIGALRM, handler)
+signal.setitimer(signal.ITIMER_REAL, 0.05)
+again = long()
+signal.setitimer(signal.ITIMER_REAL, 0)
+print(found != [], all(ids == expected for ids in found), again == whole)
+"""
+    assert outcome(script) == "True True True\n"
