@@ -1,6 +1,6 @@
 """Long lists of prompts: what twenty thousand add to the process's memory, and whether they run as fast as a few.
 
-    python benches/lists.py                          two minutes
+    python benches/lists.py                          five minutes
     python benches/lists.py --prompts 2000 --rounds 1
 
 Prompts of three ids and 16 new tokens each, on demo-stories. Memory is measured in a process of its own that has

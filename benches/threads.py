@@ -1,6 +1,6 @@
 """Many callers at once against one call: threads of one sequence each, and streams for asyncio.
 
-    python benches/threads.py                        five minutes on two cores
+    python benches/threads.py                        two minutes on two cores
     python benches/threads.py --rounds 3 --new 32
 
 On gpt2's shape with random weights in bfloat16 (benches/folders.py). A round is one call with all prompts, then the
