@@ -156,27 +156,29 @@ impl<S: Sequence> Call<S> {
                 self.source = None;
             }
         }
-        let Some(item) = self.items.last_mut() else { return Ok(()) };
-        while let Some(number) = item.to_come.clone().next() {
-            if self.before.is_done(number) {
-                item.pass_over(number + 1);
-                continue;
-            }
+        self.pass_over();
+        if let Some(item) = self.items.last_mut()
+            && let Some(number) = item.to_come.clone().next()
+        {
             let (ids, given) = (request.prompts.ids(&item.entry.ids), self.before.tokens(number));
             let needs = request.needs(ids.len(), item.max_new_tokens);
             let mut tokens = Vec::with_capacity(ids.len() + given.len() + item.max_new_tokens.min(ROOM));
             tokens.extend_from_slice(ids);
             tokens.extend_from_slice(given);
             item.admit(Row::new(number, tokens, given.len(), self.account.charge(needs.each)));
-            break;
         }
-        // Rows at the end of a prompt that ended before are passed over at once, so that nothing waits for them.
+        self.pass_over();
+        Ok(())
+    }
+
+    /// Passes over rows that come next and had ended before, so that nothing waits for them.
+    fn pass_over(&mut self) {
+        let Some(item) = self.items.last_mut() else { return };
         while let Some(number) = item.to_come.clone().next()
             && self.before.is_done(number)
         {
             item.pass_over(number + 1);
         }
-        Ok(())
     }
 
     /// Whether a source of it is still to be read.
@@ -298,7 +300,7 @@ impl<S: Sequence> Call<S> {
         Ok(before - self.running())
     }
 
-    /// Ends a row that has begun; whether there was one.
+    /// Ends a row of which a token was given out; whether it ran.
     pub(super) fn finish(&mut self, number: usize) -> bool {
         for item in &mut self.items {
             if let Work::Rows(rows) = &mut item.work
@@ -308,6 +310,12 @@ impl<S: Sequence> Call<S> {
                 // Nothing was chosen, so nothing can fail.
                 return self.settle().is_ok();
             }
+        }
+        // It may have begun in another process, and wait for its turn in this one.
+        if !self.before.tokens(number).is_empty() {
+            self.before.finish(number);
+            self.pass_over();
+            self.items.retain(|item| !item.is_done());
         }
         false
     }
@@ -325,8 +333,11 @@ impl<S: Sequence> Call<S> {
         self.source = None;
         for index in 0..self.items.len() {
             let entry = self.items[index].entry.clone();
-            let (stem, _) = self.start(model, &entry)?;
-            self.items[index].evict(stem);
+            let (stem, source) = self.start(model, &entry)?;
+            self.items[index].evict(stem, source);
+        }
+        if self.cursor.place() == self.request.prompts.len() {
+            self.source = None;
         }
         Ok(())
     }

@@ -365,8 +365,9 @@ impl<S: Sequence> Item<S> {
             }
     }
 
-    /// Gives its caches back, to be read again from `stem` on; what was chosen stays.
-    pub(super) fn evict(&mut self, stem: S) {
+    /// Gives its caches back, to be read again from `stem` on, over a source that is reserved anew; what was chosen stays.
+    pub(super) fn evict(&mut self, stem: S, source: Option<Arc<Charge>>) {
+        self._source = source;
         (self.stem, self.is_read, self.feed, self.logits) = (Some(stem), false, 0, Vec::new());
         match &mut self.work {
             Work::Rows(rows) => rows.iter_mut().for_each(Row::evict),

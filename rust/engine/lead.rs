@@ -159,8 +159,9 @@ where
         let place = state.place(ticket.id.load(Ordering::SeqCst));
         let Some(place) = place else { return Ok(Some(false)) };
         let slot = &mut state.slots[place];
-        (slot.ahead, slot.waits) = (0, None);
+        slot.ahead = 0;
         if !slot.events.is_empty() {
+            slot.waits = None;
             std::mem::swap(events, &mut slot.events);
             return Ok(Some(true));
         }
@@ -190,7 +191,11 @@ where
             if led {
                 break Ok(true);
             }
+            let id = ticket.id.load(Ordering::SeqCst);
             if state.leader == 0 || state.leader == team::here() {
+                if let Some(slot) = state.slot(id) {
+                    slot.waits = None;
+                }
                 let interrupted;
                 (state, interrupted) = self.lead(state, hook);
                 if interrupted {
@@ -199,7 +204,7 @@ where
                 led = true;
                 continue;
             }
-            state.wait(ticket.id.load(Ordering::SeqCst));
+            state.wait(id);
             let Some(hook) = hook else {
                 state = ticket.bell.wait(state).unwrap_or_else(PoisonError::into_inner);
                 continue;
@@ -212,7 +217,7 @@ where
                 let stop = hook();
                 state = self.lock();
                 if stop {
-                    if let Some(slot) = state.slot(ticket.id.load(Ordering::SeqCst)) {
+                    if let Some(slot) = state.slot(id) {
                         slot.waits = None;
                     }
                     break Err(Error::Cancelled);

@@ -93,4 +93,39 @@ mod tests {
         assert!(progress.is_done(999) && !progress.is_done(1000));
         assert!(progress.tokens(1000).is_empty());
     }
+
+    #[test]
+    fn rows_are_read_in_any_order_and_an_end_is_an_end() {
+        let mut progress = Progress::new(4);
+        progress.read(2, 5, false);
+        progress.read(0, 6, false);
+        progress.read(2, 7, false);
+        assert_eq!(
+            (progress.tokens(0), progress.tokens(1), progress.tokens(2)),
+            (&[6][..], &[][..], &[5, 7][..])
+        );
+        assert!((0..4).all(|row| !progress.is_done(row)));
+        progress.finish(1);
+        progress.read(2, 8, true);
+        assert_eq!((progress.is_done(0), progress.is_done(1), progress.is_done(2)), (false, true, true));
+        assert!(progress.tokens(2).is_empty() && progress.first == 0);
+        // What comes of a row behind its end changes nothing.
+        progress.read(1, 9, false);
+        progress.finish(0);
+        progress.read(0, 9, false);
+        progress.finish(0);
+        assert_eq!((progress.first, progress.rows.len()), (3, 0));
+        let copy = progress.clone();
+        progress.read(3, 1, false);
+        assert!(copy.tokens(3).is_empty() && progress.tokens(3) == [1]);
+    }
+
+    #[test]
+    fn a_row_makes_room_once() {
+        let mut progress = Progress::new(100);
+        progress.read(0, 0, false);
+        let begin = progress.tokens(0).as_ptr();
+        (1..100).for_each(|token| progress.read(0, token, false));
+        assert_eq!((progress.tokens(0).as_ptr(), progress.tokens(0).len()), (begin, 100));
+    }
 }

@@ -194,3 +194,123 @@ impl Cursor {
         Some(Entry { place: self.place - 1, ids: begin..self.at, source })
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A sequence that holds so many positions over a source.
+    #[derive(Debug)]
+    struct Held(usize, Vec<u32>);
+
+    impl Sequence for Held {
+        fn len(&self) -> usize {
+            self.0
+        }
+
+        fn source(&self) -> &[u32] {
+            &self.1
+        }
+
+        fn fork(&self) -> Self {
+            Self(self.0, self.1.clone())
+        }
+
+        fn truncate(&mut self, len: usize) {
+            self.0 = len;
+        }
+    }
+
+    /// All prompts of a list, with their sources as they are found: none for a prompt without one.
+    fn all(prompts: &Prompts<Held>) -> Vec<(Vec<u32>, Option<Vec<u32>>)> {
+        let mut cursor = Cursor::default();
+        let mut found = Vec::new();
+        while let Some(entry) = cursor.next(prompts) {
+            assert_eq!((entry.place, cursor.place()), (found.len(), found.len() + 1));
+            let source = match &entry.source {
+                SourceOf::Nothing => None,
+                SourceOf::Ids(ids) => Some(prompts.ids(ids).to_vec()),
+                SourceOf::Given(number) => Some(prompts.given(*number).1.clone()),
+            };
+            assert_eq!(prompts.source_length(&entry.source), source.as_ref().map_or(0, Vec::len));
+            found.push((prompts.ids(&entry.ids).to_vec(), source));
+        }
+        assert!(cursor.next(prompts).is_none(), "and it stays at the end");
+        assert_eq!(found.len(), prompts.len());
+        found
+    }
+
+    #[test]
+    fn prompts_are_read_as_they_were_written() {
+        let none = Prompts::<Held>::new();
+        assert!(none.is_empty() && all(&none).is_empty());
+        let mut prompts = Prompts::new();
+        let mut expected: Vec<(Vec<u32>, Option<Vec<u32>>)> = Vec::new();
+        // Ids and sources that look like marks of the list; sources that come again at once, after others, and empty ones.
+        let sources: [&[u32]; 9] = [&[0], &[0], &[1, 2], &[], &[], &[1, 2], &[3, 3, 3], &[3], &[3]];
+        for (number, source) in sources.iter().enumerate() {
+            let ids: Vec<u32> = (0..number as u32 % 5).collect();
+            prompts.push(&ids, Start::Source(source.to_vec()));
+            expected.push((ids.clone(), Some(source.to_vec())));
+            if number % 3 == 1 {
+                prompts.push(&ids, Start::Empty);
+                expected.push((ids.clone(), None));
+                prompts.push(&ids, Start::Sequence(Held(1, vec![number as u32; 4])));
+                expected.push((ids, Some(vec![number as u32; 4])));
+            }
+        }
+        assert_eq!(all(&prompts), expected);
+    }
+
+    #[test]
+    fn a_source_that_neighbours_share_is_the_same_part_of_the_list() {
+        let mut prompts = Prompts::<Held>::new();
+        for source in [5, 5, 6, 5] {
+            prompts.push(&[1], Start::Source(vec![source; 3]));
+        }
+        let mut cursor = Cursor::default();
+        let sources: Vec<SourceOf> =
+            std::iter::from_fn(|| cursor.next(&prompts)).map(|entry| entry.source).collect();
+        assert_eq!(sources[0], sources[1]);
+        assert!(sources[1] != sources[2] && sources[2] != sources[3] && sources[0] != sources[3]);
+    }
+
+    #[test]
+    fn a_list_takes_four_bytes_an_id_and_eight_a_prompt() {
+        let mut prompts = Prompts::<Held>::new();
+        for number in 0..1000 {
+            prompts.push(&vec![7; number % 10], Start::Empty);
+        }
+        assert_eq!(prompts.numbers.len(), 2 * 1000 + 4500);
+        let mut shared = Prompts::<Held>::new();
+        for _ in 0..1000 {
+            shared.push(&[7], Start::Source(vec![8; 600]));
+        }
+        assert_eq!(shared.numbers.len(), 3 * 1000 + 600, "the source once");
+        assert_eq!(size_of_val(&shared.numbers[0]), 4);
+    }
+
+    #[test]
+    fn prompts_that_cannot_be_used_are_named() {
+        let mut prompts = Prompts::new();
+        prompts.push(&[3, 9], Start::Empty);
+        prompts.push(&[3, 10], Start::Empty);
+        prompts.push(&[], Start::Source(vec![1]));
+        prompts.push(&[1, 2], Start::Sequence(Held(2, Vec::new())));
+        prompts.push(&[1, 2, 3], Start::Sequence(Held(2, Vec::new())));
+        let (mut cursor, mut refused) = (Cursor::default(), Vec::new());
+        while let Some(entry) = cursor.next(&prompts) {
+            if let Err(Error::Option { option, expected, got }) = prompts.check(&entry, 10) {
+                refused.push((option, expected, got));
+            }
+        }
+        let expected = [
+            ("prompt 1", "token ids below 10", "10"),
+            ("prompt 2", "at least one token", "0"),
+            ("prompt 3", "more than the 2 tokens that its sequence holds", "2"),
+        ];
+        let expected =
+            expected.map(|(option, expected, got)| (option.to_owned(), expected.to_owned(), got.to_owned()));
+        assert_eq!(refused, expected);
+    }
+}

@@ -199,10 +199,7 @@ impl<S: Sequence> State<S> {
         longest.inspect(|slot| slot.ticket.bell.notify_all()).is_some()
     }
 
-    /// Takes the calls of the next step, planned; none where no call may run.
-    ///
-    /// # Errors
-    /// None; a call that cannot begin ends with its error.
+    /// Takes the calls of the next step, planned; none where no call may run. A call that cannot begin ends with its error.
     pub(super) fn compose<M: Decoder<Sequence = S>>(
         &mut self,
         model: &M,
@@ -379,8 +376,10 @@ impl<S: Sequence> State<S> {
     pub(super) fn put_back(&mut self, bench: &mut Bench<S>, step: &Result<()>) -> Vec<Box<Call<S>>> {
         let mut over = Vec::new();
         let mut taken = std::mem::take(&mut bench.taken);
+        // Rows that end in this step make room for the calls that had to leave it.
+        let ended = self.ended;
         for Taken { id, mut call, outcome, is_parked } in taken.drain(..) {
-            let (ended, Some(place)) = (self.ended, self.place(id)) else { continue };
+            let Some(place) = self.place(id) else { continue };
             let slot = &mut self.slots[place];
             slot.away = false;
             if slot.ticket.is_cancelled() {

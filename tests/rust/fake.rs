@@ -1,7 +1,7 @@
 //! A model that computes nothing: logits are a hash of all tokens so far. Its twin in Python is in
 //! `tools/make_decode_golden.py`; both must give the same numbers.
 
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 
 use fastdecode::models::{CacheBlock, Cancel, Decoder, Input, Limits, Segment, Sequence, Wanted};
@@ -13,9 +13,11 @@ pub(crate) struct FakeSequence {
     hashes: Vec<u32>,
     /// Ids of a source that the encoder is still to read, or has read.
     source: Vec<u32>,
-    pending: usize,
+    /// Rows of it that are still to be read, for all forks together.
+    pending: Arc<AtomicUsize>,
     live: Arc<AtomicUsize>,
     held: Arc<AtomicUsize>,
+    fork_fails: Arc<AtomicBool>,
 }
 
 impl FakeSequence {
@@ -43,7 +45,7 @@ impl Sequence for FakeSequence {
     }
 
     fn pending(&self) -> usize {
-        self.pending
+        self.pending.load(Ordering::SeqCst)
     }
 
     fn source(&self) -> &[u32] {
@@ -51,6 +53,7 @@ impl Sequence for FakeSequence {
     }
 
     fn fork(&self) -> Self {
+        assert!(!self.fork_fails.swap(false, Ordering::SeqCst), "a fork that was told to fail");
         self.live.fetch_add(1, Ordering::Relaxed);
         // Room to grow, so that the steady loop allocates nothing on the model's account.
         let mut hashes = Vec::with_capacity(self.hashes.len() + 256);
@@ -59,9 +62,10 @@ impl Sequence for FakeSequence {
         Self {
             hashes,
             source: self.source.clone(),
-            pending: self.pending,
+            pending: Arc::clone(&self.pending),
             live: Arc::clone(&self.live),
             held: Arc::clone(&self.held),
+            fork_fails: Arc::clone(&self.fork_fails),
         }
     }
 
@@ -82,6 +86,17 @@ impl std::fmt::Debug for Begins {
     }
 }
 
+/// What one forward was given.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(crate) struct Step {
+    /// Rows that choose their next token from it: segments that want logits and do not end a prompt.
+    pub(crate) decodes: usize,
+    /// Prompts that end in it.
+    pub(crate) prompts: usize,
+    /// Tokens of other segments, and of prompts.
+    pub(crate) reads: usize,
+}
+
 /// See the head of the file.
 #[derive(Debug)]
 pub(crate) struct FakeModel {
@@ -94,6 +109,8 @@ pub(crate) struct FakeModel {
     /// Positions that they hold, and how many they may.
     pub(crate) held: Arc<AtomicUsize>,
     pub(crate) memory: Option<usize>,
+    /// Whether the next fork of a sequence panics.
+    pub(crate) fork_fails: Arc<AtomicBool>,
     /// Positions of every forward, and rows of sources of every step that read some.
     pub(crate) fed: Mutex<Vec<usize>>,
     pub(crate) encoded: Mutex<Vec<usize>>,
@@ -103,8 +120,12 @@ pub(crate) struct FakeModel {
     pub(crate) begins: Begins,
     /// What every logit is instead, if anything.
     pub(crate) constant: Option<f32>,
-    /// What requests may use.
+    /// What requests may use, and what is used by nobody's request.
     pub(crate) limits: Limits,
+    pub(crate) open_bytes: usize,
+    /// An id that is never chosen. Where every prompt ends with it, and only there, steps are noted.
+    pub(crate) mark: Option<u32>,
+    pub(crate) steps: Mutex<Vec<Step>>,
 }
 
 impl FakeModel {
@@ -116,12 +137,16 @@ impl FakeModel {
             live: Arc::default(),
             held: Arc::default(),
             memory: None,
+            fork_fails: Arc::default(),
             fed: Mutex::new(Vec::with_capacity(4096)),
             encoded: Mutex::default(),
             threads: 1,
             begins: Begins::default(),
             constant: None,
             limits: Limits::default(),
+            open_bytes: 0,
+            mark: None,
+            steps: Mutex::default(),
         }
     }
 
@@ -136,6 +161,9 @@ impl FakeModel {
     fn logit(&self, hash: u32, token: u32) -> f32 {
         if let Some(constant) = self.constant {
             return constant;
+        }
+        if self.mark == Some(token) {
+            return f32::NEG_INFINITY;
         }
         let mut x = hash.wrapping_add(token.wrapping_mul(0x9e37_79b1));
         x = (x ^ (x >> 16)).wrapping_mul(0x85eb_ca6b);
@@ -166,6 +194,10 @@ impl Decoder for FakeModel {
         self.limits
     }
 
+    fn open_bytes(&self) -> usize {
+        self.open_bytes
+    }
+
     fn threads(&self) -> usize {
         self.threads
     }
@@ -175,17 +207,18 @@ impl Decoder for FakeModel {
         let source = source.unwrap_or_default().to_vec();
         Ok(FakeSequence {
             hashes: Vec::with_capacity(2048),
-            pending: source.len(),
+            pending: Arc::new(AtomicUsize::new(source.len())),
             source,
             live: Arc::clone(&self.live),
             held: Arc::clone(&self.held),
+            fork_fails: Arc::clone(&self.fork_fails),
         })
     }
 
     fn encode(&self, sequences: &mut [&mut FakeSequence], cancel: &Cancel<'_>) -> Result<()> {
         assert!(!sequences.is_empty(), "a step without sources");
         self.step(cancel)?;
-        let rows = sequences.iter_mut().map(|sequence| std::mem::take(&mut sequence.pending)).sum();
+        let rows = sequences.iter_mut().map(|sequence| sequence.pending.swap(0, Ordering::SeqCst)).sum();
         self.encoded.lock().expect("no test panics while it holds the lock").push(rows);
         Ok(())
     }
@@ -203,12 +236,17 @@ impl Decoder for FakeModel {
             return Err(Error::OutOfMemory { what: "the fake cache".to_owned(), bytes: more });
         }
         logits.clear();
-        let mut positions = 0;
+        let (mut positions, mut step) = (0, Step::default());
         for segment in batch {
             let Input::Tokens(tokens) = segment.input else { panic!("embeddings in a request") };
             assert!(!tokens.is_empty(), "a segment without rows");
-            assert_eq!(segment.sequence.pending, 0, "a segment whose source was not read");
+            assert_eq!(segment.sequence.pending(), 0, "a segment whose source was not read");
             positions += tokens.len();
+            match (segment.logits != Wanted::Nothing, tokens.last().copied() == self.mark) {
+                (true, false) => step.decodes += 1,
+                (true, true) => (step.prompts, step.reads) = (step.prompts + 1, step.reads + tokens.len()),
+                (false, _) => step.reads += tokens.len(),
+            }
             for (place, &token) in tokens.iter().enumerate() {
                 segment.sequence.append(token);
                 let last = place + 1 == tokens.len();
@@ -222,6 +260,9 @@ impl Decoder for FakeModel {
             }
         }
         self.fed.lock().expect("no test panics while it holds the lock").push(positions);
+        if self.mark.is_some() {
+            self.steps.lock().expect("no test panics while it holds the lock").push(step);
+        }
         Ok(())
     }
 }

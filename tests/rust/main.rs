@@ -20,6 +20,10 @@ mod kernels_cache;
 mod linear;
 mod program;
 mod scans;
+mod schedule;
+mod schedule_any;
+mod schedule_memory;
+mod schedule_threads;
 mod tables;
 
 /// The golden file `name`, made by a script in `tools/`.
