@@ -145,7 +145,7 @@ impl<S: Sequence> Call<S> {
     /// Those of [`Decoder::start`].
     pub(super) fn admit<M: Decoder<Sequence = S>>(&mut self, model: &M) -> Result<()> {
         let request = Arc::clone(&self.request);
-        if !self.items.last().is_some_and(|item| !item.to_come.is_empty()) {
+        if self.items.last().is_none_or(|item| item.to_come.is_empty()) {
             let Some(entry) = self.peek() else { return Ok(()) };
             self.cursor.next(&request.prompts);
             let (stem, source) = self.start(model, &entry)?;

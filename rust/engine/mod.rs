@@ -1,7 +1,7 @@
 //! Requests in, tokens out: one engine for all calls of a model. It knows ids, never text.
 //!
-//! A [`Generation`] is a call as its reader holds it, what was asked for in it a [`request`], what runs of it a [`call`]. The
-//! [`schedule`] composes each step of what all calls add to it, and [`lead`] says which of the waiting callers computes it.
+//! A [`Generation`] is a call as its reader holds it, what was asked for in it is in `request.rs`, what runs of it in
+//! `call.rs`. `schedule.rs` composes each step of what all calls add to it, and `lead.rs` says which of the waiting callers computes it.
 
 mod beams;
 mod budget;

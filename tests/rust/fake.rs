@@ -78,7 +78,9 @@ impl Sequence for FakeSequence {
 
 /// What happens at the beginning of a step.
 #[derive(Default)]
-pub(crate) struct Begins(pub(crate) Option<Box<dyn Fn(&Cancel<'_>) -> Result<()> + Send + Sync>>);
+pub(crate) struct Begins(pub(crate) Option<Box<Beginning>>);
+
+type Beginning = dyn Fn(&Cancel<'_>) -> Result<()> + Send + Sync;
 
 impl std::fmt::Debug for Begins {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
