@@ -272,8 +272,12 @@ where
     fn lead<'a>(&'a self, mut state: Locked<'a, M>, hook: Option<&Hook<'_>>) -> (Locked<'a, M>, bool) {
         let mut bench = state.bench.take().unwrap_or_default();
         let outer = std::mem::replace(&mut state.leader, team::here());
-        let stop = Arc::new(AtomicBool::new(false));
-        let outer_stop = std::mem::replace(&mut state.stop, Arc::clone(&stop));
+        let outer_stop = Arc::clone(&state.stop);
+        if outer != 0 {
+            state.stop = Arc::default();
+        }
+        let stop = Arc::clone(&state.stop);
+        stop.store(false, Ordering::SeqCst);
         let compose = || state.compose(&*self.model, &mut bench);
         let composed = catch_unwind(AssertUnwindSafe(compose)).map_err(|panic| panicked(panic.as_ref()));
         let mut interrupted = false;
