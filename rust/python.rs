@@ -156,7 +156,7 @@ impl Model {
         values.set_item("context_length", self.0.model().context_limit())?;
         values.set_item("vocab_size", self.0.model().vocab_size())?;
         values.set_item("unknown_tensors", info.unknown_tensors.clone())?;
-        let memory = self.0.model().memory();
+        let memory = detached(py, || Ok(self.0.model().memory()))?;
         values.set_item("cache_bytes_live", memory.cache_bytes_live)?;
         values.set_item("cache_bytes_held", memory.cache_bytes_held)?;
         values.set_item("activation_bytes", memory.activation_bytes)?;
