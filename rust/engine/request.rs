@@ -4,7 +4,7 @@ use std::hash::{BuildHasher, Hasher};
 
 use super::beams::Scoring;
 use super::budget::{Needs, source_bytes};
-use super::options::{Options, Seed};
+use super::options::{Limit, Options, Seed};
 use super::prompts::{Cursor, Entry, Prompts, SourceOf};
 use super::selector::Selector;
 use crate::decode::draws::Draws;
@@ -84,26 +84,27 @@ impl<S: Sequence> Request<S> {
         let source = self.source_bytes(entry);
         if source > budget {
             let most = budget / block.bytes * block.positions;
-            return refused(
-                "source",
-                format!("at most {most} tokens"),
-                source / block.bytes * block.positions,
-            );
+            let got = self.prompts.source_length(&entry.source);
+            return refused("source", format!("at most {most} tokens"), got);
         }
-        let (left, beams) = (budget - source, self.options.num_beams);
-        if Needs::of(block, entry.ids.len(), new, 1).rows(beams) <= left {
+        let (left, beams, prompt) = (budget - source, self.options.num_beams, entry.ids.len());
+        let needs = Needs::of(block, prompt, new, 1);
+        if needs.rows(beams) <= left {
             return Ok(());
         }
+        if needs.rows(1) <= left {
+            return refused("num_beams", format!("at most {}", (left - needs.shared) / needs.each), beams);
+        }
         let most = left / block.bytes * block.positions;
-        let row = entry.ids.len().saturating_add(new).div_ceil(block.positions).saturating_mul(block.bytes);
-        match row {
-            row if row <= left => refused("num_beams", format!("at most {}", left / row), beams),
-            _ if most > entry.ids.len() => {
-                refused("max_new_tokens", format!("at most {}", most - entry.ids.len()), new)
-            }
-            _ => {
-                let option = format!("prompt {}", entry.place);
-                refused(&option, format!("fewer than {} tokens", most.max(1)), entry.ids.len())
+        match self.options.limit {
+            _ if most <= prompt => refused(
+                &format!("prompt {}", entry.place),
+                format!("fewer than {} tokens", most.max(1)),
+                prompt,
+            ),
+            Limit::Length(length) => refused("max_length", format!("at most {most}"), length),
+            Limit::NewTokens(_) | Limit::UpToNewTokens(_) => {
+                refused("max_new_tokens", format!("at most {}", most - prompt), new)
             }
         }
     }
