@@ -129,25 +129,30 @@ fn a_cancelled_call_returns_at_once_and_its_cache_is_free_when_the_step_ends() {
         let (engine, gate) = gated(64);
         let mut one = begin(&engine, &prompts(&[3]), greedy(5));
         let mut two = begin(&engine, &prompts(&[4]), greedy(5));
-        assert_eq!(taken(&mut two), 0);
+        let mut three = begin(&engine, &prompts(&[5]), greedy(5));
+        assert_eq!((taken(&mut two), taken(&mut three)), (0, 0));
         let canceller = two.canceller();
-        let (hook, waits) = telling();
+        let ((tell, told), (hook, waits)) = (channel(), telling());
         std::thread::scope(|scope| {
             let first = scope.spawn(|| advanced(&mut one));
             gate.leader();
-            let second = scope.spawn(|| {
-                let waited = matches!(two.advance(Some(&hook)), Err(Error::Cancelled));
+            let second = scope.spawn(move || {
+                tell.send(()).expect("the test waits");
+                let waited = matches!(two.advance(None), Err(Error::Cancelled));
                 waited && matches!(two.advance(None), Err(Error::Cancelled)) && two.take().is_err()
             });
-            waits.recv().expect("the second one waits");
-            assert_eq!(live(&engine), 2);
+            told.recv().expect("the second one is about to wait");
+            let third = scope.spawn(|| three.advance(Some(&hook)).expect("sound").map_or(0, <[_]>::len));
+            // The third one's hook is asked when it has waited for a while; the second one, which has none, has done so for longer.
+            waits.recv().expect("the third one waits");
+            assert_eq!(live(&engine), 3);
             canceller.cancel();
             assert!(second.join().expect("no panic"), "in the middle of the step");
-            assert_eq!(live(&engine), 2, "which has its cache");
+            assert_eq!(live(&engine), 3, "which has its cache");
             gate.let_go();
-            assert_eq!(first.join().expect("no panic"), 1);
+            assert_eq!((first.join().expect("no panic"), third.join().expect("no panic")), (1, 1));
         });
-        assert_eq!(live(&engine), 1);
+        assert_eq!(live(&engine), 2);
         drop(gate);
         assert_eq!(rest(&mut one).0[0].0, alone(&prompts(&[3]), greedy(5)).0[0].0[1..]);
     });
