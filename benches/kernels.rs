@@ -5,7 +5,6 @@
 //! figures say little on a shared machine; compare the lines of one run.
 
 use std::hint::black_box;
-use std::sync::atomic::AtomicBool;
 
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 use fastdecode::arena::Arena;
@@ -13,7 +12,7 @@ use fastdecode::kernels::{Activation, WIDTH};
 use fastdecode::layers::linear::{Epilogue, Linear};
 use fastdecode::layers::{self, Buffer, Context, Runtime, scratch};
 use fastdecode::packed::{Orientation, Packed, Storage, packed_bytes};
-use fastdecode::team;
+use fastdecode::team::{self, Cancel};
 
 /// Inputs and outputs of the matrices of a block.
 const SHAPES: [(usize, usize); 4] = [(768, 2304), (768, 768), (768, 3072), (3072, 768)];
@@ -50,7 +49,7 @@ fn pass(runtime: &Runtime, layers: &[Linear], buffers: &mut [Buffer; 7], rows: u
     let out = out.rows(rows, 768).expect("memory");
     let memory = memory.rows(runtime.threads, scratch(runtime, 3072, 64)).expect("memory");
     let packed_rows = packed.rows(1, layers::packed_rows(rows, 3072)).expect("memory");
-    team::run(runtime.threads, &AtomicBool::new(false), |member| {
+    team::run(runtime.threads, &Cancel::never(), |member| {
         let ctx = Context { member, runtime, scratch: memory.at(member.index(), 0), packed_rows };
         for block in layers.chunks(SHAPES.len()) {
             block[0].forward(&ctx, block[0].prepare(&ctx, x)?, qkv, Epilogue::NOTHING);
@@ -82,7 +81,7 @@ fn kernels(c: &mut Criterion) {
         for ahead in [0, 2048, 4096] {
             group.bench_function(BenchmarkId::new("read", ahead), |b| {
                 b.iter(|| {
-                    team::run(runtime.threads, &AtomicBool::new(false), |member| {
+                    team::run(runtime.threads, &Cancel::never(), |member| {
                         probes.read(&plain[member.share(plain.len())], ahead);
                         Ok(())
                     })

@@ -51,10 +51,20 @@ impl Shape {
     }
 }
 
+/// On whose account a sequence takes its blocks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Account {
+    /// Nobody's: no request answers for them, and the pool counts them.
+    Open,
+    /// That of a request, which has reserved all that its sequences may come to hold.
+    Reserved,
+}
+
 /// A run of cached positions.
 #[derive(Debug)]
 pub struct Sequence {
     pool: Arc<Pool>,
+    account: Account,
     blocks: Vec<Arc<Block>>,
     len: usize,
     /// Whether the last block may hold something past the length, because a fork shared it when the sequence was cut.
@@ -62,9 +72,24 @@ pub struct Sequence {
 }
 
 impl Sequence {
-    /// An empty sequence.
+    /// An empty sequence that no request answers for.
     pub fn new(pool: &Arc<Pool>) -> Self {
-        Self { pool: Arc::clone(pool), blocks: Vec::new(), len: 0, stale: false }
+        Self::on(pool, Account::Open)
+    }
+
+    /// An empty sequence whose blocks a request has reserved.
+    pub fn reserved(pool: &Arc<Pool>) -> Self {
+        Self::on(pool, Account::Reserved)
+    }
+
+    /// An empty sequence that takes its blocks on `account`.
+    pub fn on(pool: &Arc<Pool>, account: Account) -> Self {
+        Self { pool: Arc::clone(pool), account, blocks: Vec::new(), len: 0, stale: false }
+    }
+
+    /// On whose account it takes blocks.
+    pub fn account(&self) -> Account {
+        self.account
     }
 
     /// Cached positions.
@@ -82,10 +107,10 @@ impl Sequence {
         self.len == 0
     }
 
-    /// A second sequence with the same contents, sharing every block.
+    /// A second sequence with the same contents on the same account, sharing every block.
     #[must_use]
     pub fn fork(&self) -> Self {
-        Self { pool: Arc::clone(&self.pool), blocks: self.blocks.clone(), len: self.len, stale: self.stale }
+        Self { pool: Arc::clone(&self.pool), blocks: self.blocks.clone(), ..*self }
     }
 
     /// Forgets all but the first `len` positions.
@@ -123,7 +148,7 @@ impl Sequence {
         {
             let shared = Arc::get_mut(last).is_none();
             if shared {
-                let copy = self.pool.unwritten()?;
+                let copy = self.pool.unwritten(self.account)?;
                 // SAFETY: both blocks have the pool's size, and the copy is nobody else's yet.
                 unsafe {
                     std::ptr::copy_nonoverlapping(last.at(), copy.at(), self.pool.shape().block_bytes());
@@ -141,7 +166,7 @@ impl Sequence {
             return Err(e);
         }
         while self.blocks.len() * BLOCK < self.len + more {
-            match self.pool.block() {
+            match self.pool.block(self.account) {
                 Ok(block) => self.blocks.push(block),
                 Err(e) => {
                     self.settle();
@@ -306,6 +331,33 @@ mod tests {
             want.push(90.0);
             expect(&b, &want);
         }
+    }
+
+    #[test]
+    fn blocks_count_on_the_account_that_took_them() {
+        let pool = Pool::new(shape(false));
+        let open = || pool.open_bytes() / pool.shape().block_bytes();
+        let live = || pool.live_bytes() / pool.shape().block_bytes();
+        let mut state = Sequence::new(&pool);
+        append(&mut state, &[1.0; 20]);
+        let mut request = Sequence::reserved(&pool);
+        append(&mut request, &[1.0; 40]);
+        assert_eq!((open(), live()), (2, 5), "a state's blocks are open, and a request's are not");
+        let (mut again, mut beam) = (state.fork(), request.fork());
+        assert_eq!((again.account(), beam.account()), (Account::Open, Account::Reserved), "of forks");
+        assert_eq!((open(), live()), (2, 5), "forks share");
+        append(&mut again, &[2.0]);
+        append(&mut beam, &[2.0; 20]);
+        assert_eq!((open(), live()), (3, 8), "each copies its last block, and the beam takes one more");
+        drop(state);
+        assert_eq!((open(), live()), (2, 7), "what a fork shares stays");
+        again.truncate(3);
+        beam.truncate(3);
+        assert_eq!((open(), live()), (1, 4), "blocks past the length are freed");
+        drop(again);
+        assert_eq!((open(), live()), (0, 3), "nothing is open any more");
+        drop((request, beam));
+        assert_eq!((open(), live()), (0, 0), "nothing is live any more");
     }
 
     #[test]

@@ -1,7 +1,6 @@
 //! What this machine can do at most, measured with the kernels' own probes on the whole team: the numbers that speeds are
 //! stated against. It knows threads and probes, and no models.
 
-use std::sync::atomic::AtomicBool;
 use std::sync::{Mutex, PoisonError};
 use std::time::Instant;
 
@@ -9,7 +8,7 @@ use crate::arena::Arena;
 use crate::error::Result;
 use crate::kernels::probe::Arithmetic;
 use crate::kernels::{self, Kernels};
-use crate::team;
+use crate::team::{self, Cancel};
 
 /// Bytes ahead of a read at which the next lines are asked for; which is best depends on the CPU.
 const AHEAD: [usize; 4] = [0, 512, 2048, 4096];
@@ -39,7 +38,7 @@ pub fn measure(bytes: usize, threads: usize) -> Result<Limits> {
     let length = bytes.div_ceil(size_of::<f32>());
     // On the same kind of pages as weights, and written: untouched pages are all the same one in the cache.
     let buffer = Arena::filled(length, 1.0, "a buffer to measure reading")?;
-    let cancel = AtomicBool::new(false);
+    let cancel = Cancel::never();
     let mut best = f64::INFINITY;
     for ahead in AHEAD.repeat(PASSES) {
         let start = Instant::now();

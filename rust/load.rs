@@ -5,14 +5,14 @@
 
 use std::collections::HashSet;
 use std::sync::Mutex;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use crate::arena::Arena;
 use crate::checkpoint::{Checkpoint, Dtype, TensorInfo};
 use crate::error::{Error, Result};
 use crate::kernels::{LINE, WIDTH};
 use crate::packed::{Orientation, Packed, Storage, packed_bytes};
-use crate::team::{self, Stop};
+use crate::team::{self, Cancel, Member, Stop};
 
 /// Bytes that one member reads at a time.
 const CHUNK: usize = 1 << 20;
@@ -59,7 +59,7 @@ pub struct Loader<'a> {
     weights: Rounding,
     threads: usize,
     /// Ends the loading when it is set.
-    cancel: &'a AtomicBool,
+    cancel: &'a Cancel<'a>,
     planned: Vec<Planned<'a>>,
     used: HashSet<String>,
     parameters: usize,
@@ -72,18 +72,16 @@ impl<'a> Loader<'a> {
         prefix: &'static str,
         weights: Rounding,
         threads: usize,
-        cancel: &'a AtomicBool,
+        cancel: &'a Cancel<'a>,
     ) -> Self {
         let (planned, used) = (Vec::new(), HashSet::new());
         Self { checkpoint, prefix, weights, threads, cancel, planned, used, parameters: 0 }
     }
 
-    /// Reads a part of a tensor, unless the loading was cancelled: every loop over the chunks of a file comes by here.
-    fn read(&self, info: &TensorInfo, start: usize, buf: &mut [u8]) -> Result<()> {
-        if self.cancel.load(Ordering::Relaxed) {
-            return Err(Error::Cancelled);
-        }
-        self.checkpoint.read(info, start, buf)
+    /// Reads a part of a tensor, unless the loading was `cancelled`: every loop over the chunks of a file comes by here, and looks
+    /// as its thread may, the caller's by [`Cancel::ask`] and a member of the team by [`Member::cancelled`].
+    fn read(&self, cancelled: bool, info: &TensorInfo, start: usize, buf: &mut [u8]) -> Result<()> {
+        if cancelled { Err(Error::Cancelled) } else { self.checkpoint.read(info, start, buf) }
     }
 
     /// Whether the tensor is there.
@@ -164,7 +162,7 @@ impl<'a> Loader<'a> {
             .map_err(|_| Error::OutOfMemory { what: info.name.clone(), bytes: info.bytes })?;
         bytes.resize(info.bytes, 0);
         for (place, chunk) in bytes.chunks_mut(CHUNK).enumerate() {
-            self.read(info, place * CHUNK, chunk)?;
+            self.read(self.cancel.ask(), info, place * CHUNK, chunk)?;
         }
         let mut values = from.widen(&bytes);
         if let Rounding::As(to) = self.weights {
@@ -191,8 +189,8 @@ impl<'a> Loader<'a> {
         let (mut at_a, mut at_b) = (0, 0);
         while at_a < a.bytes {
             let (na, nb) = (ca.min(a.bytes - at_a), cb.min(b.bytes - at_b));
-            self.read(a, at_a, &mut buf_a[..na])?;
-            self.read(b, at_b, &mut buf_b[..nb])?;
+            self.read(self.cancel.ask(), a, at_a, &mut buf_a[..na])?;
+            self.read(self.cancel.ask(), b, at_b, &mut buf_b[..nb])?;
             let equal = if fa == fb {
                 buf_a[..na] == buf_b[..nb]
             } else {
@@ -252,11 +250,11 @@ impl<'a> Loader<'a> {
             let step = (CHUNK / row.max(1)).next_multiple_of(WIDTH).max(WIDTH);
             chunks.extend((0..rows).step_by(step).map(|first| (i, first, step.min(rows - first))));
         }
-        self.parallel(&chunks, |&(i, first, n), buffer| {
+        self.parallel(&chunks, |member, &(i, first, n), buffer| {
             let p = &self.planned[i];
             let (_, row) = p.rows();
             buffer.resize(n * row, 0);
-            self.read(p.info, first * row, buffer)?;
+            self.read(member.cancelled(), p.info, first * row, buffer)?;
             // SAFETY: every chunk is other rows of a matrix that nobody reads yet, whole panels or pairs of them.
             let fits = unsafe { matrices[i].write(p.orientation, first, p.from, buffer) };
             if fits { Ok(()) } else { Err(overflow(p.info, p.to)) }
@@ -270,7 +268,7 @@ impl<'a> Loader<'a> {
             (0..self.planned.len()).filter(|&i| self.planned[i].from == Storage::F32).collect();
         let found: Vec<Mutex<Storage>> = tests.iter().map(|_| Mutex::new(Storage::F32)).collect();
         let indexed: Vec<(usize, usize)> = tests.iter().copied().enumerate().collect();
-        self.parallel(&indexed, |&(slot, i), buffer| {
+        self.parallel(&indexed, |member, &(slot, i), buffer| {
             let info = self.planned[i].info;
             let mut fits = vec![Storage::Bf16, Storage::F16];
             let mut at = 0;
@@ -278,7 +276,7 @@ impl<'a> Loader<'a> {
                 // A first look at a few values ends the search in nearly every f32 checkpoint.
                 let n = if at == 0 { 4096 } else { CHUNK }.min(info.bytes - at);
                 buffer.resize(n, 0);
-                self.read(info, at, buffer)?;
+                self.read(member.cancelled(), info, at, buffer)?;
                 fits.retain(|s| s.holds(Storage::F32, buffer));
                 at += n;
             }
@@ -297,15 +295,15 @@ impl<'a> Loader<'a> {
     fn parallel<T: Sync>(
         &self,
         items: &[T],
-        work: impl Fn(&T, &mut Vec<u8>) -> Result<()> + Sync,
+        work: impl Fn(&Member<'_>, &T, &mut Vec<u8>) -> Result<()> + Sync,
     ) -> Result<()> {
         let next = AtomicUsize::new(0);
         let failed: Mutex<Option<Error>> = Mutex::new(None);
-        // Items look at the flag themselves: a team looks only where its members meet, and these never do.
-        team::run(self.threads, self.cancel, |_| {
+        // Items look by themselves: a team looks only where its members meet, and these never do.
+        team::run(self.threads, self.cancel, |member| {
             let mut buffer = Vec::new();
             while let Some(item) = items.get(next.fetch_add(1, Ordering::Relaxed)) {
-                if let Err(e) = work(item, &mut buffer) {
+                if let Err(e) = work(member, item, &mut buffer) {
                     if let Ok(mut failed) = failed.lock() {
                         failed.get_or_insert(e);
                     }

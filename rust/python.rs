@@ -1,7 +1,7 @@
 //! The Python module `fastdecode._core`: conversions, released locks and exceptions, no arithmetic.
 //!
 //! Every call into the engine runs detached from the interpreter, inside of one function that turns errors and panics
-//! into exceptions of `fastdecode.errors`; long ones end when Python hears a signal. Nothing here knows text; the Python side does.
+//! into exceptions of `fastdecode.errors`; those that may take long end when Python hears a signal. Nothing here knows text; the Python side does.
 
 mod decoding;
 mod exceptions;
@@ -18,14 +18,14 @@ use pyo3::prelude::*;
 use pyo3::types::{PyByteArray, PyDict};
 
 use crate::checkpoint::{Checkpoint, Dtype, MemoryTensor};
-use crate::engine::{EarlyStopping, Limit, Options, Seed};
+use crate::engine::{EarlyStopping, Engine, Limit, Options, Seed};
 use crate::error::Error;
 use crate::kernels::{self, Kernels};
 use crate::models::{self, Decoder, LoadOptions};
-use crate::{limits, team};
-use decoding::Generation;
+use crate::{forks, limits, team};
+use decoding::{Generation, Prompts};
 use exceptions::detached;
-use interrupt::{interruptible, interruptible_if, is_long};
+use interrupt::{interruptible, interruptible_hook};
 use memory::{Memory, SourceArgument};
 use state::State;
 
@@ -39,20 +39,34 @@ fn bytes<'py>(py: Python<'py>, values: &[f32]) -> PyResult<Bound<'py, PyByteArra
     })
 }
 
-fn load_options(dtype: &str, compute_dtype: Option<&str>, num_threads: Option<usize>) -> LoadOptions {
+fn load_options(
+    dtype: &str,
+    compute_dtype: Option<&str>,
+    num_threads: Option<usize>,
+    cache_bytes: Option<u64>,
+    max_rows: Option<usize>,
+) -> LoadOptions {
     LoadOptions {
         dtype: Some(dtype.to_owned()),
         compute_dtype: compute_dtype.map(str::to_owned),
         num_threads,
+        cache_bytes,
+        max_rows,
     }
 }
 
 /// A shown activation: its name, its shape, its values as f32.
 type Shown<'py> = (String, Vec<usize>, Bound<'py, PyByteArray>);
 
-/// Weights and what is known about them; immutable, shared by every state and generation.
+/// Weights and what is known about them, immutable, and the engine of its calls; shared by every state and generation.
 #[pyclass(frozen, module = "fastdecode._core")]
-struct Model(Arc<models::Model>);
+struct Model(Arc<Engine<models::Model>>);
+
+impl Model {
+    fn of(model: models::Model) -> Self {
+        Self(Arc::new(Engine::new(Arc::new(model))))
+    }
+}
 
 #[pymethods]
 impl Model {
@@ -63,14 +77,17 @@ impl Model {
         dtype: &str,
         compute_dtype: Option<&str>,
         num_threads: Option<usize>,
+        cache_bytes: Option<u64>,
+        max_rows: Option<usize>,
     ) -> PyResult<Self> {
         interruptible(py, |cancel| {
-            let options = load_options(dtype, compute_dtype, num_threads);
-            Ok(Self(Arc::new(models::Model::load(Path::new(folder), &options, cancel)?)))
+            let options = load_options(dtype, compute_dtype, num_threads, cache_bytes, max_rows);
+            Ok(Self::of(models::Model::load(Path::new(folder), &options, cancel)?))
         })
     }
 
     #[staticmethod]
+    #[expect(clippy::too_many_arguments, reason = "one argument per option, as the stub lists them")]
     fn from_tensors(
         py: Python<'_>,
         config: &str,
@@ -78,6 +95,8 @@ impl Model {
         dtype: &str,
         compute_dtype: Option<&str>,
         num_threads: Option<usize>,
+        cache_bytes: Option<u64>,
+        max_rows: Option<usize>,
     ) -> PyResult<Self> {
         const ELEMENTS: [Dtype; 10] = [
             Dtype::F32,
@@ -97,29 +116,29 @@ impl Model {
             memory.push(MemoryTensor { name, dtype, shape, bytes: Arc::new(buffer.to_vec(py)?) });
         }
         interruptible(py, |cancel| {
-            let options = load_options(dtype, compute_dtype, num_threads);
+            let options = load_options(dtype, compute_dtype, num_threads, cache_bytes, max_rows);
             let checkpoint = Checkpoint::from_memory(memory)?;
-            Ok(Self(Arc::new(models::Model::from_checkpoint(config, &checkpoint, &options, cancel)?)))
+            Ok(Self::of(models::Model::from_checkpoint(config, &checkpoint, &options, cancel)?))
         })
     }
 
     #[getter]
     fn vocab_size(&self) -> usize {
-        self.0.vocab_size()
+        self.0.model().vocab_size()
     }
 
     #[getter]
     fn width(&self) -> usize {
-        self.0.width()
+        self.0.model().width()
     }
 
     #[getter]
     fn context_limit(&self) -> Option<usize> {
-        self.0.context_limit()
+        self.0.model().context_limit()
     }
 
     fn info<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
-        let info = self.0.info();
+        let info = self.0.model().info();
         let values = PyDict::new(py);
         values.set_item("architecture", info.architecture)?;
         values.set_item("parameters", info.parameters)?;
@@ -130,10 +149,14 @@ impl Model {
         values.set_item("compute_dtype", info.compute_dtype)?;
         values.set_item("isa", info.isa)?;
         values.set_item("num_threads", info.num_threads)?;
-        values.set_item("context_length", self.0.context_limit())?;
-        values.set_item("vocab_size", self.0.vocab_size())?;
+        let limits = self.0.model().limits();
+        let cache_bytes = (limits.cache_bytes != usize::MAX).then_some(limits.cache_bytes);
+        values.set_item("cache_bytes", cache_bytes)?;
+        values.set_item("max_rows", limits.max_rows)?;
+        values.set_item("context_length", self.0.model().context_limit())?;
+        values.set_item("vocab_size", self.0.model().vocab_size())?;
         values.set_item("unknown_tensors", info.unknown_tensors.clone())?;
-        let memory = self.0.memory();
+        let memory = detached(py, || Ok(self.0.model().memory()))?;
         values.set_item("cache_bytes_live", memory.cache_bytes_live)?;
         values.set_item("cache_bytes_held", memory.cache_bytes_held)?;
         values.set_item("activation_bytes", memory.activation_bytes)?;
@@ -142,44 +165,53 @@ impl Model {
 
     /// Floating-point operations of reading so many tokens, and giving the logits of the last `wanted` of them.
     fn flops(&self, tokens: usize, wanted: usize) -> f64 {
-        self.0.flops(tokens, wanted)
+        self.0.model().flops(tokens, wanted)
     }
 
     #[getter]
     fn has_encoder(&self) -> bool {
-        self.0.has_encoder()
+        self.0.model().has_encoder()
     }
 
     /// An empty sequence that is meant to hold `length` tokens, over a source in a model with an encoder.
     #[pyo3(signature = (length, source = None))]
     fn start(&self, py: Python<'_>, length: usize, source: Option<SourceArgument>) -> PyResult<State> {
         detached(py, || {
-            if let Some(limit) = self.0.context_limit().filter(|&limit| length > limit) {
+            if let Some(limit) = self.0.model().context_limit().filter(|&limit| length > limit) {
                 return Err(Error::ContextLength { limit, requested: length });
             }
-            State::new(&self.0, source.map_or(models::Source::None, SourceArgument::into_source))
+            State::new(self.0.model(), source.map_or(models::Source::None, SourceArgument::into_source))
         })
+    }
+
+    /// An empty list of prompts for a call.
+    fn prompts(&self) -> Prompts {
+        Prompts::of(&self.0)
+    }
+
+    /// Leads a step for all calls, or waits for the end of the one that another thread leads.
+    fn step(&self, py: Python<'_>) -> PyResult<()> {
+        interruptible_hook(py, |hook| self.0.step(hook))
     }
 
     /// Encodes sources, some at a time.
     fn encode(&self, py: Python<'_>, sources: Vec<Vec<u32>>) -> PyResult<Vec<Memory>> {
-        let rows = sources.iter().map(Vec::len).sum();
-        interruptible_if(py, is_long(&self.0, rows), |cancel| {
+        interruptible(py, |cancel| {
             let mut memories = Vec::with_capacity(sources.len());
             let mut rest = sources.as_slice();
             while !rest.is_empty() {
                 let (group, others) = rest.split_at(memory::group(rest));
                 rest = others;
                 let ids: Vec<&[u32]> = group.iter().map(Vec::as_slice).collect();
-                let found = self.0.encode(&ids, cancel)?;
-                memories.extend(found.into_iter().map(|memory| Memory::new(memory, self.0.width())));
+                let found = self.0.model().encode(&ids, cancel)?;
+                memories.extend(found.into_iter().map(|memory| Memory::new(memory, self.0.model().width())));
             }
             Ok(memories)
         })
     }
 
     fn embed<'py>(&self, py: Python<'py>, ids: Vec<u32>) -> PyResult<Bound<'py, PyByteArray>> {
-        bytes(py, &detached(py, || self.0.embed(&ids))?)
+        bytes(py, &detached(py, || self.0.model().embed(&ids))?)
     }
 
     #[pyo3(signature = (ids, source = None))]
@@ -189,14 +221,11 @@ impl Model {
         ids: Vec<u32>,
         source: Option<Vec<u32>>,
     ) -> PyResult<Vec<Shown<'py>>> {
-        let rows = ids.len() + source.as_ref().map_or(0, Vec::len);
-        let activations = interruptible_if(py, is_long(&self.0, rows), |cancel| {
-            self.0.trace(source.as_deref(), &ids, cancel)
-        })?;
+        let activations = interruptible(py, |cancel| self.0.model().trace(source.as_deref(), &ids, cancel))?;
         activations.into_iter().map(|a| Ok((a.name, a.shape.to_vec(), bytes(py, &a.values)?))).collect()
     }
 
-    #[pyo3(signature = (prompts, sources = None, *, limit, min_new_tokens, min_length, do_sample, temperature,
+    #[pyo3(signature = (prompts, *, limit, min_new_tokens, min_length, do_sample, temperature,
         top_k, top_p, min_p, seed, num_return_sequences, num_beams, length_penalty, early_stopping, repetition_penalty,
         encoder_repetition_penalty, no_repeat_ngram_size, encoder_no_repeat_ngram_size, eos_token_id, stop_token_ids,
         logprobs))]
@@ -204,8 +233,7 @@ impl Model {
     fn generate(
         &self,
         py: Python<'_>,
-        prompts: Vec<Vec<u32>>,
-        sources: Option<Vec<SourceArgument>>,
+        prompts: Bound<'_, Prompts>,
         limit: (&str, usize),
         min_new_tokens: usize,
         min_length: usize,
@@ -261,7 +289,8 @@ impl Model {
                 Some(SeedArgument::PerPrompt(seeds)) => Seed::PerPrompt(seeds),
             },
         };
-        detached(py, || Generation::new(&self.0, prompts, sources, options))
+        let prompts = prompts.get();
+        detached(py, || Generation::new(&self.0, prompts.take(), options))
     }
 }
 
@@ -292,6 +321,12 @@ fn cpu_info(py: Python<'_>) -> PyResult<Bound<'_, PyDict>> {
     Ok(values)
 }
 
+/// A number that a forked child does not share with its parent.
+#[pyfunction]
+fn process_number() -> usize {
+    forks::generation()
+}
+
 /// Measures what the machine can do at most, with `num_threads` threads on a buffer of `size` bytes.
 #[pyfunction]
 #[pyo3(signature = (size, num_threads=None))]
@@ -311,7 +346,7 @@ fn measure_limits(py: Python<'_>, size: usize, num_threads: Option<usize>) -> Py
 #[pymodule(gil_used = true)]
 mod _core {
     #[pymodule_export]
-    use super::{Generation, Memory, Model, State, cpu_info, measure_limits};
+    use super::{Generation, Memory, Model, Prompts, State, cpu_info, measure_limits, process_number};
 
     #[pymodule_export]
     #[expect(non_upper_case_globals, reason = "the name that Python expects")]

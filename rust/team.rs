@@ -5,21 +5,25 @@
 //! behind. This room knows cgroup quotas and affinity, and no models.
 
 use std::ptr::null_mut;
-use std::sync::atomic::{AtomicBool, AtomicPtr, AtomicUsize, Ordering};
-use std::sync::{Mutex, MutexGuard};
+use std::sync::atomic::{AtomicPtr, AtomicUsize, Ordering};
 
 use crate::error::Result;
 use crate::forks::PerProcess;
 
+pub use cancel::Cancel;
 pub use cores::default_threads;
 use meeting::{Meeting, Work};
 pub use meeting::{Member, Stop};
 pub use pieces::{Pieces, share};
-use waiting::{Waiting, lock};
+pub use queue::here;
+use queue::{Held, Queue};
+use waiting::Waiting;
 
+mod cancel;
 mod cores;
 mod meeting;
 mod pieces;
+mod queue;
 mod waiting;
 
 /// More members than this are never started.
@@ -29,7 +33,7 @@ const MAX_THREADS: usize = 256;
 struct Call<'a> {
     work: &'a Work<'a>,
     count: usize,
-    cancel: &'a AtomicBool,
+    cancel: &'a Cancel<'a>,
 }
 
 /// Where a worker waits for its next region. A line of its own, since a waiting worker looks at it all the time.
@@ -46,8 +50,10 @@ struct Desk {
 
 /// State of one process's team.
 struct Team {
-    /// Held by the step that uses the team; counts the workers started (the caller is member 0 and no worker).
-    turn: Mutex<usize>,
+    /// For the step that uses the team.
+    queue: Queue,
+    /// Workers started (the caller is member 0 and no worker); changed by whoever has the turn.
+    workers: AtomicUsize,
     /// By member; the caller's is not used.
     desks: Vec<Desk>,
     /// Workers that have not left the running region.
@@ -61,29 +67,29 @@ struct Team {
 /// Fewer members take part where the system refuses a thread; the results of a step do not depend on their number.
 ///
 /// # Errors
-/// `Cancelled` when `cancel` was set at a barrier or a member saw it between barriers; `Panicked` when a member panicked.
+/// `Cancelled` when `cancel` was set at a barrier, a member saw it between barriers, or the caller while it waited for its turn; `Panicked` when a member panicked.
 pub fn run(
     threads: usize,
-    cancel: &AtomicBool,
+    cancel: &Cancel<'_>,
     work: impl Fn(&Member<'_>) -> Result<(), Stop> + Sync,
 ) -> Result<()> {
-    turn(threads).run(cancel, work)
+    turn(threads, cancel)?.run(cancel, work)
 }
 
 /// The caller's turn to run regions of up to so many members; others wait until it is dropped.
 pub struct Turn {
     threads: usize,
-    /// The team and the number of its workers; nothing where the caller is alone.
-    team: Option<(&'static Team, MutexGuard<'static, usize>)>,
+    /// The team; nothing where the caller is alone.
+    team: Option<(&'static Team, Held<'static>)>,
 }
 
-/// Waits for the caller's turn. A region of one member needs no team, and waits for nobody.
-pub fn turn(threads: usize) -> Turn {
-    let team = (threads > 1).then(|| {
-        let team = CURRENT.get(Team::new);
-        (team, lock(&team.turn))
-    });
-    Turn { threads: threads.min(MAX_THREADS), team }
+/// Waits for the caller's turn: first come, first served. A region of one member needs no team, and waits for nobody. Neither does
+/// a thread that has a turn or waits for one, whose hook begins another step: that step's regions have one member.
+///
+/// # Errors
+/// `Cancelled` when `cancel` was set while the caller waited.
+pub fn turn(threads: usize, cancel: &Cancel<'_>) -> Result<Turn> {
+    if threads > 1 { CURRENT.get(Team::new).turn(threads, cancel) } else { Ok(Turn { threads, team: None }) }
 }
 
 impl Turn {
@@ -93,7 +99,7 @@ impl Turn {
     /// As for [`run`].
     pub fn run(
         &mut self,
-        cancel: &AtomicBool,
+        cancel: &Cancel<'_>,
         work: impl Fn(&Member<'_>) -> Result<(), Stop> + Sync,
     ) -> Result<()> {
         match &mut self.team {
@@ -102,7 +108,7 @@ impl Turn {
                 Member::new(0, 1, &meeting, cancel).enter(&work);
                 meeting.outcome()
             }
-            Some((team, workers)) => team.run(workers, self.threads, cancel, &work),
+            Some((team, _)) => team.run(self.threads, cancel, &work),
         }
     }
 }
@@ -114,7 +120,8 @@ impl Team {
     /// A team without workers.
     fn new() -> Self {
         Self {
-            turn: Mutex::new(0),
+            queue: Queue::default(),
+            workers: AtomicUsize::new(0),
             desks: (0..MAX_THREADS).map(|_| Desk::default()).collect(),
             inside: AtomicUsize::new(0),
             meeting: Meeting::of(MAX_THREADS),
@@ -122,17 +129,19 @@ impl Team {
         }
     }
 
-    fn run(
-        &'static self,
-        workers: &mut usize,
-        threads: usize,
-        cancel: &AtomicBool,
-        work: &Work<'_>,
-    ) -> Result<()> {
-        while *workers + 1 < threads && self.spawn(*workers + 1) {
-            *workers += 1;
+    fn turn(&'static self, threads: usize, cancel: &Cancel<'_>) -> Result<Turn> {
+        let held = self.queue.take(cancel)?;
+        Ok(Turn { threads: threads.min(MAX_THREADS), team: held.map(|held| (self, held)) })
+    }
+
+    /// For whoever has the turn.
+    fn run(&'static self, threads: usize, cancel: &Cancel<'_>, work: &Work<'_>) -> Result<()> {
+        let mut workers = self.workers.load(Ordering::Relaxed);
+        while workers + 1 < threads && self.spawn(workers + 1) {
+            workers += 1;
         }
-        let count = threads.min(*workers + 1);
+        self.workers.store(workers, Ordering::Relaxed);
+        let count = threads.min(workers + 1);
         self.meeting.reset(count);
         self.inside.store(count - 1, Ordering::SeqCst);
         let call = Call { work, count, cancel };
@@ -142,8 +151,12 @@ impl Team {
         // Those that are awake begin before the first one is woken, which takes a system call.
         desks.iter().for_each(|desk| desk.call.store(told, Ordering::SeqCst));
         desks.iter().for_each(|desk| desk.waiting.wake());
-        Member::new(0, count, &self.meeting, cancel).enter(work);
-        self.done.until(|| self.inside.load(Ordering::SeqCst) == 0);
+        let first = Member::new(0, count, &self.meeting, cancel);
+        first.enter(work);
+        let empty = || self.inside.load(Ordering::SeqCst) == 0;
+        first.wait(&self.done, empty);
+        // Whatever happened above: nobody leaves before the workers have.
+        self.done.until(empty);
         self.meeting.outcome()
     }
 
@@ -168,13 +181,17 @@ impl Team {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Mutex;
+    use std::sync::atomic::AtomicBool;
+
     use super::pieces::LOOPS;
+    use super::waiting::lock;
     use super::*;
     use crate::error::Error;
 
     #[test]
     fn members_meet_and_share_all_pieces() {
-        let off = AtomicBool::new(false);
+        let off = Cancel::never();
         for threads in [1, 2, 3, 7, 2] {
             for n in [0, 1, 5, 64] {
                 let hits: Vec<AtomicUsize> = (0..n).map(|_| AtomicUsize::new(0)).collect();
@@ -196,7 +213,7 @@ mod tests {
 
     #[test]
     fn claimed_pieces_cover_everything_once() {
-        let off = AtomicBool::new(false);
+        let off = Cancel::never();
         for (threads, n, least) in
             [(1, 7, 4), (2, 0, 4), (2, 3, 4), (3, 64, 1), (3, 1000, 4), (7, 50, 16), (2, 64, 4)]
         {
@@ -222,7 +239,7 @@ mod tests {
 
     #[test]
     fn what_a_late_member_has_not_begun_is_done_by_others() {
-        let off = AtomicBool::new(false);
+        let off = Cancel::never();
         let (done, late) = (AtomicUsize::new(0), AtomicUsize::new(0));
         run(3, &off, |m| {
             let last = m.index() + 1 == m.count();
@@ -245,7 +262,7 @@ mod tests {
 
     #[test]
     fn a_panic_is_an_error_and_leaves_the_team_usable() {
-        let off = AtomicBool::new(false);
+        let off = Cancel::never();
         for threads in [1, 3] {
             let e = run(threads, &off, |m| {
                 m.barrier()?;
@@ -264,7 +281,7 @@ mod tests {
     fn a_cancelled_step_stops_at_the_next_barrier() {
         let cancel = AtomicBool::new(false);
         let rounds = AtomicUsize::new(0);
-        let result = run(2, &cancel, |m| {
+        let result = run(2, &Cancel::new(&cancel), |m| {
             loop {
                 m.barrier()?;
                 if rounds.fetch_add(1, Ordering::Relaxed) > 10 {
@@ -278,7 +295,7 @@ mod tests {
 
     #[test]
     fn steps_of_two_callers_take_turns() {
-        let off = AtomicBool::new(false);
+        let off = Cancel::never();
         std::thread::scope(|s| {
             for _ in 0..4 {
                 s.spawn(|| {
@@ -295,16 +312,111 @@ mod tests {
     }
 
     #[test]
+    fn two_loops_of_steps_alternate() {
+        let (off, team): (_, &'static Team) = (Cancel::never(), Box::leak(Box::new(Team::new())));
+        let (steps, ended) = (Mutex::new(Vec::new()), AtomicBool::new(false));
+        std::thread::scope(|s| {
+            for number in 0..2 {
+                let (off, steps, ended) = (&off, &steps, &ended);
+                s.spawn(move || {
+                    for _ in 0..100 {
+                        let mut turn = team.turn(2, off).unwrap();
+                        turn.run(off, |m| {
+                            // A step that lasts until the other loop waits for its next one.
+                            while team.queue.waiting() == 0 && !ended.load(Ordering::SeqCst) {
+                                std::thread::yield_now();
+                            }
+                            m.barrier()
+                        })
+                        .unwrap();
+                        lock(steps).push(number);
+                    }
+                    ended.store(true, Ordering::SeqCst);
+                });
+            }
+        });
+        let steps = steps.into_inner().unwrap();
+        let repeated = steps.windows(2).position(|pair| pair[0] == pair[1]).unwrap_or(steps.len());
+        assert!(repeated >= 198, "a loop goes twice after {repeated} steps");
+    }
+
+    #[test]
+    fn the_hook_of_a_step_is_asked_by_its_first_member_wherever_it_is() {
+        for threads in [1, 3] {
+            for place in 0..4 {
+                let here = std::thread::current().id();
+                let hook = || {
+                    assert_eq!(std::thread::current().id(), here, "asked by the thread that began the step");
+                    true
+                };
+                let cancel = Cancel::never().asking(&hook);
+                let result = run(threads, &cancel, |m| {
+                    let first = m.index() == 0;
+                    match place {
+                        0 => loop {
+                            m.barrier()?;
+                        },
+                        1 => while !m.cancelled() {},
+                        2 => while m.pieces(1 << 20, 1).next().is_some() {},
+                        // The first member waits for the others, at a barrier or at the region's end.
+                        _ if !first || m.count() == 1 => while !m.cancelled() {},
+                        _ => {}
+                    }
+                    if place == 3 { Ok(()) } else { m.barrier() }
+                });
+                assert!(matches!(result, Err(Error::Cancelled)), "{threads} members, {place}: {result:?}");
+            }
+            let first_waits = run(threads, &Cancel::never().asking(&|| true), |m| {
+                while (m.index() > 0 || m.count() == 1) && !m.cancelled() {}
+                m.barrier()
+            });
+            assert!(matches!(first_waits, Err(Error::Cancelled)), "{threads} members: {first_waits:?}");
+        }
+    }
+
+    #[test]
+    fn a_hook_that_panics_or_computes_leaves_the_team_usable() {
+        for threads in [1, 3] {
+            let fails = || panic!("told to fail");
+            let cancel = Cancel::never().asking(&fails);
+            let result = run(threads, &cancel, |m| {
+                while (m.index() > 0 || m.count() == 1) && !m.cancelled() {}
+                Ok(())
+            });
+            assert!(matches!(result, Err(Error::Panicked { .. })), "{threads} members: {result:?}");
+            let members = AtomicUsize::new(0);
+            let computes = || {
+                run(threads, &Cancel::never(), |m| {
+                    members.fetch_add(m.count(), Ordering::SeqCst);
+                    m.barrier()
+                })
+                .unwrap();
+                true
+            };
+            let cancel = Cancel::never().asking(&computes);
+            let result = run(threads, &cancel, |m| {
+                loop {
+                    m.barrier()?;
+                }
+            });
+            assert!(matches!(result, Err(Error::Cancelled)), "{threads} members: {result:?}");
+            assert_eq!(members.into_inner(), 1, "the step within is its thread's alone");
+        }
+    }
+
+    #[test]
     fn a_narrow_region_lets_the_workers_of_a_wide_one_sleep() {
-        let (off, team): (_, &'static Team) = (AtomicBool::new(false), Box::leak(Box::new(Team::new())));
+        let (off, team): (_, &'static Team) = (Cancel::never(), Box::leak(Box::new(Team::new())));
         let woken = |index: usize| team.desks[index].woken.load(Ordering::SeqCst);
         let meet = |threads| {
             let count = AtomicUsize::new(0);
-            team.run(&mut lock(&team.turn), threads, &off, &|m: &Member<'_>| {
-                count.store(m.count(), Ordering::Relaxed);
-                m.barrier()
-            })
-            .unwrap();
+            team.turn(threads, &off)
+                .unwrap()
+                .run(&off, |m: &Member<'_>| {
+                    count.store(m.count(), Ordering::Relaxed);
+                    m.barrier()
+                })
+                .unwrap();
             assert_eq!(count.into_inner(), threads, "the system starts a few threads");
         };
         meet(6);
@@ -318,7 +430,7 @@ mod tests {
     fn a_cancelled_loop_ends_without_a_barrier() {
         for threads in [1, 3] {
             let (cancel, after) = (AtomicBool::new(false), AtomicUsize::new(0));
-            let result = run(threads, &cancel, |m| {
+            let result = run(threads, &Cancel::new(&cancel), |m| {
                 assert!(!m.cancelled() || m.index() > 0, "nobody cancelled yet");
                 if m.index() == 0 {
                     for piece in m.pieces(1 << 20, 1) {
@@ -338,7 +450,7 @@ mod tests {
             });
             assert!(matches!(result, Err(Error::Cancelled)), "{threads} members: {result:?}");
             assert_eq!(after.into_inner(), 0, "pieces after the flag was set, {threads} members");
-            run(threads, &AtomicBool::new(false), |m| m.barrier()).unwrap();
+            run(threads, &Cancel::never(), |m| m.barrier()).unwrap();
         }
     }
 
@@ -347,7 +459,7 @@ mod tests {
         for round in 0..200 {
             let (cancel, stopped, passed) =
                 (AtomicBool::new(false), AtomicUsize::new(0), AtomicUsize::new(0));
-            let result = run(4, &cancel, |m| {
+            let result = run(4, &Cancel::new(&cancel), |m| {
                 m.barrier()?;
                 passed.fetch_add(1, Ordering::SeqCst);
                 if m.index() == round % m.count() {
@@ -371,7 +483,7 @@ mod tests {
 
     #[test]
     fn a_loop_ends_when_another_member_panics() {
-        let result = run(3, &AtomicBool::new(false), |m| {
+        let result = run(3, &Cancel::never(), |m| {
             assert!(m.index() + 1 != m.count(), "told to fail");
             while !m.cancelled() {
                 std::thread::yield_now();

@@ -3,12 +3,23 @@
 from collections.abc import Sequence
 from typing import Any, Literal, final
 
-__all__ = ["Generation", "Memory", "Model", "State", "__version__", "cpu_info", "measure_limits"]
+__all__ = [
+    "Generation",
+    "Memory",
+    "Model",
+    "Prompts",
+    "State",
+    "__version__",
+    "cpu_info",
+    "measure_limits",
+    "process_number",
+]
 
 __version__: str
 
 # A new token: sequence, id, why it was the last one (or None), its log-probability and the best ones (when
-# asked for), and with beams, on the last token, the score of the sequence.
+# asked for), and with beams, on the last token, the score of the sequence, on the first one the seconds from when the
+# call was first asked for tokens to the first choice of the search.
 _Event = tuple[
     int,
     int,
@@ -16,18 +27,27 @@ _Event = tuple[
     float | None,
     list[tuple[int, float]] | None,
     float | None,
+    float | None,
 ]
 
 # Rows whose logits come back.
 _Wanted = Literal["last", "every"]
 
+def process_number() -> int: ...
 def cpu_info() -> dict[str, Any]: ...
 def measure_limits(size: int, num_threads: int | None = None) -> dict[str, Any]: ...
 
 @final
 class Model:
     @staticmethod
-    def load(folder: str, dtype: str, compute_dtype: str | None, num_threads: int | None) -> Model: ...
+    def load(
+        folder: str,
+        dtype: str,
+        compute_dtype: str | None,
+        num_threads: int | None,
+        cache_bytes: int | None,
+        max_rows: int | None,
+    ) -> Model: ...
     @staticmethod
     def from_tensors(
         config: str,
@@ -35,6 +55,8 @@ class Model:
         dtype: str,
         compute_dtype: str | None,
         num_threads: int | None,
+        cache_bytes: int | None,
+        max_rows: int | None,
     ) -> Model: ...
     @property
     def vocab_size(self) -> int: ...
@@ -47,6 +69,8 @@ class Model:
     @property
     def has_encoder(self) -> bool: ...
     def start(self, length: int, source: Sequence[int] | Memory | None = None) -> State: ...
+    def prompts(self) -> Prompts: ...
+    def step(self) -> None: ...
     def encode(self, sources: Sequence[Sequence[int]]) -> list[Memory]: ...
     def embed(self, ids: Sequence[int]) -> bytearray: ...
     def trace(
@@ -54,8 +78,7 @@ class Model:
     ) -> list[tuple[str, list[int], bytearray]]: ...
     def generate(
         self,
-        prompts: Sequence[Sequence[int]],
-        sources: Sequence[Sequence[int] | Memory] | None = None,
+        prompts: Prompts,
         *,
         limit: tuple[Literal["new_tokens", "length", "up_to_new_tokens"], int],
         min_new_tokens: int,
@@ -100,9 +123,14 @@ class State:
     def truncate(self, n: int) -> None: ...
 
 @final
+class Prompts:
+    def push(self, ids: Sequence[int], source: Sequence[int] | Memory | None = None) -> None: ...
+    def __len__(self) -> int: ...
+
+@final
 class Generation:
-    @property
-    def prefill_seconds(self) -> float: ...
     def advance(self) -> list[_Event] | None: ...
+    def take(self) -> list[_Event] | None: ...
     def finish(self, sequence: int) -> None: ...
+    def prompt_tokens(self, sequence: int) -> int: ...
     def cancel(self) -> None: ...

@@ -43,7 +43,8 @@ class CausalLM(LanguageModel):
 
         Args:
             prompt: A string, a list of token ids, or a list of such prompts. An empty prompt starts from the
-                model's bos token. Prompts of a list do not influence each other.
+                model's bos token. Prompts of a list do not influence each other, and any number of them is
+                allowed: those that do not fit side by side begin as others end.
             **options: See `GenerateOptions`.
 
         Returns:
@@ -107,10 +108,12 @@ class CausalLM(LanguageModel):
         """As `generate`, giving out each piece of text as soon as it is certain.
 
         Pieces never end within a character, and what may begin a stop string is held back. Leaving the loop
-        (break, an exception, Ctrl-C) stops the work and frees its memory.
+        (break, an exception, Ctrl-C) stops the work and frees its memory. A stream that is not read stays at most
+        8 tokens ahead of its reader, and nobody waits for it.
 
         Args:
-            prompt: As in `run`. The sequences of a list advance together; `Chunk.index` says which one it is.
+            prompt: As in `run`; `Chunk.index` says which sequence a piece belongs to. Those of a long list come in
+                waves: sequences begin as others end.
             **options: See `GenerateOptions`.
 
         Returns:
@@ -133,9 +136,10 @@ class CausalLM(LanguageModel):
     def astream(
         self, prompt: Prompt | Sequence[Prompt], **options: Unpack[GenerateOptions]
     ) -> AsyncGenerator[Chunk]:
-        """As `stream`, for asyncio: steps run in the event loop's executor, and the loop is never blocked.
+        """As `stream`, for asyncio: all such streams of a model are led by one thread, and the loop is never blocked.
 
-        Cancelling the task, or leaving the loop, stops the step that is running and frees its memory.
+        The thread reads the arguments, too, and goes when no stream is open. Any number of streams may be.
+        Cancelling the task, `aclose()` and the end of the event loop end a stream and free its memory.
 
         Args:
             prompt: As in `stream`.
@@ -157,9 +161,7 @@ class CausalLM(LanguageModel):
             items, _ = _items(prompt)
             return self._start(items, options)
 
-        from .decoding import astream
-
-        return astream(start)
+        return self._astream(start)
 
     def prefill(
         self, prompt: Prompt | None = None, *, embeddings: NDArray[np.floating[Any]] | None = None
@@ -265,7 +267,8 @@ class CausalLM(LanguageModel):
         return rows
 
 
-def _items(prompt: Prompt | Sequence[Prompt]) -> tuple[list[Any], bool]:
+def _items(prompt: Prompt | Sequence[Prompt]) -> tuple[Sequence[Any], bool]:
     """The prompts of a call, and whether it was one that is not in a list."""
-    one = is_one(prompt)
-    return ([prompt] if one else list(prompt)), one
+    if is_one(prompt):
+        return [prompt], True
+    return (prompt if isinstance(prompt, (list, tuple)) else list(prompt)), False

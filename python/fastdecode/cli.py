@@ -142,6 +142,15 @@ def _add_model(parser: argparse.ArgumentParser, *, optional: bool = False) -> No
     parser.add_argument("--compute-dtype", choices=("float32", "bfloat16"))
     parser.add_argument("--num-threads", type=int, metavar="N", help="all that may be used, by default")
     parser.add_argument(
+        "--cache-bytes",
+        type=int,
+        metavar="N",
+        help="bytes of keys and values that requests may reserve; half of the free memory, by default",
+    )
+    parser.add_argument(
+        "--max-rows", type=int, metavar="N", help="sequences that decode side by side; 64, by default"
+    )
+    parser.add_argument(
         "--tokenizer", metavar="PATH", help="folder or tokenizer.json, instead of the model's"
     )
     parser.add_argument("--revision", help="branch, tag or commit on the hub")
@@ -154,6 +163,8 @@ def _load(parsed: argparse.Namespace) -> CausalLM | Seq2SeqLM:
         "dtype",
         "compute_dtype",
         "num_threads",
+        "cache_bytes",
+        "max_rows",
         "tokenizer",
         "revision",
         "cache_dir",
@@ -176,7 +187,7 @@ def _run(parsed: argparse.Namespace) -> None:
     stream = _pieces(model, prompt, options)
     if parsed.echo:
         print(prompt, end="", flush=True)
-    # Sequences advance together and shown one after the other.
+    # Sequences come side by side and are shown one after the other.
     waiting: dict[int, list[str]] = {}
     ended: set[int] = set()
     shown = tokens = 0

@@ -7,17 +7,16 @@ The only loop is in the engine; this file turns its new ids into text, cuts at s
 from __future__ import annotations
 
 import time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from .detokenizer import StopText
 from .errors import OptionError
 from .results import Chunk, Output, Timings, TokenLogprob, Usage
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Callable, Generator, Sequence
+    from collections.abc import Generator
 
     from . import _core
-    from .model import Request
     from .options import Options
     from .results import FinishReason
     from .tokenizer import Tokenizer
@@ -26,33 +25,39 @@ if TYPE_CHECKING:
 class Decoding:
     """The sequences of one call on their way.
 
+    A sequence that waits for its turn is nothing here: what is known of it comes with its first token, and goes into
+    its `Output` with the last one.
+
     Args:
         core: The native model.
-        requests: What each prompt begins with, at least one id each.
+        prompts: What each prompt begins with, at least one id each.
         options: Resolved options of the call.
         tokenizer: Makes the text; None for ids alone.
         load_seconds: How long the model took to load, for the outputs' timings.
 
     Raises:
         ContextLengthError: A prompt and its new tokens are more than the model's context holds.
-        OptionError: An id is beyond the vocabulary, or `max_length` leaves no room.
+        OptionError: An id is beyond the vocabulary, `max_length` leaves no room, or a sequence alone would take more
+            than `cache_bytes`.
     """
 
     def __init__(
         self,
         core: _core.Model,
-        requests: Sequence[Request],
+        prompts: _core.Prompts,
         options: Options,
         tokenizer: Tokenizer | None,
         load_seconds: float,
     ) -> None:
         self._began = time.perf_counter()
         self._load_seconds = load_seconds
-        self._beams = options.num_beams
-        sources = [request.source for request in requests if request.source is not None]
+        self._options = options
+        self._tokenizer = tokenizer
+        self._count = len(prompts) * options.num_return_sequences
+        # Sequences that have begun and are not finished.
+        self._rows: dict[int, _Row] = {}
         self._generation = core.generate(
-            [request.prompt for request in requests],
-            sources if core.has_encoder else None,
+            prompts,
             limit=options.limit,
             min_new_tokens=options.min_new_tokens,
             min_length=options.min_length,
@@ -74,34 +79,47 @@ class Decoding:
             stop_token_ids=options.stop_token_ids,
             logprobs=options.logprobs,
         )
-        # After the native side has looked at how many there are.
-        self._rows = [
-            _Row(index, len(request.prompt) + len(request.source or ()), options, tokenizer)
-            for index, request in enumerate(
-                request for request in requests for _ in range(options.num_return_sequences)
-            )
-        ]
 
     def advance(self) -> list[Chunk] | None:
-        """Runs one step, which may give no text yet; None when all sequences are finished."""
-        events = self._generation.advance()
+        """Waits for a step, or leads one; it may give no text yet. None when all sequences are finished."""
+        return self._chunks_of(self._generation.advance())
+
+    def take(self) -> list[Chunk] | None:
+        """As `advance`, but without waiting: what steps that others led have given."""
+        return self._chunks_of(self._generation.take())
+
+    def _chunks_of(
+        self, events: list[_core._Event] | None, outputs: list[Any] | None = None
+    ) -> list[Chunk] | None:
+        """What new tokens come to: pieces of text or, where there is a list for them, the outputs that are finished."""
         if events is None:
             return None
         now = time.perf_counter()
-        first = now
-        if events and self._beams > 1:  # a search gives out its tokens only at its end
-            first = min(now, self._began + self._generation.prefill_seconds)
-        chunks = []
-        for index, token, reason, logprob, top, score in events:
-            row = self._rows[index]
+        chunks: list[Chunk] = []
+        ended: set[int] = set()  # sequences that have met a stop string; the engine may be some tokens ahead
+        for index, token, reason, logprob, top, score, first_seconds in events:
+            if index in ended:
+                continue
+            row = self._rows.get(index)
+            if row is None:
+                # A search gives out its tokens only at its end.
+                first = now if first_seconds is None else min(now, self._began + first_seconds)
+                prompt_tokens = self._generation.prompt_tokens(index)
+                row = self._rows[index] = _Row(index, prompt_tokens, self._options, self._tokenizer, first)
             if logprob is not None:
                 row.logprobs.append(TokenLogprob(token, logprob, top or []))
             row.score = score
-            chunk = row.push(token, reason, (first, now))
-            if chunk is not None:
+            chunk = row.push(token, reason, now)
+            if chunk is not None and outputs is None:
                 chunks.append(chunk)
-                if chunk.finish_reason is not None and reason is None:
-                    self._generation.finish(index)
+            if row.reason is None:
+                continue
+            ended.add(index)
+            del self._rows[index]
+            if reason is None:
+                self._generation.finish(index)
+            if outputs is not None:
+                outputs[index] = row.output(self._began, self._load_seconds)
         return chunks
 
     def cancel(self) -> None:
@@ -114,13 +132,13 @@ class Decoding:
         Raises:
             OptionError: There are beams.
         """
-        if self._beams > 1:
+        if (beams := self._options.num_beams) > 1:
             expected = "1 for a stream (which beam wins is known only at the end; generate and run search with beams)"
             raise OptionError(
-                f"num_beams: expected {expected}, got {self._beams}",
+                f"num_beams: expected {expected}, got {beams}",
                 option="num_beams",
                 expected=expected,
-                got=str(self._beams),
+                got=str(beams),
             )
 
     def stream(self) -> Generator[Chunk]:
@@ -142,15 +160,21 @@ class Decoding:
 
     def outputs(self) -> list[Output]:
         """Runs to the end and returns every sequence, prompt by prompt."""
-        for _ in self._chunks():
-            pass
-        return [row.output(self._began, self._load_seconds) for row in self._rows]
+        outputs: list[Any] = [None] * self._count
+        try:
+            while self._chunks_of(self._generation.advance(), outputs) is not None:
+                pass
+        finally:
+            self.cancel()
+        return outputs
 
 
 class _Row:
     """One sequence: its ids, its text so far and what is being held back."""
 
-    def __init__(self, index: int, prompt_tokens: int, options: Options, tokenizer: Tokenizer | None) -> None:
+    def __init__(
+        self, index: int, prompt_tokens: int, options: Options, tokenizer: Tokenizer | None, first: float
+    ) -> None:
         self._index = index
         self._prompt_tokens = prompt_tokens
         self._want_logprobs = options.logprobs is not None
@@ -163,30 +187,28 @@ class _Row:
         self._ids: list[int] = []
         self._texts: list[str] = []
         self._given = 0  # ids that are in a chunk already
-        self._reason: FinishReason | None = None
-        self._first = self._last = 0.0
+        self.reason: FinishReason | None = None
+        self._first = self._last = first
 
-    def push(self, token: int, reason: FinishReason | None, times: tuple[float, float]) -> Chunk | None:
+    def push(self, token: int, reason: FinishReason | None, now: float) -> Chunk | None:
         """Takes the next id; a chunk when it completes a piece of text or ends the sequence.
 
         Args:
             token: The id.
             reason: Why it is the last one, or None.
-            times: When the sequence began, if this is its first id, and now.
+            now: When it came.
         """
-        if not self._ids:
-            self._first = times[0]
-        self._last = times[1]
+        self._last = now
         self._ids.append(token)
         text = None if self._detokenizer is None else self._text(token, last=reason is not None)
-        self._reason = "stop" if self._stop.stopped else reason
-        if text == "" and self._reason is None:
+        self.reason = "stop" if self._stop.stopped else reason
+        if text == "" and self.reason is None:
             return None
         ids = self._ids[self._given :]
         self._given = len(self._ids)
         if text:
             self._texts.append(text)
-        return Chunk(text, ids, self._index, self._reason)
+        return Chunk(text, ids, self._index, self.reason)
 
     def _text(self, token: int, *, last: bool) -> str:
         assert self._detokenizer is not None
@@ -198,13 +220,13 @@ class _Row:
 
     def output(self, began: float, load_seconds: float) -> Output:
         """The finished sequence."""
-        assert self._reason is not None
+        assert self.reason is not None
         new = len(self._ids)
         decode = self._last - self._first
         return Output(
             text=None if self._detokenizer is None else "".join(self._texts),
             token_ids=self._ids,
-            finish_reason=self._reason,
+            finish_reason=self.reason,
             logprobs=self.logprobs if self._want_logprobs else None,
             score=self.score,
             usage=Usage(self._prompt_tokens, new),
@@ -212,39 +234,3 @@ class _Row:
                 load_seconds, self._first - began, decode, (new - 1) / decode if decode > 0 else 0.0
             ),
         )
-
-
-async def astream(start: Callable[[], Decoding]) -> AsyncGenerator[Chunk]:
-    """All pieces, every step in the event loop's executor.
-
-    Args:
-        start: Makes the decoding, in the executor too.
-    """
-    import asyncio
-
-    loop = asyncio.get_running_loop()
-    decoding = await loop.run_in_executor(None, start)
-    decoding.refuse_beams()
-
-    def advance() -> asyncio.Future[list[Chunk] | None]:
-        step = loop.run_in_executor(None, decoding.advance)
-        # Seen whatever becomes of the task that waits, or asyncio would report the exception as forgotten.
-        step.add_done_callback(lambda done: done.cancelled() or done.exception())
-        return step
-
-    step = advance()
-    try:
-        while True:
-            # `wait` leaves the step alone when the task is cancelled; the flag below ends it.
-            await asyncio.wait((step,))
-            chunks = step.result()
-            if chunks is None:
-                return
-            for chunk in chunks:
-                yield chunk
-            step = advance()
-    finally:
-        decoding.cancel()
-        # The step that is running is waited for, unless the task is cancelled again.
-        if not step.done():
-            await asyncio.wait((step,))

@@ -20,6 +20,8 @@ def load(
     dtype: Dtype = "auto",
     compute_dtype: ComputeDtype | None = None,
     num_threads: int | None = None,
+    cache_bytes: int | None = None,
+    max_rows: int | None = None,
     tokenizer: object = None,
     revision: str | None = None,
     token: str | bool | None = None,
@@ -43,6 +45,13 @@ def load(
             which also rounds activations and halves the cache.
         num_threads: Threads to compute with; None for all that this process may use. It does not change
             results.
+        cache_bytes: Bytes of keys and values that running requests may reserve; None for half of what the
+            system and the control group leave free when the weights have been loaded (no limit where the
+            system does not tell). A sequence reserves blocks for its prompt, its source and all new tokens that
+            it may come to. What states and memories hold counts too, and is never refused. A request that does
+            not fit waits; one that would not fit alone is an error.
+        max_rows: Sequences that decode side by side in one step, at most 65,536; None for 64. Others wait. It
+            does not change results.
         tokenizer: Used instead of the folder's: a folder, a tokenizer.json or spiece.model, or an object of
             tokenizers or transformers.
         revision: Branch, tag or commit on the hub.
@@ -54,6 +63,7 @@ def load(
         ModelNotFoundError: There is no such folder, demo model or hub id.
         UnsupportedModelError: The folder holds another architecture.
         ConfigError: A value in config.json or generation_config.json cannot be used.
+        OptionError: An argument cannot be used.
         CheckpointError: The weights are malformed, incomplete or not what config.json says.
         OutOfMemoryError: The system refused the memory.
 
@@ -69,6 +79,8 @@ def load(
         dtype=dtype,
         compute_dtype=compute_dtype,
         num_threads=num_threads,
+        cache_bytes=cache_bytes,
+        max_rows=max_rows,
         tokenizer=tokenizer,
         revision=revision,
         token=token,

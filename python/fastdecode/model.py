@@ -19,7 +19,7 @@ from .tokenizer_files import as_tokenizer, read_folder
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Mapping, Sequence
+    from collections.abc import AsyncGenerator, Callable, Collection, Mapping, Sequence
     from pathlib import Path
     from typing import Unpack
 
@@ -28,6 +28,8 @@ if TYPE_CHECKING:
     from .arrays import Prompt
     from .decoding import Decoding
     from .folder import Defaults
+    from .results import Chunk
+    from .streams import Streams
     from .tokenizer import Tokenizer
 
 Dtype = Literal["auto", "float32", "float16", "bfloat16"]
@@ -40,6 +42,8 @@ class LoadOptions(TypedDict, total=False):
     dtype: Dtype
     compute_dtype: ComputeDtype | None
     num_threads: int | None
+    cache_bytes: int | None
+    max_rows: int | None
     tokenizer: object
     revision: str | None
     token: str | bool | None
@@ -62,7 +66,11 @@ def read_model(
     given = options.get("tokenizer")
     tokenizer = None if given is None else as_tokenizer(given)
     native = load_options(
-        options.get("dtype", "auto"), options.get("compute_dtype"), options.get("num_threads")
+        options.get("dtype", "auto"),
+        options.get("compute_dtype"),
+        options.get("num_threads"),
+        options.get("cache_bytes"),
+        options.get("max_rows"),
     )
     source = locate(
         model,
@@ -101,8 +109,12 @@ class Request(NamedTuple):
 
 
 def load_options(
-    dtype: str, compute_dtype: str | None, num_threads: int | None
-) -> tuple[str, str | None, int | None]:
+    dtype: str,
+    compute_dtype: str | None,
+    num_threads: int | None,
+    cache_bytes: int | None,
+    max_rows: int | None,
+) -> tuple[str, str | None, int | None, int | None, int | None]:
     """Checks the options of loading that the native module takes.
 
     Raises:
@@ -112,11 +124,15 @@ def load_options(
         raise bad_option("dtype", '"auto", "float32", "float16" or "bfloat16"', repr(dtype))
     if compute_dtype not in (None, "float32", "bfloat16"):
         raise bad_option("compute_dtype", 'None, "float32" or "bfloat16"', repr(compute_dtype))
-    if num_threads is not None and (
-        isinstance(num_threads, bool) or not isinstance(num_threads, int) or not 1 <= num_threads < 2**31
+    for name, value, most, expected in (
+        ("num_threads", num_threads, 2**31 - 1, "None or an integer of at least 1"),
+        ("cache_bytes", cache_bytes, 2**63 - 1, "None or an integer of at least 1 and below 2**63"),
+        ("max_rows", max_rows, 2**16, f"None or an integer from 1 to {2**16}"),
     ):
-        raise bad_option("num_threads", "None or an integer of at least 1", repr(num_threads))
-    return dtype, compute_dtype, num_threads
+        known = isinstance(value, int) and not isinstance(value, bool) and 1 <= value <= most
+        if value is not None and not known:
+            raise bad_option(name, expected, repr(value))
+    return dtype, compute_dtype, num_threads, cache_bytes, max_rows
 
 
 class LanguageModel:
@@ -146,6 +162,7 @@ class LanguageModel:
         self._load_seconds = 0.0
         self._tokenizer = tokenizer
         self._tokenizer_read = tokenizer is not None
+        self._streams: dict[int, Streams] = {}
         if unknown := core.info()["unknown_tensors"]:
             message = f"the checkpoint has tensors that the model does not use: {', '.join(unknown)}"
             warnings.warn(message, FastdecodeWarning, stacklevel=4)
@@ -159,6 +176,8 @@ class LanguageModel:
         dtype: Dtype = "auto",
         compute_dtype: ComputeDtype | None = None,
         num_threads: int | None = None,
+        cache_bytes: int | None = None,
+        max_rows: int | None = None,
         tokenizer: object = None,
     ) -> Self:
         """Builds a model from weights in memory, which are copied.
@@ -170,17 +189,20 @@ class LanguageModel:
             dtype: As in `load`.
             compute_dtype: As in `load`.
             num_threads: As in `load`.
+            cache_bytes: As in `load`.
+            max_rows: As in `load`.
             tokenizer: As in `load`; there is none otherwise.
 
         Raises:
             UnsupportedModelError: `config` names an architecture that is not supported, or one of the other class.
+            OptionError: An argument cannot be used.
             ConfigError: A value in `config` cannot be used.
             CheckpointError: A tensor is missing, or has the wrong shape or type.
         """
         import json
 
         began = time.perf_counter()
-        options = load_options(dtype, compute_dtype, num_threads)
+        options = load_options(dtype, compute_dtype, num_threads, cache_bytes, max_rows)
         given = None if tokenizer is None else as_tokenizer(tokenizer)
         try:
             text = json.dumps(dict(config))
@@ -257,23 +279,37 @@ class LanguageModel:
         Returns:
             `architecture`, `parameters` (tied ones counted once), `weight_bytes` (packed), `step_weight_bytes`
             (those that a step of decoding reads), `cache_bytes_per_token`, `dtype`, `compute_dtype`, `isa`,
-            `num_threads`, `context_length`, `vocab_size`, `unknown_tensors` (names) and `load_seconds`; and, in
-            bytes at this moment, `cache_bytes_live` (keys and values that sequences, states and memories of this model
-            hold), `cache_bytes_held` (those and free ones that are kept for reuse) and `activation_bytes` (of running
-            and coming steps of all models in this process).
+            `num_threads`, `cache_bytes` (what running requests may reserve; None without a limit), `max_rows`,
+            `context_length`, `vocab_size`, `unknown_tensors` (names) and `load_seconds`; and, in bytes at this
+            moment, `cache_bytes_live` (keys and values that sequences, states and memories of this model hold),
+            `cache_bytes_held` (those and free ones that are kept for reuse) and `activation_bytes` (of running and
+            coming steps of all models in this process).
         """
         return self._core.info() | {"load_seconds": self._load_seconds}
 
-    def _start(self, items: Sequence[Any], options: Mapping[str, Any]) -> Decoding:
-        """Resolves the options of a call and reads its items; nothing is computed yet."""
+    def _start(self, items: Collection[Any], options: Mapping[str, Any]) -> Decoding:
+        """Resolves the options of a call and reads its items; nothing is computed yet.
+
+        Args:
+            items: Prompts or sources, read one after the other: what is kept of each are its ids, on the native side.
+            options: Options as given by the caller.
+        """
         from .decoding import Decoding
         from .options import resolve
 
         resolved = resolve(options, self._defaults, len(items), self._core.context_limit)
         if resolved.stop:
             self._need_tokenizer("stop")
-        requests = [self._read(item) for item in items]
-        return Decoding(self._core, requests, resolved, self.tokenizer, self._load_seconds)
+        prompts = self._core.prompts()
+        for item in items:
+            prompts.push(*self._read(item))
+        return Decoding(self._core, prompts, resolved, self.tokenizer, self._load_seconds)
+
+    def _astream(self, start: Callable[[], Decoding]) -> AsyncGenerator[Chunk]:
+        """A stream for asyncio, led by this model's thread for such streams."""
+        from .streams import stream
+
+        return stream(self._core, self._streams, start)
 
     def _read(self, item: Any) -> Request:  # noqa: ANN401 (what an item is, the class of the model says)
         """One item of a call as ids."""

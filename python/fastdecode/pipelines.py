@@ -31,7 +31,18 @@ Record = dict[str, Any]
 # Options of which the highest layer that has any of them decides alone.
 _LENGTHS = ("max_new_tokens", "max_length")
 _MINIMA = ("min_new_tokens", "min_length")
-_LOADING = ("dtype", "compute_dtype", "num_threads", "tokenizer", "revision", "token", "cache_dir")
+_LOADING = (
+    "dtype",
+    "compute_dtype",
+    "num_threads",
+    "cache_bytes",
+    "max_rows",
+    "tokenizer",
+    "revision",
+    "token",
+    "cache_dir",
+    "local_files_only",
+)
 # Texts that run side by side unless asked otherwise; it does not change results.
 _BATCH = 8
 _TASKS = '"translation_xx_to_yy", "translation", "summarization", "text2text-generation" or "text-generation"'
@@ -75,7 +86,7 @@ def pipeline(
     kind = _kind(task)
     if device not in (None, -1, "cpu"):
         raise bad_option("device", 'None, -1 or "cpu" (fastdecode computes on the CPU)', repr(device))
-    loading = {name: options.pop(name) for name in (*_LOADING, "local_files_only") if name in options}
+    loading = {name: options.pop(name) for name in _LOADING if name in options}
     if not isinstance(model, LanguageModel):
         from .loading import load
 

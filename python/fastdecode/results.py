@@ -43,10 +43,11 @@ class Timings:
 
     Attributes:
         load: Loading the model, once for all calls.
-        prefill: From the beginning of the call to the first new token of this sequence.
+        prefill: From the beginning of the call to the first new token of this sequence; where it waited for others
+            to end, with that.
         decode: From its first new token to its last; with beams to the end of the search.
         tokens_per_second: New tokens after the first, per second of decode; 0 with fewer than two new tokens.
-            In a list of prompts the sequences advance together, and each has its own rate.
+            Sequences that run side by side share the machine, and each has its own rate.
     """
 
     load: float

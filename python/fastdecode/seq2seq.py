@@ -12,7 +12,7 @@ from .model import LanguageModel, Request
 from .state import State
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Generator, Sequence
+    from collections.abc import AsyncGenerator, Generator, Iterator, Sequence
     from typing import Unpack
 
     import numpy as np
@@ -36,6 +36,27 @@ class _Item(NamedTuple):
 
     source: Prompt | Memory
     prompt: Prompt | None
+
+
+class _Items:
+    """The sources of a call with their prompts, made one after the other, so that a long list is not held twice."""
+
+    def __init__(
+        self, sources: Sequence[Any], prompts: Prompt | Sequence[Prompt] | None, *, each: bool
+    ) -> None:
+        self._sources = sources
+        self._prompts: Any = prompts
+        self._each = each
+
+    def __len__(self) -> int:
+        return len(self._sources)
+
+    def __iter__(self) -> Iterator[_Item]:
+        for place, source in enumerate(self._sources):
+            yield _Item(source, self._prompts[place] if self._each else self._prompts)
+
+    def __contains__(self, item: object) -> bool:
+        return any(other == item for other in self)
 
 
 class Seq2SeqLM(LanguageModel):
@@ -84,7 +105,8 @@ class Seq2SeqLM(LanguageModel):
 
         Args:
             source: A string, a list of token ids, or a list of such sources; texts get the tokenizer's end
-                token, ids are taken as they are. Sources of a list do not influence each other.
+                token, ids are taken as they are. Sources of a list do not influence each other, and those that
+                do not fit side by side begin as others end.
             decoder_prompt: What the output begins with, as text or ids; a list has one per source. The model's
                 start token comes first and is added where it is missing. One source with a list of prompts is
                 encoded once.
@@ -152,7 +174,8 @@ class Seq2SeqLM(LanguageModel):
 
         Args:
             source: A string, a list of token ids, or a list of such sources; texts get the tokenizer's end
-                token, ids are taken as they are. Sources of a list do not influence each other.
+                token, ids are taken as they are. Sources of a list do not influence each other, and those that
+                do not fit side by side begin as others end.
             decoder_prompt: What the output begins with, as text or ids; a list has one per source. The model's
                 start token comes first and is added where it is missing. One source with a list of prompts is
                 encoded once.
@@ -192,12 +215,14 @@ class Seq2SeqLM(LanguageModel):
         """As `generate`, giving out each piece of text as soon as it is certain.
 
         Pieces never end within a character, and what may begin a stop string is held back. Leaving the loop
-        (break, an exception, Ctrl-C) stops the work and frees its memory. The source is encoded with the first
-        step.
+        (break, an exception, Ctrl-C) stops the work and frees its memory. The source is encoded in a step of its
+        own when the first piece is asked for. A stream that is not read stays at most 8 tokens ahead of its reader,
+        and nobody waits for it.
 
         Args:
             source: A string, a list of token ids, or a list of such sources; texts get the tokenizer's end
-                token, ids are taken as they are. Sources of a list do not influence each other.
+                token, ids are taken as they are. Sources of a list do not influence each other, and those that
+                do not fit side by side begin as others end.
             decoder_prompt: What the output begins with, as text or ids; a list has one per source. The model's
                 start token comes first and is added where it is missing. One source with a list of prompts is
                 encoded once.
@@ -205,8 +230,8 @@ class Seq2SeqLM(LanguageModel):
             **options: See `GenerateOptions`.
 
         Returns:
-            A generator of `Chunk`, whose `index` says which sequence it belongs to; arguments are checked
-            before it is returned.
+            A generator of `Chunk`, whose `index` says which sequence it belongs to; those of a long list come in
+            waves, since sequences begin as others end. Arguments are checked before it is returned.
 
         Raises:
             TokenizerMissing: Text or stop strings are given and the model has no tokenizer.
@@ -232,13 +257,15 @@ class Seq2SeqLM(LanguageModel):
         memory: Memory | Sequence[Memory] | None = None,
         **options: Unpack[GenerateOptions],
     ) -> AsyncGenerator[Chunk]:
-        """As `stream`, for asyncio: steps run in the event loop's executor, and the loop is never blocked.
+        """As `stream`, for asyncio: all such streams of a model are led by one thread, and the loop is never blocked.
 
-        Cancelling the task, or leaving the loop, stops the step that is running and frees its memory.
+        The thread reads the arguments, too, and goes when no stream is open. Any number of streams may be.
+        Cancelling the task, `aclose()` and the end of the event loop end a stream and free its memory.
 
         Args:
             source: A string, a list of token ids, or a list of such sources; texts get the tokenizer's end
-                token, ids are taken as they are. Sources of a list do not influence each other.
+                token, ids are taken as they are. Sources of a list do not influence each other, and those that
+                do not fit side by side begin as others end.
             decoder_prompt: What the output begins with, as text or ids; a list has one per source. The model's
                 start token comes first and is added where it is missing. One source with a list of prompts is
                 encoded once.
@@ -253,9 +280,7 @@ class Seq2SeqLM(LanguageModel):
             items, _ = self._items(source, decoder_prompt, memory)
             return self._start(items, options)
 
-        from .decoding import astream
-
-        return astream(start)
+        return self._astream(start)
 
     @overload
     def encode(self, source: Prompt) -> Memory: ...  # type: ignore[overload-overlap]
@@ -391,7 +416,7 @@ class Seq2SeqLM(LanguageModel):
         source: Prompts,
         decoder_prompt: Prompts,
         memory: Memory | Sequence[Memory] | None,
-    ) -> tuple[list[_Item], bool]:
+    ) -> tuple[_Items, bool]:
         """The sources of a call with their prompts, and whether it was one that is not in a list."""
         if (source is None) == (memory is None):
             got = "neither" if source is None else "both"
@@ -399,20 +424,22 @@ class Seq2SeqLM(LanguageModel):
         given: Any
         if source is not None:
             one, given = is_one(source, "source"), source
-            sources: list[Any] = [given] if one else list(given)
+            sources: Sequence[Any] = (
+                [given] if one else given if isinstance(given, (list, tuple)) else list(given)
+            )
         else:
             one, given = isinstance(memory, Memory), memory
             sources = [given] if one else _memories(given)
         prefix: Any = decoder_prompt
         if prefix is None or is_empty(prefix) or is_one(prefix, "decoder_prompt"):
-            return [_Item(item, prefix) for item in sources], one
-        prompts: list[Any] = list(prefix)
+            return _Items(sources, prefix, each=False), one
+        prompts: Sequence[Any] = prefix if isinstance(prefix, (list, tuple)) else list(prefix)
         if one:
             sources = [given] * len(prompts)
         if len(prompts) != len(sources):
             got = f"{len(prompts)} prompts"
             raise bad_option("decoder_prompt", f"one prompt, or one per source, {len(sources)} in all", got)
-        return [_Item(*pair) for pair in zip(sources, prompts, strict=True)], False
+        return _Items(sources, prompts, each=True), False
 
     def _read(self, item: _Item) -> Request:
         start, prompt = self._start_token(), item.prompt

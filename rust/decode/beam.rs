@@ -5,6 +5,7 @@
 //! lets nothing new in. Nothing here knows caches; `parents` says which of them to fork.
 
 use crate::decode::sampler::{Best, Candidate, Unusable, better_first, draw_many, largest};
+use crate::decode::scratch::Scratch;
 use crate::decode::stopping::Stopping;
 use crate::decode::torch_rng::TorchRng;
 
@@ -232,8 +233,8 @@ impl BeamSearch {
 pub struct Continuations {
     /// Places among `num_beams × vocab_size` with their accumulated scores.
     list: Vec<Candidate>,
-    scratch: Best,
-    probabilities: Vec<f32>,
+    /// Those that were drawn.
+    drawn: Best,
 }
 
 impl Continuations {
@@ -243,10 +244,17 @@ impl Continuations {
     }
 
     /// Adds the `count` best tokens of a beam whose sum so far is `running`. Beams come in order.
-    pub fn add_best(&mut self, beam: usize, running: f32, log_probabilities: &[f32], count: usize) {
-        largest(log_probabilities, count, &mut self.scratch);
+    pub fn add_best(
+        &mut self,
+        beam: usize,
+        running: f32,
+        log_probabilities: &[f32],
+        count: usize,
+        scratch: &mut Scratch,
+    ) {
+        largest(log_probabilities, count, scratch);
         let base = (beam * log_probabilities.len()) as u32;
-        self.list.extend(self.scratch.iter().map(|&(id, score)| (base + id, score + running)));
+        self.list.extend(scratch.best.iter().map(|&(id, score)| (base + id, score + running)));
     }
 
     /// Adds every token of a beam that may be drawn. Beams come in order.
@@ -271,19 +279,21 @@ impl Continuations {
         rng: &mut TorchRng,
         width: usize,
         count: usize,
+        scratch: &mut Scratch,
     ) -> Result<&[Candidate], Unusable> {
-        draw_many(rng, &self.list, width, count, &mut self.probabilities, &mut self.scratch)?;
-        for drawn in &mut self.scratch {
+        let Scratch { scans, probabilities, .. } = scratch;
+        draw_many(scans, rng, &self.list, width, count, probabilities, &mut self.drawn)?;
+        for drawn in &mut self.drawn {
             *drawn = self.list[drawn.0 as usize];
         }
         // Too few tokens are allowed: forbidden ones fill up, which no result will hold while there are better ones.
         let mut unused =
             (0..width as u32).filter(|place| self.list.binary_search_by_key(place, |c| c.0).is_err());
-        while self.scratch.len() < count
+        while self.drawn.len() < count
             && let Some(place) = unused.next()
         {
-            self.scratch.push((place, f32::NEG_INFINITY));
+            self.drawn.push((place, f32::NEG_INFINITY));
         }
-        Ok(&self.scratch)
+        Ok(&self.drawn)
     }
 }

@@ -1,7 +1,8 @@
 //! Log-probabilities: the log-softmax of raw scores and its best entries.
 
-use crate::decode::exponential::sum_of_exponentials;
-use crate::decode::sampler::{Best, Unusable, largest, maximum};
+use crate::decode::sampler::{Unusable, largest, maximum};
+use crate::decode::scratch::Scratch;
+use crate::kernels::Scans;
 
 /// What is known about one generated token before any processor changed the scores.
 #[derive(Debug, Clone, PartialEq)]
@@ -24,15 +25,15 @@ impl Normalizer {
     ///
     /// # Errors
     /// `Unusable` where there are no probabilities: a NaN, plus infinity, minus infinity alone.
-    pub fn new(scores: &[f32]) -> Result<Self, Unusable> {
-        let maximum = maximum(scores)?;
+    pub fn new(scans: &Scans, scores: &[f32]) -> Result<Self, Unusable> {
+        let maximum = maximum(scans, scores)?;
         if maximum == f32::NEG_INFINITY {
             return Err(Unusable::AllForbidden);
         }
         if maximum == f32::INFINITY {
             return Err(Unusable::Infinite);
         }
-        Ok(Self { maximum, log_sum: sum_of_exponentials(scores, maximum).ln() as f32 })
+        Ok(Self { maximum, log_sum: scans.sum_of_exponentials(scores, maximum).ln() as f32 })
     }
 
     /// The log-probability of a score.
@@ -41,8 +42,8 @@ impl Normalizer {
     }
 
     /// Turns all scores into log-probabilities.
-    pub fn normalize(self, scores: &mut [f32]) {
-        scores.iter_mut().for_each(|score| *score = self.apply(*score));
+    pub fn normalize(self, scans: &Scans, scores: &mut [f32]) {
+        scans.subtract(scores, self.maximum, self.log_sum);
     }
 }
 
@@ -54,12 +55,12 @@ pub fn token_logprobs(
     scores: &[f32],
     token: u32,
     count: usize,
-    best: &mut Best,
+    scratch: &mut Scratch,
 ) -> Result<TokenLogprobs, Unusable> {
-    let normalizer = Normalizer::new(scores)?;
-    largest(scores, count, best);
+    let normalizer = Normalizer::new(scratch.scans, scores)?;
+    largest(scores, count, scratch);
     Ok(TokenLogprobs {
         logprob: normalizer.apply(scores[token as usize]),
-        best: best.iter().map(|&(id, score)| (id, normalizer.apply(score))).collect(),
+        best: scratch.best.iter().map(|&(id, score)| (id, normalizer.apply(score))).collect(),
     })
 }

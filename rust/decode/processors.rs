@@ -3,6 +3,8 @@
 //! The order is that of transformers 5.23 (`GenerationMixin._get_logits_processor`), and so is the arithmetic: options
 //! are rounded to f32 and applied to f32 scores. What only sampling applies stands in `warpers`.
 
+use crate::decode::scratch::Scratch;
+
 /// What a processor may look at beside the scores.
 #[derive(Debug, Clone, Copy)]
 pub struct Context<'a> {
@@ -55,17 +57,16 @@ pub enum Processor {
     },
 }
 
-/// The processors of a request, in order, with the scratch they need.
+/// The processors of a request, in order.
 #[derive(Debug, Default)]
 pub struct Processors {
     list: Vec<Processor>,
-    seen: Seen,
 }
 
 impl Processors {
     /// Applies the processors of `list` one after the other.
     pub fn new(list: Vec<Processor>) -> Self {
-        Self { list, seen: Seen::default() }
+        Self { list }
     }
 
     /// Whether scores pass unchanged.
@@ -74,14 +75,14 @@ impl Processors {
     }
 
     /// Changes `scores` (`V` values, one per token) in place.
-    pub fn apply(&mut self, context: &Context<'_>, scores: &mut [f32]) {
+    pub fn apply(&self, context: &Context<'_>, scores: &mut [f32], scratch: &mut Scratch) {
         for processor in &self.list {
             match processor {
                 Processor::EncoderRepetitionPenalty { penalty } => {
-                    penalize(&mut self.seen, context.source, (1.0 / penalty) as f32, scores);
+                    penalize(&mut scratch.seen, context.source, (1.0 / penalty) as f32, scores);
                 }
                 Processor::RepetitionPenalty { penalty } => {
-                    penalize(&mut self.seen, context.tokens, *penalty as f32, scores);
+                    penalize(&mut scratch.seen, context.tokens, *penalty as f32, scores);
                 }
                 Processor::NoRepeatNgram { size } => {
                     ban_ngrams(context.tokens, context.tokens, *size, scores);
@@ -106,7 +107,7 @@ impl Processors {
 
 /// Marks of ids already met; cleared in constant time.
 #[derive(Debug, Default)]
-struct Seen {
+pub(super) struct Seen {
     marks: Vec<u32>,
     round: u32,
 }

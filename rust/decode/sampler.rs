@@ -3,8 +3,9 @@
 //! `torch.multinomial(p, n)` without replacement on a CPU takes the `n` largest of `p / e`, where `e` are exponential
 //! draws for every token in order (the exponential race). Logarithms are taken only for tokens that can still win.
 
-use crate::decode::exponential::{exponentiate, sum};
+use crate::decode::scratch::Scratch;
 use crate::decode::torch_rng::TorchRng;
+use crate::kernels::Scans;
 
 /// A token (or a position among several rows of tokens) with its score.
 pub type Candidate = (u32, f32);
@@ -34,8 +35,12 @@ impl Unusable {
     }
 }
 
-/// Scores looked at together, for loops that the compiler can turn into vector code.
-const LANES: usize = 16;
+/// Scores of a run, of which one maximum is taken: few maxima are to be ranked, and few scores of the best runs to be looked at.
+const RUN: usize = 64;
+/// Scores of a run where as many are wanted as there are longer runs.
+const SHORT_RUN: usize = 16;
+/// Scores of a run that are looked at together.
+const PART: usize = 16;
 
 /// A score below the winner's by this factor, or more, cannot win by rounding: f32 division and the rounding of the
 /// exponential err by less than 2^-22 each.
@@ -45,21 +50,9 @@ const ROUNDING: f64 = 1.0 - 1e-6;
 ///
 /// # Errors
 /// `Unusable::Nan`.
-pub fn maximum(scores: &[f32]) -> Result<f32, Unusable> {
-    let mut lanes = [f32::NEG_INFINITY; LANES];
-    let mut nan = [false; LANES];
-    let (chunks, rest) = scores.as_chunks::<LANES>();
-    for chunk in chunks {
-        for ((lane, nan), &score) in lanes.iter_mut().zip(&mut nan).zip(chunk) {
-            *lane = if score > *lane { score } else { *lane };
-            *nan |= score.is_nan();
-        }
-    }
-    let mut best = f32::NEG_INFINITY;
-    for &score in lanes.iter().chain(rest) {
-        best = if score > best { score } else { best };
-    }
-    if nan.contains(&true) || rest.iter().any(|score| score.is_nan()) { Err(Unusable::Nan) } else { Ok(best) }
+pub fn maximum(scans: &Scans, scores: &[f32]) -> Result<f32, Unusable> {
+    let maximum = scans.maximum(scores);
+    if maximum.is_nan() { Err(Unusable::Nan) } else { Ok(maximum) }
 }
 
 /// The token with the largest score, the lowest id where several are equal; id 0 where all are forbidden, as
@@ -67,30 +60,87 @@ pub fn maximum(scores: &[f32]) -> Result<f32, Unusable> {
 ///
 /// # Errors
 /// `Unusable::Nan`.
-pub fn greedy(scores: &[f32]) -> Result<u32, Unusable> {
-    let best = maximum(scores)?;
-    Ok(position(scores, best).unwrap_or(0) as u32)
+pub fn greedy(scans: &Scans, scores: &[f32]) -> Result<u32, Unusable> {
+    let best = maximum(scans, scores)?;
+    Ok(scans.position(scores, best).unwrap_or(0) as u32)
 }
 
-/// Where a score is first found: a run of scores at a time, without a branch for each.
-fn position(scores: &[f32], score: f32) -> Option<usize> {
-    const RUN: usize = 8 * LANES;
-    let here = |run: &[f32]| run.iter().fold(false, |found, &s| found | (s == score));
-    let run = scores.chunks(RUN).position(here)?;
-    let first = run * RUN;
-    scores[first..].iter().position(|&s| s == score).map(|i| first + i)
-}
-
-/// Leaves the `count` largest scores with their ids in `best`, best first; of equal ones the lower id comes first.
-pub fn largest(scores: &[f32], count: usize, best: &mut Best) {
-    select_largest(scores, count, best);
+/// Leaves the `count` largest scores with their ids in `scratch.best`, best first; of equal ones the lower id comes first.
+pub fn largest(scores: &[f32], count: usize, scratch: &mut Scratch) {
+    let Scratch { scans, maxima, best, .. } = scratch;
+    best.clear();
+    let count = count.min(scores.len());
+    if count == 0 {
+        return;
+    }
+    let runs = Runs::new(scans, scores, count, maxima);
+    let bar = runs.bar(maxima);
+    let mut equal = 0;
+    runs.reaching(scores, maxima, bar, |id, score| {
+        // Of those that equal the bar, the first are enough: it lets through at least `count`.
+        if score > bar || equal < count {
+            equal += usize::from(score == bar);
+            best.push((id, score));
+        }
+    });
+    if best.len() > count {
+        best.select_nth_unstable_by(count - 1, better_first);
+        best.truncate(count);
+    }
     best.sort_unstable_by(better_first);
 }
 
-/// The `count`-th largest score (the smallest of all, where there are fewer). `buffer` is scratch.
-pub fn nth_largest(scores: &[f32], count: usize, buffer: &mut Best) -> f32 {
-    select_largest(scores, count, buffer);
-    buffer.iter().map(|&(_, score)| score).fold(f32::INFINITY, f32::min)
+/// Runs of scores with the largest score of each, by which the few largest of all are found in one pass: as many runs as scores
+/// are wanted have a maximum that reaches the bar, so the scores that do are at least as many.
+pub(super) struct Runs {
+    run: usize,
+    scores: usize,
+    /// Which maximum, from the largest one on, is the bar; 0 where there are not enough runs.
+    rank: usize,
+    nan: bool,
+}
+
+impl Runs {
+    /// Runs of `scores` of which `count` are wanted; leaves the maximum of each in `maxima`.
+    pub(super) fn new(scans: &Scans, scores: &[f32], count: usize, maxima: &mut Vec<f32>) -> Self {
+        let run = if count <= scores.len() / RUN { RUN } else { SHORT_RUN };
+        // What stands there is written over.
+        maxima.resize(scores.len().div_ceil(run), 0.0);
+        let nan = scans.maxima(scores, run, maxima);
+        Self { run, scores: scores.len(), rank: if count <= maxima.len() { count } else { 0 }, nan }
+    }
+
+    /// Whether a score is not a number.
+    pub(super) fn has_nan(&self) -> bool {
+        self.nan
+    }
+
+    /// A score that at least as many reach as are wanted, or minus infinity.
+    pub(super) fn bar(&self, maxima: &mut Vec<f32>) -> f32 {
+        let Some(place) = self.rank.checked_sub(1) else { return f32::NEG_INFINITY };
+        // The maxima are needed in their order once more, so a copy behind them is what is ranked.
+        let runs = self.scores.div_ceil(self.run);
+        maxima.extend_from_within(..runs);
+        let (_, &mut bar, _) = maxima[runs..].select_nth_unstable_by(place, |a, b| b.total_cmp(a));
+        maxima.truncate(runs);
+        bar
+    }
+
+    /// Scores that reach `bar`, with their ids, in rising order of id.
+    pub(super) fn reaching(&self, scores: &[f32], maxima: &[f32], bar: f32, mut then: impl FnMut(u32, f32)) {
+        for (run, _) in maxima.iter().enumerate().filter(|&(_, &maximum)| maximum >= bar) {
+            let first = run * self.run;
+            let scores = &scores[first..(first + self.run).min(self.scores)];
+            for (part, scores) in scores.chunks(PART).enumerate() {
+                // Most parts have none; without a branch for each score that is soon known.
+                if scores.iter().fold(false, |reached, &score| reached | (score >= bar)) {
+                    for (place, &score) in scores.iter().enumerate().filter(|&(_, &score)| score >= bar) {
+                        then((first + part * PART + place) as u32, score);
+                    }
+                }
+            }
+        }
+    }
 }
 
 /// Orders by falling score, then by rising id.
@@ -98,45 +148,15 @@ pub fn better_first(a: &Candidate, b: &Candidate) -> std::cmp::Ordering {
     b.1.total_cmp(&a.1).then(a.0.cmp(&b.0))
 }
 
-/// `largest` in any order: one pass that collects what beats the worst of the best so far, cut back when it grows.
-fn select_largest(scores: &[f32], count: usize, best: &mut Best) {
-    best.clear();
-    let count = count.min(scores.len());
-    if count == 0 {
-        return;
-    }
-    let room = 2 * count + 4 * LANES;
-    best.extend(scores[..count].iter().enumerate().map(|(id, &score)| (id as u32, score)));
-    let mut bar = best.iter().map(|&(_, score)| score).fold(f32::INFINITY, f32::min);
-    for (chunk_index, chunk) in scores[count..].chunks(LANES).enumerate() {
-        let mut hit = false;
-        for &score in chunk {
-            hit |= score > bar;
-        }
-        if !hit {
-            continue;
-        }
-        let base = count + chunk_index * LANES;
-        best.extend(
-            chunk.iter().enumerate().filter(|&(_, &score)| score > bar).map(|(i, &s)| ((base + i) as u32, s)),
-        );
-        if best.len() + LANES > room {
-            best.select_nth_unstable_by(count - 1, better_first);
-            best.truncate(count);
-            bar = best[count - 1].1;
-        }
-    }
-    if best.len() > count {
-        best.select_nth_unstable_by(count - 1, better_first);
-        best.truncate(count);
-    }
-}
-
 /// Turns candidates' scores into probabilities, as a softmax over them alone (all others count as forbidden).
 ///
 /// # Errors
 /// `Unusable` where there are none: no candidate above minus infinity, plus infinity, NaN.
-pub fn softmax(candidates: &[Candidate], probabilities: &mut Vec<f32>) -> Result<(), Unusable> {
+pub fn softmax(
+    scans: &Scans,
+    candidates: &[Candidate],
+    probabilities: &mut Vec<f32>,
+) -> Result<(), Unusable> {
     let mut best = f32::NEG_INFINITY;
     for &(_, score) in candidates {
         if score.is_nan() {
@@ -152,9 +172,9 @@ pub fn softmax(candidates: &[Candidate], probabilities: &mut Vec<f32>) -> Result
     }
     probabilities.clear();
     probabilities.extend(candidates.iter().map(|&(_, score)| score));
-    exponentiate(probabilities, best);
-    let sum = sum(probabilities) as f32;
-    probabilities.iter_mut().for_each(|probability| *probability /= sum);
+    scans.exponentiate(probabilities, best);
+    let sum = scans.sum(probabilities) as f32;
+    scans.divide(probabilities, sum);
     Ok(())
 }
 
@@ -165,12 +185,13 @@ pub fn softmax(candidates: &[Candidate], probabilities: &mut Vec<f32>) -> Result
 /// # Errors
 /// As [`softmax`]; the stream then has not moved.
 pub fn draw(
+    scans: &Scans,
     rng: &mut TorchRng,
     candidates: &[Candidate],
     width: usize,
     probabilities: &mut Vec<f32>,
 ) -> Result<usize, Unusable> {
-    softmax(candidates, probabilities)?;
+    softmax(scans, candidates, probabilities)?;
     let mut race = Race::new(rng, width);
     let (mut winner, mut winning) = (0, f32::NEG_INFINITY);
     for (place, (&(id, _), &probability)) in candidates.iter().zip(probabilities.iter()).enumerate() {
@@ -192,6 +213,7 @@ pub fn draw(
 /// # Errors
 /// As [`softmax`]; the stream then has not moved.
 pub fn draw_many(
+    scans: &Scans,
     rng: &mut TorchRng,
     candidates: &[Candidate],
     width: usize,
@@ -199,7 +221,7 @@ pub fn draw_many(
     probabilities: &mut Vec<f32>,
     places: &mut Best,
 ) -> Result<(), Unusable> {
-    softmax(candidates, probabilities)?;
+    softmax(scans, candidates, probabilities)?;
     let mut race = Race::new(rng, width);
     places.clear();
     let mut bar = f32::NEG_INFINITY;

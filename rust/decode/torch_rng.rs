@@ -5,14 +5,11 @@
 //! at or not, so that a caller may leave out what cannot matter (`skip_exponentials`) and stay in step with torch.
 //! Nothing here knows what the draws are for.
 
-/// Words of the generator's state.
-const WORDS: usize = 624;
-/// Distance of the second word that enters the recurrence.
-const MIDDLE: usize = 397;
-/// Twist matrix, last row.
-const MATRIX: u32 = 0x9908_b0df;
+use crate::decode::jump::Jump;
+use crate::kernels::{BLOCK_WORDS, Kernels, Scans, WindowSums};
+
 /// Words that one exponential takes from the stream.
-const WORDS_PER_EXPONENTIAL: u64 = 2;
+pub(super) const WORDS_PER_EXPONENTIAL: u64 = 2;
 /// Random bits of one uniform number (torch keeps as many as an f64 has).
 const UNIFORM_BITS: u32 = 53;
 
@@ -26,11 +23,14 @@ const UNIFORM_BITS: u32 = 53;
 /// ```
 #[derive(Clone)]
 pub struct TorchRng {
-    state: [u32; WORDS],
-    /// Next word of `state` to hand out; `WORDS` when the block is used up.
+    state: [u32; BLOCK_WORDS],
+    /// Next word of `state` to hand out; `BLOCK_WORDS` when the block is used up.
     next: usize,
     /// Words that were skipped and not yet stepped over.
     skipped: u64,
+    /// Words that the stream had given when it began the block; wraps around below 0 before the first block.
+    begun: u128,
+    scans: &'static Scans,
 }
 
 impl std::fmt::Debug for TorchRng {
@@ -61,18 +61,51 @@ impl Uniform {
 impl TorchRng {
     /// The generator after `torch.manual_seed(seed)`; torch takes the low 32 bits.
     pub fn from_seed(seed: u64) -> Self {
-        let mut state = [0_u32; WORDS];
+        Self::with_scans(Kernels::chosen_scans(), seed)
+    }
+
+    /// As [`TorchRng::from_seed`], with the kernels of a table; which one it is changes no number.
+    pub fn with_scans(scans: &'static Scans, seed: u64) -> Self {
+        let mut state = [0_u32; BLOCK_WORDS];
         state[0] = (seed & 0xffff_ffff) as u32;
-        for i in 1..WORDS {
+        for i in 1..BLOCK_WORDS {
             let previous = state[i - 1];
             state[i] = 1_812_433_253_u32.wrapping_mul(previous ^ (previous >> 30)).wrapping_add(i as u32);
         }
-        Self { state, next: WORDS, skipped: 0 }
+        let begun = 0_u128.wrapping_sub(BLOCK_WORDS as u128);
+        Self { state, next: BLOCK_WORDS, skipped: 0, begun, scans }
     }
 
     /// Steps over `count` exponentials. Costs nothing until the next draw, and then only the recurrence.
     pub fn skip_exponentials(&mut self, count: u64) {
-        self.skipped += WORDS_PER_EXPONENTIAL * count;
+        self.skipped = self.skipped.saturating_add(WORDS_PER_EXPONENTIAL.saturating_mul(count));
+    }
+
+    /// Words that were taken from the stream, or skipped, since it was seeded.
+    pub(super) fn position(&self) -> u128 {
+        self.begun.wrapping_add(self.next as u128 + u128::from(self.skipped))
+    }
+
+    /// Steps over the exponentials of `jump`, however many they are, in the time of some hundred thousand of them.
+    ///
+    /// The state that is wanted is a sum over GF(2) of the windows of 624 words that begin at the next 19937 words. All bits of
+    /// such a window are right, also those of its first word that do not enter the recurrence: every word that is handed out was
+    /// itself made by the recurrence, and obeys it.
+    pub fn jump(&mut self, jump: &Jump) {
+        let mut sums: WindowSums = [[0; 2 * BLOCK_WORDS]; 4];
+        let mut following = self.state;
+        self.scans.twist(&mut following, 1);
+        let left = BLOCK_WORDS - self.next;
+        sums[0][..left].copy_from_slice(&self.state[self.next..]);
+        sums[0][left..BLOCK_WORDS].copy_from_slice(&following[..self.next]);
+        self.state = [0; BLOCK_WORDS];
+        for offsets in jump.offsets() {
+            self.scans.follow(&mut sums);
+            self.scans.add_windows(&sums, offsets, &mut self.state);
+            sums[0].copy_within(BLOCK_WORDS.., 0);
+        }
+        self.begun = self.begun.wrapping_add(self.next as u128).wrapping_add(jump.words());
+        self.next = 0;
     }
 
     /// The next number of the stream (two words of the generator, high word first).
@@ -84,24 +117,28 @@ impl TorchRng {
         Uniform(bits as f64 * (1.0 / (1_u64 << UNIFORM_BITS) as f64))
     }
 
-    /// Moves over the skipped words.
-    fn catch_up(&mut self) {
-        while self.skipped > 0 {
-            let left = (WORDS - self.next) as u64;
-            if self.skipped <= left {
-                self.next += self.skipped as usize;
-                self.skipped = 0;
-            } else {
-                self.skipped -= left;
-                self.twist();
-            }
+    /// Moves over the skipped words, so that copies of the generator need not each do it.
+    pub(super) fn catch_up(&mut self) {
+        if self.skipped > 0 {
+            let next = self.next as u64 + self.skipped;
+            // A block that is used up to its end stays until a word is wanted.
+            self.twist((next - 1) / BLOCK_WORDS as u64);
+            self.next = ((next - 1) % BLOCK_WORDS as u64 + 1) as usize;
+            self.skipped = 0;
         }
+    }
+
+    /// Goes on to the beginning of a later block.
+    fn twist(&mut self, blocks: u64) {
+        self.scans.twist(&mut self.state, blocks);
+        self.begun = self.begun.wrapping_add(u128::from(blocks) * BLOCK_WORDS as u128);
+        self.next = 0;
     }
 
     /// One tempered word.
     fn word(&mut self) -> u32 {
-        if self.next == WORDS {
-            self.twist();
+        if self.next == BLOCK_WORDS {
+            self.twist(1);
         }
         let mut y = self.state[self.next];
         self.next += 1;
@@ -110,46 +147,4 @@ impl TorchRng {
         y ^= (y << 15) & 0xefc6_0000;
         y ^ (y >> 18)
     }
-
-    /// Computes the next block of 624 words in place.
-    ///
-    /// Word i needs words i, i + 1 and i + 397 (mod 624), so runs of up to 227 words depend on nothing inside the run;
-    /// they are written as loops over slices, which the compiler turns into vector code.
-    fn twist(&mut self) {
-        const RUN: usize = WORDS - MIDDLE;
-        // Words 0..227 take their middle word from the old block.
-        let (front, back) = self.state.split_at_mut(MIDDLE);
-        twist_run(&mut front[..RUN + 1], &back[..RUN]);
-        // Words 227..454 and 454..623 take it from the new one.
-        twist_behind(&mut self.state, RUN, 2 * RUN);
-        twist_behind(&mut self.state, 2 * RUN, WORDS - 1);
-        // The last word is followed by the first of the new block.
-        self.state[WORDS - 1] = mix(self.state[WORDS - 1], self.state[0]) ^ self.state[MIDDLE - 1];
-        self.next = 0;
-    }
-}
-
-/// The twisted combination of two neighbouring words.
-#[inline(always)]
-fn mix(word: u32, following: u32) -> u32 {
-    let y = (word & 0x8000_0000) | (following & 0x7fff_ffff);
-    (y >> 1) ^ ((y & 1).wrapping_neg() & MATRIX)
-}
-
-/// `words[i] = mix(words[i], words[i + 1]) ^ middle[i]` for all but the last of `words`.
-#[inline(always)]
-fn twist_run(words: &mut [u32], middle: &[u32]) {
-    let count = words.len() - 1;
-    assert_eq!(middle.len(), count, "one middle word per word");
-    for i in 0..count {
-        words[i] = mix(words[i], words[i + 1]) ^ middle[i];
-    }
-}
-
-/// Words `from..to`, whose middle words lie 227 places in front of them and are already new.
-#[inline(always)]
-fn twist_behind(state: &mut [u32; WORDS], from: usize, to: usize) {
-    let (front, back) = state.split_at_mut(from);
-    let start = from - (WORDS - MIDDLE);
-    twist_run(&mut back[..to - from + 1], &front[start..start + to - from]);
 }

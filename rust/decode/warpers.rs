@@ -4,7 +4,8 @@
 //! where they meet them, the cumulative sum of top_p runs in f64 with every prefix rounded to f32. A dropped token is one
 //! whose score transformers sets to minus infinity; only the kept ones are carried along.
 
-use crate::decode::sampler::{Best, Candidate, Unusable, better_first, nth_largest, softmax};
+use crate::decode::sampler::{Candidate, Runs, Unusable, better_first, maximum, softmax};
+use crate::decode::scratch::Scratch;
 
 /// One restriction of the candidates, or a change of their scores.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -19,20 +20,16 @@ pub enum Warper {
     MinP(f64),
 }
 
-/// The warpers of a request, in order, with the scratch they need.
+/// The warpers of a request, in order.
 #[derive(Debug, Default)]
 pub struct Warpers {
     list: Vec<Warper>,
     min_tokens_to_keep: usize,
-    probabilities: Vec<f32>,
-    buffer: Best,
-    ranked: Vec<Ranked>,
-    masses: Vec<f64>,
 }
 
 /// A candidate near the cut of top_p.
 #[derive(Debug, Clone, Copy)]
-struct Ranked {
+pub(super) struct Ranked {
     candidate: Candidate,
     probability: f32,
 }
@@ -41,84 +38,125 @@ impl Warpers {
     /// Applies `list` in order; every restriction leaves at least `min_tokens_to_keep` tokens (1; the number of ending
     /// ids and one more for beams).
     pub fn new(list: Vec<Warper>, min_tokens_to_keep: usize) -> Self {
-        Self { list, min_tokens_to_keep, ..Self::default() }
+        Self { list, min_tokens_to_keep }
     }
 
-    /// Leaves the tokens that may be drawn in `candidates`, in rising order of id. `scores` (`V` values) may be changed.
+    /// Leaves the tokens that may be drawn in `scratch.candidates`, in rising order of id. `scores` (`V` values) may be changed.
     ///
     /// # Errors
     /// `Unusable` where no probabilities exist.
-    pub fn apply(&mut self, scores: &mut [f32], candidates: &mut Vec<Candidate>) -> Result<(), Unusable> {
-        let mut done = 0;
-        if let Some(&Warper::Temperature(temperature)) = self.list.first() {
-            scores.iter_mut().for_each(|score| *score /= temperature as f32);
-            done += 1;
-        }
-        candidates.clear();
-        let mut bar = f32::NEG_INFINITY;
-        if let Some(&Warper::TopK(k)) = self.list.get(done) {
-            bar = nth_largest(scores, k.max(self.min_tokens_to_keep), &mut self.buffer);
-            done += 1;
-        }
-        let mut nan = false;
-        for (id, &score) in scores.iter().enumerate() {
-            nan |= score.is_nan();
-            if score >= bar && score > f32::NEG_INFINITY {
-                candidates.push((id as u32, score));
+    pub fn apply(&self, scores: &mut [f32], scratch: &mut Scratch) -> Result<(), Unusable> {
+        let mut rest = self.list.as_slice();
+        match *rest {
+            [Warper::Temperature(temperature), Warper::TopK(k), ..] => {
+                if !self.collect_largest(scores, k, temperature as f32, scratch)? {
+                    scratch.scans.divide(scores, temperature as f32);
+                    rest = &rest[1..];
+                    self.collect_largest(scores, k, 1.0, scratch)?;
+                }
+            }
+            [Warper::TopK(k), ..] => {
+                self.collect_largest(scores, k, 1.0, scratch)?;
+            }
+            _ => {
+                if let [Warper::Temperature(temperature), others @ ..] = rest {
+                    scratch.scans.divide(scores, *temperature as f32);
+                    rest = others;
+                }
+                maximum(scratch.scans, scores)?;
+                let all = scores.iter().enumerate().filter(|&(_, &score)| score > f32::NEG_INFINITY);
+                scratch.candidates.clear();
+                scratch.candidates.extend(all.map(|(id, &score)| (id as u32, score)));
             }
         }
-        if nan {
-            return Err(Unusable::Nan);
-        }
-        for place in done..self.list.len() {
-            match self.list[place] {
+        for (place, warper) in rest.iter().enumerate() {
+            match *warper {
                 Warper::Temperature(temperature) => {
+                    let candidates = &mut scratch.candidates;
                     candidates.iter_mut().for_each(|(_, score)| *score /= temperature as f32);
+                    if place == 0 {
+                        candidates.retain(|&(_, score)| score > f32::NEG_INFINITY);
+                    }
                 }
-                Warper::TopK(k) => self.top_k(k, candidates),
-                Warper::TopP(p) => self.top_p(p, candidates)?,
-                Warper::MinP(p) => self.min_p(p, candidates)?,
+                Warper::TopK(k) => self.top_k(k, scratch),
+                Warper::TopP(p) => self.top_p(p, scratch)?,
+                Warper::MinP(p) => self.min_p(p, scratch)?,
             }
         }
         Ok(())
     }
 
-    fn top_k(&mut self, k: usize, candidates: &mut Vec<Candidate>) {
+    /// Collects, in one pass, what may be among the `k` largest after a division by `divisor` (and some more), so that only those
+    /// need be divided; gives false, and collects nothing, where rounding could make more scores equal than it collects.
+    fn collect_largest(
+        &self,
+        scores: &[f32],
+        k: usize,
+        divisor: f32,
+        scratch: &mut Scratch,
+    ) -> Result<bool, Unusable> {
+        /// By this part of itself a score must lie below another to stay below it: a quotient that is a normal number is
+        /// rounded by at most 2^-24 of itself.
+        const CLEARLY: f32 = 1.0 / 1_048_576.0;
+        let Scratch { scans, candidates, maxima, .. } = scratch;
+        let runs = Runs::new(scans, scores, k.max(self.min_tokens_to_keep), maxima);
+        if runs.has_nan() {
+            return Err(Unusable::Nan);
+        }
+        let mut bar = runs.bar(maxima);
+        if divisor != 1.0 && bar > f32::NEG_INFINITY {
+            if !(bar.is_normal() && (bar / divisor).is_normal()) {
+                return Ok(false);
+            }
+            bar -= bar.abs() * CLEARLY;
+        }
+        candidates.clear();
+        runs.reaching(scores, maxima, bar, |id, score| {
+            if score > f32::NEG_INFINITY {
+                candidates.push((id, score));
+            }
+        });
+        Ok(true)
+    }
+
+    fn top_k(&self, k: usize, scratch: &mut Scratch) {
+        let Scratch { candidates, buffer, .. } = scratch;
         let k = k.max(self.min_tokens_to_keep);
         if k < candidates.len() {
-            self.buffer.clone_from(candidates);
-            let (_, &mut (_, bar), _) = self.buffer.select_nth_unstable_by(k - 1, better_first);
+            buffer.clone_from(candidates);
+            let (_, &mut (_, bar), _) = buffer.select_nth_unstable_by(k - 1, better_first);
             candidates.retain(|&(_, score)| score >= bar);
         }
     }
 
     /// The cut is found without sorting all: probabilities fall into buckets by their leading bits, of which only the one
     /// that holds the cut is sorted.
-    fn top_p(&mut self, p: f64, candidates: &mut Vec<Candidate>) -> Result<(), Unusable> {
-        softmax(candidates, &mut self.probabilities)?;
+    fn top_p(&self, p: f64, scratch: &mut Scratch) -> Result<(), Unusable> {
+        let Scratch { scans, candidates, probabilities, buffer, ranked, masses, .. } = scratch;
+        softmax(scans, candidates, probabilities)?;
         let threshold = (1.0 - p) as f32;
-        self.masses.clear();
-        self.masses.resize(bucket(1.0) + 1, 0.0);
-        for &probability in &self.probabilities {
-            self.masses[bucket(probability)] += f64::from(probability);
+        masses.clear();
+        masses.resize(bucket(1.0) + 1, 0.0);
+        for &probability in &*probabilities {
+            masses[bucket(probability)] += f64::from(probability);
         }
         let mut below = 0.0_f64;
         let mut cut = 0;
-        while cut < self.masses.len() && (below + self.masses[cut]) as f32 <= threshold {
-            below += self.masses[cut];
+        while cut < masses.len() && (below + masses[cut]) as f32 <= threshold {
+            below += masses[cut];
             cut += 1;
         }
         let mut dropped = 0;
-        self.ranked.clear();
-        for (&candidate, &probability) in candidates.iter().zip(&self.probabilities) {
+        ranked.clear();
+        for (&candidate, &probability) in candidates.iter().zip(&*probabilities) {
             dropped += usize::from(bucket(probability) < cut);
             if bucket(probability) == cut {
-                self.ranked.push(Ranked { candidate, probability });
+                ranked.push(Ranked { candidate, probability });
             }
         }
-        self.ranked.sort_unstable_by(|a, b| worse_first(&a.candidate, &b.candidate));
+        ranked.sort_unstable_by(|a, b| worse_first(&a.candidate, &b.candidate));
         let mut worst_kept = None;
-        for item in &self.ranked {
+        for item in &*ranked {
             below += f64::from(item.probability);
             if below as f32 > threshold {
                 worst_kept = Some(item.candidate);
@@ -130,8 +168,8 @@ impl Warpers {
         if dropped > most || (worst_kept.is_none() && dropped > 0) {
             // Too many, or the cut lies exactly between two buckets: whoever has this rank is the first to stay.
             dropped = dropped.min(most);
-            self.buffer.clone_from(candidates);
-            worst_kept = Some(*self.buffer.select_nth_unstable_by(dropped, worse_first).1);
+            buffer.clone_from(candidates);
+            worst_kept = Some(*buffer.select_nth_unstable_by(dropped, worse_first).1);
         }
         if let Some(worst_kept) = worst_kept {
             candidates.retain(|candidate| worse_first(candidate, &worst_kept).is_ge());
@@ -139,18 +177,18 @@ impl Warpers {
         Ok(())
     }
 
-    fn min_p(&mut self, p: f64, candidates: &mut Vec<Candidate>) -> Result<(), Unusable> {
-        softmax(candidates, &mut self.probabilities)?;
-        let best = self.probabilities.iter().copied().fold(0.0, f32::max);
+    fn min_p(&self, p: f64, scratch: &mut Scratch) -> Result<(), Unusable> {
+        let Scratch { scans, candidates, probabilities, buffer, .. } = scratch;
+        softmax(scans, candidates, probabilities)?;
+        let best = probabilities.iter().copied().fold(0.0, f32::max);
         let bar = p as f32 * best;
-        self.buffer.clear();
+        buffer.clear();
         if self.min_tokens_to_keep > 1 && candidates.len() > self.min_tokens_to_keep {
-            self.buffer.clone_from(candidates);
-            self.buffer.select_nth_unstable_by(self.min_tokens_to_keep - 1, better_first);
+            buffer.clone_from(candidates);
+            buffer.select_nth_unstable_by(self.min_tokens_to_keep - 1, better_first);
         }
-        let keep = self.buffer.get(self.min_tokens_to_keep.wrapping_sub(1)).copied();
+        let keep = buffer.get(self.min_tokens_to_keep.wrapping_sub(1)).copied();
         let mut place = 0;
-        let probabilities = &self.probabilities;
         let everything = candidates.len() <= self.min_tokens_to_keep;
         candidates.retain(|candidate| {
             let probability = probabilities[place];

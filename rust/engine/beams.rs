@@ -1,187 +1,222 @@
-//! Beam search over caches that fork: which sequences make the next step, and which cache every beam continues.
+//! Beam search over caches that fork: what the beams of one prompt add to a step, and which cache every beam continues.
 
-use std::sync::atomic::AtomicBool;
-
-use super::prompt::PromptState;
-use super::selector::Draws;
-use super::{Event, Options, no_choice, reuse};
+use super::budget::Charge;
+use super::choice::Drawing;
+use super::options::Options;
+use super::request::Request;
+use super::{Event, no_choice};
+use crate::decode::Scratch;
 use crate::decode::beam::{BeamSearch, BeamSettings, Continuations};
 use crate::decode::logprobs::Normalizer;
 use crate::decode::processors::{Context, Processors};
-use crate::decode::sampler::{Candidate, Unusable};
+use crate::decode::sampler::Unusable;
 use crate::decode::stopping::{FinishReason, Stopping};
+use crate::decode::torch_rng::TorchRng;
 use crate::decode::warpers::Warpers;
-use crate::error::{Error, Result};
-use crate::models::{Decoder, Input, Segment, Sequence, Wanted};
+use crate::error::Result;
+use crate::models::{Input, Segment, Sequence, Wanted};
 
 /// The beams of one prompt.
 #[derive(Debug)]
-struct Item<S> {
+pub(super) struct Search<S> {
     search: BeamSearch,
-    /// One per running beam; only the prompt's before the first step, none when the search is done.
+    /// One per running beam; none while the prompt is not in the cache, and when the search is done.
     sequences: Vec<S>,
     /// Those of the step before, each taken by its last heir.
     outgoing: Vec<Option<S>>,
-    /// Newest token of every beam.
-    newest: Vec<u32>,
+    continuations: Continuations,
+    /// Tokens that the step feeds for each beam.
+    feed: usize,
+    /// The prompt's last logits, which all beams share in the first choice.
+    pub(super) first: Vec<f32>,
+    pub(super) drawing: Drawing,
+    chosen: Option<Result<(), Unusable>>,
+    /// Seconds from the beginning of the call to the first choice.
+    first_seconds: Option<f64>,
+    _reserved: Charge,
 }
 
-/// The beams of a request.
-#[derive(Debug)]
-pub(super) struct Beams<S: 'static> {
-    options: Options,
-    stopping: Stopping,
-    scoring: Scoring,
-    draws: Draws,
-    items: Vec<Item<S>>,
-    logits: Vec<f32>,
-    batch: Vec<Segment<'static, S>>,
-}
-
-impl<S: Sequence> Beams<S> {
-    /// # Errors
-    /// `Option` where there are more beams than can be told apart.
-    pub(super) fn new(options: &Options, prompts: usize, vocab_size: usize) -> Result<Self> {
-        let most = u32::MAX as usize / vocab_size.max(1);
-        if options.num_beams > most {
-            return Err(Error::Option {
-                option: "num_beams".to_owned(),
-                expected: format!("at most {most} with a vocabulary of {vocab_size}"),
-                got: options.num_beams.to_string(),
-            });
+impl<S: Sequence> Search<S> {
+    /// A search from a prompt that has not been read yet.
+    pub(super) fn new(options: &Options, prompt: &[u32], max_new_tokens: usize, reserved: Charge) -> Self {
+        let settings = BeamSettings {
+            num_beams: options.num_beams,
+            length_penalty: options.length_penalty,
+            early_stopping: options.early_stopping,
+            max_new_tokens,
+        };
+        Self {
+            search: BeamSearch::new(settings, prompt),
+            sequences: Vec::new(),
+            outgoing: Vec::new(),
+            continuations: Continuations::default(),
+            feed: 0,
+            first: Vec::new(),
+            drawing: Drawing::None,
+            chosen: None,
+            first_seconds: None,
+            _reserved: reserved,
         }
-        let stopping = Stopping::new(&options.eos_token_ids, &options.stop_token_ids);
-        Ok(Self {
-            options: options.clone(),
-            scoring: Scoring::new(options, stopping.id_count()),
-            stopping,
-            draws: Draws::new(options, prompts),
-            items: Vec::new(),
-            logits: Vec::new(),
-            batch: Vec::new(),
-        })
     }
 
-    pub(super) fn is_done(&self) -> bool {
-        self.items.iter().all(|item| item.search.is_done())
+    /// Beams that run side by side.
+    pub(super) fn beams(&self) -> usize {
+        self.search.settings().num_beams
     }
 
-    /// Rows that the next step feeds.
-    pub(super) fn running(&self) -> usize {
-        self.items.iter().map(|item| item.sequences.len()).sum()
+    /// Whether the first tokens are still to be chosen.
+    pub(super) fn is_new(&self) -> bool {
+        self.search.generated() == 0
     }
 
-    /// Begins every prompt's search from its last logits, `P × V`. The first step is not expanded: all beams of a prompt
-    /// look at the same row, and fork its cache when they have chosen.
-    pub(super) fn start(
+    /// Takes the cache of its prompt. The first step is not expanded: all beams look at the same row of logits, and fork its cache
+    /// when they have chosen. A search that had chosen before goes on with a fork for each beam.
+    pub(super) fn begin(&mut self, stem: S, logits: &[f32]) {
+        if self.is_new() {
+            self.first = logits.to_vec();
+        } else {
+            self.sequences.extend((1..self.beams()).map(|_| stem.fork()));
+        }
+        self.sequences.push(stem);
+    }
+
+    /// Tokens of a beam that are not in its cache; the newest is among them.
+    fn pending(&self) -> usize {
+        self.sequences.first().map_or(usize::MAX, |sequence| self.search.tokens(0).len() - sequence.len())
+    }
+
+    /// Whether tokens that were chosen have to be read again.
+    pub(super) fn lags(&self) -> bool {
+        !self.is_new() && self.pending() != 1
+    }
+
+    /// Feeds the newest tokens in this step, where these are all that is missing; returns the rows.
+    pub(super) fn plan_decode(&mut self) -> usize {
+        self.feed = usize::from(!self.is_new() && self.pending() == 1);
+        self.feed * self.sequences.len()
+    }
+
+    /// Rows that are to be read again before the search goes on, the newest excepted.
+    pub(super) fn behind(&self) -> usize {
+        let reads = self.lags() && !self.sequences.is_empty();
+        if reads { (self.pending() - 1) * self.sequences.len() } else { 0 }
+    }
+
+    /// Reads about `room` of those rows in this step; returns how many.
+    pub(super) fn plan_reading(&mut self, room: usize) -> usize {
+        let beams = self.sequences.len().max(1);
+        self.feed = self.behind().min(room.next_multiple_of(beams)) / beams;
+        self.feed * beams
+    }
+
+    pub(super) fn unplan(&mut self) {
+        self.feed = 0;
+    }
+
+    /// Rows of logits that the step gives it.
+    pub(super) fn logits_rows(&self) -> usize {
+        if self.feed > 0 && self.pending() == 0 { self.sequences.len() } else { 0 }
+    }
+
+    /// What it adds to the step.
+    pub(super) fn segments<'a>(&'a mut self, batch: &mut Vec<Segment<'a, S>>) {
+        if self.feed == 0 {
+            return;
+        }
+        let (feed, pending) = (self.feed, self.pending());
+        let logits = if feed == pending { Wanted::Last } else { Wanted::Nothing };
+        for (beam, sequence) in self.sequences.iter_mut().enumerate() {
+            let tokens = self.search.tokens(beam);
+            let from = tokens.len() - pending;
+            batch.push(Segment { sequence, input: Input::Tokens(&tokens[from..from + feed]), logits });
+        }
+    }
+
+    /// Whether it holds anything of the cache.
+    pub(super) fn holds_cache(&self) -> bool {
+        !self.sequences.is_empty()
+    }
+
+    /// Gives its caches back; what it has chosen stays.
+    pub(super) fn evict(&mut self) {
+        self.sequences.clear();
+        self.feed = 0;
+        self.first = Vec::new();
+    }
+
+    /// Chooses the continuations from raw logits, which are spoilt, and hands the caches on.
+    pub(super) fn choose(
         &mut self,
-        prompts: &mut [PromptState<S>],
-        prompt_logits: &mut [f32],
-        events: &mut Vec<Event>,
-    ) -> Result<()> {
-        let vocab_size = prompt_logits.len() / prompts.len();
-        for (place, (prompt, logits)) in
-            prompts.iter_mut().zip(prompt_logits.chunks_mut(vocab_size)).enumerate()
-        {
-            let settings = BeamSettings {
-                num_beams: self.options.num_beams,
-                length_penalty: self.options.length_penalty,
-                early_stopping: self.options.early_stopping,
-                max_new_tokens: prompt.max_new_tokens,
-            };
-            self.items.push(Item {
-                search: BeamSearch::new(settings, prompt.ids()),
-                sequences: prompt.sequence.take().into_iter().collect(),
-                outgoing: Vec::new(),
-                newest: Vec::new(),
-            });
-            self.continue_item(place, prompt, logits, vocab_size, events)?;
-        }
-        Ok(())
-    }
-
-    /// One step for the beams of all prompts whose search is not done.
-    pub(super) fn step<M: Decoder<Sequence = S>>(
-        &mut self,
-        model: &M,
-        prompts: &[PromptState<S>],
-        cancel: &AtomicBool,
-        events: &mut Vec<Event>,
-    ) -> Result<()> {
-        let mut batch = reuse(std::mem::take(&mut self.batch));
-        for item in &mut self.items {
-            for (sequence, newest) in item.sequences.iter_mut().zip(&item.newest) {
-                let input = Input::Tokens(std::slice::from_ref(newest));
-                batch.push(Segment { sequence, input, logits: Wanted::Last });
-            }
-        }
-        let outcome = model.forward(&mut batch, &mut self.logits, cancel);
-        self.batch = reuse(batch);
-        outcome?;
-        let vocab_size = model.vocab_size();
-        let mut logits = std::mem::take(&mut self.logits);
-        let mut rest = logits.as_mut_slice();
-        for (place, prompt) in prompts.iter().enumerate() {
-            let beams = self.items[place].sequences.len();
-            if beams == 0 {
-                // torch draws for every prompt of the batch at once, done or not.
-                self.draws.skip(place, self.options.num_beams * vocab_size);
-                continue;
-            }
-            let (own, others) = rest.split_at_mut(beams * vocab_size);
-            rest = others;
-            self.continue_item(place, prompt, own, vocab_size, events)?;
-        }
-        self.logits = logits;
-        Ok(())
-    }
-
-    /// Chooses the continuations of one prompt's beams and hands the caches on; reports the results when it is done.
-    fn continue_item(
-        &mut self,
-        place: usize,
-        prompt: &PromptState<S>,
-        logits: &mut [f32],
-        vocab_size: usize,
-        events: &mut Vec<Event>,
-    ) -> Result<()> {
-        let row = place * self.options.num_return_sequences;
-        let Item { search, sequences, outgoing, newest } = &mut self.items[place];
+        request: &Request<S>,
+        prompt: &[u32],
+        scores: &mut [f32],
+        stream: Option<&mut TorchRng>,
+        scratch: &mut Scratch,
+    ) {
+        let Self { search, sequences, outgoing, continuations, .. } = self;
+        let source = sequences.first().map_or(&[] as &[u32], Sequence::source);
+        let source = if source.is_empty() { prompt } else { source };
+        let vocab_size = request.vocab_size;
+        let scoring = &request.scoring;
         let chosen =
-            match self.scoring.continuations(search, prompt, logits, vocab_size, &mut self.draws, place) {
+            match scoring.continuations(search, source, scores, vocab_size, stream, continuations, scratch) {
                 Ok(chosen) => chosen,
                 Err(unusable) => {
-                    self.items.clear();
-                    return Err(no_choice(row, unusable));
+                    self.chosen = Some(Err(unusable));
+                    return;
                 }
             };
-        search.advance(chosen, vocab_size, &self.stopping);
-        if !search.is_done() {
-            newest.clear();
-            newest.extend((0..search.parents().len()).filter_map(|beam| search.tokens(beam).last()));
+        search.advance(chosen, vocab_size, request.selector.stopping());
+        if search.is_done() {
+            sequences.clear();
+        } else {
             inherit(search.parents(), sequences, outgoing);
-            return Ok(());
         }
-        sequences.clear();
-        let Some(results) = search.results(self.options.num_return_sequences) else {
-            self.items.clear();
+        self.first = Vec::new();
+        self.chosen = Some(Ok(()));
+    }
+
+    /// Reports the results when the search is done; whether it is.
+    ///
+    /// # Errors
+    /// `Scores` where nothing could be chosen.
+    pub(super) fn settle(
+        &mut self,
+        request: &Request<S>,
+        place: usize,
+        seconds: f64,
+        events: &mut Vec<Event>,
+    ) -> Result<bool> {
+        self.feed = 0;
+        let row = place * request.rows_per_prompt();
+        match self.chosen.take() {
+            None => return Ok(false),
+            Some(Err(unusable)) => return Err(no_choice(row, unusable)),
+            Some(Ok(())) => {}
+        }
+        let first_seconds = *self.first_seconds.get_or_insert(seconds);
+        if !self.search.is_done() {
+            return Ok(false);
+        }
+        let Some(results) = self.search.results(request.rows_per_prompt()) else {
             return Err(no_choice(row, Unusable::AllForbidden));
         };
         for (offset, (tokens, score)) in results.enumerate() {
             for (index, &token_id) in tokens.iter().enumerate() {
                 let last = index + 1 == tokens.len();
-                let reason =
-                    self.stopping.check(token_id, index + 1, usize::MAX).unwrap_or(FinishReason::Length);
+                let stopping = request.selector.stopping();
+                let reason = stopping.check(token_id, index + 1, usize::MAX).unwrap_or(FinishReason::Length);
                 events.push(Event {
                     row: row + offset,
                     token_id,
                     logprobs: None,
                     finish_reason: last.then_some(reason),
                     score: last.then_some(score),
+                    first_seconds: (index == 0).then_some(first_seconds),
                 });
             }
         }
-        Ok(())
+        Ok(true)
     }
 }
 
@@ -202,68 +237,75 @@ fn inherit<S: Sequence>(parents: &[usize], sequences: &mut Vec<S>, outgoing: &mu
 
 /// From logits to the continuations of a prompt's beams.
 #[derive(Debug)]
-struct Scoring {
+pub(super) struct Scoring {
     processors: Processors,
     warpers: Warpers,
     /// Ids that end a beam.
     ending_ids: usize,
-    continuations: Continuations,
-    candidates: Vec<Candidate>,
 }
 
 impl Scoring {
-    fn new(options: &Options, ending_ids: usize) -> Self {
+    pub(super) fn new(options: &Options) -> Self {
+        let ending_ids = Stopping::new(&options.eos_token_ids, &options.stop_token_ids).id_count();
         // A draw must leave a token that does not end the beam.
         let min_tokens_to_keep = ending_ids.max(1) + 1;
         Self {
             processors: Processors::new(options.processors()),
             warpers: Warpers::new(options.warpers(), min_tokens_to_keep),
             ending_ids,
-            continuations: Continuations::default(),
-            candidates: Vec::new(),
         }
     }
 
     /// `logits` has a row per beam, or one row that all beams share; it is spoilt.
-    fn continuations<S: Sequence>(
-        &mut self,
+    #[expect(
+        clippy::too_many_arguments,
+        reason = "the search, what it looks at, and three kinds of working memory"
+    )]
+    fn continuations<'c>(
+        &self,
         search: &BeamSearch,
-        prompt: &PromptState<S>,
+        source: &[u32],
         logits: &mut [f32],
         vocab_size: usize,
-        draws: &mut Draws,
-        place: usize,
-    ) -> Result<&[Candidate], Unusable> {
+        stream: Option<&mut TorchRng>,
+        continuations: &'c mut Continuations,
+        scratch: &mut Scratch,
+    ) -> Result<&'c [crate::decode::sampler::Candidate], Unusable> {
         let settings = search.settings();
         let count = settings.continuations(self.ending_ids, vocab_size);
-        let stream = draws.stream(place);
         let rows = logits.len() / vocab_size;
-        self.continuations.clear();
+        continuations.clear();
         for beam in 0..settings.num_beams {
             if beam < rows {
                 let scores = &mut logits[beam * vocab_size..(beam + 1) * vocab_size];
-                Normalizer::new(scores)?.normalize(scores);
+                Normalizer::new(scratch.scans, scores)?.normalize(scratch.scans, scores);
                 let context = Context {
                     tokens: search.tokens(beam),
-                    length: prompt.len() + search.generated(),
+                    length: search.tokens(beam).len(),
                     generated: search.generated(),
-                    source: prompt.source(),
+                    source,
                 };
-                self.processors.apply(&context, scores);
+                self.processors.apply(&context, scores, scratch);
                 if stream.is_some() {
-                    self.warpers.apply(scores, &mut self.candidates)?;
+                    self.warpers.apply(scores, scratch)?;
                 }
             }
             if stream.is_some() {
-                self.continuations.add_all(beam, search.score(beam), &self.candidates, vocab_size);
+                continuations.add_all(beam, search.score(beam), &scratch.candidates, vocab_size);
             } else {
                 let row = beam.min(rows - 1) * vocab_size;
-                self.continuations.add_best(beam, search.score(beam), &logits[row..row + vocab_size], count);
+                continuations.add_best(
+                    beam,
+                    search.score(beam),
+                    &logits[row..row + vocab_size],
+                    count,
+                    scratch,
+                );
             }
         }
         match stream {
-            Some(rng) => self.continuations.drawn(rng, settings.num_beams * vocab_size, count),
-            None => Ok(self.continuations.best(count)),
+            Some(rng) => continuations.drawn(rng, settings.num_beams * vocab_size, count, scratch),
+            None => Ok(continuations.best(count)),
         }
     }
 }

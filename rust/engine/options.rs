@@ -8,8 +8,9 @@ use crate::headroom;
 
 /// Rows of a request, at most: prompts times `num_return_sequences`.
 const MAX_ROWS: usize = 1 << 24;
-/// Bytes that are kept of a row of the output beside what the model keeps: its ids, its text.
+/// Bytes that are kept of a row of the output, and of each of its tokens: ids, text, what is reported beside them.
 const ROW_BYTES: usize = 1 << 10;
+const TOKEN_BYTES: usize = 8;
 
 /// How long rows may become.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -155,17 +156,25 @@ impl Options {
         Ok(())
     }
 
-    /// Checks that the rows of so many prompts fit into memory, at `row_bytes` of the model each.
+    /// Checks that the output of so many prompts fits into memory.
     ///
     /// # Errors
     /// `Option` with what would fit.
-    pub(super) fn check_memory(&self, prompts: usize, row_bytes: usize) -> Result<()> {
-        let (name, what, rows) = if self.num_beams > 1 {
-            ("num_beams", "beams of all prompts together", self.num_beams)
-        } else {
-            ("num_return_sequences", "sequences of all prompts together", self.num_return_sequences)
-        };
-        headroom::check(name, what, rows.saturating_mul(prompts), row_bytes.saturating_add(ROW_BYTES))
+    pub(super) fn check_memory(&self, prompts: usize) -> Result<()> {
+        let rows = self.num_return_sequences.saturating_mul(prompts);
+        let (Limit::NewTokens(tokens) | Limit::UpToNewTokens(tokens) | Limit::Length(tokens)) = self.limit;
+        let each = ROW_BYTES.saturating_add(TOKEN_BYTES.saturating_mul(tokens));
+        headroom::check("num_return_sequences", "sequences of all prompts together", rows, each)
+    }
+
+    /// Checks that all tokens of all beams of a search can be told apart.
+    ///
+    /// # Errors
+    /// `Option` with the most beams.
+    pub(super) fn check_beams(&self, vocab_size: usize) -> Result<()> {
+        let most = u32::MAX as usize / vocab_size.max(1);
+        let hint = format!("at most {most} with a vocabulary of {vocab_size}");
+        check(self.num_beams <= most, "num_beams", &hint, self.num_beams)
     }
 
     /// New tokens of a prompt of `prompt_length` positions under a context of `context_limit`.

@@ -1,158 +1,133 @@
 //! Rows that each choose one token per step: greedy search and sampling.
 
-use std::sync::atomic::AtomicBool;
-
-use super::prompt::PromptState;
-use super::selector::{Draws, Selector};
-use super::{Event, Options, no_choice, reuse};
+use super::budget::Charge;
+use super::choice::Drawing;
+use super::request::Request;
+use crate::decode::Scratch;
+use crate::decode::logprobs::TokenLogprobs;
 use crate::decode::processors::Context;
-use crate::error::Result;
-use crate::models::{Decoder, Input, Segment, Sequence, Wanted};
+use crate::decode::sampler::Unusable;
+use crate::decode::torch_rng::TorchRng;
+use crate::models::{Input, Segment, Sequence, Wanted};
 
-/// One row of the output.
+/// One row of the output on its way.
 #[derive(Debug)]
-struct Row<S> {
-    /// Given up when the row ends.
-    sequence: Option<S>,
-    prompt: usize,
+pub(super) struct Row<S> {
+    /// Its number among the rows of the call.
+    pub(super) number: usize,
+    /// None while its prompt is not in the cache.
+    pub(super) sequence: Option<S>,
     /// Ids of the prompt and the generated ones.
-    tokens: Vec<u32>,
-    generated: usize,
-    /// The newest token, which the next step feeds.
-    newest: u32,
+    pub(super) tokens: Vec<u32>,
+    pub(super) generated: usize,
+    /// Tokens that the step feeds.
+    feed: usize,
+    /// The prompt's last logits, until the first token is chosen from them.
+    pub(super) first: Vec<f32>,
+    pub(super) drawing: Drawing,
+    /// What the step chose.
+    pub(super) chosen: Option<Result<(u32, Option<TokenLogprobs>), Unusable>>,
+    /// Whether its reader wants no more of it.
+    pub(super) ended: bool,
+    _reserved: Charge,
 }
 
-/// All rows of a request.
-#[derive(Debug)]
-pub(super) struct Rows<S: 'static> {
-    selector: Selector,
-    draws: Draws,
-    rows_per_prompt: usize,
-    rows: Vec<Row<S>>,
-    logits: Vec<f32>,
-    batch: Vec<Segment<'static, S>>,
-}
-
-impl<S: Sequence> Rows<S> {
-    pub(super) fn new(options: &Options, prompts: usize) -> Self {
+impl<S: Sequence> Row<S> {
+    /// A row that has generated the last `generated` of its tokens already.
+    pub(super) fn new(number: usize, tokens: Vec<u32>, generated: usize, reserved: Charge) -> Self {
         Self {
-            selector: Selector::new(options),
-            draws: Draws::new(options, prompts),
-            rows_per_prompt: options.num_return_sequences,
-            rows: Vec::new(),
-            logits: Vec::new(),
-            batch: Vec::new(),
+            number,
+            sequence: None,
+            tokens,
+            generated,
+            feed: 0,
+            first: Vec::new(),
+            drawing: Drawing::None,
+            chosen: None,
+            ended: false,
+            _reserved: reserved,
         }
     }
 
-    pub(super) fn is_done(&self) -> bool {
-        self.rows.iter().all(|row| row.sequence.is_none())
+    /// Tokens that are not in the cache; the newest is among them.
+    fn pending(&self) -> usize {
+        self.tokens.len() - self.sequence.as_ref().map_or(0, Sequence::len)
     }
 
-    /// Rows that the next step feeds.
-    pub(super) fn running(&self) -> usize {
-        self.rows.iter().filter(|row| row.sequence.is_some()).count()
+    /// Whether its next step chooses a token.
+    fn is_ready(&self) -> bool {
+        self.generated > 0 && self.sequence.is_some() && self.pending() == 1
     }
 
-    /// Forks every prompt for its rows and chooses their first tokens from the prompts' last logits, `P × V`.
-    pub(super) fn start(
+    /// Whether tokens that it had chosen have to be read again.
+    pub(super) fn lags(&self) -> bool {
+        self.generated > 0 && !self.is_ready()
+    }
+
+    /// Feeds the newest token in this step, where that is all that is missing; whether it does.
+    pub(super) fn plan_decode(&mut self) -> bool {
+        self.feed = usize::from(self.is_ready());
+        self.feed > 0
+    }
+
+    /// Tokens that it has to read again before it goes on, the newest excepted.
+    pub(super) fn behind(&self) -> usize {
+        if self.lags() && self.sequence.is_some() { self.pending() - 1 } else { 0 }
+    }
+
+    /// Reads at most `room` of those in this step; returns how many.
+    pub(super) fn plan_reading(&mut self, room: usize) -> usize {
+        self.feed = self.behind().min(room);
+        self.feed
+    }
+
+    pub(super) fn unplan(&mut self) {
+        self.feed = 0;
+    }
+
+    /// Whether the step gives it a row of logits.
+    pub(super) fn has_logits(&self) -> bool {
+        self.feed > 0 && self.pending() == 0
+    }
+
+    /// What it adds to the step.
+    pub(super) fn segment(&mut self) -> Option<Segment<'_, S>> {
+        let (feed, pending) = (self.feed, self.pending());
+        let sequence = self.sequence.as_mut().filter(|_| feed > 0)?;
+        let from = self.tokens.len() - pending;
+        let logits = if feed == pending { Wanted::Last } else { Wanted::Nothing };
+        Some(Segment { sequence, input: Input::Tokens(&self.tokens[from..from + feed]), logits })
+    }
+
+    /// Gives its cache back; what it has chosen stays.
+    pub(super) fn evict(&mut self) {
+        (self.sequence, self.feed) = (None, 0);
+        self.first = Vec::new();
+    }
+
+    /// Chooses the next token from raw logits, which are spoilt.
+    pub(super) fn choose(
         &mut self,
-        prompts: &mut [PromptState<S>],
-        prompt_logits: &[f32],
-        events: &mut Vec<Event>,
-    ) -> Result<()> {
-        let vocab_size = prompt_logits.len() / prompts.len();
-        for (place, prompt) in prompts.iter_mut().enumerate() {
-            let Some(sequence) = prompt.sequence.take() else { continue };
-            let ids = prompt.ids();
-            let room = ids.len() + prompt.max_new_tokens.min(4096);
-            let mut sequence = Some(sequence);
-            for left in (0..self.rows_per_prompt).rev() {
-                let mut tokens = Vec::with_capacity(room);
-                tokens.extend_from_slice(ids);
-                let own = if left == 0 { sequence.take() } else { sequence.as_ref().map(Sequence::fork) };
-                self.rows.push(Row { sequence: own, prompt: place, tokens, generated: 0, newest: 0 });
-            }
-        }
-        for row in 0..self.rows.len() {
-            let from = row / self.rows_per_prompt * vocab_size;
-            self.logits.clear();
-            self.logits.extend_from_slice(&prompt_logits[from..from + vocab_size]);
-            self.choose(row, 0, vocab_size, prompts, events)?;
-        }
-        Ok(())
-    }
-
-    /// One step for all rows that are not done.
-    pub(super) fn step<M: Decoder<Sequence = S>>(
-        &mut self,
-        model: &M,
-        prompts: &[PromptState<S>],
-        cancel: &AtomicBool,
-        events: &mut Vec<Event>,
-    ) -> Result<()> {
-        let mut batch = reuse(std::mem::take(&mut self.batch));
-        for row in &mut self.rows {
-            let Some(sequence) = row.sequence.as_mut() else { continue };
-            let input = Input::Tokens(std::slice::from_ref(&row.newest));
-            batch.push(Segment { sequence, input, logits: Wanted::Last });
-        }
-        let outcome = model.forward(&mut batch, &mut self.logits, cancel);
-        self.batch = reuse(batch);
-        outcome?;
-        let vocab_size = model.vocab_size();
-        let mut from = 0;
-        for row in 0..self.rows.len() {
-            if self.rows[row].sequence.is_some() {
-                self.choose(row, from, vocab_size, prompts, events)?;
-                from += vocab_size;
-            } else {
-                self.draws.skip(self.rows[row].prompt, vocab_size);
-            }
-        }
-        Ok(())
-    }
-
-    /// Ends a row.
-    pub(super) fn finish(&mut self, row: usize) {
-        if let Some(row) = self.rows.get_mut(row) {
-            row.sequence = None;
-        }
-    }
-
-    /// Chooses the next token of a row from the logits that start at `from`.
-    fn choose(
-        &mut self,
-        place: usize,
-        from: usize,
-        vocab_size: usize,
-        prompts: &[PromptState<S>],
-        events: &mut Vec<Event>,
-    ) -> Result<()> {
-        let row = &mut self.rows[place];
-        let prompt = &prompts[row.prompt];
+        request: &Request<S>,
+        prompt: &[u32],
+        scores: &mut [f32],
+        stream: Option<&mut TorchRng>,
+        scratch: &mut Scratch,
+    ) {
+        let source = self.sequence.as_ref().map_or(&[] as &[u32], Sequence::source);
         let context = Context {
-            tokens: &row.tokens,
-            length: prompt.len() + row.generated,
-            generated: row.generated,
-            source: prompt.source(),
+            tokens: &self.tokens,
+            length: self.tokens.len(),
+            generated: self.generated,
+            source: if source.is_empty() { prompt } else { source },
         };
-        let scores = &mut self.logits[from..from + vocab_size];
-        let (token, logprobs) = match self.selector.choose(&context, scores, self.draws.stream(row.prompt)) {
-            Ok(choice) => choice,
-            Err(unusable) => {
-                self.rows.clear();
-                return Err(no_choice(place, unusable));
-            }
-        };
-        row.tokens.push(token);
-        row.newest = token;
-        row.generated += 1;
-        let finish_reason = self.selector.stopping().check(token, row.generated, prompt.max_new_tokens);
-        if finish_reason.is_some() {
-            row.sequence = None;
-        }
-        events.push(Event { row: place, token_id: token, logprobs, finish_reason, score: None });
-        Ok(())
+        self.chosen = Some(request.selector.choose(&context, scores, stream, scratch));
+    }
+
+    /// Takes a token that was chosen.
+    pub(super) fn push(&mut self, token: u32) {
+        self.tokens.push(token);
+        self.generated += 1;
+        self.first = Vec::new();
     }
 }

@@ -5,7 +5,7 @@ mod logits;
 mod plan;
 mod trace;
 
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use crate::error::Result;
 use crate::kv;
@@ -14,7 +14,7 @@ use crate::layers::embedding::{self, Input, Source};
 use crate::layers::linear::{Epilogue, Prepared};
 use crate::layers::{Context, Rows, Runtime};
 use crate::program::{Cache, Op, Operand, Part, Phase, Product, Program, Weights, Which};
-use crate::team::{Member, Stop, Turn};
+use crate::team::{Cancel, Member, Stop, Turn};
 pub use buffers::{Buffers, Taken, activation_bytes};
 use buffers::{Sizes, Views};
 use logits::LogitsWriter;
@@ -42,7 +42,7 @@ pub struct Inputs<'a> {
     /// What the rows of the plan's span `i` are.
     pub of: &'a (dyn Fn(usize) -> Input<'a> + Sync),
     /// Stops the step when it is set.
-    pub cancel: &'a AtomicBool,
+    pub cancel: &'a Cancel<'a>,
     /// Shows every activation by name.
     pub trace: Option<&'a Trace>,
 }

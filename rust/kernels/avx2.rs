@@ -3,6 +3,7 @@
 use std::arch::x86_64::*;
 
 use super::lanes::Lanes;
+use super::twister::TWIST_MATRIX;
 
 /// Lanes of the AVX2 table.
 #[derive(Debug, Clone, Copy)]
@@ -84,6 +85,21 @@ unsafe fn join_halves(low: __m256, high: __m256) -> __m256 {
     unsafe { _mm256_or_ps(high, _mm256_castsi256_ps(_mm256_srli_epi32::<16>(_mm256_castps_si256(low)))) }
 }
 
+/// Eight words of [`Lanes::twist`].
+#[inline(always)]
+unsafe fn twist_eight(word: __m256, following: __m256, middle: __m256) -> __m256 {
+    // SAFETY: the caller grants AVX2; nothing is read or written.
+    unsafe {
+        let high = _mm256_castsi256_ps(_mm256_set1_epi32(i32::MIN));
+        let y =
+            _mm256_castps_si256(_mm256_or_ps(_mm256_and_ps(high, word), _mm256_andnot_ps(high, following)));
+        let odd = _mm256_srai_epi32::<31>(_mm256_slli_epi32::<31>(y));
+        let matrix = _mm256_and_si256(odd, _mm256_set1_epi32(TWIST_MATRIX.cast_signed()));
+        let twisted = _mm256_xor_si256(_mm256_srli_epi32::<1>(y), matrix);
+        _mm256_xor_ps(_mm256_castsi256_ps(twisted), middle)
+    }
+}
+
 // SAFETY: AVX2, FMA and F16C intrinsics alone; the table is handed out only after `detected()`. Pointers' room is the
 // caller's to grant, and every memory access is an unaligned one.
 #[allow(clippy::undocumented_unsafe_blocks, reason = "one contract for all functions, stated on the impl")]
@@ -134,6 +150,16 @@ unsafe impl Lanes for Avx2 {
     #[inline(always)]
     unsafe fn min(a: Pair, b: Pair) -> Pair {
         unsafe { Pair(_mm256_min_ps(a.0, b.0), _mm256_min_ps(a.1, b.1)) }
+    }
+    #[inline(always)]
+    unsafe fn xor(a: Pair, b: Pair) -> Pair {
+        unsafe { Pair(_mm256_xor_ps(a.0, b.0), _mm256_xor_ps(a.1, b.1)) }
+    }
+    #[inline(always)]
+    unsafe fn twist(word: Pair, following: Pair, middle: Pair) -> Pair {
+        unsafe {
+            Pair(twist_eight(word.0, following.0, middle.0), twist_eight(word.1, following.1, middle.1))
+        }
     }
     #[inline(always)]
     unsafe fn fma(a: Pair, b: Pair, c: Pair) -> Pair {

@@ -5,6 +5,7 @@
 use std::arch::x86_64::*;
 
 use super::lanes::Lanes;
+use super::twister::TWIST_MATRIX;
 
 /// Lanes of the AVX-512 table.
 #[derive(Debug, Clone, Copy)]
@@ -101,6 +102,25 @@ macro_rules! lanes {
             #[inline(always)]
             unsafe fn min(a: __m512, b: __m512) -> __m512 {
                 unsafe { _mm512_min_ps(a, b) }
+            }
+            #[inline(always)]
+            unsafe fn xor(a: __m512, b: __m512) -> __m512 {
+                unsafe { _mm512_xor_ps(a, b) }
+            }
+            #[inline(always)]
+            unsafe fn twist(word: __m512, following: __m512, middle: __m512) -> __m512 {
+                unsafe {
+                    let (word, following) = (_mm512_castps_si512(word), _mm512_castps_si512(following));
+                    let middle = _mm512_castps_si512(middle);
+                    // Where a bit of the mask is set the word's bit, else that of the one that follows.
+                    const SELECT: i32 = 0xca;
+                    let high = _mm512_set1_epi32(i32::MIN);
+                    let y = _mm512_ternarylogic_epi32::<SELECT>(high, word, following);
+                    let odd = _mm512_test_epi32_mask(following, _mm512_set1_epi32(1));
+                    let matrix = _mm512_set1_epi32(TWIST_MATRIX.cast_signed());
+                    let middle = _mm512_mask_xor_epi32(middle, odd, middle, matrix);
+                    _mm512_castsi512_ps(_mm512_xor_si512(middle, _mm512_srli_epi32::<1>(y)))
+                }
             }
             #[inline(always)]
             unsafe fn fma(a: __m512, b: __m512, c: __m512) -> __m512 {

@@ -38,6 +38,11 @@ pub unsafe trait Lanes: Copy + 'static {
     unsafe fn max(a: Self::F, b: Self::F) -> Self::F;
     /// `a < b ? a : b`: where one is NaN, `b`.
     unsafe fn min(a: Self::F, b: Self::F) -> Self::F;
+    /// The bits that differ.
+    unsafe fn xor(a: Self::F, b: Self::F) -> Self::F;
+    /// Lanes as words of the Mersenne Twister: `middle` with the bits changed that differ in what `word` and the one that follows it
+    /// are twisted to (see `mix` in `twister.rs`).
+    unsafe fn twist(word: Self::F, following: Self::F, middle: Self::F) -> Self::F;
     /// `a * b + c`, rounded once where the instruction set can.
     unsafe fn fma(a: Self::F, b: Self::F, c: Self::F) -> Self::F;
     /// Nearest integer, ties to even, for |a| < 2^22.

@@ -19,7 +19,10 @@ mod norm;
 mod portable;
 pub mod probe;
 mod rows;
+mod scans;
+mod scores;
 mod tile;
+mod twister;
 
 use std::sync::OnceLock;
 
@@ -32,6 +35,7 @@ pub use lanes::WIDTH;
 pub use matmul::{Matmul, Prefetch, Tuning};
 pub use norm::Norm;
 pub use rows::{FEW_ROWS, InputLayout, Pack};
+pub use scans::{BLOCK_WORDS, Scans, TWIST_MATRIX, WINDOW_BITS, WindowSums, window_offset};
 
 use crate::error::{Error, Result};
 
@@ -60,6 +64,7 @@ pub struct Kernels {
     attention: [unsafe fn(&Attention<'_>); 3],
     multiply: unsafe fn(*mut f32, *const f32, usize, bool),
     probe: probe::Probes,
+    scans: &'static Scans,
 }
 
 /// Wraps a shared algorithm in a function compiled for the features of one table.
@@ -69,6 +74,16 @@ macro_rules! shim {
         unsafe fn $name($($arg: $ty),*) $(-> $out)? {
             // SAFETY: handed on from the caller; a table is handed out only where its features are.
             unsafe { $body }
+        }
+    };
+}
+
+/// As `shim`, for what is safe once the features are there.
+macro_rules! scan {
+    ([$($attr:meta),*] $name:ident($($arg:ident: $ty:ty),*) $(-> $out:ty)?, $body:expr) => {
+        $(#[$attr])*
+        fn $name($($arg: $ty),*) $(-> $out)? {
+            $body
         }
     };
 }
@@ -97,6 +112,21 @@ macro_rules! table {
             shim!($attrs fma(n: usize) -> f32, probe::fma::<$lanes>(n));
             shim!($attrs dot(n: usize) -> f32, probe::dot::<$lanes>(n));
             shim!($attrs read(p: *const f32, n: usize, ahead: usize) -> f32, probe::read::<$lanes>(p, n, ahead));
+            shim!($attrs maximum(s: &[f32]) -> f32, scores::maximum::<$lanes>(s));
+            shim!($attrs maxima(s: &[f32], run: usize, m: &mut [f32]) -> bool,
+                scores::maxima::<$lanes>(s, run, m));
+            scan!($attrs position(s: &[f32], score: f32) -> usize, scores::position(s, score));
+            scan!($attrs exponentiate(v: &mut [f32], m: f32), scores::exponentiate(v, m));
+            scan!($attrs sum_of_exponentials(v: &[f32], m: f32) -> f64, scores::sum_of_exponentials(v, m));
+            scan!($attrs sum(v: &[f32]) -> f64, scores::sum(v));
+            scan!($attrs divide(v: &mut [f32], by: f32), scores::divide(v, by));
+            scan!($attrs subtract(v: &mut [f32], a: f32, b: f32), scores::subtract(v, a, b));
+            shim!($attrs twist(w: &mut [u32; BLOCK_WORDS], times: u64), twister::twist::<$lanes>(w, times));
+            shim!($attrs follow(s: &mut WindowSums), twister::follow::<$lanes>(s));
+            shim!($attrs add_windows(s: &WindowSums, o: &[u16], w: &mut [u32; BLOCK_WORDS]),
+                twister::add_windows::<$lanes, PARTS>(s, o, w));
+            /// Vectors that one pass over the windows keeps in registers.
+            const PARTS: usize = if <$lanes as lanes::Lanes>::ROWS == 12 { 13 } else { 3 };
 
             pub(super) const TABLE: Kernels = Kernels {
                 name: $name,
@@ -117,6 +147,19 @@ macro_rules! table {
                 attention: [attention_f32, attention_bf16, attention_dot],
                 multiply,
                 probe: probe::Probes { fma, dot, read, chains: <$lanes as lanes::Lanes>::ROWS },
+                scans: &Scans {
+                    maximum,
+                    maxima,
+                    position,
+                    exponentiate,
+                    sum_of_exponentials,
+                    sum,
+                    divide,
+                    subtract,
+                    twist,
+                    follow,
+                    add_windows,
+                },
             };
         }
     };
@@ -252,6 +295,17 @@ impl Kernels {
     pub unsafe fn multiply(&self, gate: *mut f32, up: *const f32, n: usize, round: bool) {
         // SAFETY: handed on.
         unsafe { (self.multiply)(gate, up, n, round) }
+    }
+
+    /// What choosing a token needs.
+    pub fn scans(&self) -> &'static Scans {
+        self.scans
+    }
+
+    /// The scans of the chosen table; the plain ones where `FASTDECODE_ISA` names none that this CPU runs, with which no model
+    /// loads.
+    pub fn chosen_scans() -> &'static Scans {
+        Self::chosen().map_or(portable_table::TABLE.scans, |table| table.scans)
     }
 
     /// The probes of this table's limits.

@@ -3,6 +3,7 @@
 //! A product and a sum are rounded apart here (`a * b + c`): without an FMA instruction a fused one is a library call.
 
 use super::lanes::{Lanes, QUAD, WIDTH, round_bf16, widen_bf16};
+use super::twister::mix;
 
 /// Lanes without any instruction set of their own.
 #[derive(Debug, Clone, Copy)]
@@ -57,6 +58,14 @@ unsafe impl Lanes for Portable {
     #[inline(always)]
     unsafe fn min(a: Self::F, b: Self::F) -> Self::F {
         each(|i| if a[i] < b[i] { a[i] } else { b[i] })
+    }
+    #[inline(always)]
+    unsafe fn xor(a: Self::F, b: Self::F) -> Self::F {
+        each(|i| f32::from_bits(a[i].to_bits() ^ b[i].to_bits()))
+    }
+    #[inline(always)]
+    unsafe fn twist(word: Self::F, following: Self::F, middle: Self::F) -> Self::F {
+        each(|i| f32::from_bits(mix(word[i].to_bits(), following[i].to_bits()) ^ middle[i].to_bits()))
     }
     #[inline(always)]
     unsafe fn fma(a: Self::F, b: Self::F, c: Self::F) -> Self::F {

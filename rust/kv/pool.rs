@@ -8,8 +8,8 @@
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use super::Shape;
 use super::slab::{Counts, Sizes, Slab};
+use super::{Account, Shape};
 use crate::arena::Mapping;
 use crate::error::{Error, Result};
 use crate::forks::{self, PerProcess};
@@ -25,6 +25,8 @@ const PROBED: usize = 16;
 struct Slabs {
     slabs: Vec<Option<Slab>>,
     counts: Counts,
+    /// Blocks that were handed out on nobody's account and have not come back.
+    open: usize,
     /// Slab that handed out last.
     current: usize,
     /// Idle bytes above which some are given back, where the system refused to take enough the last time.
@@ -57,16 +59,18 @@ impl Slabs {
     }
 
     /// Hands out a block: its slab, its number there and its first byte. None when the system refuses memory.
-    fn take(&mut self, sizes: Sizes) -> Option<(usize, usize, *mut u8)> {
+    fn take(&mut self, sizes: Sizes, account: Account) -> Option<(usize, usize, *mut u8)> {
         self.current = match self.fullest() {
             Some(place) => place,
             None => self.grow(sizes)?,
         };
         let place = self.current;
-        self.change(place, |slab| {
+        let taken = self.change(place, |slab| {
             let block = slab.take();
             (place, block, slab.at(block))
-        })
+        })?;
+        self.open += usize::from(account == Account::Open);
+        Some(taken)
     }
 
     /// Asks the system for a slab.
@@ -87,8 +91,9 @@ impl Slabs {
         }
     }
 
-    /// Takes a block back.
-    fn put(&mut self, place: usize, block: usize, reserve: usize) {
+    /// Takes a block back that was handed out on `account`.
+    fn put(&mut self, (place, block): (usize, usize), account: Account, reserve: usize) {
+        self.open -= usize::from(account == Account::Open);
         let worn = self.change(place, |slab| {
             slab.put(block);
             slab.counts.live == 0 && slab.holed
@@ -158,6 +163,11 @@ impl Pool {
         self.lock().counts.live * self.shape.block_bytes()
     }
 
+    /// Bytes of those that sequences took which no request answers for. A forked child counts only its own.
+    pub fn open_bytes(&self) -> usize {
+        self.lock().open * self.shape.block_bytes()
+    }
+
     /// Bytes of memory that the pool holds in this process: blocks handed out, what is kept for reuse, and what fills up their
     /// pages. Where the system grants no huge pages it can be less by up to one of them per slab.
     pub fn held_bytes(&self) -> usize {
@@ -188,20 +198,20 @@ impl Pool {
     }
 
     /// A zeroed block.
-    pub(super) fn block(self: &Arc<Self>) -> Result<Arc<Block>> {
-        let block = self.unwritten()?;
+    pub(super) fn block(self: &Arc<Self>, account: Account) -> Result<Arc<Block>> {
+        let block = self.unwritten(account)?;
         // SAFETY: the memory is this block's alone, of this size.
         unsafe { block.at().write_bytes(0, self.shape.block_bytes()) };
         Ok(block)
     }
 
     /// A block whose contents are whatever was there; its owner writes all of it.
-    pub(super) fn unwritten(self: &Arc<Self>) -> Result<Arc<Block>> {
+    pub(super) fn unwritten(self: &Arc<Self>, account: Account) -> Result<Arc<Block>> {
         let bytes = self.shape.block_bytes();
         let generation = forks::generation();
-        let taken = self.sizes.and_then(|sizes| self.lock().take(sizes));
+        let taken = self.sizes.and_then(|sizes| self.lock().take(sizes, account));
         let (slab, number, at) = taken.ok_or_else(|| Self::refused(bytes))?;
-        Ok(Arc::new(Block { at, slab, number, generation, pool: Arc::clone(self) }))
+        Ok(Arc::new(Block { at, slab, number, account, generation, pool: Arc::clone(self) }))
     }
 }
 
@@ -211,6 +221,7 @@ pub(super) struct Block {
     at: *mut u8,
     slab: usize,
     number: usize,
+    account: Account,
     /// The process that handed it out.
     generation: usize,
     pool: Arc<Pool>,
@@ -232,7 +243,8 @@ impl Drop for Block {
     fn drop(&mut self) {
         // A block that a forked child has from its parent belongs to slabs that the child has left behind.
         if self.generation == forks::generation() {
-            self.pool.lock().put(self.slab, self.number, self.pool.reserve);
+            let place = (self.slab, self.number);
+            self.pool.lock().put(place, self.account, self.pool.reserve);
         }
     }
 }
@@ -277,6 +289,7 @@ mod tests {
         let (resident, slabs) = resident(pool);
         let (held, sizes) = (pool.held_bytes(), pool.sizes.unwrap());
         assert_eq!(pool.live_bytes(), live * pool.shape.block_bytes(), "blocks handed out");
+        assert_eq!(pool.open_bytes(), pool.live_bytes(), "all of them on nobody's account");
         assert!(resident <= held, "{resident} bytes are resident where the pool says {held}");
         let counts = pool.lock().counts;
         let mut sum = Counts::default();
@@ -301,7 +314,7 @@ mod tests {
         // As four layers of 128 dimensions: 64 KB.
         let pool = pool(4, 128, RESERVE);
         assert_eq!(pool.shape().block_bytes(), 64 << 10, "bytes of a block");
-        let sequence = || (0..13).map(|_| pool.block().unwrap()).collect::<Vec<_>>();
+        let sequence = || (0..13).map(|_| pool.block(Account::Open).unwrap()).collect::<Vec<_>>();
         let mut kept = Vec::new();
         for round in 0..4 {
             let mut all: Vec<_> = (0..300).map(|_| sequence()).collect();
@@ -326,7 +339,7 @@ mod tests {
     #[test]
     fn blocks_are_handed_out_from_the_fullest_slab_lowest_first() {
         let pool = pool(4, 128, RESERVE);
-        let mut blocks: Vec<_> = (0..3 * 128).map(|_| pool.block().unwrap()).collect();
+        let mut blocks: Vec<_> = (0..3 * 128).map(|_| pool.block(Account::Open).unwrap()).collect();
         let place = |block: &Block| (block.slab, block.number);
         assert_eq!(place(&blocks[0]), (0, 0), "the first");
         assert_eq!(place(&blocks[383]), (2, 127), "the last of three slabs");
@@ -334,7 +347,7 @@ mod tests {
         for i in [130, 131, 1, 2, 3] {
             blocks[i] = Arc::clone(&blocks[0]);
         }
-        let again: Vec<_> = (0..5).map(|_| pool.block().unwrap()).collect();
+        let again: Vec<_> = (0..5).map(|_| pool.block(Account::Open).unwrap()).collect();
         let places: Vec<_> = again.iter().map(|block| place(block)).collect();
         assert_eq!(places, [(1, 2), (1, 3), (0, 1), (0, 2), (0, 3)]);
     }
@@ -344,7 +357,7 @@ mod tests {
         let pool = pool(1, 3, RESERVE);
         let bytes = pool.shape().block_bytes();
         for _ in 0..3 {
-            let blocks: Vec<_> = (0..5).map(|_| pool.block().unwrap()).collect();
+            let blocks: Vec<_> = (0..5).map(|_| pool.block(Account::Open).unwrap()).collect();
             for block in &blocks {
                 // SAFETY: the block is ours.
                 unsafe {
@@ -354,9 +367,10 @@ mod tests {
             }
         }
         let huge = Pool::new(Shape { layers: 1 << 20, heads: 1 << 10, head_dim: 1 << 10, bf16: false });
-        assert!(matches!(huge.block(), Err(Error::OutOfMemory { .. })), "2^47 bytes");
+        assert!(matches!(huge.block(Account::Open), Err(Error::OutOfMemory { .. })), "2^47 bytes");
         assert!(matches!(pool.probe(1 << 50), Err(Error::OutOfMemory { .. })), "2^50 blocks");
-        assert_eq!((huge.live_bytes(), huge.held_bytes()), (0, 0), "nothing came of it");
+        let counted = (huge.live_bytes(), huge.open_bytes(), huge.held_bytes());
+        assert_eq!(counted, (0, 0, 0), "nothing came of it");
     }
 
     #[test]
@@ -366,7 +380,7 @@ mod tests {
             for _ in 0..4 {
                 scope.spawn(|| {
                     for round in 0..300 {
-                        drop((0..round % 17).map(|_| pool.block().unwrap()).collect::<Vec<_>>());
+                        drop((0..round % 17).map(|_| pool.block(Account::Open).unwrap()).collect::<Vec<_>>());
                     }
                 });
             }
@@ -380,7 +394,7 @@ mod tests {
     fn a_child_forked_under_the_lock_goes_on_to_work() {
         let pool = pool(4, 128, RESERVE);
         let bytes = pool.shape().block_bytes();
-        let old = pool.block().unwrap();
+        let old = pool.block(Account::Open).unwrap();
         // SAFETY: the block is ours.
         unsafe { old.at().write_bytes(5, bytes) };
         let (locked, is_locked) = std::sync::mpsc::channel();
@@ -404,10 +418,11 @@ mod tests {
                 (0..bytes).all(|i| *old.at().add(i) == 5)
             };
             drop(old);
-            let fresh: Option<Vec<_>> = (0..40).map(|_| pool.block().ok()).collect();
-            let counted = pool.live_bytes() == 40 * bytes;
+            let fresh: Option<Vec<_>> = (0..40).map(|_| pool.block(Account::Open).ok()).collect();
+            let counted = (pool.live_bytes(), pool.open_bytes()) == (40 * bytes, 40 * bytes);
             drop(fresh);
-            let whole = same && counted && pool.live_bytes() == 0 && pool.held_bytes() <= SLAB;
+            let gone = (pool.live_bytes(), pool.open_bytes()) == (0, 0);
+            let whole = same && counted && gone && pool.held_bytes() <= SLAB;
             drop(pool);
             // SAFETY: ends this process without running anything else.
             unsafe { libc::_exit(if whole { 7 } else { 1 }) };
@@ -418,7 +433,8 @@ mod tests {
         drop(done);
         holder.join().unwrap();
         assert!(libc::WIFEXITED(status) && libc::WEXITSTATUS(status) == 7, "the child's status: {status}");
-        assert_eq!(pool.live_bytes(), bytes, "the parent's block is still the parent's");
+        let counted = (pool.live_bytes(), pool.open_bytes());
+        assert_eq!(counted, (bytes, bytes), "the parent's block is still the parent's");
     }
 
     /// A slab.
@@ -462,7 +478,7 @@ mod tests {
             for act in acts {
                 match act {
                     Act::Take(n) => for _ in 0..n {
-                        let block = pool.block().unwrap();
+                        let block = pool.block(Account::Open).unwrap();
                         for mark in marks(&block) {
                             // SAFETY: inside the block.
                             unsafe {

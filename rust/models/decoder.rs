@@ -3,9 +3,8 @@
 //! A step is a list of segments. Prefill is many tokens of one sequence, decode one token of each sequence, a
 //! verification a few tokens of one, and continuous batching is all of these in one call; nothing is padded.
 
-use std::sync::atomic::AtomicBool;
-
 use crate::error::Result;
+use crate::team::Cancel;
 
 pub use crate::layers::embedding::Input;
 
@@ -42,8 +41,32 @@ pub struct Segment<'a, S> {
     pub logits: Wanted,
 }
 
+/// A block of the cache. Sequences take whole blocks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct CacheBlock {
+    /// Positions that it holds.
+    pub positions: usize,
+    /// Its size.
+    pub bytes: usize,
+}
+
+/// What the requests of a model may use together.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Limits {
+    /// Bytes of the cache that running requests may reserve; `usize::MAX` for no limit.
+    pub cache_bytes: usize,
+    /// Sequences that decode side by side in one step.
+    pub max_rows: usize,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self { cache_bytes: usize::MAX, max_rows: 64 }
+    }
+}
+
 /// A run of cached positions; dropping it frees its blocks.
-pub trait Sequence: Sized + Send {
+pub trait Sequence: std::fmt::Debug + Sized + Send + Sync {
     /// Number of cached positions.
     fn len(&self) -> usize;
     /// Whether nothing is cached yet.
@@ -53,6 +76,10 @@ pub trait Sequence: Sized + Send {
     /// Rows of other work that the sequence's first forward does before its own (an encoder's source).
     fn pending(&self) -> usize {
         0
+    }
+    /// Ids that the encoder reads, or has read, for it; none without an encoder.
+    fn source(&self) -> &[u32] {
+        &[]
     }
     /// A second sequence with the same contents; full blocks are shared, the last partial one is copied when written.
     fn fork(&self) -> Self;
@@ -71,12 +98,29 @@ pub trait Decoder: Send + Sync {
     fn vocab_size(&self) -> usize;
     /// Largest number of positions of a sequence, or `None` without a limit.
     fn context_limit(&self) -> Option<usize>;
-    /// Bytes that every row of a request takes at least: a block of the cache, and its logits twice.
-    fn row_bytes(&self) -> usize {
-        2 * self.vocab_size() * size_of::<f32>()
+    /// A block of the cache.
+    fn cache_block(&self) -> CacheBlock;
+    /// Bytes of the cache that nobody has reserved and that are in use now: by states that are advanced by hand, and by encoded
+    /// sources that callers keep.
+    fn open_bytes(&self) -> usize {
+        0
     }
-    /// An empty sequence.
-    fn start(&self) -> Self::Sequence;
+    /// What requests may use.
+    fn limits(&self) -> Limits;
+    /// Threads that a step computes with; choosing tokens may use as many.
+    fn threads(&self) -> usize {
+        1
+    }
+    /// An empty sequence of a request, which reserves what it may come to hold, over a source in a model with an encoder.
+    ///
+    /// # Errors
+    /// `Option` for a source that cannot be used, or where there is none and must be one.
+    fn start(&self, source: Option<&[u32]>) -> Result<Self::Sequence>;
+    /// Reads the sources that these sequences wait for, side by side; each is as if it were alone, to the bit.
+    ///
+    /// # Errors
+    /// As for [`Decoder::forward`]; no source is read then.
+    fn encode(&self, sequences: &mut [&mut Self::Sequence], cancel: &Cancel<'_>) -> Result<()>;
     /// Appends every segment to its sequence and leaves the wanted logits in `logits`: one row of `V` per wanted token,
     /// in the order of the segments. On an error every sequence is as it was before.
     ///
@@ -86,6 +130,6 @@ pub trait Decoder: Send + Sync {
         &self,
         batch: &mut [Segment<'_, Self::Sequence>],
         logits: &mut Vec<f32>,
-        cancel: &AtomicBool,
+        cancel: &Cancel<'_>,
     ) -> Result<()>;
 }

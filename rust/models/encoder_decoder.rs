@@ -2,17 +2,15 @@
 //! and what was made of them serves sequences, forks and beams.
 
 use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
 
-use super::decoder::Segment;
 use super::sequence::{DecoderSequence, EncoderOutput, PendingSource, Source};
 use crate::error::{Error, Result};
 use crate::execute::{Buffers, Executor, Inputs, Trace};
 use crate::kernels::BLOCK;
-use crate::kv::{Pool, Sequence};
+use crate::kv::{Account, Pool, Sequence};
 use crate::layers::Rows;
 use crate::layers::embedding::Input;
-use crate::team;
+use crate::team::{self, Cancel};
 
 /// An encoder with the memory of its caches.
 #[derive(Debug, Clone, Copy)]
@@ -33,23 +31,23 @@ impl Encoder<'_> {
     }
 
     /// Encodes sources in one step; results are the same bits as alone. Every source has at least one id, all below the
-    /// vocabulary size. Hidden states are kept where `with_hidden` says so.
+    /// vocabulary size. Hidden states are kept where `with_hidden` says so. Blocks are taken on the account beside the ids.
     ///
     /// # Errors
     /// `OutOfMemory`, `Cancelled`, `Panicked`.
     pub(super) fn encode(
         self,
-        sources: &[&[u32]],
+        sources: &[(&[u32], Account)],
         with_hidden: bool,
-        cancel: &AtomicBool,
+        cancel: &Cancel<'_>,
         trace: Option<&Trace>,
     ) -> Result<Vec<Arc<EncoderOutput>>> {
-        let mut turn = team::turn(self.executor.runtime.threads);
+        let mut turn = team::turn(self.executor.runtime.threads, cancel)?;
         let mut buffers = Buffers::take();
         let mut kept = Vec::with_capacity(sources.len());
         let mut own = Vec::with_capacity(sources.len());
-        for ids in sources {
-            let [mut source, mut memory] = [self.own, self.kept].map(Sequence::new);
+        for &(ids, account) in sources {
+            let [mut source, mut memory] = [self.own, self.kept].map(|pool| Sequence::on(pool, account));
             source.reserve(ids.len())?;
             memory.reserve(ids.len())?;
             buffers.plan.add(ids.len(), 0, 0, |blocks| source.pointers(blocks));
@@ -57,11 +55,11 @@ impl Encoder<'_> {
             own.push(source);
             kept.push(memory);
         }
-        let of = |i: usize| Input::Tokens(sources[i]);
+        let of = |i: usize| Input::Tokens(sources[i].0);
         let inputs = Inputs { of: &of, cancel, trace };
         let hidden = self.executor.run(&mut turn, &mut buffers, inputs, &mut [])?;
         let mut row = 0;
-        let outputs = std::iter::zip(sources, kept).map(|(ids, mut keys_values)| {
+        let outputs = std::iter::zip(sources, kept).map(|(&(ids, _), mut keys_values)| {
             let first = row;
             row += ids.len();
             let hidden = match hidden {
@@ -74,35 +72,37 @@ impl Encoder<'_> {
         outputs.collect()
     }
 
-    /// Encodes the sources that sequences of the batch still wait for, each once for all that share it.
+    /// Encodes the sources that sequences still wait for, each once for all that share it, on the account of the first
+    /// of them.
     ///
     /// # Errors
     /// As for [`Encoder::encode`].
     pub(super) fn encode_pending(
         self,
-        batch: &mut [Segment<'_, DecoderSequence>],
-        cancel: &AtomicBool,
+        sequences: &mut [&mut DecoderSequence],
+        cancel: &Cancel<'_>,
     ) -> Result<()> {
-        let mut pending: Vec<Arc<PendingSource>> = Vec::new();
-        for segment in batch.iter() {
-            if let Source::Pending(source) = &segment.sequence.source
+        let mut pending: Vec<(Arc<PendingSource>, Account)> = Vec::new();
+        for sequence in sequences.iter() {
+            if let Source::Pending(source) = &sequence.source
                 && source.output.get().is_none()
-                && !pending.iter().any(|other| Arc::ptr_eq(other, source))
+                && !pending.iter().any(|(other, _)| Arc::ptr_eq(other, source))
             {
-                pending.push(Arc::clone(source));
+                pending.push((Arc::clone(source), sequence.cache.account()));
             }
         }
         if !pending.is_empty() {
-            let sources: Vec<&[u32]> = pending.iter().map(|source| &*source.ids).collect();
-            for (source, output) in std::iter::zip(&pending, self.encode(&sources, false, cancel, None)?) {
+            let sources: Vec<_> = pending.iter().map(|(source, account)| (&*source.ids, *account)).collect();
+            for ((source, _), output) in std::iter::zip(&pending, self.encode(&sources, false, cancel, None)?)
+            {
                 // Where another caller was faster, its outcome is the same and stays.
                 let _ = source.output.set(output);
             }
         }
-        for segment in batch {
-            let Source::Pending(source) = &segment.sequence.source else { continue };
+        for sequence in sequences {
+            let Source::Pending(source) = &sequence.source else { continue };
             if let Some(output) = source.output.get() {
-                segment.sequence.source = Source::Encoded(Arc::clone(output));
+                sequence.source = Source::Encoded(Arc::clone(output));
             }
         }
         Ok(())

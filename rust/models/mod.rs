@@ -11,7 +11,6 @@ pub mod t5;
 
 use std::path::Path;
 use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
 
 use crate::checkpoint::Checkpoint;
 use crate::checkpoint::config::ConfigFile;
@@ -19,7 +18,7 @@ use crate::error::{Error, Result};
 use crate::execute::{self, Executor, Trace};
 use crate::headroom;
 use crate::kernels::BLOCK;
-use crate::kv::{Pool, Sequence as Cache, Shape};
+use crate::kv::{Account, Pool, Sequence as Cache, Shape};
 use crate::layers::Runtime;
 use crate::load::Loader;
 use crate::packed::{Packed, Storage};
@@ -29,7 +28,8 @@ use registry::{Architecture, Network, Recorded};
 use step::Bounds;
 
 pub use crate::execute::Activation;
-pub use decoder::{Decoder, Input, Segment, Sequence, Wanted};
+pub use crate::team::Cancel;
+pub use decoder::{CacheBlock, Decoder, Input, Limits, Segment, Sequence, Wanted};
 pub use options::LoadOptions;
 use options::option;
 pub use sequence::{DecoderSequence, EncoderOutput, Source};
@@ -81,6 +81,7 @@ pub struct Model {
     pool: Arc<Pool>,
     /// Blocks of one encoder layer's keys and values.
     source_pool: Arc<Pool>,
+    limits: Limits,
     info: Info,
 }
 
@@ -92,7 +93,7 @@ impl Model {
     ///
     /// # Errors
     /// Every kind: files missing or malformed, an architecture that is not supported, options out of range, memory refused.
-    pub fn load(folder: &Path, options: &LoadOptions, cancel: &AtomicBool) -> Result<Self> {
+    pub fn load(folder: &Path, options: &LoadOptions, cancel: &Cancel<'_>) -> Result<Self> {
         let config = ConfigFile::open(folder)?;
         let architecture = registry::architecture(&config)?;
         Self::build(architecture, config, &Checkpoint::open(folder)?, options, cancel)
@@ -106,7 +107,7 @@ impl Model {
         config_json: &str,
         weights: &Checkpoint,
         options: &LoadOptions,
-        cancel: &AtomicBool,
+        cancel: &Cancel<'_>,
     ) -> Result<Self> {
         let config = ConfigFile::from_json("config", config_json)?;
         Self::build(registry::architecture(&config)?, config, weights, options, cancel)
@@ -117,9 +118,10 @@ impl Model {
         mut file: ConfigFile,
         checkpoint: &Checkpoint,
         options: &LoadOptions,
-        cancel: &AtomicBool,
+        cancel: &Cancel<'_>,
     ) -> Result<Self> {
         let (rounding, bf16, threads) = (options.rounding()?, options.bf16()?, options.threads()?);
+        let (cache_bytes, max_rows) = (options.cache_bytes()?, options.max_rows()?);
         let runtime = Runtime::new(threads, bf16)?;
         let mut recorder = Recorder::new(Loader::new(checkpoint, PREFIX, rounding, threads, cancel));
         let Recorded { network, context_limit } =
@@ -154,7 +156,10 @@ impl Model {
             unknown_tensors: loader.unknown(),
         };
         let source_pool = Pool::new(Shape { layers: 1, ..shape });
-        Ok(Self { network, weights, runtime, bounds, pool: Pool::new(shape), source_pool, info })
+        // The weights are in memory by now: what is left beside them is for the cache and everything else.
+        let half = || headroom::available().map_or(usize::MAX, |left| left / 2);
+        let limits = Limits { cache_bytes: cache_bytes.unwrap_or_else(half), max_rows };
+        Ok(Self { network, weights, runtime, bounds, pool: Pool::new(shape), source_pool, limits, info })
     }
 
     /// What is known of the model.
@@ -215,19 +220,34 @@ impl Model {
     /// # Errors
     /// `Option` for a model without an encoder, a source without ids or an id past the vocabulary; `Cancelled`,
     /// `OutOfMemory`, `Panicked`.
-    pub fn encode(&self, sources: &[&[u32]], cancel: &AtomicBool) -> Result<Vec<Arc<EncoderOutput>>> {
+    pub fn encode(&self, sources: &[&[u32]], cancel: &Cancel<'_>) -> Result<Vec<Arc<EncoderOutput>>> {
         for ids in sources {
             self.check_source(ids)?;
         }
-        self.encoder()?.encode(sources, true, cancel, None)
+        let sources: Vec<_> = sources.iter().map(|&ids| (ids, Account::Open)).collect();
+        self.encoder()?.encode(&sources, true, cancel, None)
     }
 
-    /// An empty sequence that looks at `source`.
+    /// An empty sequence that looks at `source` and is advanced by hand: no request answers for its blocks, nor for those of a
+    /// source that its first forward encodes.
+    ///
+    /// # Errors
+    /// As for [`Model::start_reserved`].
+    pub fn start_from(&self, source: Source) -> Result<DecoderSequence> {
+        self.start_on(Account::Open, source)
+    }
+
+    /// An empty sequence of a request that looks at `source`. The request reserves its blocks, and those of a source that its
+    /// first forward encodes.
     ///
     /// # Errors
     /// `Option` where the model has an encoder and there is no source, or the other way round, for a source that cannot be
     /// encoded, and for the encoder's output of another model.
-    pub fn start_from(&self, source: Source) -> Result<DecoderSequence> {
+    pub fn start_reserved(&self, source: Source) -> Result<DecoderSequence> {
+        self.start_on(Account::Reserved, source)
+    }
+
+    fn start_on(&self, account: Account, source: Source) -> Result<DecoderSequence> {
         match &source {
             Source::None if !self.has_encoder() => {}
             Source::None => return Err(no_source()),
@@ -240,7 +260,7 @@ impl Model {
                 }
             }
         }
-        Ok(DecoderSequence { cache: Cache::new(&self.pool), source })
+        Ok(DecoderSequence { cache: Cache::on(&self.pool, account), source })
     }
 
     /// Every activation of one forward over `ids`, by name, in the order in which they are made; of the encoder over
@@ -248,13 +268,14 @@ impl Model {
     ///
     /// # Errors
     /// As for [`Decoder::forward`] and [`Model::encode`].
-    pub fn trace(&self, source: Option<&[u32]>, ids: &[u32], cancel: &AtomicBool) -> Result<Vec<Activation>> {
+    pub fn trace(&self, source: Option<&[u32]>, ids: &[u32], cancel: &Cancel<'_>) -> Result<Vec<Activation>> {
         let trace = Trace::default();
         let source = match source {
             None => Source::None,
             Some(source) => {
                 self.check_source(source)?;
-                let mut outputs = self.encoder()?.encode(&[source], false, cancel, Some(&trace))?;
+                let mut outputs =
+                    self.encoder()?.encode(&[(source, Account::Open)], false, cancel, Some(&trace))?;
                 outputs.pop().map_or(Source::None, Source::Encoded)
             }
         };
@@ -268,14 +289,17 @@ impl Model {
         &self,
         batch: &mut [Segment<'_, DecoderSequence>],
         logits: &mut Vec<f32>,
-        cancel: &AtomicBool,
+        cancel: &Cancel<'_>,
         trace: Option<&Trace>,
     ) -> Result<()> {
         if self.has_encoder() {
             if batch.iter().any(|segment| matches!(segment.sequence.source, Source::None)) {
                 return Err(no_source());
             }
-            self.encoder()?.encode_pending(batch, cancel)?;
+            if batch.iter().any(|segment| matches!(segment.sequence.source, Source::Pending(_))) {
+                let mut sequences: Vec<_> = batch.iter_mut().map(|segment| &mut *segment.sequence).collect();
+                Decoder::encode(self, &mut sequences, cancel)?;
+            }
         }
         let executor = self.executor(self.network.decoder(), self.pool.shape());
         step::run(executor, self.bounds, batch, logits, cancel, trace)
@@ -343,19 +367,35 @@ impl Decoder for Model {
         self.bounds.context
     }
 
-    fn row_bytes(&self) -> usize {
-        self.pool.shape().block_bytes() + 2 * self.vocab_size() * size_of::<f32>()
+    fn cache_block(&self) -> CacheBlock {
+        CacheBlock { positions: BLOCK, bytes: self.pool.shape().block_bytes() }
     }
 
-    fn start(&self) -> DecoderSequence {
-        DecoderSequence { cache: Cache::new(&self.pool), source: Source::None }
+    fn open_bytes(&self) -> usize {
+        self.pool.open_bytes() + self.source_pool.open_bytes()
+    }
+
+    fn limits(&self) -> Limits {
+        self.limits
+    }
+
+    fn threads(&self) -> usize {
+        self.runtime.threads
+    }
+
+    fn start(&self, source: Option<&[u32]>) -> Result<DecoderSequence> {
+        self.start_reserved(source.map_or(Source::None, |ids| Source::pending(ids.to_vec())))
+    }
+
+    fn encode(&self, sequences: &mut [&mut DecoderSequence], cancel: &Cancel<'_>) -> Result<()> {
+        self.encoder()?.encode_pending(sequences, cancel)
     }
 
     fn forward(
         &self,
         batch: &mut [Segment<'_, DecoderSequence>],
         logits: &mut Vec<f32>,
-        cancel: &AtomicBool,
+        cancel: &Cancel<'_>,
     ) -> Result<()> {
         self.step(batch, logits, cancel, None)
     }

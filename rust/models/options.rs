@@ -1,9 +1,15 @@
 //! How a model is to be loaded, and the checks of what was asked for.
 
+use super::decoder::Limits;
 use crate::error::{Error, Result};
 use crate::load::Rounding;
 use crate::packed::Storage;
 use crate::team;
+
+/// Largest number of bytes that can be asked for, far below the one that stands for no limit.
+const MOST_BYTES: u64 = i64::MAX as u64;
+/// Largest number of rows that can be asked for.
+const MOST_ROWS: usize = 1 << 16;
 
 /// How a model is to be loaded.
 #[derive(Debug, Clone, Default)]
@@ -14,6 +20,10 @@ pub struct LoadOptions {
     pub compute_dtype: Option<String>,
     /// Threads of a step; all cores where none is given.
     pub num_threads: Option<usize>,
+    /// Bytes of the cache that running requests may reserve; half of what the system has left after loading where none is given.
+    pub cache_bytes: Option<u64>,
+    /// Sequences that decode side by side in one step; 64 where none is given.
+    pub max_rows: Option<usize>,
 }
 
 impl LoadOptions {
@@ -40,6 +50,23 @@ impl LoadOptions {
             None => Ok(team::default_threads()),
             Some(n @ 1..=256) => Ok(n),
             Some(n) => Err(option("num_threads", "None, or 1 to 256", &n.to_string())),
+        }
+    }
+
+    pub(super) fn cache_bytes(&self) -> Result<Option<usize>> {
+        match self.cache_bytes {
+            Some(n) if n == 0 || n > MOST_BYTES => {
+                Err(option("cache_bytes", "None, or 1 to 2^63 - 1", &n.to_string()))
+            }
+            given => Ok(given.map(|n| usize::try_from(n).unwrap_or(usize::MAX))),
+        }
+    }
+
+    pub(super) fn max_rows(&self) -> Result<usize> {
+        match self.max_rows {
+            None => Ok(Limits::default().max_rows),
+            Some(n @ 1..=MOST_ROWS) => Ok(n),
+            Some(n) => Err(option("max_rows", "None, or 1 to 65536", &n.to_string())),
         }
     }
 }

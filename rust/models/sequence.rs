@@ -76,6 +76,14 @@ impl Sequence for DecoderSequence {
         }
     }
 
+    fn source(&self) -> &[u32] {
+        match &self.source {
+            Source::None => &[],
+            Source::Pending(source) => &source.ids,
+            Source::Encoded(output) => &output.source_ids,
+        }
+    }
+
     fn fork(&self) -> Self {
         Self { cache: self.cache.fork(), source: self.source.clone() }
     }

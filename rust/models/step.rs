@@ -2,13 +2,12 @@
 //! positions become part of the sequences or are given up.
 
 use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
 
 use super::decoder::{Input, Segment, Sequence};
 use super::sequence::DecoderSequence;
 use crate::error::{Error, Result};
 use crate::execute::{Buffers, Executor, Inputs, Plan, Trace};
-use crate::team;
+use crate::team::{self, Cancel};
 
 /// What a model holds every segment to.
 #[derive(Debug, Clone, Copy)]
@@ -61,7 +60,7 @@ pub(super) fn run(
     bounds: Bounds,
     segments: &mut [Segment<'_, DecoderSequence>],
     logits: &mut Vec<f32>,
-    cancel: &AtomicBool,
+    cancel: &Cancel<'_>,
     trace: Option<&Trace>,
 ) -> Result<()> {
     let mut wanted = 0;
@@ -79,7 +78,7 @@ pub(super) fn run(
     if segments.is_empty() {
         return Ok(());
     }
-    let mut turn = team::turn(executor.runtime.threads);
+    let mut turn = team::turn(executor.runtime.threads, cancel).inspect_err(|_| logits.clear())?;
     let mut buffers = Buffers::take();
     let result = reserve(segments, bounds.width, &mut buffers.plan).and_then(|()| {
         let segments = &*segments;

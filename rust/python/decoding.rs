@@ -1,106 +1,124 @@
-//! The sequences of a call on their way.
+//! The prompts of a call, and the call on its way.
 
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use pyo3::prelude::*;
 
 use super::exceptions::detached;
-use super::interrupt::{interruptible_by, is_long};
+use super::interrupt::interruptible_hook;
 use super::memory::SourceArgument;
-use crate::engine::{Generation as EngineGeneration, Options, Prompt};
+use super::turn::Turn;
+use crate::engine::{self, Canceller, Engine, Options, Start};
 use crate::error::Result;
-use crate::models;
-use crate::models::Model;
+use crate::models::{Decoder, Model};
 
-/// A new token: sequence, id, why it was the last one, its log-probability and the best ones, the score of a beam.
-type Event = (usize, u32, Option<&'static str>, Option<f32>, Option<Vec<(u32, f32)>>, Option<f32>);
+/// A new token: sequence, id, why it was the last one, its log-probability and the best ones, the score of a beam, seconds to the
+/// first choice of its search.
+type Event =
+    (usize, u32, Option<&'static str>, Option<f32>, Option<Vec<(u32, f32)>>, Option<f32>, Option<f64>);
 
-/// What a panic left behind is dropped or consistent: the engine undoes a step that fails.
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+type EnginePrompts = engine::Prompts<<Model as Decoder>::Sequence>;
+
+/// Prompts that a call will be made of, four bytes an id.
+#[pyclass(frozen, module = "fastdecode._core")]
+pub(super) struct Prompts {
+    engine: Arc<Engine<Model>>,
+    prompts: Mutex<EnginePrompts>,
 }
 
-/// The sequences of one call, advanced a step at a time.
+impl Prompts {
+    /// No prompts.
+    pub(super) fn of(engine: &Arc<Engine<Model>>) -> Self {
+        Self { engine: Arc::clone(engine), prompts: Mutex::default() }
+    }
+
+    /// The prompts that were added; none are left.
+    pub(super) fn take(&self) -> EnginePrompts {
+        std::mem::take(&mut self.prompts.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+}
+
+#[pymethods]
+impl Prompts {
+    /// Adds a prompt and, for a model with an encoder, its source.
+    #[pyo3(signature = (ids, source = None))]
+    fn push(&self, py: Python<'_>, ids: Vec<u32>, source: Option<SourceArgument>) -> PyResult<()> {
+        detached(py, || {
+            let start = match source {
+                None => Start::Empty,
+                Some(SourceArgument::Ids(ids)) => Start::Source(ids),
+                Some(source) => Start::Sequence(self.engine.model().start_reserved(source.into_source())?),
+            };
+            self.prompts.lock().unwrap_or_else(PoisonError::into_inner).push(&ids, start);
+            Ok(())
+        })
+    }
+
+    fn __len__(&self, py: Python<'_>) -> PyResult<usize> {
+        detached(py, || Ok(self.prompts.lock().unwrap_or_else(PoisonError::into_inner).len()))
+    }
+}
+
+/// The sequences of one call on their way.
 #[pyclass(frozen, module = "fastdecode._core")]
 pub(super) struct Generation {
-    model: Arc<Model>,
-    generation: Mutex<EngineGeneration<Model>>,
-    cancel: Arc<AtomicBool>,
+    /// A signal handler runs in the middle of a step, and must not wait for that.
+    generation: Turn<engine::Generation<Model>>,
+    canceller: Canceller<Model>,
 }
 
 #[pymethods]
 impl Generation {
-    /// Seconds spent on the prompts, the choice of the first tokens included.
-    #[getter]
-    fn prefill_seconds(&self, py: Python<'_>) -> PyResult<f64> {
-        detached(py, || Ok(lock(&self.generation).statistics().prefill_seconds))
+    /// The next tokens of its sequences; waits for a step, or leads one.
+    fn advance(&self, py: Python<'_>) -> PyResult<Option<Vec<Event>>> {
+        let mut held = self.generation.wait(py)?;
+        let generation = &mut *held;
+        interruptible_hook(py, |hook| generation.advance(hook).map(events))
     }
 
-    fn advance(&self, py: Python<'_>) -> PyResult<Option<Vec<Event>>> {
-        let rows = detached(py, || Ok(lock(&self.generation).next_rows()))?;
-        // The request has a flag of its own, which ends it.
-        let step = |_: &AtomicBool| self.step();
-        if is_long(&self.model, rows) {
-            interruptible_by(py, &self.cancel, step)
-        } else {
-            detached(py, || self.step())
-        }
+    /// The tokens that are there, without waiting.
+    fn take(&self, py: Python<'_>) -> PyResult<Option<Vec<Event>>> {
+        let mut held = self.generation.wait(py)?;
+        let generation = &mut *held;
+        detached(py, || generation.take().map(events))
     }
 
     fn finish(&self, py: Python<'_>, sequence: usize) -> PyResult<()> {
-        detached(py, || lock(&self.generation).finish(sequence))
+        let mut held = self.generation.wait(py)?;
+        let generation = &mut *held;
+        detached(py, || generation.finish(sequence))
     }
 
-    fn cancel(&self) {
-        self.cancel.store(true, Ordering::Relaxed);
+    /// Tokens of a sequence's prompt and source.
+    fn prompt_tokens(&self, py: Python<'_>, sequence: usize) -> PyResult<usize> {
+        let mut held = self.generation.wait(py)?;
+        let generation = &mut *held;
+        detached(py, || Ok(generation.prompt_tokens(sequence)))
+    }
+
+    fn cancel(&self, py: Python<'_>) -> PyResult<()> {
+        detached(py, || {
+            self.canceller.cancel();
+            Ok(())
+        })
     }
 }
 
 impl Generation {
-    fn step(&self) -> Result<Option<Vec<Event>>> {
-        let mut generation = lock(&self.generation);
-        let Some(events) = generation.advance()? else { return Ok(None) };
-        let events = events.iter().map(|event| {
-            let reason = event.finish_reason.map(|reason| reason.as_str());
-            let logprobs = event.logprobs.as_ref();
-            let (logprob, best) = (logprobs.map(|l| l.logprob), logprobs.map(|l| l.best.clone()));
-            (event.row, event.token_id, reason, logprob, best, event.score)
-        });
-        Ok(Some(events.collect()))
+    /// Checks a call's options and prompts; nothing is computed yet.
+    pub(super) fn new(engine: &Arc<Engine<Model>>, prompts: EnginePrompts, options: Options) -> Result<Self> {
+        let generation = engine::Generation::new(engine, prompts, options)?;
+        Ok(Self { canceller: generation.canceller(), generation: Turn::new(generation) })
     }
+}
 
-    /// Checks a call's options, prompts and, for a model with an encoder, a source for each; nothing is computed yet.
-    pub(super) fn new(
-        model: &Arc<Model>,
-        prompts: Vec<Vec<u32>>,
-        sources: Option<Vec<SourceArgument>>,
-        options: Options,
-    ) -> Result<Self> {
-        let prompts = match sources {
-            None => prompts.into_iter().map(Prompt::tokens).collect(),
-            Some(sources) => {
-                // Neighbours with the same source (several prompts over one) have it encoded once.
-                let mut last: Option<(Vec<u32>, models::Source)> = None;
-                let mut shared = |source: SourceArgument| {
-                    let ids = source.ids();
-                    let same = last.take().filter(|(before, _)| source.is_ids() && *before == ids);
-                    let (ids, source) = same.unwrap_or_else(|| (ids, source.into_source()));
-                    last =
-                        matches!(source, models::Source::Pending(_)).then(|| (ids.clone(), source.clone()));
-                    (ids, source)
-                };
-                std::iter::zip(prompts, sources)
-                    .map(|(ids, source)| {
-                        let (source_ids, source) = shared(source);
-                        let sequence = model.start_from(source)?;
-                        Ok(Prompt::tokens(ids).in_sequence(sequence).with_source(source_ids))
-                    })
-                    .collect::<Result<_>>()?
-            }
-        };
-        let generation = EngineGeneration::new(Arc::clone(model), prompts, options)?;
-        let cancel = generation.cancel_handle();
-        Ok(Self { model: Arc::clone(model), generation: Mutex::new(generation), cancel })
-    }
+/// Events as Python gets them.
+fn events(events: Option<&[engine::Event]>) -> Option<Vec<Event>> {
+    let event = |event: &engine::Event| {
+        let reason = event.finish_reason.map(|reason| reason.as_str());
+        let logprobs = event.logprobs.as_ref();
+        let (logprob, best) = (logprobs.map(|l| l.logprob), logprobs.map(|l| l.best.clone()));
+        (event.row, event.token_id, reason, logprob, best, event.score, event.first_seconds)
+    };
+    events.map(|events| events.iter().map(event).collect())
 }

@@ -1,111 +1,84 @@
-//! Long calls that Ctrl-C ends: the work runs in a thread of its own, while the calling thread looks at Python's signals.
+//! Long calls that Ctrl-C ends: the thread that computes looks at Python's signals now and then.
 //!
-//! Python runs signal handlers in its main thread only, and only when that thread asks. So a long call of the main thread
-//! hands its work to a helper, waits, and asks every [`LOOK`]; where a handler raises, the work's flag is set, and the call
-//! ends as soon as the work has seen it. What is short is not worth a thread, and every other thread hears no signals: both
-//! run as they are.
+//! Python runs signal handlers in its main thread only, and only when that thread asks. So a call that computes there has a hook,
+//! which its steps ask from time to time (see [`Cancel`]): it takes the interpreter back for a moment and asks. Where a handler
+//! raises, the exception is kept, the call ends as soon as all its threads have seen it, and the exception is what it raises. Every
+//! other thread hears no signals: it has no hook, and never waits for the interpreter within a step.
+//!
+//! The handler runs in the middle of a step. What it computes with a model of its own accord is computed by its thread alone, since
+//! the team is in that step.
 
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::cell::Cell;
+use std::sync::atomic::AtomicBool;
 use std::sync::{Mutex, PoisonError};
-use std::thread;
-use std::time::{Duration, Instant};
 
 use pyo3::prelude::*;
 use pyo3::types::PyDict;
 
-use super::exceptions::{caught, detached, raised};
+use super::exceptions::{caught, raised};
+use crate::engine::Hook;
 use crate::error::Result;
-use crate::models::Model;
+use crate::forks::generation;
+use crate::team::Cancel;
 
-/// How long the calling thread waits between two looks at the signals. Every look takes a core from the work for a moment, which
-/// shows in the time of a prompt where looks are five times as frequent.
-const LOOK: Duration = Duration::from_millis(250);
-/// Rows from which a step counts as long whatever the model: attention grows with their square.
-const LONG_ROWS: usize = 256;
-/// Products (rows by parameters) from which a step counts as long: a tenth of a second at the speed of two good cores, two
-/// seconds at a slow one's.
-const LONG_PRODUCTS: usize = 1 << 33;
-
-/// Whether a step of so many rows takes long enough to be heard within.
-pub(super) fn is_long(model: &Model, rows: usize) -> bool {
-    rows >= LONG_ROWS || rows.saturating_mul(model.info().parameters) >= LONG_PRODUCTS
+thread_local! {
+    /// Whether this is Python's main thread, and of which process: in a forked child it may be another one.
+    static IS_MAIN: Cell<Option<(usize, bool)>> = const { Cell::new(None) };
 }
 
-/// Runs work that ends early when its flag is set; a signal that raises an exception in Python sets it.
+/// Runs work without the interpreter; a signal that raises an exception in Python sets its [`Cancel`].
+///
+/// The exception is raised even where the work has succeeded meanwhile, and what the work returns is then lost: whoever changes
+/// something undoes it on an error, or can do without the result.
 pub(super) fn interruptible<T: Send>(
     py: Python<'_>,
-    work: impl FnOnce(&AtomicBool) -> Result<T> + Send,
+    work: impl FnOnce(&Cancel<'_>) -> Result<T> + Send,
 ) -> PyResult<T> {
-    interruptible_by(py, &AtomicBool::new(false), work)
-}
-
-/// As [`interruptible`] where the work is long, and without a look at signals where it is not.
-pub(super) fn interruptible_if<T: Send>(
-    py: Python<'_>,
-    long: bool,
-    work: impl FnOnce(&AtomicBool) -> Result<T> + Send,
-) -> PyResult<T> {
-    if long { interruptible(py, work) } else { detached(py, || work(&AtomicBool::new(false))) }
-}
-
-/// As [`interruptible`], with a flag that others may set, too.
-pub(super) fn interruptible_by<T: Send>(
-    py: Python<'_>,
-    cancel: &AtomicBool,
-    work: impl FnOnce(&AtomicBool) -> Result<T> + Send,
-) -> PyResult<T> {
-    if !is_main_thread(py)? {
-        return detached(py, || work(cancel));
-    }
-    let caller = thread::current();
-    let ended = AtomicBool::new(false);
-    // Where the system refuses a thread, the work is still here.
-    let work = Mutex::new(Some(work));
-    let take = || work.lock().unwrap_or_else(PoisonError::into_inner).take();
-    thread::scope(|scope| {
-        let body = || {
-            let outcome = take().map(|work| caught(|| work(cancel)));
-            ended.store(true, Ordering::Release);
-            caller.unpark();
-            outcome
-        };
-        let Ok(helper) = thread::Builder::new().name("fastdecode-call".to_owned()).spawn_scoped(scope, body)
-        else {
-            let work = take().expect("no thread took the work");
-            return detached(py, || work(cancel));
-        };
-        let mut signal = Ok(());
-        while signal.is_ok() && !py.detach(|| wait(&ended)) {
-            signal = py.check_signals();
-        }
-        if signal.is_err() {
-            cancel.store(true, Ordering::Relaxed);
-        }
-        let outcome = py.detach(|| helper.join());
-        signal?;
-        let outcome =
-            outcome.expect("a panic of the work is caught inside").expect("the thread took the work");
-        raised(py, outcome)
+    interruptible_hook(py, |hook| match hook {
+        Some(hook) => work(&Cancel::new(&AtomicBool::new(false)).asking(&|| hook())),
+        None => work(&Cancel::never()),
     })
 }
 
-/// Waits until the flag is set, or for [`LOOK`]; whether it is set.
-fn wait(ended: &AtomicBool) -> bool {
-    let began = Instant::now();
-    while !ended.load(Ordering::Acquire) {
-        match LOOK.checked_sub(began.elapsed()) {
-            Some(left) if !left.is_zero() => thread::park_timeout(left),
-            _ => return false,
-        }
+/// As [`interruptible`], for work that asks by itself whether it is to end.
+pub(super) fn interruptible_hook<T: Send>(
+    py: Python<'_>,
+    work: impl FnOnce(Option<&Hook<'_>>) -> Result<T> + Send,
+) -> PyResult<T> {
+    let (is_main, heard) = (is_main_thread(py)?, Mutex::new(None));
+    let outcome = py.detach(|| {
+        let hook = || hears(&heard);
+        caught(|| work(is_main.then_some(&hook as &Hook<'_>)))
+    });
+    match heard.into_inner().unwrap_or_else(PoisonError::into_inner) {
+        Some(exception) => Err(exception),
+        None => raised(py, outcome),
     }
-    true
+}
+
+/// Runs the handlers of signals that have come; whether one has raised an exception, which is then kept.
+fn hears(heard: &Mutex<Option<PyErr>>) -> bool {
+    // An interpreter that is about to end runs no handlers any more.
+    let signal = Python::try_attach(|py| py.check_signals()).unwrap_or(Ok(()));
+    signal.is_err_and(|exception| {
+        heard.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(exception);
+        true
+    })
 }
 
 /// Whether this is the thread that runs Python's signal handlers, as far as Python's `threading` knows; where nobody has
 /// imported that, there is hardly another one.
 fn is_main_thread(py: Python<'_>) -> PyResult<bool> {
+    let process = generation();
+    if let Some((of, known)) = IS_MAIN.get()
+        && of == process
+    {
+        return Ok(known);
+    }
     let modules = py.import("sys")?.getattr("modules")?.cast_into::<PyDict>()?;
     let Some(threading) = modules.get_item("threading")? else { return Ok(true) };
     let main = threading.call_method0("main_thread")?.getattr("ident")?;
-    main.eq(threading.call_method0("get_ident")?)
+    let is_main = main.eq(threading.call_method0("get_ident")?)?;
+    IS_MAIN.set(Some((process, is_main)));
+    Ok(is_main)
 }

@@ -6,7 +6,7 @@ use pyo3::prelude::*;
 use pyo3::types::PyByteArray;
 
 use super::bytes;
-use crate::engine::PREFILL_CHUNK;
+use crate::engine::CHUNK;
 use crate::models;
 
 /// One encoded source.
@@ -59,19 +59,6 @@ impl SourceArgument {
             Self::Memory(memory) => models::Source::Encoded(Arc::clone(&memory.get().memory)),
         }
     }
-
-    /// Whether it is still to be encoded.
-    pub(super) fn is_ids(&self) -> bool {
-        matches!(self, Self::Ids(_))
-    }
-
-    /// Ids of the source.
-    pub(super) fn ids(&self) -> Vec<u32> {
-        match self {
-            Self::Ids(ids) => ids.clone(),
-            Self::Memory(memory) => memory.get().memory.source_ids.clone(),
-        }
-    }
 }
 
 /// How many of the sources, at least one, make a chunk of work.
@@ -79,7 +66,7 @@ pub(super) fn group(sources: &[Vec<u32>]) -> usize {
     let mut rows = 0;
     let fits = sources.iter().take_while(|ids| {
         rows += ids.len();
-        rows <= PREFILL_CHUNK
+        rows <= CHUNK
     });
     fits.count().max(1)
 }

@@ -12,11 +12,11 @@ use pyo3::types::PyByteArray;
 
 use super::bytes;
 use super::exceptions::{detached, raised};
-use super::interrupt::{interruptible_if, is_long};
+use super::interrupt::interruptible;
 use super::turn::{Taken, Turn};
-use crate::engine::PREFILL_CHUNK;
+use crate::engine::CHUNK;
 use crate::error::{Error, Result};
-use crate::models::{Decoder, Input, Model, Segment, Sequence, Source, Wanted};
+use crate::models::{Cancel, Decoder, Input, Model, Segment, Sequence, Source, Wanted};
 
 /// Among the tokens, a row that was given as an embedding.
 const EMBEDDING: i64 = -1;
@@ -60,10 +60,10 @@ impl State {
         };
         if held.logits.is_none() {
             let (model, held) = (&*self.model, &mut *held);
-            interruptible_if(py, is_long(model, held.sequence.pending() + 1), |cancel| {
-                held.recompute(model, cancel)
-            })?;
+            let outcome = interruptible(py, |cancel| held.recompute(model, cancel));
+            // A signal that raises may come when the logits are there; they are as good then.
             self.note(held);
+            outcome?;
         }
         bytes(py, held.logits.as_deref().unwrap_or_default())
     }
@@ -71,8 +71,8 @@ impl State {
     #[pyo3(signature = (ids, wanted = "last"))]
     fn append<'py>(&self, py: Python<'py>, ids: Vec<u32>, wanted: &str) -> PyResult<Bound<'py, PyByteArray>> {
         let mut held = self.turn.take_or_raise(py)?;
-        let chunks: Vec<_> = ids.chunks(PREFILL_CHUNK).map(Input::Tokens).collect();
-        let logits = self.append_chunks(py, &mut held, &chunks, ids.len(), wanted)?;
+        let chunks: Vec<_> = ids.chunks(CHUNK).map(Input::Tokens).collect();
+        let logits = self.append_chunks(py, &mut held, &chunks, wanted)?;
         held.tokens.extend(ids.iter().map(|&id| i64::from(id)));
         bytes(py, &logits)
     }
@@ -92,8 +92,8 @@ impl State {
             let got = held.tokens.len().to_string();
             return raised(py, Err(Error::Option { option, expected, got }));
         }
-        let chunks: Vec<_> = rows.chunks(PREFILL_CHUNK * width).map(Input::Embeddings).collect();
-        let logits = self.append_chunks(py, &mut held, &chunks, rows.len() / width, wanted)?;
+        let chunks: Vec<_> = rows.chunks(CHUNK * width).map(Input::Embeddings).collect();
+        let logits = self.append_chunks(py, &mut held, &chunks, wanted)?;
         held.tokens.resize(rows.len() / width, EMBEDDING);
         held.embeddings = Arc::clone(&rows);
         bytes(py, &logits)
@@ -139,13 +139,11 @@ impl State {
         py: Python<'_>,
         held: &mut Taken<'_, Held>,
         chunks: &[Input<'_>],
-        rows: usize,
         wanted: &str,
     ) -> PyResult<Vec<f32>> {
         let (model, held, every) = (&*self.model, &mut **held, wanted == "every");
         let (before, sequence) = (held.sequence.len(), &mut held.sequence);
-        let long = is_long(model, rows.saturating_add(sequence.pending()));
-        let outcome = interruptible_if(py, long, |cancel| feed(model, sequence, chunks, every, cancel));
+        let outcome = interruptible(py, |cancel| feed(model, sequence, chunks, every, cancel));
         match outcome {
             Ok(logits) => {
                 let from = logits.len().saturating_sub(model.vocab_size());
@@ -153,6 +151,7 @@ impl State {
                 self.note(held);
                 Ok(logits)
             }
+            // A signal that raises is an error even where everything was appended meanwhile: that is undone, too.
             Err(error) => {
                 detached(py, || {
                     sequence.truncate(before);
@@ -170,7 +169,7 @@ fn feed(
     sequence: &mut <Model as Decoder>::Sequence,
     chunks: &[Input<'_>],
     every: bool,
-    cancel: &AtomicBool,
+    cancel: &Cancel<'_>,
 ) -> Result<Vec<f32>> {
     let (mut logits, mut rows) = (Vec::new(), Vec::new());
     for (place, &input) in chunks.iter().enumerate() {
@@ -219,7 +218,7 @@ impl Held {
     }
 
     /// Feeds the last position again, in a fork that takes the sequence's place when this has succeeded.
-    fn recompute(&mut self, model: &Model, cancel: &AtomicBool) -> Result<()> {
+    fn recompute(&mut self, model: &Model, cancel: &Cancel<'_>) -> Result<()> {
         let Some(last) = self.tokens.len().checked_sub(1) else {
             self.logits = Some(Vec::new());
             return Ok(());

@@ -14,16 +14,12 @@ use pyo3::prelude::*;
 use super::exceptions::raised;
 use crate::error::Error;
 use crate::forks::generation;
+use crate::team;
 
 /// Bits of an address, below the count of forks.
 const ADDRESS_BITS: u32 = 48;
 /// First and longest pause of a call that waits.
 const PAUSES: [Duration; 2] = [Duration::from_micros(20), Duration::from_millis(1)];
-
-thread_local! {
-    /// Its address is this thread's number.
-    static HERE: u8 = const { 0 };
-}
 
 fn forks() -> u64 {
     (generation() as u64) << ADDRESS_BITS
@@ -31,7 +27,7 @@ fn forks() -> u64 {
 
 /// The number of this thread in this process, never 0.
 fn here() -> u64 {
-    let address = HERE.with(|here| std::ptr::from_ref(here).addr()) as u64;
+    let address = team::here() as u64;
     forks() | (address & ((1 << ADDRESS_BITS) - 1))
 }
 

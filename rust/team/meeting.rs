@@ -1,7 +1,8 @@
 //! Where the members of a region meet: the barrier, what ends a region early, and a member's view of both.
 //!
 //! A region ends early when its step is cancelled or a member panicked. The last member to arrive at a barrier decides for all of
-//! them whether the step goes on. Between barriers a member may look by itself ([`Member::cancelled`]) and leave its loop.
+//! them whether the step goes on. Between barriers a member may look by itself ([`Member::cancelled`]) and leave its loop. The first
+//! member, whose thread began the step, asks the step's hook wherever it looks and for as long as it waits.
 
 use std::any::Any;
 use std::cell::Cell;
@@ -10,6 +11,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
+use super::cancel::{Cancel, PAUSE};
 use super::pieces::{Claims, Pieces, VICTIMS, share};
 use super::waiting::{Waiting, lock};
 use crate::error::{Error, Result};
@@ -36,12 +38,15 @@ struct Ends {
 /// How a member looks between barriers whether the region is to end.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Watch<'a> {
-    cancel: &'a AtomicBool,
+    cancel: &'a Cancel<'a>,
     ends: &'a Ends,
+    /// Whether this member's thread began the step.
+    first: bool,
 }
 
 impl Watch<'_> {
-    /// Whether what is left of a loop may be left undone. The price is a load or two of lines that do not change.
+    /// Whether what is left of a loop may be left undone. The price is a load or two of lines that do not change, and for the first
+    /// member what [`Cancel::ask`] costs.
     ///
     /// All members still leave the region at the same barrier. Whoever is told so here notes it in `left` before it arrives at its
     /// next barrier. The last to arrive there has read every other arrival, so it sees the note (it would see the cancel flag as
@@ -49,12 +54,25 @@ impl Watch<'_> {
     /// still on their way out of it read `cancelled`, which is written only before a barrier opens. Where no barrier follows, the
     /// note makes the region's result an error.
     pub(super) fn is_over(&self) -> bool {
-        if self.cancel.load(Ordering::Relaxed) {
+        if self.look() {
             self.ends.left.store(true, Ordering::Relaxed);
             return true;
         }
         // The region's result is an error then, whatever is done or not.
         self.ends.panicked.load(Ordering::Relaxed)
+    }
+
+    /// Whether the step was cancelled, as far as this member knows.
+    fn look(&self) -> bool {
+        if self.first { self.cancel.ask() } else { self.cancel.is_set() }
+    }
+
+    /// Waits until `ready` holds. The first member asks meanwhile, so that the step can be cancelled while only others work: they
+    /// see the flag, and the wait is over when they have come.
+    pub(super) fn wait(&self, waiting: &Waiting, ready: impl Fn() -> bool) {
+        let ask = || _ = self.cancel.ask();
+        let asks = self.first && self.cancel.has_hook();
+        waiting.until_or(ready, asks.then_some((PAUSE, &ask)));
     }
 }
 
@@ -122,8 +140,8 @@ pub struct Member<'a> {
 }
 
 impl<'a> Member<'a> {
-    pub(super) fn new(index: usize, count: usize, meeting: &'a Meeting, cancel: &'a AtomicBool) -> Self {
-        let watch = Watch { cancel, ends: &meeting.ends };
+    pub(super) fn new(index: usize, count: usize, meeting: &'a Meeting, cancel: &'a Cancel<'a>) -> Self {
+        let watch = Watch { cancel, ends: &meeting.ends, first: index == 0 };
         Self { index, count, meeting, watch, loops: Cell::new(0), barriers: Cell::new(0) }
     }
 
@@ -132,6 +150,14 @@ impl<'a> Member<'a> {
         if let Err(payload) = catch_unwind(AssertUnwindSafe(|| work(self))) {
             self.meeting.panicked(payload.as_ref());
         }
+    }
+
+    /// Waits outside of the work, as at a barrier, until `ready` holds; a panic is a note, too, and ends the wait.
+    pub(super) fn wait(&self, waiting: &Waiting, ready: impl Fn() -> bool + Sync) {
+        self.enter(&|member| {
+            member.watch.wait(waiting, &ready);
+            Ok(())
+        });
     }
 
     /// Number of this member, from 0.
@@ -190,20 +216,23 @@ impl<'a> Member<'a> {
         let phase = m.phase.load(Ordering::SeqCst);
         self.loops.set(0);
         self.barriers.set(self.barriers.get() + 1);
+        // The last one to arrive sees what the first one was told before it arrived.
+        self.watch.look();
         // The next phase's claims, which nobody reads before all are here.
         if let Some(own) = m.claims.get(self.index) {
             own[phase.wrapping_add(1) % 2].reset();
         }
         if m.arrived.fetch_add(1, Ordering::SeqCst) + 1 == self.count {
-            if self.watch.cancel.load(Ordering::Relaxed) || m.ends.left.load(Ordering::Relaxed) {
+            if self.watch.cancel.is_set() || m.ends.left.load(Ordering::Relaxed) {
                 m.ends.cancelled.store(true, Ordering::SeqCst);
             }
             m.arrived.store(0, Ordering::SeqCst);
             m.phase.store(phase.wrapping_add(1), Ordering::SeqCst);
             m.waiting.wake();
         } else {
-            m.waiting
-                .until(|| m.phase.load(Ordering::SeqCst) != phase || m.ends.panicked.load(Ordering::SeqCst));
+            self.watch.wait(&m.waiting, || {
+                m.phase.load(Ordering::SeqCst) != phase || m.ends.panicked.load(Ordering::SeqCst)
+            });
         }
         if m.ends.panicked.load(Ordering::SeqCst) || m.ends.cancelled.load(Ordering::SeqCst) {
             Err(Stop)

@@ -17,6 +17,22 @@ pub(super) struct Waiting {
     woken: Condvar,
 }
 
+/// A waiter that is parked; dropping it says that it is not any more, after a panic too.
+struct Parked<'a>(&'a AtomicUsize);
+
+impl<'a> Parked<'a> {
+    fn new(parked: &'a AtomicUsize) -> Self {
+        parked.fetch_add(1, Ordering::SeqCst);
+        Self(parked)
+    }
+}
+
+impl Drop for Parked<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::SeqCst);
+    }
+}
+
 /// Locks, whatever a panic left behind.
 pub(super) fn lock<T>(m: &Mutex<T>) -> MutexGuard<'_, T> {
     m.lock().unwrap_or_else(PoisonError::into_inner)
@@ -25,6 +41,12 @@ pub(super) fn lock<T>(m: &Mutex<T>) -> MutexGuard<'_, T> {
 impl Waiting {
     /// Returns once `ready` holds; whoever makes it hold calls [`Waiting::wake`] afterwards.
     pub(super) fn until(&self, ready: impl Fn() -> bool) {
+        self.until_or(ready, None);
+    }
+
+    /// As [`Waiting::until`], and calls what `look` names as often as it says, for as long as the caller is parked: `ready` may
+    /// then hold for what it has seen.
+    pub(super) fn until_or(&self, ready: impl Fn() -> bool, look: Option<(Duration, &dyn Fn())>) {
         for _ in 0..SPINS {
             if ready() {
                 return;
@@ -38,13 +60,23 @@ impl Waiting {
             }
             std::thread::yield_now();
         }
-        self.parked.fetch_add(1, Ordering::SeqCst);
+        let _parked = Parked::new(&self.parked);
         let mut guard = lock(&self.lock);
         while !ready() {
-            guard = self.woken.wait(guard).unwrap_or_else(PoisonError::into_inner);
+            guard = match look {
+                None => self.woken.wait(guard).unwrap_or_else(PoisonError::into_inner),
+                Some((every, look)) => {
+                    let (guard, timeout) =
+                        self.woken.wait_timeout(guard, every).unwrap_or_else(PoisonError::into_inner);
+                    // Whoever wakes others does not wait for a look, which may take long.
+                    drop(guard);
+                    if timeout.timed_out() {
+                        look();
+                    }
+                    lock(&self.lock)
+                }
+            };
         }
-        drop(guard);
-        self.parked.fetch_sub(1, Ordering::SeqCst);
     }
 
     /// Wakes whoever is parked. The condition was made true by a sequentially consistent store before.

@@ -22,6 +22,7 @@ from fastdecode import errors
 from safetensors.numpy import load_file, save_file
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
 
     import tokenizers
@@ -36,6 +37,8 @@ def test_signature_of_load_is_as_announced() -> None:
         "dtype",
         "compute_dtype",
         "num_threads",
+        "cache_bytes",
+        "max_rows",
         "tokenizer",
         "revision",
         "token",
@@ -486,12 +489,57 @@ def test_unknown_tensors_of_a_folder_are_warned_about(tmp_path: Path) -> None:
         ("num_threads", 1.5),
         ("num_threads", True),
         ("num_threads", 10**6),
+        ("cache_bytes", 0),
+        ("cache_bytes", -1),
+        ("cache_bytes", 1e9),
+        ("cache_bytes", True),
+        ("cache_bytes", "1 GB"),
+        ("cache_bytes", 2**63),
+        ("max_rows", 0),
+        ("max_rows", -1),
+        ("max_rows", 8.0),
+        ("max_rows", True),
+        ("max_rows", 2**16 + 1),
+        ("max_rows", 2**64),
     ],
 )
-def test_options_of_load(folder: Path, option: str, value: Any) -> None:
-    with pytest.raises(errors.OptionError) as caught:
-        fastdecode.load(folder, **{option: value})
-    assert caught.value.option == option
+def test_options_of_load(folder: Path, ids_folder: Path, option: str, value: Any) -> None:
+    config = json.loads((ids_folder / "config.json").read_text())
+    builders: list[Callable[..., object]] = [
+        lambda **options: fastdecode.load(folder, **options),
+        lambda **options: fastdecode.CausalLM.load(folder, **options),
+        lambda **options: fastdecode.CausalLM.from_tensors(
+            config, load_file(ids_folder / "model.safetensors"), **options
+        ),
+    ]
+    for build in builders:
+        with pytest.raises(errors.OptionError) as caught:
+            build(**{option: value})
+        assert caught.value.option == option
+        assert caught.value.expected
+        assert caught.value.got in (repr(value), str(value))
+
+
+def test_limits_of_requests(folder: Path, ids_folder: Path) -> None:
+    config = json.loads((ids_folder / "config.json").read_text())
+    tensors = load_file(ids_folder / "model.safetensors")
+    limits: Any = {"cache_bytes": 10**6, "max_rows": 3}
+    for limited in (
+        fastdecode.load(folder, **limits),
+        fastdecode.CausalLM.load(folder, **limits),
+        fastdecode.CausalLM.from_tensors(config, tensors, **limits),
+        pickle.loads(pickle.dumps(fastdecode.load(folder, **limits))),
+    ):
+        info = limited.info()
+        assert (info["cache_bytes"], info["max_rows"]) == (10**6, 3)
+    most = fastdecode.load(folder, cache_bytes=2**63 - 1, max_rows=2**16).info()
+    assert (most["cache_bytes"], most["max_rows"]) == (2**63 - 1, 2**16)
+    info = fastdecode.load(folder).info()
+    assert info["max_rows"] == 64
+    # Half of what was left then, where the system tells.
+    assert info["cache_bytes"] is None or info["cache_bytes"] > 0
+    assert info["cache_bytes"] is not None or sys.platform != "linux"
+    assert pickle.loads(pickle.dumps(fastdecode.load(folder))).info()["max_rows"] == 64
 
 
 def test_demo(tmp_path: Path) -> None:

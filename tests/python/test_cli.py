@@ -124,11 +124,20 @@ def test_load_options_reach_the_model(capsys: pytest.CaptureFixture[str], folder
         "bfloat16",
         "--num-threads",
         "1",
+        "--cache-bytes",
+        "1000000",
+        "--max-rows",
+        "3",
         "--json",
     )
     assert status == 0
     model = json.loads(out)["model"]
     assert (model["dtype"], model["compute_dtype"], model["num_threads"]) == ("bfloat16", "bfloat16", 1)
+    assert (model["cache_bytes"], model["max_rows"]) == (10**6, 3)
+    status, out, _ = run(capsys, "info", str(folder), "--cache-bytes", "2500000")
+    assert status == 0
+    lines = {" ".join(line.split()) for line in out.splitlines()}
+    assert {"cache bytes 2.5 MB", "max rows 64"} <= lines
 
 
 def test_info(capsys: pytest.CaptureFixture[str], folder: Path) -> None:
@@ -191,6 +200,8 @@ def test_bench_of_an_encoder_decoder(capsys: pytest.CaptureFixture[str], tmp_pat
         (("run", "{folder}", "a", "--max-new-tokens", "0"), "at least 1"),
         (("run", "{ids_folder}", "a"), "tokenizer"),
         (("run", "{folder}", "a", "--num-threads", "0"), "num_threads"),
+        (("run", "{folder}", "a", "--cache-bytes", "0"), "cache_bytes: expected None or an integer"),
+        (("run", "{folder}", "a", "--max-rows", "65537"), "max_rows: expected None or an integer from 1"),
         (("info", "{folder}", "--revision", "main"), "revision"),
         (("bench", "/no/such/folder"), "no such folder"),
     ],

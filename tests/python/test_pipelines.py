@@ -67,10 +67,14 @@ def test_a_loaded_model_and_a_name(t5: Any, gpt2: Any) -> None:
         "summarize: ",
     )
     assert isinstance(fastdecode.pipeline("text-generation", gpt2), TextGenerationPipeline)
-    loaded = fastdecode.pipeline(
-        "text-generation", "demo-stories", num_threads=1, dtype="bfloat16", device="cpu"
-    )
-    assert loaded.model.info()["num_threads"] == 1
+    options: dict[str, Any] = {"num_threads": 1, "dtype": "bfloat16", "cache_bytes": 10**8, "max_rows": 4}
+    loaded = fastdecode.pipeline("text-generation", "demo-stories", device="cpu", **options)
+    info = loaded.model.info()
+    assert {name: info[name] for name in options} == options
+    with pytest.raises(errors.OptionError, match="max_rows: expected None or an integer from 1 to 65536"):
+        fastdecode.pipeline("text-generation", "demo-stories", max_rows=0)
+    with pytest.raises(errors.OptionError, match="cache_bytes: expected nothing with a model that is loaded"):
+        fastdecode.pipeline("text-generation", gpt2, cache_bytes=10**8)
 
 
 def test_a_bare_translation_takes_the_first_pair(t5: Any) -> None:

@@ -196,8 +196,8 @@ class TestAsync:
     def test_the_loop_is_not_blocked(
         self, model: fastdecode.CausalLM, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        """While a step waits for the loop, the loop runs."""
-        advance = Decoding.advance
+        """While the thread that leads waits for the loop, the loop runs."""
+        take = Decoding.take
 
         async def main() -> int:
             loop = asyncio.get_running_loop()
@@ -210,9 +210,9 @@ class TestAsync:
             def slow(self: Decoding) -> list[fastdecode.Chunk] | None:
                 asyncio.run_coroutine_threadsafe(asyncio.sleep(0), loop).result(timeout=60)
                 loop.call_soon_threadsafe(beat)
-                return advance(self)
+                return take(self)
 
-            monkeypatch.setattr(Decoding, "advance", slow)
+            monkeypatch.setattr(Decoding, "take", slow)
             await self.pieces(model, "Once", max_new_tokens=5, eos_token_id=None)
             return beats
 
@@ -240,8 +240,8 @@ class TestAsync:
     def test_cancelling_twice_leaves_no_unseen_exception(
         self, model: fastdecode.CausalLM, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        """The second one meets the stream while it waits for its last step, which then fails unwatched."""
-        advance, go = Decoding.advance, threading.Event()
+        """Both come while the thread that leads is busy with the stream, which then fails unwatched."""
+        take, go = Decoding.take, threading.Event()
         reported: list[object] = []
 
         async def main() -> None:
@@ -253,12 +253,12 @@ class TestAsync:
                 loop.call_soon_threadsafe(running.set)
                 assert go.wait(60)
                 try:
-                    return advance(self)
+                    return take(self)
                 except errors.CancelledError:
                     loop.call_soon_threadsafe(failed.set)
                     raise
 
-            monkeypatch.setattr(Decoding, "advance", slow)
+            monkeypatch.setattr(Decoding, "take", slow)
             task = asyncio.create_task(self.pieces(model, "Once", max_new_tokens=60, eos_token_id=None))
             await running.wait()
             for _ in range(2):

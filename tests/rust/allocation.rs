@@ -2,9 +2,9 @@
 
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicUsize, Ordering};
 
-use fastdecode::team;
+use fastdecode::team::{self, Cancel};
 
 thread_local! {
     static COUNT: Cell<usize> = const { Cell::new(0) };
@@ -67,7 +67,7 @@ pub(crate) fn fewest_allocations(threads: usize, mut work: impl FnMut()) -> usiz
             sum.fetch_add(COUNT.get(), Ordering::Relaxed);
             Ok(())
         };
-        team::run(threads, &AtomicBool::new(false), add).expect("nothing fails there");
+        team::run(threads, &Cancel::never(), add).expect("nothing fails there");
         sum.into_inner()
     };
     let once = |_| {
@@ -95,7 +95,6 @@ fn allocations_are_seen() {
         drop(std::hint::black_box((member.index() == 2).then(|| Box::new(1_u64))));
         member.barrier()
     };
-    let count =
-        fewest_allocations(3, || team::run(3, &AtomicBool::new(false), of_a_worker).expect("it meets"));
+    let count = fewest_allocations(3, || team::run(3, &Cancel::never(), of_a_worker).expect("it meets"));
     assert_eq!(count, 1, "one box of another thread");
 }

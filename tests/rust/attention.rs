@@ -1,13 +1,11 @@
 //! Attention over the team: a row's bits do not depend on the sequences beside it, on the number of members or of their groups,
 //! or on how many rows of its sequence come at once.
 
-use std::sync::atomic::AtomicBool;
-
 use fastdecode::kernels::{Family, Kernels};
 use fastdecode::kv::{Pool, Sequence, Shape};
 use fastdecode::layers::attention::{AttentionMask, Batch, Heads, Keys, KeysValues, Span};
 use fastdecode::layers::{self, Buffer, Context, Runtime};
-use fastdecode::team;
+use fastdecode::team::{self, Cancel};
 
 use super::tables::tables;
 
@@ -29,14 +27,14 @@ fn attend(
     rows: &[usize],
     causal: bool,
 ) -> Vec<Vec<u32>> {
-    let (outcome, bits) = attend_unless(&AtomicBool::new(false), runtime, pool, sequences, rows, causal);
+    let (outcome, bits) = attend_unless(&Cancel::never(), runtime, pool, sequences, rows, causal);
     outcome.unwrap();
     bits
 }
 
 /// As [`attend`], with a cancel flag; what the region came to, and the bits that it left in the outputs, which were zeros.
 fn attend_unless(
-    cancel: &AtomicBool,
+    cancel: &Cancel<'_>,
     runtime: &Runtime,
     pool: &std::sync::Arc<Pool>,
     sequences: &mut [(usize, Sequence)],
@@ -155,7 +153,8 @@ fn a_cancelled_step_computes_no_task() {
         // Rows that one task each puts and attends to, and rows whose keys are appended in a phase of their own.
         for rows in [&[1, 1][..], &[200]] {
             let runtime = Runtime::with(table, Family::Unknown, threads, false);
-            let (pool, cancel) = (Pool::new(shape), AtomicBool::new(true));
+            let (pool, cancel) = (Pool::new(shape), Cancel::never());
+            cancel.set();
             let mut own: Vec<_> = (0..rows.len()).map(|s| (s, Sequence::new(&pool))).collect();
             let (outcome, bits) = attend_unless(&cancel, &runtime, &pool, &mut own, rows, true);
             assert!(matches!(outcome, Err(fastdecode::Error::Cancelled)), "{threads} {rows:?}: {outcome:?}");

@@ -6,13 +6,12 @@
 use std::fs;
 use std::io::{Read as _, Write as _};
 use std::path::{Path, PathBuf};
-use std::sync::atomic::AtomicBool;
 
 use fastdecode::Error;
 use fastdecode::checkpoint::Checkpoint;
 use fastdecode::decode::beam::EarlyStopping;
 use fastdecode::engine::{Limit, Options, Seed};
-use fastdecode::models::{LoadOptions, Model};
+use fastdecode::models::{Cancel, LoadOptions, Model};
 use proptest::prelude::*;
 use proptest::sample::Index;
 use serde_json::{Value, json};
@@ -160,7 +159,7 @@ fn hold_model(text: &str, weights: &Checkpoint) -> Result<(), TestCaseError> {
     let options = LoadOptions { num_threads: Some(1), ..LoadOptions::default() };
     let bytes: usize = weights.names().map(|name| weights.get(name).unwrap().bytes).sum();
     let (loaded, largest) =
-        largest_allocation(|| Model::from_checkpoint(text, weights, &options, &AtomicBool::new(false)));
+        largest_allocation(|| Model::from_checkpoint(text, weights, &options, &Cancel::never()));
     let most = ANYWAY + DISTANCES + PER_BYTE * (bytes + text.len());
     prop_assert!(largest <= most, "{largest} bytes at once for weights of {bytes}");
     match loaded {

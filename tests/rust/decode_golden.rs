@@ -3,7 +3,7 @@
 
 use std::sync::Arc;
 
-use fastdecode::engine::{EarlyStopping, FinishReason, Generation, Limit, Options, Prompt, Seed};
+use fastdecode::engine::{EarlyStopping, Engine, FinishReason, Generation, Limit, Options, Prompts, Seed};
 use serde_json::{Map, Value};
 
 use crate::fake::FakeModel;
@@ -78,12 +78,13 @@ fn replay(wanted: impl Fn(&Map<String, Value>) -> bool) -> usize {
         // Half of the ids come in as stop ids, which must not change what is generated.
         options.stop_token_ids = options.eos_token_ids.split_off(eos_count.div_ceil(2));
         let (eos, stop) = (options.eos_token_ids.clone(), options.stop_token_ids.clone());
-        let prompts = rows(&case["prompts"]).into_iter().map(Prompt::tokens).collect();
-        let mut generation = Generation::new(model, prompts, options).expect("a sound request");
+        let prompts = Prompts::of(&rows(&case["prompts"]));
+        let engine = Arc::new(Engine::new(model));
+        let mut generation = Generation::new(&engine, prompts, options).expect("a sound request");
         let mut got = vec![Vec::new(); generation.row_count()];
         let (mut reasons, mut scores) = (vec![None; got.len()], vec![None; got.len()]);
         while let Some(events) =
-            generation.advance().unwrap_or_else(|error| panic!("case {place}: {error}: {case}"))
+            generation.advance(None).unwrap_or_else(|error| panic!("case {place}: {error}: {case}"))
         {
             for event in events {
                 got[event.row].push(event.token_id);

@@ -2,6 +2,7 @@
 
 use fastdecode::decode::sampler::{Candidate, draw, draw_many};
 use fastdecode::decode::torch_rng::TorchRng;
+use fastdecode::kernels::Kernels;
 use serde_json::Value;
 
 use crate::golden;
@@ -63,16 +64,19 @@ fn multinomial_draws_torchs_ids() {
         let (vocab_size, rows) = (integer(&case["vocab_size"]) as usize, integer(&case["rows"]) as usize);
         let (spread, count) = (integer(&case["spread"]) as f32, integer(&case["count"]) as usize);
         let mut rng = TorchRng::from_seed(integer(&case["seed"]));
+        let scans = Kernels::chosen_scans();
         let (mut probabilities, mut places) = (Vec::new(), Vec::new());
         for (call, expected) in list(&case["ids"]).iter().enumerate() {
             for (row, expected) in list(expected).iter().enumerate().take(rows) {
                 let candidates = candidates(1000 * call as u32, row, vocab_size, spread);
                 let expected: Vec<_> = list(expected).iter().map(integer).collect();
-                draw_many(&mut rng.clone(), &candidates, vocab_size, count, &mut probabilities, &mut places)
+                let mut copy = rng.clone();
+                draw_many(scans, &mut copy, &candidates, vocab_size, count, &mut probabilities, &mut places)
                     .expect("finite logits");
                 let many: Vec<_> = places.iter().map(|&(place, _)| u64::from(place)).collect();
                 assert_eq!(many, expected, "{case}, call {call}, row {row}");
-                let one = draw(&mut rng, &candidates, vocab_size, &mut probabilities).expect("finite logits");
+                let one = draw(scans, &mut rng, &candidates, vocab_size, &mut probabilities)
+                    .expect("finite logits");
                 assert_eq!(one as u64, expected[0], "{case}, call {call}, row {row}");
             }
         }

@@ -1,10 +1,16 @@
 //! Which tokens may be drawn, and which are best: the fast ways against plain sorting.
 
+use fastdecode::decode::Scratch;
 use fastdecode::decode::logprobs::token_logprobs;
 use fastdecode::decode::processors::{Context, Processor, Processors};
-use fastdecode::decode::sampler::{Candidate, Unusable, greedy, largest, softmax};
+use fastdecode::decode::sampler::{Candidate, Unusable, draw, greedy, largest, softmax};
+use fastdecode::decode::torch_rng::TorchRng;
 use fastdecode::decode::warpers::{Warper, Warpers};
+use fastdecode::kernels::Kernels;
 use proptest::prelude::*;
+
+use crate::allocation::allocations;
+use crate::tables::tables;
 
 /// Scores with many ties, or with none, some of them forbidden.
 fn scores() -> impl Strategy<Value = Vec<f32>> {
@@ -26,7 +32,7 @@ fn warper() -> impl Strategy<Value = Warper> {
 fn probabilities(scores: &[f32]) -> Vec<f32> {
     let candidates: Vec<Candidate> = scores.iter().map(|&score| (0, score)).collect();
     let mut probabilities = Vec::new();
-    softmax(&candidates, &mut probabilities).expect("a finite score");
+    softmax(Kernels::chosen_scans(), &candidates, &mut probabilities).expect("a finite score");
     probabilities
 }
 
@@ -79,10 +85,29 @@ proptest! {
     ) {
         prop_assume!(scores.iter().any(|s| s.is_finite()));
         let expected = plainly(&list, keep, &scores);
-        let mut kept = Vec::new();
-        let mut spoilt = scores.clone();
-        Warpers::new(list, keep).apply(&mut spoilt, &mut kept).expect("a finite score");
-        prop_assert_eq!(kept, expected);
+        let warpers = Warpers::new(list, keep);
+        for table in tables() {
+            let (mut scratch, mut spoilt) = (Scratch::new(table.scans()), scores.clone());
+            warpers.apply(&mut spoilt, &mut scratch).expect("a finite score");
+            prop_assert_eq!(&scratch.candidates, &expected, "{}", table.name);
+        }
+    }
+
+    #[test]
+    fn a_temperature_of_any_size_keeps_what_plain_sorting_keeps(
+        scores in scores(),
+        size in prop::sample::select(vec![1e-42_f32, 1e-38, 1e-30, 1e-3, 1.0, 1e30, 1e37]),
+        temperature in prop::sample::select(vec![1e-37, 1e-10, 0.3, 0.8, 1e9, 1e38]),
+        k in 1_usize..30,
+    ) {
+        let scores: Vec<f32> = scores.iter().map(|score| score * size).collect();
+        let list = vec![Warper::Temperature(temperature), Warper::TopK(k)];
+        let divided = scores.iter().map(|score| score / temperature as f32);
+        prop_assume!(divided.clone().any(|s| s.is_finite()) && !divided.clone().any(|s| s == f32::INFINITY));
+        let expected = plainly(&list, 1, &scores);
+        let mut scratch = Scratch::default();
+        Warpers::new(list, 1).apply(&mut scores.clone(), &mut scratch).expect("a finite score");
+        prop_assert_eq!(&scratch.candidates, &expected);
     }
 
     #[test]
@@ -99,11 +124,15 @@ proptest! {
     fn the_largest_are_those_of_a_sort(scores in scores(), count in 0_usize..60) {
         let mut expected: Vec<Candidate> = scores.iter().enumerate().map(|(id, &s)| (id as u32, s)).collect();
         expected.sort_by(|a, b| b.1.total_cmp(&a.1).then(a.0.cmp(&b.0)));
-        prop_assert_eq!(greedy(&scores).expect("no NaN"), expected[0].0);
+        let best = expected[0].0;
         expected.truncate(count);
-        let mut best = vec![(9, 9.0)];
-        largest(&scores, count, &mut best);
-        prop_assert_eq!(best, expected);
+        for table in tables() {
+            prop_assert_eq!(greedy(table.scans(), &scores).expect("no NaN"), best, "{}", table.name);
+            let mut scratch = Scratch::new(table.scans());
+            scratch.best.push((9, 9.0));
+            largest(&scores, count, &mut scratch);
+            prop_assert_eq!(&scratch.best, &expected, "{}", table.name);
+        }
     }
 
     #[test]
@@ -111,7 +140,7 @@ proptest! {
         let token = (scores.len() / 2) as u32;
         let sum: f64 = scores.iter().map(|&s| f64::from(s).exp()).sum();
         let exact = |id: u32| f64::from(scores[id as usize]) - sum.ln();
-        let got = token_logprobs(&scores, token, count, &mut Vec::new()).expect("finite scores");
+        let got = token_logprobs(&scores, token, count, &mut Scratch::default()).expect("finite scores");
         prop_assert!((f64::from(got.logprob) - exact(token)).abs() < 1e-5);
         prop_assert_eq!(got.best.len(), count.min(scores.len()));
         for &(id, logprob) in &got.best {
@@ -125,10 +154,11 @@ proptest! {
 fn scores_without_a_choice_are_named() {
     const INFINITY: f32 = f32::INFINITY;
     let draw_from = |scores: &[f32]| {
-        let mut candidates = Vec::new();
-        let mut warpers = Warpers::new(vec![Warper::TopP(0.5)], 1);
-        warpers.apply(&mut scores.to_vec(), &mut candidates).map(|()| candidates)
+        let mut scratch = Scratch::default();
+        let warpers = Warpers::new(vec![Warper::TopP(0.5)], 1);
+        warpers.apply(&mut scores.to_vec(), &mut scratch).map(|()| scratch.candidates)
     };
+    let greedy = |scores: &[f32]| greedy(Kernels::chosen_scans(), scores);
     for long in [1, 40] {
         let with = |score: f32| [vec![0.0; long], vec![score], vec![1.0; long]].concat();
         assert_eq!(greedy(&with(f32::NAN)), Err(Unusable::Nan));
@@ -139,6 +169,30 @@ fn scores_without_a_choice_are_named() {
         assert_eq!(greedy(&vec![-INFINITY; long]), Ok(0));
         assert_eq!(draw_from(&vec![-INFINITY; long]), Err(Unusable::AllForbidden));
     }
+}
+
+#[test]
+fn a_used_scratch_allocates_nothing() {
+    let scores: Vec<f32> =
+        (0..5000_u32).map(|id| (id.wrapping_mul(0x9e37_79b1) >> 20) as f32 / 64.0).collect();
+    let warpers = Warpers::new(
+        vec![Warper::Temperature(0.7), Warper::TopK(50), Warper::TopP(0.9), Warper::MinP(0.01)],
+        2,
+    );
+    let processors = Processors::new(vec![Processor::RepetitionPenalty { penalty: 1.5 }]);
+    let context = Context { tokens: &[7, 1, 7], length: 3, generated: 0, source: &[] };
+    let (mut spoilt, mut scratch) = (scores.clone(), Scratch::default());
+    let mut rng = TorchRng::from_seed(1);
+    let mut choose = || {
+        spoilt.copy_from_slice(&scores);
+        processors.apply(&context, &mut spoilt, &mut scratch);
+        warpers.apply(&mut spoilt, &mut scratch).expect("finite scores");
+        let Scratch { scans, candidates, probabilities, .. } = &mut scratch;
+        draw(scans, &mut rng, candidates, spoilt.len(), probabilities).expect("finite scores");
+        largest(&scores, 20, &mut scratch);
+    };
+    choose();
+    assert_eq!(allocations(|| (0..5).for_each(|_| choose())), 0, "after the first choice");
 }
 
 #[test]
@@ -153,6 +207,6 @@ fn processors_pass_over_ids_without_a_score() {
         Processor::NoRepeatNgram { size: 3 },
         Processor::MinNewTokens { tokens: 1, ending: vec![2, 9] },
     ];
-    Processors::new(list).apply(&context, &mut scores);
+    Processors::new(list).apply(&context, &mut scores, &mut Scratch::default());
     assert_eq!(scores, [4.0, -2.0, f32::NEG_INFINITY]);
 }

@@ -5,22 +5,29 @@ use std::sync::atomic::Ordering;
 
 use fastdecode::Error;
 use fastdecode::engine::{
-    EarlyStopping, FinishReason, Generation, Limit, Options, PREFILL_CHUNK, Prompt, Seed,
+    CHUNK, EarlyStopping, Engine, FinishReason, Generation, Limit, Options, Prompts, Seed, Start,
 };
-use fastdecode::models::{Decoder, Input, Segment, Sequence, Wanted};
+use fastdecode::models::{Cancel, Decoder, Input, Segment, Sequence, Wanted};
 use proptest::prelude::*;
 
 use crate::allocation::allocations;
-use crate::fake::FakeModel;
+use crate::fake::{FakeModel, FakeSequence};
 
 /// Ids and finish reason of every row.
 type Rows = Vec<(Vec<u32>, Option<FinishReason>)>;
 
+fn begin(
+    model: &Arc<FakeModel>,
+    prompts: Prompts<FakeSequence>,
+    options: Options,
+) -> Result<Generation<FakeModel>, Error> {
+    Generation::new(&Arc::new(Engine::new(Arc::clone(model))), prompts, options)
+}
+
 fn run(model: &Arc<FakeModel>, prompts: &[Vec<u32>], options: Options) -> Result<Rows, Error> {
-    let prompts = prompts.iter().map(|ids| Prompt::tokens(ids.clone())).collect();
-    let mut generation = Generation::new(Arc::clone(model), prompts, options)?;
+    let mut generation = begin(model, Prompts::of(prompts), options)?;
     let mut rows = vec![(Vec::new(), None); generation.row_count()];
-    while let Some(events) = generation.advance()? {
+    while let Some(events) = generation.advance(None)? {
         for event in events {
             assert!(rows[event.row].1.is_none(), "row {} goes on after its end", event.row);
             rows[event.row].0.push(event.token_id);
@@ -37,15 +44,16 @@ fn sampling(limit: usize, seed: Seed) -> Options {
 #[test]
 fn long_prompts_go_in_chunks_and_give_the_same_ids() {
     let model = Arc::new(FakeModel::new(50, 4.0));
-    let lengths = [1, PREFILL_CHUNK - 1, 2, PREFILL_CHUNK, 2 * PREFILL_CHUNK + 1, 3];
+    let lengths = [1, CHUNK - 1, 2, CHUNK, 2 * CHUNK + 1, 3];
     let prompts: Vec<Vec<u32>> =
         lengths.iter().map(|&n| (0..n as u32).map(|i| i * 7 % 50).collect()).collect();
     let options = Options { limit: Limit::NewTokens(6), ..Options::default() };
     let together = run(&model, &prompts, options.clone()).expect("a sound request");
     let fed = std::mem::take(&mut *model.fed.lock().expect("not poisoned"));
     let total: usize = lengths.iter().sum();
-    let chunks = total.div_ceil(PREFILL_CHUNK);
-    assert!(fed[..chunks - 1].iter().all(|&rows| rows == PREFILL_CHUNK), "{fed:?}");
+    // Rows whose prompts are in decode beside the chunks of the others.
+    assert!(fed.iter().all(|&rows| rows <= CHUNK + lengths.len()), "{fed:?}");
+    assert!(fed[..total / CHUNK].iter().all(|&rows| rows >= CHUNK), "{fed:?}");
     assert_eq!(fed.iter().sum::<usize>(), total + 5 * lengths.len());
     for (prompt, row) in prompts.iter().zip(&together) {
         let alone = run(&model, std::slice::from_ref(prompt), options.clone()).expect("a sound request");
@@ -55,32 +63,34 @@ fn long_prompts_go_in_chunks_and_give_the_same_ids() {
 }
 
 #[test]
-fn sources_share_the_chunks_with_the_prompts() {
+fn sources_are_read_in_steps_of_their_own() {
     let model = Arc::new(FakeModel::new(50, 4.0));
-    // The third source is larger than a chunk and goes alone; the prompt of the fourth takes what is left of one.
-    let sources = [300, 200, 2 * PREFILL_CHUNK, 500, 0, 11];
+    // The third source is larger than a chunk and goes alone.
+    let sources = [300, 200, 2 * CHUNK, 500, 1, 11];
     let lengths = [1, 4, 2, 20, 600, 3];
     let prompt = |place: usize| -> Vec<u32> { (0..lengths[place]).map(|i| (i * 3 + 1) % 50).collect() };
-    let prompts: Vec<_> = (0..sources.len())
-        .map(|place| Prompt::tokens(prompt(place)).in_sequence(model.start().over(sources[place])))
-        .collect();
+    let mut prompts = Prompts::new();
+    for (place, &rows) in sources.iter().enumerate() {
+        let source = (0..rows as u32).map(|i| (i + place as u32) % 50).collect();
+        prompts.push(&prompt(place), Start::Source(source));
+    }
     let options = Options { limit: Limit::NewTokens(2), ..Options::default() };
-    let mut generation = Generation::new(Arc::clone(&model), prompts, options.clone()).expect("sound");
+    let mut generation = begin(&model, prompts, options.clone()).expect("sound");
     let mut rows = vec![Vec::new(); sources.len()];
-    while let Some(events) = generation.advance().expect("sound") {
+    while let Some(events) = generation.advance(None).expect("sound") {
         for event in events {
             rows[event.row].push(event.token_id);
         }
     }
+    let encoded = std::mem::take(&mut *model.encoded.lock().expect("not poisoned"));
+    assert_eq!(encoded, [500, 2 * CHUNK, 512]);
     let fed = std::mem::take(&mut *model.fed.lock().expect("not poisoned"));
-    let total: usize = sources.iter().sum::<usize>() + lengths.iter().sum::<u32>() as usize;
-    assert_eq!(fed.iter().sum::<usize>(), total + lengths.len());
-    let large = fed.iter().filter(|&&rows| rows > PREFILL_CHUNK).count();
-    assert_eq!(large, 1, "{fed:?}");
+    assert_eq!(fed.iter().sum::<usize>(), lengths.iter().sum::<u32>() as usize + lengths.len());
     for (place, row) in rows.iter().enumerate() {
         let alone = run(&model, &[prompt(place)], options.clone()).expect("sound");
         assert_eq!(alone[0].0, *row, "a source changes nothing about the ids");
     }
+    drop(generation);
     assert_eq!(model.live.load(Ordering::Relaxed), 0);
 }
 
@@ -103,12 +113,12 @@ fn a_list_of_seeds_is_a_list_of_single_runs() {
 #[test]
 fn a_row_that_is_finished_early_frees_its_cache_and_leaves_the_others_alone() {
     let model = Arc::new(FakeModel::new(300, 2.0));
-    let prompts = || vec![Prompt::tokens(vec![1]), Prompt::tokens(vec![2]), Prompt::tokens(vec![3])];
+    let prompts = Prompts::of(&[vec![1], vec![2], vec![3]]);
     let options = sampling(20, Seed::One(11));
     let whole = run(&model, &[vec![1], vec![2], vec![3]], options.clone()).expect("a sound request");
-    let mut generation = Generation::new(Arc::clone(&model), prompts(), options).expect("a sound request");
+    let mut generation = begin(&model, prompts, options).expect("a sound request");
     let mut rows = vec![Vec::new(); 3];
-    while let Some(events) = generation.advance().expect("a sound request") {
+    while let Some(events) = generation.advance(None).expect("a sound request") {
         for event in events {
             rows[event.row].push(event.token_id);
         }
@@ -150,25 +160,17 @@ fn lengths_are_counted_and_checked_before_any_work() {
 }
 
 #[test]
-fn a_cancelled_request_stops_and_can_go_on() {
+fn a_cancelled_call_is_over_and_one_that_is_interrupted_goes_on() {
     let model = Arc::new(FakeModel::new(50, 4.0));
     let options = Options { limit: Limit::NewTokens(3), ..Options::default() };
-    let mut generation = Generation::new(Arc::clone(&model), vec![Prompt::tokens(vec![1; 600])], options)
-        .expect("a sound request");
-    let cancel = generation.cancel_handle();
-    assert!(generation.advance().expect("the first chunk").is_some_and(<[_]>::is_empty));
-    cancel.store(true, Ordering::Relaxed);
+    let mut generation = begin(&model, Prompts::of(&[vec![1; 600]]), options).expect("a sound request");
+    assert!(generation.advance(None).expect("the first chunk").is_some_and(<[_]>::is_empty));
+    let canceller = generation.canceller();
+    canceller.cancel();
+    assert_eq!(model.live.load(Ordering::Relaxed), 0, "what it held is free");
     for _ in 0..2 {
-        assert!(matches!(generation.advance(), Err(Error::Cancelled)));
+        assert!(matches!(generation.advance(None), Err(Error::Cancelled)));
     }
-    cancel.store(false, Ordering::Relaxed);
-    let mut count = 0;
-    while let Some(events) = generation.advance().expect("it goes on") {
-        count += events.len();
-    }
-    assert_eq!(count, 3);
-    drop(generation);
-    assert_eq!(model.live.load(Ordering::Relaxed), 0);
 }
 
 /// Requests of every method, with the ids 0 to `vocab_size` as eos, now and then.
@@ -237,20 +239,21 @@ proptest! {
     fn a_cached_start_of_the_prompt_changes_nothing(prompts in prompts(), options in options(), cut in any::<usize>()) {
         let model = Arc::new(FakeModel::new(30, 4.0));
         let whole = run(&model, &prompts, options.clone()).expect("a sound request");
-        let cached = prompts.iter().map(|ids| {
-            let mut sequence = model.start();
+        let mut starts = Prompts::new();
+        for ids in &prompts {
+            let mut sequence = model.start(None).expect("the fake model");
             let count = cut % ids.len();
             if count > 0 {
                 let input = Input::Tokens(&ids[..count]);
                 let segment = Segment { sequence: &mut sequence, input, logits: Wanted::Nothing };
-                model.forward(&mut [segment], &mut Vec::new(), &Default::default()).expect("the fake model");
+                model.forward(&mut [segment], &mut Vec::new(), &Cancel::never()).expect("the fake model");
             }
             assert_eq!(sequence.len(), count);
-            Prompt::tokens(ids.clone()).in_sequence(sequence)
-        });
-        let mut generation = Generation::new(Arc::clone(&model), cached.collect(), options).expect("a sound request");
+            starts.push(ids, Start::Sequence(sequence));
+        }
+        let mut generation = begin(&model, starts, options).expect("a sound request");
         let mut rows = vec![Vec::new(); whole.len()];
-        while let Some(events) = generation.advance().expect("a sound request") {
+        while let Some(events) = generation.advance(None).expect("a sound request") {
             events.iter().for_each(|event| rows[event.row].push(event.token_id));
         }
         prop_assert_eq!(rows, whole.into_iter().map(|row| row.0).collect::<Vec<_>>());
@@ -280,15 +283,15 @@ fn the_steady_loop_allocates_nothing() {
     for (name, options) in [("greedy", greedy), ("full", full), ("everything", everything), ("beams", beams)]
     {
         let model = Arc::new(FakeModel::new(1000, 4.0));
-        let prompts = vec![Prompt::tokens(vec![1, 2, 3]), Prompt::tokens(vec![4])];
+        let prompts = Prompts::of(&[vec![1, 2, 3], vec![4]]);
         let forks = options.num_beams > 1;
-        let mut generation = Generation::new(model, prompts, options).expect("a sound request");
+        let mut generation = begin(&model, prompts, options).expect("a sound request");
         for _ in 0..40 {
-            generation.advance().expect("a sound request").expect("it is not done");
+            generation.advance(None).expect("a sound request").expect("it is not done");
         }
         let count = allocations(|| {
             for _ in 0..40 {
-                generation.advance().expect("a sound request").expect("it is not done");
+                generation.advance(None).expect("a sound request").expect("it is not done");
             }
         });
         if forks {
@@ -302,33 +305,6 @@ fn the_steady_loop_allocates_nothing() {
 }
 
 #[test]
-fn embeddings_start_a_row_like_tokens() {
-    let model = Arc::new(FakeModel::new(30, 4.0));
-    let ids = [3_u32, 1, 2];
-    let values: Vec<f32> = ids.iter().map(|&id| f32::from_bits(id)).collect();
-    let options = Options {
-        limit: Limit::Length(9),
-        min_length: 6,
-        eos_token_ids: (0..15).collect(),
-        ..Options::default()
-    };
-    let expected = run(&model, &[ids.to_vec()], options.clone()).expect("a sound request");
-    let mut generation =
-        Generation::new(Arc::clone(&model), vec![Prompt::embeddings(values.clone(), 3)], options)
-            .expect("sound");
-    let mut row = Vec::new();
-    while let Some(events) = generation.advance().expect("a sound request") {
-        row.extend(events.iter().map(|event| event.token_id));
-    }
-    assert_eq!(row, expected[0].0);
-    for (values, rows) in [(vec![], 0), (vec![], 2), (values, 2)] {
-        let error =
-            Generation::new(Arc::clone(&model), vec![Prompt::embeddings(values, rows)], Options::default());
-        assert!(matches!(error, Err(Error::Option { .. })));
-    }
-}
-
-#[test]
 fn logprobs_are_those_of_the_raw_scores() {
     let model = Arc::new(FakeModel::new(30, 2.0));
     let options = Options {
@@ -338,14 +314,13 @@ fn logprobs_are_those_of_the_raw_scores() {
         top_k: Some(2),
         ..sampling(5, Seed::One(2))
     };
-    let mut generation =
-        Generation::new(model.clone(), vec![Prompt::tokens(vec![1])], options).expect("sound");
+    let mut generation = begin(&model, Prompts::of(&[vec![1]]), options).expect("sound");
     let mut tokens = vec![1];
-    while let Some(events) = generation.advance().expect("a sound request") {
-        let (mut sequence, mut raw) = (model.start(), Vec::new());
+    while let Some(events) = generation.advance(None).expect("a sound request") {
+        let (mut sequence, mut raw) = (model.start(None).expect("the fake model"), Vec::new());
         let segment =
             Segment { sequence: &mut sequence, input: Input::Tokens(&tokens), logits: Wanted::Last };
-        model.forward(&mut [segment], &mut raw, &Default::default()).expect("the fake model");
+        model.forward(&mut [segment], &mut raw, &Cancel::never()).expect("the fake model");
         let sum: f64 = raw.iter().map(|&x| f64::from(x).exp()).sum();
         let logprobs = events[0].logprobs.as_ref().expect("asked for");
         assert_eq!(logprobs.best.len(), 30);
@@ -405,12 +380,11 @@ fn a_model_that_gives_no_numbers_is_an_error() {
     for constant in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
         let model = Arc::new(FakeModel { constant: Some(constant), ..FakeModel::new(30, 4.0) });
         for options in [sampling(3, Seed::One(0)), beams.clone()] {
-            let prompts = vec![Prompt::tokens(vec![1]), Prompt::tokens(vec![2])];
-            let mut generation =
-                Generation::new(Arc::clone(&model), prompts, options).expect("a sound request");
-            let error = generation.advance().expect_err("there is nothing to choose");
+            let prompts = Prompts::of(&[vec![1], vec![2]]);
+            let mut generation = begin(&model, prompts, options).expect("a sound request");
+            let error = generation.advance(None).expect_err("there is nothing to choose");
             assert!(matches!(error, Error::Scores { row: 0, .. }), "{error}");
-            assert!(generation.advance().expect("the request is over").is_none());
+            assert!(generation.advance(None).expect("the request is over").is_none());
         }
     }
 }

@@ -1,28 +1,26 @@
 //! A model that computes nothing: logits are a hash of all tokens so far. Its twin in Python is in
 //! `tools/make_decode_golden.py`; both must give the same numbers.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
 
-use fastdecode::models::{Decoder, Input, Segment, Sequence, Wanted};
+use fastdecode::models::{CacheBlock, Cancel, Decoder, Input, Limits, Segment, Sequence, Wanted};
 use fastdecode::{Error, Result};
 
 /// Tokens so far, as their hash and their number after every one.
 #[derive(Debug)]
 pub(crate) struct FakeSequence {
     hashes: Vec<u32>,
-    /// Rows of a source that the first forward reads.
-    pending: usize,
+    /// Ids of a source that the encoder is still to read, or has read.
+    source: Vec<u32>,
+    /// Rows of it that are still to be read, for all forks together.
+    pending: Arc<AtomicUsize>,
     live: Arc<AtomicUsize>,
+    held: Arc<AtomicUsize>,
+    fork_fails: Arc<AtomicBool>,
 }
 
 impl FakeSequence {
-    /// With a source of `rows` rows.
-    pub(crate) fn over(mut self, rows: usize) -> Self {
-        self.pending = rows;
-        self
-    }
-
     fn hash(&self) -> u32 {
         self.hashes.last().copied().unwrap_or(0x9e37_79b9)
     }
@@ -30,12 +28,14 @@ impl FakeSequence {
     fn append(&mut self, token: u32) {
         let mixed = (self.hash() ^ token).wrapping_mul(0x0100_0193);
         self.hashes.push(mixed ^ (mixed >> 15));
+        self.held.fetch_add(1, Ordering::SeqCst);
     }
 }
 
 impl Drop for FakeSequence {
     fn drop(&mut self) {
         self.live.fetch_sub(1, Ordering::Relaxed);
+        self.held.fetch_sub(self.hashes.len(), Ordering::SeqCst);
     }
 }
 
@@ -45,21 +45,58 @@ impl Sequence for FakeSequence {
     }
 
     fn pending(&self) -> usize {
-        self.pending
+        self.pending.load(Ordering::SeqCst)
+    }
+
+    fn source(&self) -> &[u32] {
+        &self.source
     }
 
     fn fork(&self) -> Self {
+        assert!(!self.fork_fails.swap(false, Ordering::SeqCst), "a fork that was told to fail");
         self.live.fetch_add(1, Ordering::Relaxed);
         // Room to grow, so that the steady loop allocates nothing on the model's account.
         let mut hashes = Vec::with_capacity(self.hashes.len() + 256);
         hashes.extend_from_slice(&self.hashes);
-        Self { hashes, pending: self.pending, live: Arc::clone(&self.live) }
+        self.held.fetch_add(hashes.len(), Ordering::SeqCst);
+        Self {
+            hashes,
+            source: self.source.clone(),
+            pending: Arc::clone(&self.pending),
+            live: Arc::clone(&self.live),
+            held: Arc::clone(&self.held),
+            fork_fails: Arc::clone(&self.fork_fails),
+        }
     }
 
     fn truncate(&mut self, len: usize) {
         assert!(len <= self.len(), "truncate({len}) of {} positions", self.len());
+        self.held.fetch_sub(self.hashes.len() - len, Ordering::SeqCst);
         self.hashes.truncate(len);
     }
+}
+
+/// What happens at the beginning of a step.
+#[derive(Default)]
+pub(crate) struct Begins(pub(crate) Option<Box<Beginning>>);
+
+type Beginning = dyn Fn(&Cancel<'_>) -> Result<()> + Send + Sync;
+
+impl std::fmt::Debug for Begins {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Begins")
+    }
+}
+
+/// What one forward was given.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(crate) struct Step {
+    /// Rows that choose their next token from it: segments that want logits and do not end a prompt.
+    pub(crate) decodes: usize,
+    /// Prompts that end in it.
+    pub(crate) prompts: usize,
+    /// Tokens of other segments, and of prompts.
+    pub(crate) reads: usize,
 }
 
 /// See the head of the file.
@@ -71,10 +108,26 @@ pub(crate) struct FakeModel {
     pub(crate) spread: f32,
     /// Sequences that exist.
     pub(crate) live: Arc<AtomicUsize>,
-    /// Positions of every forward, those of sources included.
-    pub(crate) fed: std::sync::Mutex<Vec<usize>>,
+    /// Positions that they hold, and how many they may.
+    pub(crate) held: Arc<AtomicUsize>,
+    pub(crate) memory: Option<usize>,
+    /// Whether the next fork of a sequence panics.
+    pub(crate) fork_fails: Arc<AtomicBool>,
+    /// Positions of every forward, and rows of sources of every step that read some.
+    pub(crate) fed: Mutex<Vec<usize>>,
+    pub(crate) encoded: Mutex<Vec<usize>>,
+    /// Threads that choose.
+    pub(crate) threads: usize,
+    /// What happens at the beginning of every step.
+    pub(crate) begins: Begins,
     /// What every logit is instead, if anything.
     pub(crate) constant: Option<f32>,
+    /// What requests may use, and what is used by nobody's request.
+    pub(crate) limits: Limits,
+    pub(crate) open_bytes: usize,
+    /// An id that is never chosen. Where every prompt ends with it, and only there, steps are noted.
+    pub(crate) mark: Option<u32>,
+    pub(crate) steps: Mutex<Vec<Step>>,
 }
 
 impl FakeModel {
@@ -84,14 +137,35 @@ impl FakeModel {
             context_limit: None,
             spread,
             live: Arc::default(),
-            fed: std::sync::Mutex::new(Vec::with_capacity(4096)),
+            held: Arc::default(),
+            memory: None,
+            fork_fails: Arc::default(),
+            fed: Mutex::new(Vec::with_capacity(4096)),
+            encoded: Mutex::default(),
+            threads: 1,
+            begins: Begins::default(),
             constant: None,
+            limits: Limits::default(),
+            open_bytes: 0,
+            mark: None,
+            steps: Mutex::default(),
         }
+    }
+
+    /// A step begins.
+    fn step(&self, cancel: &Cancel<'_>) -> Result<()> {
+        if let Begins(Some(begins)) = &self.begins {
+            begins(cancel)?;
+        }
+        if cancel.is_set() { Err(Error::Cancelled) } else { Ok(()) }
     }
 
     fn logit(&self, hash: u32, token: u32) -> f32 {
         if let Some(constant) = self.constant {
             return constant;
+        }
+        if self.mark == Some(token) {
+            return f32::NEG_INFINITY;
         }
         let mut x = hash.wrapping_add(token.wrapping_mul(0x9e37_79b1));
         x = (x ^ (x >> 16)).wrapping_mul(0x85eb_ca6b);
@@ -114,31 +188,67 @@ impl Decoder for FakeModel {
         self.context_limit
     }
 
-    fn start(&self) -> FakeSequence {
+    fn cache_block(&self) -> CacheBlock {
+        CacheBlock { positions: 16, bytes: 1024 }
+    }
+
+    fn limits(&self) -> Limits {
+        self.limits
+    }
+
+    fn open_bytes(&self) -> usize {
+        self.open_bytes
+    }
+
+    fn threads(&self) -> usize {
+        self.threads
+    }
+
+    fn start(&self, source: Option<&[u32]>) -> Result<FakeSequence> {
         self.live.fetch_add(1, Ordering::Relaxed);
-        FakeSequence { hashes: Vec::with_capacity(2048), pending: 0, live: Arc::clone(&self.live) }
+        let source = source.unwrap_or_default().to_vec();
+        Ok(FakeSequence {
+            hashes: Vec::with_capacity(2048),
+            pending: Arc::new(AtomicUsize::new(source.len())),
+            source,
+            live: Arc::clone(&self.live),
+            held: Arc::clone(&self.held),
+            fork_fails: Arc::clone(&self.fork_fails),
+        })
+    }
+
+    fn encode(&self, sequences: &mut [&mut FakeSequence], cancel: &Cancel<'_>) -> Result<()> {
+        assert!(!sequences.is_empty(), "a step without sources");
+        self.step(cancel)?;
+        let rows = sequences.iter_mut().map(|sequence| sequence.pending.swap(0, Ordering::SeqCst)).sum();
+        self.encoded.lock().expect("no test panics while it holds the lock").push(rows);
+        Ok(())
     }
 
     fn forward(
         &self,
         batch: &mut [Segment<'_, FakeSequence>],
         logits: &mut Vec<f32>,
-        cancel: &AtomicBool,
+        cancel: &Cancel<'_>,
     ) -> Result<()> {
         assert!(!batch.is_empty(), "a step without segments");
-        if cancel.load(Ordering::Relaxed) {
-            return Err(Error::Cancelled);
+        self.step(cancel)?;
+        let more: usize = batch.iter().map(|segment| segment.input.rows(1)).sum();
+        if self.memory.is_some_and(|most| self.held.load(Ordering::SeqCst) + more > most) {
+            return Err(Error::OutOfMemory { what: "the fake cache".to_owned(), bytes: more });
         }
         logits.clear();
-        let mut positions = 0;
+        let (mut positions, mut step) = (0, Step::default());
         for segment in batch {
-            let tokens: &[u32] = match segment.input {
-                Input::Tokens(tokens) => tokens,
-                // One value per row.
-                Input::Embeddings(values) => &values.iter().map(|x| x.to_bits()).collect::<Vec<_>>(),
-            };
+            let Input::Tokens(tokens) = segment.input else { panic!("embeddings in a request") };
             assert!(!tokens.is_empty(), "a segment without rows");
-            positions += tokens.len() + std::mem::take(&mut segment.sequence.pending);
+            assert_eq!(segment.sequence.pending(), 0, "a segment whose source was not read");
+            positions += tokens.len();
+            match (segment.logits != Wanted::Nothing, tokens.last().copied() == self.mark) {
+                (true, false) => step.decodes += 1,
+                (true, true) => (step.prompts, step.reads) = (step.prompts + 1, step.reads + tokens.len()),
+                (false, _) => step.reads += tokens.len(),
+            }
             for (place, &token) in tokens.iter().enumerate() {
                 segment.sequence.append(token);
                 let last = place + 1 == tokens.len();
@@ -152,6 +262,9 @@ impl Decoder for FakeModel {
             }
         }
         self.fed.lock().expect("no test panics while it holds the lock").push(positions);
+        if self.mark.is_some() {
+            self.steps.lock().expect("no test panics while it holds the lock").push(step);
+        }
         Ok(())
     }
 }

@@ -1,14 +1,12 @@
 //! Linear layers over the team: a row's bits do not depend on the rows beside it, on the number of members or of their groups,
 //! or on which layer its input was made for.
 
-use std::sync::atomic::AtomicBool;
-
 use fastdecode::arena::Arena;
 use fastdecode::kernels::{Activation, Family, LINE, WIDTH};
 use fastdecode::layers::linear::{Epilogue, Linear};
 use fastdecode::layers::{self, Buffer, Context, Runtime};
 use fastdecode::packed::{Orientation, Packed, Storage, packed_bytes};
-use fastdecode::team;
+use fastdecode::team::{self, Cancel};
 
 use super::tables::tables;
 
@@ -52,7 +50,7 @@ fn products(layers: &[Linear], runtime: &Runtime, first: usize, m: usize) -> Vec
     let packed_rows = packed.rows(1, layers::packed_rows(m, INPUTS)).unwrap();
     let mut outs: Vec<Buffer> = layers.iter().map(|_| Buffer::default()).collect();
     let outs: Vec<_> = outs.iter_mut().map(|out| out.rows(m, OUTPUTS).unwrap()).collect();
-    team::run(runtime.threads, &AtomicBool::new(false), |member| {
+    team::run(runtime.threads, &Cancel::never(), |member| {
         let ctx = Context { member, runtime, scratch: members.at(member.index(), 0), packed_rows };
         let mut input = layers[0].prepare(&ctx, x)?;
         for (layer, out) in layers.iter().zip(&outs) {
@@ -119,7 +117,7 @@ fn gated(layers: &[Linear; 2], runtime: &Runtime, m: usize) -> [Vec<Vec<f32>>; 3
     let mut outs: [Buffer; 4] = Default::default();
     let outs = outs.each_mut().map(|out| out.rows(m, outputs).unwrap());
     let [gate, up, both, other] = outs;
-    team::run(runtime.threads, &AtomicBool::new(false), |member| {
+    team::run(runtime.threads, &Cancel::never(), |member| {
         let ctx = Context { member, runtime, scratch: members.at(member.index(), 0), packed_rows };
         let input = layers[0].prepare(&ctx, x)?;
         layers[0].forward(&ctx, input, gate, gate_then);

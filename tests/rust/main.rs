@@ -8,6 +8,7 @@ mod checkpoint_folder;
 mod checkpoint_fuzz;
 mod checkpoint_pickle;
 mod checkpoint_safetensors;
+mod decode_draws;
 mod decode_golden;
 mod decode_rng;
 mod decode_sets;
@@ -18,6 +19,11 @@ mod kernels;
 mod kernels_cache;
 mod linear;
 mod program;
+mod scans;
+mod schedule;
+mod schedule_any;
+mod schedule_memory;
+mod schedule_threads;
 mod tables;
 
 /// The golden file `name`, made by a script in `tools/`.

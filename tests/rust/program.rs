@@ -1,7 +1,6 @@
 //! Forwards as data: what a record may hold, what is derived from it, and that a step does what the program says.
 
 use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
 
 use fastdecode::Error;
 use fastdecode::checkpoint::{Checkpoint, Dtype, MemoryTensor};
@@ -15,7 +14,7 @@ use fastdecode::load::{Loader, Rounding};
 use fastdecode::program::{
     Builder, Cache, Mask, Program, Recorder, Value, Weights, Work, conv1d, dense, layer_norm, rms_norm,
 };
-use fastdecode::team;
+use fastdecode::team::{self, Cancel};
 
 const VOCAB: usize = 37;
 /// Not whole panels, so that padding counts.
@@ -67,7 +66,7 @@ fn tensors() -> Checkpoint {
 }
 
 fn with_recorder<T>(work: impl FnOnce(&mut Recorder<'_>) -> T) -> (T, Weights) {
-    let (checkpoint, cancel) = (tensors(), AtomicBool::new(false));
+    let (checkpoint, cancel) = (tensors(), Cancel::never());
     let mut recorder = Recorder::new(Loader::new(&checkpoint, "", Rounding::Auto, 1, &cancel));
     let result = work(&mut recorder);
     (result, recorder.finish().unwrap().0)
@@ -126,7 +125,7 @@ fn step(
     let runtime = Runtime::new(threads, false).unwrap();
     let shape = shape(program);
     let executor = Executor { program, weights, runtime: &runtime, own: &shape, memory: &shape };
-    let mut turn = team::turn(threads);
+    let mut turn = team::turn(threads, &Cancel::never()).unwrap();
     let mut buffers = Buffers::take();
     let mut wanted = 0;
     for (sequence, (ids, some)) in sequences.iter_mut().zip(parts) {
@@ -135,7 +134,7 @@ fn step(
         wanted += some;
     }
     let mut logits = vec![0.0; wanted * VOCAB];
-    let (of, cancel) = (|i: usize| Input::Tokens(parts[i].0), AtomicBool::new(false));
+    let (of, cancel) = (|i: usize| Input::Tokens(parts[i].0), Cancel::never());
     let inputs = Inputs { of: &of, cancel: &cancel, trace: None };
     executor.run(&mut turn, &mut buffers, inputs, &mut logits).unwrap();
     for (sequence, (ids, _)) in sequences.iter_mut().zip(parts) {
