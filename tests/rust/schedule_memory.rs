@@ -30,12 +30,17 @@ fn where_memory_is_refused_the_youngest_leave_and_come_back_as_they_were() {
         let engine = refusing(memory);
         let mut calls = cases.each_ref().map(|options| begin(&engine, &prompts(&[10]), options.clone()));
         calls.iter_mut().for_each(|call| assert_eq!(taken(call), 0));
+        let mut rows = calls.each_ref().map(Rows::of);
         for _ in 0..30 {
             assert_eq!(advanced(&mut calls[0]), 1, "the oldest one never waits");
+            for (call, rows) in calls.iter_mut().zip(&mut rows).skip(1) {
+                rows.add(call.take().expect("sound").unwrap_or_default());
+            }
         }
         assert!(engine.model().held.load(Ordering::SeqCst) <= memory);
-        for (call, options) in calls.iter_mut().zip(&cases).skip(1) {
-            assert_eq!(rest(call), alone(&prompts(&[10]), options.clone()), "{options:?}");
+        for ((call, mut rows), options) in calls.iter_mut().zip(rows).zip(&cases).skip(1) {
+            rows.read_all(call).expect("sound");
+            assert_eq!(rows, alone(&prompts(&[10]), options.clone()), "{options:?}");
         }
         let fed: usize = engine.model().fed.lock().expect("not poisoned").iter().sum();
         let once = 4 * 10 + (1 + 3 + 1 + 3) * 29;
@@ -79,6 +84,25 @@ fn caches_of_readers_who_are_behind_go_before_a_call_is_refused() {
     assert_eq!(rows.0[0].0.len(), 1 + AHEAD, "what was chosen stays");
     rows.read_all(&mut away).expect("sound");
     assert_eq!(rows, alone(&prompts(&[10]), sampled(30, 3)));
+}
+
+#[test]
+fn rows_that_draw_from_one_stream_wait_for_each_other_to_be_read_again() {
+    let engine = refusing(3000);
+    let lengths = [5, 400, 4];
+    let mut away = begin(&engine, &prompts(&lengths), sampled(30, 3));
+    let mut rows = Rows::of(&away);
+    rows.add(away.advance(None).expect("sound").expect("it is not done"));
+    assert!(rows.0.iter().all(|row| row.0.len() == 1), "they begin together");
+    // Its reader falls behind, and its cache makes way.
+    rest(&mut begin(&engine, &prompts(&[6]), greedy(20)));
+    rest(&mut begin(&engine, &prompts(&[2700]), greedy(2)));
+    assert_eq!(engine.model().held.load(Ordering::SeqCst), 0);
+    // It is read again in several steps, since it has half of each, and the first row is in before the second one.
+    let mut beside = begin(&engine, &prompts(&[2000]), greedy(2));
+    assert_eq!(taken(&mut beside), 0);
+    rows.read_all(&mut away).expect("sound");
+    assert_eq!(rows, alone(&prompts(&lengths), sampled(30, 3)));
 }
 
 #[test]
