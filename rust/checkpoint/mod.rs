@@ -91,7 +91,7 @@ impl Checkpoint {
     ///
     /// # Errors
     /// `Io` when there are no weights or the system refuses to read them; `Checkpoint` when a file is malformed, cut
-    /// short, not where the index says, or a pickle that wants anything but tensors.
+    /// short, not there though the index names it, or a pickle that wants anything but tensors.
     pub fn open(folder: &Path) -> Result<Self> {
         folder::open(folder)
     }
@@ -128,11 +128,14 @@ impl Checkpoint {
         let mut checkpoint = Self::empty(LABEL.into());
         for MemoryTensor { name, dtype, shape, bytes } in tensors {
             let source = Source::memory(LABEL, bytes);
+            if checkpoint.get(&name).is_some() {
+                return Err(source.malformed(Some(&name), "each tensor once", "it a second time"));
+            }
             let Some(size) = dtype.bytes_of(&shape).filter(|&size| size as u64 == source.len()) else {
                 let expected = format!("as many bytes as {dtype} {shape:?} has");
                 return Err(source.malformed(Some(&name), expected, format!("{} bytes", source.len())));
             };
-            checkpoint.add(&source, Entry { name, dtype, shape, offset: 0, bytes: size })?;
+            checkpoint.add(&source, Entry { name, dtype, shape, offset: 0, bytes: size });
             checkpoint.sources.push(source);
         }
         Ok(checkpoint)
@@ -145,7 +148,7 @@ impl Checkpoint {
     /// Adds every tensor of a safetensors file.
     fn add_safetensors(&mut self, source: Source) -> Result<()> {
         for entry in safetensors::read_header(&source)? {
-            self.add(&source, entry)?;
+            self.add(&source, entry);
         }
         self.sources.push(source);
         Ok(())
@@ -155,29 +158,24 @@ impl Checkpoint {
     fn add_torch(&mut self, source: Source) -> Result<()> {
         let contents = torch_zip::read_contents(&source)?;
         for entry in contents.in_file {
-            self.add(&source, entry)?;
+            self.add(&source, entry);
         }
         let label = source.label().clone();
         self.sources.push(source);
         for (entry, bytes) in contents.in_memory {
             let source = Source::memory(&label, bytes);
-            self.add(&source, entry)?;
+            self.add(&source, entry);
             self.sources.push(source);
         }
         Ok(())
     }
 
-    /// Adds a tensor of the source that is about to be pushed.
-    fn add(&mut self, source: &Source, entry: Entry) -> Result<()> {
+    /// Adds a tensor of the source that is about to be pushed, in the place of one of that name from an earlier file.
+    fn add(&mut self, source: &Source, entry: Entry) {
         let Entry { name, dtype, shape, offset, bytes } = entry;
-        if let Some(other) = self.tensors.get(&name) {
-            let got = format!("it a second time, after {}", other.file);
-            return Err(source.malformed(Some(&name), "each tensor once", got));
-        }
         let file = source.label().clone();
         let info = TensorInfo { name, dtype, shape, file, offset, bytes, source: self.sources.len() };
         self.tensors.insert(info.name.clone(), info);
-        Ok(())
     }
 
     /// What errors about no single file name: the file, the index of the shards, or "tensors in memory".
