@@ -214,7 +214,7 @@ impl Checkpoint {
     /// The tensor that [`find`](Self::find) finds, checked to be of this shape and of a weight's type.
     ///
     /// # Errors
-    /// `Checkpoint` when it is missing, of another shape, or not f32, f16 or bf16.
+    /// `Checkpoint` when it is missing, of another shape, or not f64, f32, f16 or bf16.
     pub fn require(&self, prefix: &str, name: &str, shape: &[usize]) -> Result<&TensorInfo> {
         let info = self.find(prefix, name).ok_or_else(|| self.missing(prefix, name, shape))?;
         info.expect(shape)?;
@@ -263,14 +263,14 @@ impl TensorInfo {
     /// Checks shape and type.
     ///
     /// # Errors
-    /// `Checkpoint` when the shape is another, or the type not f32, f16 or bf16.
+    /// `Checkpoint` when the shape is another, or the type not f64, f32, f16 or bf16.
     pub fn expect(&self, shape: &[usize]) -> Result<()> {
         if self.shape != shape {
             return Err(self.malformed(format!("shape {shape:?}"), format!("{:?}", self.shape)));
         }
         if !self.dtype.is_weight() {
             let expected =
-                "weights in F32, F16 or BF16; convert it, for example with torch's `.to(torch.float32)`";
+                "weights in F64, F32, F16 or BF16; convert it, for example with torch's `.to(torch.float32)`";
             return Err(self.malformed(expected, self.dtype.name()));
         }
         Ok(())

@@ -183,6 +183,7 @@ fn lookups_accept_a_prefix_and_say_what_is_wrong() {
         memory("both", Dtype::F16, &[1], vec![1; 2]),
         memory("transformer.both", Dtype::F16, &[1], vec![2; 2]),
         memory("double", Dtype::F64, &[1], vec![0; 8]),
+        memory("eight", Dtype::F8E4M3, &[1], vec![0; 1]),
         memory("h.0.attn.bias", Dtype::BOOL, &[2], vec![0; 2]),
         memory("scalar", Dtype::F32, &[], vec![0; 4]),
     ])
@@ -193,21 +194,22 @@ fn lookups_accept_a_prefix_and_say_what_is_wrong() {
     assert_eq!(checkpoint.find(prefix, "both").unwrap().name, "transformer.both");
     assert_eq!(checkpoint.find("", "both").unwrap().name, "both");
     assert_eq!(checkpoint.require("", "scalar", &[]).unwrap().elements(), 1);
+    assert_eq!(checkpoint.require("", "double", &[1]).unwrap().dtype, Dtype::F64);
     assert!(checkpoint.find(prefix, "wpe.weight").is_none());
 
     for (name, shape, fragments) in [
         (
             "wpe.weight",
             &[4, 2][..],
-            ["tensor wpe.weight", "[4, 2]", "transformer.wpe.weight", "none among its 7"],
+            ["tensor wpe.weight", "[4, 2]", "transformer.wpe.weight", "none among its 8"],
         ),
         (
             "wte.weight",
             &[2, 3],
             ["tensor transformer.wte.weight", "expected shape [2, 3]", "got [3, 2]", "memory"],
         ),
-        ("double", &[1], ["tensor double", "F32, F16 or BF16", "got F64", "convert"]),
-        ("h.0.attn.bias", &[2], ["tensor h.0.attn.bias", "F32, F16 or BF16", "got BOOL", "memory"]),
+        ("eight", &[1], ["tensor eight", "F64, F32, F16 or BF16", "got F8_E4M3", "convert"]),
+        ("h.0.attn.bias", &[2], ["tensor h.0.attn.bias", "F64, F32, F16 or BF16", "got BOOL", "memory"]),
     ] {
         let error = checkpoint.require(prefix, name, shape).unwrap_err();
         assert!(matches!(error, Error::Checkpoint { .. }));
@@ -215,7 +217,7 @@ fn lookups_accept_a_prefix_and_say_what_is_wrong() {
         assert!(fragments.iter().all(|part| text.contains(part)), "{text}");
     }
 
-    let used = ["transformer.wte.weight", "ln_f.bias", "double", "scalar", "absent"];
+    let used = ["transformer.wte.weight", "ln_f.bias", "double", "eight", "scalar", "absent"];
     assert_eq!(checkpoint.unknown(used), ["both", "h.0.attn.bias", "transformer.both"]);
     assert_eq!(checkpoint.unknown(used.map(String::from)).len(), 3);
 }
