@@ -1,4 +1,4 @@
-//! Bytes on disk to named tensors and config values: safetensors and torch's zip archives, single and in shards, and
+//! Bytes on disk to named tensors and config values: safetensors and files of `torch.save`, single and in shards, and
 //! config.json.
 //!
 //! Only headers are read when a checkpoint is opened; weights are read by position, piece by piece, by whoever packs
@@ -11,6 +11,8 @@ mod folder;
 mod pickle;
 mod safetensors;
 mod source;
+mod torch;
+mod torch_legacy;
 mod torch_zip;
 
 use std::collections::{BTreeMap, HashSet};
@@ -106,7 +108,7 @@ impl Checkpoint {
         Ok(checkpoint)
     }
 
-    /// Opens one file of `torch.save`, in the zip form that torch writes since 1.6.
+    /// Opens one file of `torch.save`: the zip archive that torch writes since 1.6, or the stream of pickles from before.
     ///
     /// Nothing in it is executed: it is read as a description of tensors, and anything else in it is an error. Tensors
     /// that are no contiguous part of their storage are put in order in memory.
@@ -154,9 +156,9 @@ impl Checkpoint {
         Ok(())
     }
 
-    /// Adds every tensor of a torch archive.
+    /// Adds every tensor of a file of torch.
     fn add_torch(&mut self, source: Source) -> Result<()> {
-        let contents = torch_zip::read_contents(&source)?;
+        let contents = torch::read_contents(&source)?;
         for entry in contents.in_file {
             self.add(&source, entry);
         }

@@ -216,3 +216,36 @@ class TestTypes:
         rewrite(folder, lambda named: named | {name: named[name].to(torch.float8_e4m3fn)})
         error = refused(folder)
         assert (error.tensor, error.got) == (name, "F8_E4M3")
+
+
+class TestPickles:
+    """`pytorch_model.bin` as torch wrote it before 1.6, a stream of pickles and storages."""
+
+    @pytest.mark.parametrize("model", [gpt2, t5])
+    def test_one_file(self, tmp_path: Path, model: Callable[[Path], Path]) -> None:
+        folder = model(tmp_path)
+        named = load_file(folder / "model.safetensors")
+        table = "transformer.wte.weight" if model is gpt2 else "shared.weight"
+        named["lm_head.weight"] = named[table]  # One storage under two names, as a state_dict has it.
+        (folder / "model.safetensors").unlink()
+        torch.save(named, folder / "pytorch_model.bin", _use_new_zipfile_serialization=False)
+        hold(folder)
+
+    def test_shards(self, tmp_path: Path) -> None:
+        folder = gpt2(tmp_path, shards=2)
+        for file in SHARDS:
+            path = folder / file
+            torch.save(load_file(path), path.with_suffix(".bin"), _use_new_zipfile_serialization=False)
+            path.unlink()
+        index = (folder / "model.safetensors.index.json").read_text()
+        (folder / "model.safetensors.index.json").unlink()
+        (folder / "pytorch_model.bin.index.json").write_text(index.replace(".safetensors", ".bin"))
+        hold(folder)
+
+    def test_a_file_cut_short(self, tmp_path: Path) -> None:
+        folder = gpt2(tmp_path)
+        path = folder / "pytorch_model.bin"
+        torch.save(load_file(folder / "model.safetensors"), path, _use_new_zipfile_serialization=False)
+        (folder / "model.safetensors").unlink()
+        path.write_bytes(path.read_bytes()[:-1])
+        assert "cut short" in str(refused(folder))
