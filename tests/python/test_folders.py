@@ -187,7 +187,7 @@ class TestTypes:
         single, double = gpt2(tmp_path / "single"), gpt2(tmp_path / "double")
         rewrite(double, lambda named: {name: tensor.double() for name, tensor in named.items()})
         one, two = (fastdecode.load(folder, num_threads=1, dtype=dtype) for folder in (single, double))
-        assert np.array_equal(one.logits(IDS), two.logits(IDS))  # type: ignore[union-attr, call-arg]
+        assert np.array_equal(one.logits(IDS), two.logits(IDS))
         assert one.info()["weight_bytes"] == two.info()["weight_bytes"]
 
     def test_float64_past_float32(self, tmp_path: Path) -> None:

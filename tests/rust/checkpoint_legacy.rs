@@ -82,7 +82,7 @@ fn a_stream_by_hand() {
 /// Files of the oldest torch name parts of a storage: a key, the first element and the number of elements.
 #[test]
 fn a_part_of_a_storage() {
-    let part = |first: u8, count: u8| [b"X\x01\0\0\08K", &[first, b'K', count, 0x87][..]].concat();
+    let part = |first: u8, count: u8| [b"X\x01\0\0\x008K", &[first, b'K', count, 0x87][..]].concat();
     let read = |part: &[u8], offset, count| {
         Checkpoint::open_torch(with_tensors(&tensor(&storage(b"K\x02", part), offset, count)).path())
     };
@@ -94,12 +94,12 @@ fn a_part_of_a_storage() {
         (part(1, 1), 1, 1, "inside of its storage"),
         (part(1, 2), 0, 1, "outside of its storage"),
         (
-            b"X\x01\0\0\08K\x01\x8a\x08\xff\xff\xff\xff\xff\xff\xff\x7f\x87".to_vec(),
+            b"X\x01\0\0\x008K\x01\x8a\x08\xff\xff\xff\xff\xff\xff\xff\x7f\x87".to_vec(),
             0,
             1,
             "outside of its storage",
         ),
-        (b"X\x01\0\0\08J\xff\xff\xff\xffK\x01\x87".to_vec(), 0, 1, "at least 0"),
+        (b"X\x01\0\0\x008J\xff\xff\xff\xffK\x01\x87".to_vec(), 0, 1, "at least 0"),
         (b"K\x01".to_vec(), 0, 1, "no storage"),
         (b")".to_vec(), 0, 1, "no storage"),
         (Vec::new(), 0, 1, "no storage"),
@@ -132,8 +132,12 @@ fn lists_and_counts_must_fit() {
         |keys: &[u8], elements: &[u8]| stream(&[MAGIC, VERSION, MACHINE, &sound(), keys, elements]);
     for (keys, elements, phrases) in [
         (&b"\x80\x02]."[..], ELEMENTS, &["tensor w", "storage 7 in the list"][..]),
-        (b"\x80\x02](X\x01\0\0\07X\x01\0\0\08e.", &[ELEMENTS, ELEMENTS].concat(), &["storage 8 in the list"]),
-        (b"\x80\x02](X\x01\0\0\07X\x01\0\0\07e.", &[ELEMENTS, ELEMENTS].concat(), &["one twice"]),
+        (
+            b"\x80\x02](X\x01\0\0\x007X\x01\0\0\x008e.",
+            &[ELEMENTS, ELEMENTS].concat(),
+            &["storage 8 in the list"],
+        ),
+        (b"\x80\x02](X\x01\0\0\x007X\x01\0\0\x007e.", &[ELEMENTS, ELEMENTS].concat(), &["one twice"]),
         (b"\x80\x02]K\x07a.", ELEMENTS, &["something else in it"]),
         (b"\x80\x02}.", ELEMENTS, &["a dict instead of a list of names"]),
         (KEYS, b"\x01\0\0\0\0\0\0\0\x01\x02\x03\x04", &["2 elements in storage 7", "got 1"]),
