@@ -26,10 +26,10 @@ pub enum Rounding {
     As(Storage),
 }
 
-/// Storage of a tensor that may be a weight.
+/// Storage that a tensor is read as, where it may be a weight: f64 becomes f32 on the way, as torch casts it.
 fn storage(info: &TensorInfo) -> Option<Storage> {
     match info.dtype {
-        Dtype::F32 => Some(Storage::F32),
+        Dtype::F64 | Dtype::F32 => Some(Storage::F32),
         Dtype::BF16 => Some(Storage::Bf16),
         Dtype::F16 => Some(Storage::F16),
         _ => None,
@@ -78,10 +78,25 @@ impl<'a> Loader<'a> {
         Self { checkpoint, prefix, weights, threads, cancel, planned, used, parameters: 0 }
     }
 
-    /// Reads a part of a tensor, unless the loading was `cancelled`: every loop over the chunks of a file comes by here, and looks
-    /// as its thread may, the caller's by [`Cancel::ask`] and a member of the team by [`Member::cancelled`].
+    /// Reads a part of a tensor as its [`storage`], unless the loading was `cancelled`: every loop over the chunks of a file comes by
+    /// here, and looks as its thread may, the caller's by [`Cancel::ask`] and a member of the team by [`Member::cancelled`].
     fn read(&self, cancelled: bool, info: &TensorInfo, start: usize, buf: &mut [u8]) -> Result<()> {
-        if cancelled { Err(Error::Cancelled) } else { self.checkpoint.read(info, start, buf) }
+        if cancelled {
+            return Err(Error::Cancelled);
+        }
+        if info.dtype != Dtype::F64 {
+            return self.checkpoint.read(info, start, buf);
+        }
+        let mut wide = allocate(info, 2 * buf.len())?;
+        self.checkpoint.read(info, 2 * start, &mut wide)?;
+        for (narrow, wide) in std::iter::zip(buf.chunks_exact_mut(4), wide.chunks_exact(8)) {
+            let x = f64::from_le_bytes(wide.try_into().unwrap_or_default());
+            if x.is_finite() && (x as f32).is_infinite() {
+                return Err(overflow(info, Storage::F32));
+            }
+            narrow.copy_from_slice(&(x as f32).to_le_bytes());
+        }
+        Ok(())
     }
 
     /// Whether the tensor is there.
@@ -93,7 +108,7 @@ impl<'a> Loader<'a> {
     fn take(&mut self, name: &str, shape: &[usize]) -> Result<(&'a TensorInfo, Storage)> {
         let info = self.checkpoint.require(self.prefix, name, shape)?;
         let Some(from) = storage(info) else {
-            return Err(info.malformed("F32, F16 or BF16", format!("{:?}", info.dtype)));
+            return Err(info.malformed("F64, F32, F16 or BF16", format!("{:?}", info.dtype)));
         };
         self.used.insert(info.name.clone());
         self.parameters += info.elements();
@@ -156,11 +171,7 @@ impl<'a> Loader<'a> {
     /// As for [`Loader::matrix`]; `Checkpoint` when a finite value overflows float16; `Cancelled`.
     pub fn values(&mut self, name: &str, shape: &[usize]) -> Result<Vec<f32>> {
         let (info, from) = self.take(name, shape)?;
-        let mut bytes = Vec::new();
-        bytes
-            .try_reserve_exact(info.bytes)
-            .map_err(|_| Error::OutOfMemory { what: info.name.clone(), bytes: info.bytes })?;
-        bytes.resize(info.bytes, 0);
+        let mut bytes = allocate(info, info.elements() * from.bytes())?;
         for (place, chunk) in bytes.chunks_mut(CHUNK).enumerate() {
             self.read(self.cancel.ask(), info, place * CHUNK, chunk)?;
         }
@@ -185,10 +196,11 @@ impl<'a> Loader<'a> {
         let ((a, fa), (b, fb)) = (self.take(a, shape)?, self.take(b, shape)?);
         self.parameters -= b.elements();
         let (ca, cb) = (CHUNK / 4 * fa.bytes(), CHUNK / 4 * fb.bytes());
-        let (mut buf_a, mut buf_b) = (vec![0; ca.min(a.bytes)], vec![0; cb.min(b.bytes)]);
+        let (bytes_a, bytes_b) = (a.elements() * fa.bytes(), b.elements() * fb.bytes());
+        let (mut buf_a, mut buf_b) = (vec![0; ca.min(bytes_a)], vec![0; cb.min(bytes_b)]);
         let (mut at_a, mut at_b) = (0, 0);
-        while at_a < a.bytes {
-            let (na, nb) = (ca.min(a.bytes - at_a), cb.min(b.bytes - at_b));
+        while at_a < bytes_a {
+            let (na, nb) = (ca.min(bytes_a - at_a), cb.min(bytes_b - at_b));
             self.read(self.cancel.ask(), a, at_a, &mut buf_a[..na])?;
             self.read(self.cancel.ask(), b, at_b, &mut buf_b[..nb])?;
             let equal = if fa == fb {
@@ -270,11 +282,12 @@ impl<'a> Loader<'a> {
         let indexed: Vec<(usize, usize)> = tests.iter().copied().enumerate().collect();
         self.parallel(&indexed, |member, &(slot, i), buffer| {
             let info = self.planned[i].info;
+            let bytes = info.elements() * Storage::F32.bytes();
             let mut fits = vec![Storage::Bf16, Storage::F16];
             let mut at = 0;
-            while at < info.bytes && !fits.is_empty() {
+            while at < bytes && !fits.is_empty() {
                 // A first look at a few values ends the search in nearly every f32 checkpoint.
-                let n = if at == 0 { 4096 } else { CHUNK }.min(info.bytes - at);
+                let n = if at == 0 { 4096 } else { CHUNK }.min(bytes - at);
                 buffer.resize(n, 0);
                 self.read(member.cancelled(), info, at, buffer)?;
                 fits.retain(|s| s.holds(Storage::F32, buffer));
@@ -330,12 +343,22 @@ impl Planned<'_> {
     }
 }
 
+/// Zeroed bytes for a tensor, or an error where the system has none.
+fn allocate(info: &TensorInfo, bytes: usize) -> Result<Vec<u8>> {
+    let mut buffer = Vec::new();
+    let refused = |_| Error::OutOfMemory { what: info.name.clone(), bytes };
+    buffer.try_reserve_exact(bytes).map_err(refused)?;
+    buffer.resize(bytes, 0);
+    Ok(buffer)
+}
+
 /// A finite value became infinite.
 fn overflow(info: &TensorInfo, to: Storage) -> Error {
-    info.malformed(
-        format!("values that {} can hold; load it with dtype=\"bfloat16\" or \"float32\"", to.name()),
-        "a finite value past its largest",
-    )
+    let hint = match to {
+        Storage::F16 => "; load it with dtype=\"bfloat16\" or \"float32\"",
+        _ => "", // Nothing that it could be loaded as has more range.
+    };
+    info.malformed(format!("values that {} can hold{hint}", to.name()), "a finite value past its largest")
 }
 
 /// The packed matrices of a model.

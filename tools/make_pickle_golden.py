@@ -67,6 +67,8 @@ def write_sound() -> None:
     state = tensors()
     torch.save(state, GOLDEN / "tensors.bin")
     torch.save(state, GOLDEN / "tensors_protocol_4.bin", pickle_protocol=4)
+    for name, protocol in (("legacy.bin", 2), ("legacy_protocol_4.bin", 4)):
+        torch.save(state, GOLDEN / name, pickle_protocol=protocol, _use_new_zipfile_serialization=False)
     plain = {name: tensor.detach().clone().contiguous() for name, tensor in state.items()}
     save_file(plain, GOLDEN / "tensors.safetensors")
 
@@ -117,7 +119,6 @@ def write_hostile() -> None:
     repack("compressed.bin", {}, zipfile.ZIP_DEFLATED)
     repack("big_endian.bin", {"byteorder": b"big"})
     repack("short_storage.bin", {"data/0": b"x"})
-    torch.save({"w": torch.ones(2)}, GOLDEN / "legacy.bin", _use_new_zipfile_serialization=False)
     torch.save(torch.nn.Linear(2, 2), GOLDEN / "whole_module.bin")
     torch.save({"model": {"w": torch.ones(2)}, "epoch": 3}, GOLDEN / "nested.bin")
     torch.save([torch.ones(2)], GOLDEN / "list.bin")

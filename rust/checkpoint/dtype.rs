@@ -74,9 +74,9 @@ impl Dtype {
         }
     }
 
-    /// Whether a model's weights may be of this type: f32, f16 or bf16.
+    /// Whether a model's weights may be of this type: f32, f16 or bf16, and f64, which is rounded to f32.
     pub const fn is_weight(self) -> bool {
-        matches!(self, Self::F32 | Self::F16 | Self::BF16)
+        matches!(self, Self::F64 | Self::F32 | Self::F16 | Self::BF16)
     }
 
     /// Name as in a safetensors header.

@@ -1,4 +1,4 @@
-//! Bytes on disk to named tensors and config values: safetensors and torch's zip archives, single and in shards, and
+//! Bytes on disk to named tensors and config values: safetensors and files of `torch.save`, single and in shards, and
 //! config.json.
 //!
 //! Only headers are read when a checkpoint is opened; weights are read by position, piece by piece, by whoever packs
@@ -11,6 +11,8 @@ mod folder;
 mod pickle;
 mod safetensors;
 mod source;
+mod torch;
+mod torch_legacy;
 mod torch_zip;
 
 use std::collections::{BTreeMap, HashSet};
@@ -91,7 +93,7 @@ impl Checkpoint {
     ///
     /// # Errors
     /// `Io` when there are no weights or the system refuses to read them; `Checkpoint` when a file is malformed, cut
-    /// short, not where the index says, or a pickle that wants anything but tensors.
+    /// short, not there though the index names it, or a pickle that wants anything but tensors.
     pub fn open(folder: &Path) -> Result<Self> {
         folder::open(folder)
     }
@@ -106,7 +108,7 @@ impl Checkpoint {
         Ok(checkpoint)
     }
 
-    /// Opens one file of `torch.save`, in the zip form that torch writes since 1.6.
+    /// Opens one file of `torch.save`: the zip archive that torch writes since 1.6, or the stream of pickles from before.
     ///
     /// Nothing in it is executed: it is read as a description of tensors, and anything else in it is an error. Tensors
     /// that are no contiguous part of their storage are put in order in memory.
@@ -128,11 +130,14 @@ impl Checkpoint {
         let mut checkpoint = Self::empty(LABEL.into());
         for MemoryTensor { name, dtype, shape, bytes } in tensors {
             let source = Source::memory(LABEL, bytes);
+            if checkpoint.get(&name).is_some() {
+                return Err(source.malformed(Some(&name), "each tensor once", "it a second time"));
+            }
             let Some(size) = dtype.bytes_of(&shape).filter(|&size| size as u64 == source.len()) else {
                 let expected = format!("as many bytes as {dtype} {shape:?} has");
                 return Err(source.malformed(Some(&name), expected, format!("{} bytes", source.len())));
             };
-            checkpoint.add(&source, Entry { name, dtype, shape, offset: 0, bytes: size })?;
+            checkpoint.add(&source, Entry { name, dtype, shape, offset: 0, bytes: size });
             checkpoint.sources.push(source);
         }
         Ok(checkpoint)
@@ -145,39 +150,34 @@ impl Checkpoint {
     /// Adds every tensor of a safetensors file.
     fn add_safetensors(&mut self, source: Source) -> Result<()> {
         for entry in safetensors::read_header(&source)? {
-            self.add(&source, entry)?;
+            self.add(&source, entry);
         }
         self.sources.push(source);
         Ok(())
     }
 
-    /// Adds every tensor of a torch archive.
+    /// Adds every tensor of a file of torch.
     fn add_torch(&mut self, source: Source) -> Result<()> {
-        let contents = torch_zip::read_contents(&source)?;
+        let contents = torch::read_contents(&source)?;
         for entry in contents.in_file {
-            self.add(&source, entry)?;
+            self.add(&source, entry);
         }
         let label = source.label().clone();
         self.sources.push(source);
         for (entry, bytes) in contents.in_memory {
             let source = Source::memory(&label, bytes);
-            self.add(&source, entry)?;
+            self.add(&source, entry);
             self.sources.push(source);
         }
         Ok(())
     }
 
-    /// Adds a tensor of the source that is about to be pushed.
-    fn add(&mut self, source: &Source, entry: Entry) -> Result<()> {
+    /// Adds a tensor of the source that is about to be pushed, in the place of one of that name from an earlier file.
+    fn add(&mut self, source: &Source, entry: Entry) {
         let Entry { name, dtype, shape, offset, bytes } = entry;
-        if let Some(other) = self.tensors.get(&name) {
-            let got = format!("it a second time, after {}", other.file);
-            return Err(source.malformed(Some(&name), "each tensor once", got));
-        }
         let file = source.label().clone();
         let info = TensorInfo { name, dtype, shape, file, offset, bytes, source: self.sources.len() };
         self.tensors.insert(info.name.clone(), info);
-        Ok(())
     }
 
     /// What errors about no single file name: the file, the index of the shards, or "tensors in memory".
@@ -216,7 +216,7 @@ impl Checkpoint {
     /// The tensor that [`find`](Self::find) finds, checked to be of this shape and of a weight's type.
     ///
     /// # Errors
-    /// `Checkpoint` when it is missing, of another shape, or not f32, f16 or bf16.
+    /// `Checkpoint` when it is missing, of another shape, or not f64, f32, f16 or bf16.
     pub fn require(&self, prefix: &str, name: &str, shape: &[usize]) -> Result<&TensorInfo> {
         let info = self.find(prefix, name).ok_or_else(|| self.missing(prefix, name, shape))?;
         info.expect(shape)?;
@@ -265,14 +265,14 @@ impl TensorInfo {
     /// Checks shape and type.
     ///
     /// # Errors
-    /// `Checkpoint` when the shape is another, or the type not f32, f16 or bf16.
+    /// `Checkpoint` when the shape is another, or the type not f64, f32, f16 or bf16.
     pub fn expect(&self, shape: &[usize]) -> Result<()> {
         if self.shape != shape {
             return Err(self.malformed(format!("shape {shape:?}"), format!("{:?}", self.shape)));
         }
         if !self.dtype.is_weight() {
             let expected =
-                "weights in F32, F16 or BF16; convert it, for example with torch's `.to(torch.float32)`";
+                "weights in F64, F32, F16 or BF16; convert it, for example with torch's `.to(torch.float32)`";
             return Err(self.malformed(expected, self.dtype.name()));
         }
         Ok(())

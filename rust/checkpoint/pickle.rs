@@ -4,18 +4,15 @@
 //! none of which does anything but describe a tensor; any other is an error that says which. What it builds lies in one
 //! list of nodes that refer to each other by index, so that no nesting or cycle can exhaust the stack, and every
 //! instruction adds a bounded amount: memory is proportional to the pickle's length. The instructions are those of
-//! protocols 2 to 5, as `pickletools` of CPython documents them. It is one list of instructions, and longer than a file should be.
+//! protocols 2 to 5, as `pickletools` of CPython documents them. What the nodes mean is read in `pickle/tensors.rs`.
+
+mod tensors;
 
 use std::collections::{BTreeMap, HashMap};
 
 use super::dtype::Dtype;
 use super::source::Source;
 use crate::error::{Error, Result};
-
-/// More dimensions than any weight has.
-const MAX_DIMS: usize = 8;
-/// Longer than any name of a storage, which is a number.
-const MAX_KEY: usize = 64;
 
 /// Characters of a name that an error shows.
 const MAX_SHOWN: usize = 200;
@@ -25,10 +22,12 @@ const MAX_SHOWN: usize = 200;
 pub(super) struct StoredTensor {
     /// Type of the elements.
     pub(super) dtype: Dtype,
-    /// Name of the storage in the archive.
+    /// Name of the storage in the file.
     pub(super) storage: String,
     /// Elements of the storage.
     pub(super) storage_len: usize,
+    /// Element of the storage before which the view has to end.
+    pub(super) limit: usize,
     /// First element of the view.
     pub(super) offset: usize,
     /// Extents, outermost first.
@@ -42,10 +41,74 @@ pub(super) struct StoredTensor {
 /// # Errors
 /// `Checkpoint` when it is malformed, names anything but tensors, or builds anything but a flat dict of them.
 pub(super) fn read_state_dict(source: &Source, bytes: &[u8]) -> Result<BTreeMap<String, StoredTensor>> {
-    let mut machine =
-        Machine { source, bytes, at: 0, nodes: Vec::new(), stack: Vec::new(), memo: HashMap::new() };
+    let mut machine = Machine::new(source, bytes, 0, Form::Archive);
     let root = machine.run()?;
     machine.state_dict(root)
+}
+
+/// Storages by key, with the type that they are first asked for as and the number of their elements.
+pub(super) type Declared = BTreeMap<String, (Dtype, usize)>;
+
+/// Several pickles one behind the other, as in files from before the archives.
+pub(super) struct Stream<'a> {
+    source: &'a Source,
+    bytes: &'a [u8],
+    /// Position of the next pickle, or behind the last one.
+    pub(super) at: usize,
+}
+
+impl<'a> Stream<'a> {
+    /// The pickles of `bytes` from position `at` on.
+    pub(super) fn new(source: &'a Source, bytes: &'a [u8], at: usize) -> Self {
+        Self { source, bytes, at }
+    }
+
+    /// Runs the next pickle; each has a memo of its own.
+    fn next(&mut self) -> Result<(Machine<'a>, Id)> {
+        let mut machine = Machine::new(self.source, self.bytes, self.at, Form::Stream);
+        let root = machine.run()?;
+        self.at = machine.at;
+        Ok((machine, root))
+    }
+
+    /// Passes over a pickle.
+    ///
+    /// # Errors
+    /// `Checkpoint` when it is malformed or names anything but tensors.
+    pub(super) fn skip(&mut self) -> Result<()> {
+        self.next().map(drop)
+    }
+
+    /// A pickle that is an integer.
+    ///
+    /// # Errors
+    /// As for [`Stream::skip`]; `Checkpoint` when it is something else.
+    pub(super) fn integer(&mut self) -> Result<i64> {
+        let (machine, root) = self.next()?;
+        match machine.nodes[root] {
+            Node::Int(value) => Ok(value),
+            ref other => Err(machine.malformed(format!("{} instead of an int", other.kind()))),
+        }
+    }
+
+    /// A pickle that is a dict of tensors, and all storages that it mentions.
+    ///
+    /// # Errors
+    /// As for [`read_state_dict`].
+    pub(super) fn state_dict(&mut self) -> Result<(BTreeMap<String, StoredTensor>, Declared)> {
+        let (mut machine, root) = self.next()?;
+        let declared = std::mem::take(&mut machine.declared);
+        Ok((machine.state_dict(root)?, declared))
+    }
+
+    /// A pickle that is a list of names, each there once.
+    ///
+    /// # Errors
+    /// As for [`Stream::skip`]; `Checkpoint` when it is something else.
+    pub(super) fn names(&mut self) -> Result<Vec<String>> {
+        let (machine, root) = self.next()?;
+        machine.names(root)
+    }
 }
 
 /// Index of a node.
@@ -93,6 +156,8 @@ struct Storage {
     dtype: Dtype,
     key: String,
     len: usize,
+    /// First element of the part that is meant, and the one behind its last.
+    part: (usize, usize),
 }
 
 /// The names that a pickle may use.
@@ -133,16 +198,32 @@ impl Global {
     }
 }
 
+/// Where a pickle stands, which decides what a persistent id looks like.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Form {
+    /// In a zip archive.
+    Archive,
+    /// In a stream from before the archives, where a storage may be a part of another.
+    Stream,
+}
+
 struct Machine<'a> {
     source: &'a Source,
     bytes: &'a [u8],
     at: usize,
+    form: Form,
+    declared: Declared,
     nodes: Vec<Node>,
     stack: Vec<Id>,
     memo: HashMap<usize, Id>,
 }
 
-impl Machine<'_> {
+impl<'a> Machine<'a> {
+    fn new(source: &'a Source, bytes: &'a [u8], at: usize, form: Form) -> Self {
+        let (nodes, stack, memo) = (Vec::new(), Vec::new(), HashMap::new());
+        Self { source, bytes, at, form, declared: Declared::new(), nodes, stack, memo }
+    }
+
     /// Executes instructions up to the final one and returns what is on top of the stack then.
     fn run(&mut self) -> Result<Id> {
         loop {
@@ -300,85 +381,6 @@ impl Machine<'_> {
         Ok(())
     }
 
-    /// A persistent id: `("storage", type, key, location, number of elements)`.
-    fn storage(&mut self) -> Result<()> {
-        let id = self.pop()?;
-        let Node::Tuple(parts) = &self.nodes[id] else {
-            return Err(self.malformed("a persistent id that is no tuple"));
-        };
-        let parts: Vec<&Node> = parts.iter().take(6).map(|&part| &self.nodes[part]).collect();
-        let [Node::Text(tag), Node::Global(Global::Storage(dtype)), Node::Text(key), _, Node::Int(len)] =
-            parts[..]
-        else {
-            return Err(self.malformed("a persistent id that is no storage"));
-        };
-        let (Ok(len), "storage", 0..=MAX_KEY) = (usize::try_from(*len), tag.as_str(), key.len()) else {
-            return Err(self.malformed("a persistent id that is no storage"));
-        };
-        let storage = Storage { dtype: *dtype, key: key.clone(), len };
-        self.push(Node::Storage(Box::new(storage)));
-        Ok(())
-    }
-
-    /// A call of one of the functions that are known.
-    fn reduce(&mut self) -> Result<()> {
-        let (arguments, function) = (self.pop()?, self.pop()?);
-        let (Node::Global(function), Node::Tuple(arguments)) =
-            (&self.nodes[function], &self.nodes[arguments])
-        else {
-            return Err(self.malformed("a call of something that is no function"));
-        };
-        match (function, &arguments[..]) {
-            (Global::OrderedDict, []) => self.push(Node::Dict(Vec::new())),
-            (Global::RebuildParameter, &[tensor, ..]) if matches!(self.nodes[tensor], Node::Tensor(_)) => {
-                self.stack.push(tensor);
-            }
-            (Global::RebuildTensor, &[storage, offset, size, stride, ref rest @ ..]) => {
-                // `requires_grad` and `backward_hooks` change no value; the marks of a lazy negation would.
-                let lazy = rest
-                    .get(2)
-                    .is_some_and(|&marks| !matches!(&self.nodes[marks], Node::Dict(m) if m.is_empty()));
-                if lazy {
-                    return Err(self.unwanted(
-                        "a tensor whose values are a lazy view; save it with .resolve_neg()".into(),
-                    ));
-                }
-                let tensor = self.tensor(storage, offset, size, stride)?;
-                self.push(Node::Tensor(Box::new(tensor)));
-            }
-            _ => return Err(self.malformed("a call with arguments that do not fit")),
-        }
-        Ok(())
-    }
-
-    fn tensor(&self, storage: Id, offset: Id, size: Id, stride: Id) -> Result<StoredTensor> {
-        let Node::Storage(storage) = &self.nodes[storage] else {
-            return Err(self.malformed("a tensor without a storage"));
-        };
-        let (offset, shape, strides) = (self.extent(offset)?, self.extents(size)?, self.extents(stride)?);
-        if shape.len() != strides.len() {
-            return Err(self.malformed("a tensor with as many strides as it has not dimensions"));
-        }
-        let Storage { dtype, ref key, len } = **storage;
-        Ok(StoredTensor { dtype, storage: key.clone(), storage_len: len, offset, shape, strides })
-    }
-
-    fn extent(&self, id: Id) -> Result<usize> {
-        match self.nodes[id] {
-            Node::Int(value) if value >= 0 => Ok(value as usize),
-            _ => Err(self.malformed("a tensor whose extents are no integers of at least 0")),
-        }
-    }
-
-    fn extents(&self, id: Id) -> Result<Vec<usize>> {
-        match &self.nodes[id] {
-            Node::Tuple(items) | Node::List(items) if items.len() <= MAX_DIMS => {
-                items.iter().map(|&item| self.extent(item)).collect()
-            }
-            _ => Err(self.malformed(format!("a tensor whose extents are no tuple of at most {MAX_DIMS}"))),
-        }
-    }
-
     /// Attributes of an `OrderedDict`; modules keep version numbers there. Everything else has none.
     fn build(&mut self) -> Result<()> {
         let _attributes = self.pop()?;
@@ -406,35 +408,6 @@ impl Machine<'_> {
             _ => return Err(self.malformed("items for something that is no dict")),
         }
         Ok(())
-    }
-
-    fn state_dict(self, root: Id) -> Result<BTreeMap<String, StoredTensor>> {
-        let Node::Dict(items) = &self.nodes[root] else {
-            return Err(self.unwanted(format!("{} instead of a dict of tensors", self.nodes[root].kind())));
-        };
-        // By reference until all is known: one name of megabytes can be referred to millions of times.
-        let mut tensors: BTreeMap<&str, &StoredTensor> = BTreeMap::new();
-        for &(key, value) in items {
-            match (&self.nodes[key], &self.nodes[value]) {
-                (Node::Text(name), Node::Tensor(tensor)) => {
-                    if tensors.insert(name, tensor).is_some() {
-                        let shown: String = name.chars().take(MAX_SHOWN).collect();
-                        return Err(self.source.malformed(
-                            Some(&shown),
-                            "every name once in a state dict",
-                            "the name again",
-                        ));
-                    }
-                }
-                (Node::Text(name), other) => {
-                    let expected = "a tensor, as in a model's state_dict()";
-                    let shown: String = name.chars().take(MAX_SHOWN).collect();
-                    return Err(self.source.malformed(Some(&shown), expected, other.kind()));
-                }
-                (other, _) => return Err(self.unwanted(format!("a name that is {}", other.kind()))),
-            }
-        }
-        Ok(tensors.into_iter().map(|(name, tensor)| (name.to_owned(), tensor.clone())).collect())
     }
 
     fn take(&mut self, count: usize) -> Result<&[u8]> {

@@ -108,7 +108,11 @@ impl Config {
 pub(super) fn record(_: &str, file: &mut ConfigFile, weights: &mut Recorder<'_>) -> Result<Recorded> {
     let c = Config::read(file)?;
     let (d, eps) = (c.n_embd, c.layer_norm_epsilon);
-    let wte = weights.table("wte.weight", c.vocab_size, d)?;
+    let (head, shape) = ("lm_head.weight", [c.vocab_size, d]);
+    // Of tied weights a file may keep either name (safetensors' save_model drops one): the head stands in for the embedding.
+    let only_head = c.tie_word_embeddings && !weights.has("wte.weight") && weights.has(head);
+    let embedding = if only_head { head } else { "wte.weight" };
+    let wte = weights.table(embedding, c.vocab_size, d)?;
     let wpe = weights.values("wpe.weight", &[c.n_positions, d])?;
     let mut b = Builder::new(weights);
 
@@ -124,9 +128,8 @@ pub(super) fn record(_: &str, file: &mut ConfigFile, weights: &mut Recorder<'_>)
     }
     b.enter("");
     // A head in the file is kept where it differs from the embedding, tied in the config or not (transformers 5.23).
-    let (head, shape) = ("lm_head.weight", [c.vocab_size, d]);
     let table = match c.tie_word_embeddings || b.weights().has(head) {
-        true => b.weights().own_table(head, ("wte.weight", wte), shape)?,
+        true => b.weights().own_table(head, (embedding, wte), shape)?,
         false => b.weights().table(head, c.vocab_size, d)?,
     };
     let lm_head = b.weights().tied(table);

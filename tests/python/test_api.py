@@ -380,7 +380,7 @@ class TestFromTensors:
         name = "transformer.h.1.mlp.c_fc.bias"
         for wrong in (
             np.zeros(95, np.float32),
-            tensors[name].astype(np.float64),
+            tensors[name].astype(np.int64),
             [0.0] * 96,
             np.array(["a"]),
         ):

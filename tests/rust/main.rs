@@ -6,6 +6,7 @@ mod attention;
 mod checkpoint_config;
 mod checkpoint_folder;
 mod checkpoint_fuzz;
+mod checkpoint_legacy;
 mod checkpoint_pickle;
 mod checkpoint_safetensors;
 mod decode_draws;
