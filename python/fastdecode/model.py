@@ -10,6 +10,7 @@ import warnings
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, Self, TypedDict, TypeVar
 
 from . import _core
+from .accepted import PassedOverInLoading, of_load
 from .arrays import as_ids, as_tensor, bad_option, is_empty, is_one
 from .errors import ConfigError, FastdecodeWarning, TokenizerMissing, UnsupportedModelError
 from .families import model_types, tokenizer_files
@@ -51,20 +52,30 @@ class LoadOptions(TypedDict, total=False):
     local_files_only: bool
 
 
+class AnyLoadOptions(LoadOptions, PassedOverInLoading, total=False):
+    """The same with those of transformers."""
+
+
+LOADING = frozenset(LoadOptions.__annotations__)
+
 M = TypeVar("M", bound="LanguageModel")
 
 
-def read_model(
-    classes: Sequence[type[M]], model: str | os.PathLike[str], **options: Unpack[LoadOptions]
-) -> M:
+def read_model(classes: Sequence[type[M]], model: str | os.PathLike[str], given: Mapping[str, Any]) -> M:
     """Finds and reads a model, and makes it an instance of the class that it is for.
+
+    Args:
+        classes: The classes.
+        model: Where it is.
+        given: Arguments of loading, those of transformers that are passed over included.
 
     Raises:
         UnsupportedModelError: It is for none of them.
     """
     began = time.perf_counter()
-    given = options.get("tokenizer")
-    tokenizer = None if given is None else as_tokenizer(given)
+    options = of_load(given, LOADING)
+    own = options.get("tokenizer")
+    tokenizer = None if own is None else as_tokenizer(own)
     native = load_options(
         options.get("dtype", "auto"),
         options.get("compute_dtype"),
@@ -222,7 +233,7 @@ class LanguageModel:
         return loaded
 
     @classmethod
-    def load(cls, model: str | os.PathLike[str], **options: Unpack[LoadOptions]) -> Self:
+    def load(cls, model: str | os.PathLike[str], **options: Unpack[AnyLoadOptions]) -> Self:
         """As `fastdecode.load`, for models of this class only.
 
         Args:
@@ -232,7 +243,7 @@ class LanguageModel:
         Raises:
             UnsupportedModelError: The folder holds another kind of model, or an architecture that is not supported.
         """
-        return read_model((cls,), model, **options)
+        return read_model((cls,), model, options)
 
     @classmethod
     def refusal(cls, core: _core.Model, file: str) -> UnsupportedModelError:
