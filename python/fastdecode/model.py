@@ -15,6 +15,7 @@ from .arrays import as_ids, as_tensor, bad_option, is_empty, is_one
 from .errors import ConfigError, FastdecodeWarning, TokenizerMissing, UnsupportedModelError
 from .families import model_types, tokenizer_files
 from .folder import Config, config_defaults, folder_defaults, read_json
+from .foreign import refuse_foreign
 from .hub import locate
 from .tokenizer_files import as_tokenizer, read_folder
 
@@ -90,6 +91,7 @@ def read_model(classes: Sequence[type[M]], model: str | os.PathLike[str], given:
         cache_dir=options.get("cache_dir"),
         local_files_only=options.get("local_files_only", False),
     )
+    refuse_foreign(source.folder)
     # Before config.json is read here: the native side says best what is wrong with a folder.
     core = _core.Model.load(str(source.folder), *native)
     fitting = [cls for cls in classes if cls.has_encoder == core.has_encoder]

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from .accepted import PassedOver, of_generate
 from .errors import FastdecodeWarning, OptionError, UnknownOptionError
-from .folder import bad_field
+from .folder import as_whole, bad_field
 
 if TYPE_CHECKING:
     from .folder import Defaults
@@ -493,6 +493,6 @@ def _value(name: str, call: Mapping[str, Any], defaults: Defaults) -> Any:  # no
         value = [item for item in (value if isinstance(value, list) else [value]) if item != -1]
     check, expected = _CHECKS[name]
     try:
-        return check(value)
+        return check(as_whole(value))
     except (ValueError, TypeError, OverflowError):
         raise bad_field(defaults.file, key, expected, repr(value)) from None

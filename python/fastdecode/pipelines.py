@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from .accepted import is_cpu, is_for_loading, of_load, of_pipeline, of_pipeline_call
 from .arrays import bad_option
 from .errors import FastdecodeWarning, OptionError, UnsupportedModelError
-from .folder import bad_field
+from .folder import as_whole, bad_field
 from .model import LOADING, LanguageModel
 
 if TYPE_CHECKING:
@@ -183,7 +183,11 @@ class Pipeline:
         if not isinstance(prefix, (str, type(None))):
             raise bad_field("config.json", "prefix", "a text or null", repr(prefix))
         # What generate does not know is passed over, as transformers does it.
-        known = {name: value for name, value in entry.items() if name in OPTION_NAMES and value is not None}
+        known = {
+            name: as_whole(value)
+            for name, value in entry.items()
+            if name in OPTION_NAMES and value is not None
+        }
         return _Entry(task, prefix or "", known)
 
     def _divided(self, call: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:

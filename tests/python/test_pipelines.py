@@ -152,6 +152,13 @@ def test_layers_of_other_options(tmp_path: Path) -> None:
     assert answer[1:] == expected(num_beams=5)
 
 
+def test_a_task_may_have_whole_floats(tmp_path: Path) -> None:
+    tasks = {"summarization": {"num_beams": 1.0, "max_length": 4.0}}
+    pipe = fastdecode.pipeline("summarization", edited(tmp_path, "t5", tasks))
+    [record] = pipe("the king", return_tensors=True)
+    assert len(record["summary_token_ids"]) <= 4
+
+
 def test_text_generation_draws_unless_told_otherwise(gpt2: Any) -> None:
     pipe = fastdecode.pipeline("text-generation", gpt2, max_new_tokens=12, seed=4)
     new = gpt2.generate("the king", do_sample=True, temperature=0.7, seed=4, max_new_tokens=12)
