@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, Self, Type
 from . import _core
 from .accepted import PassedOverInLoading, of_load
 from .arrays import as_ids, as_tensor, bad_option, is_empty, is_one
-from .errors import ConfigError, FastdecodeWarning, TokenizerMissing, UnsupportedModelError
+from .errors import ConfigError, FastdecodeError, FastdecodeWarning, TokenizerMissing, UnsupportedModelError
 from .families import model_types, tokenizer_files
 from .folder import Config, config_defaults, folder_defaults, read_json
 from .foreign import refuse_foreign
@@ -175,6 +175,7 @@ class LanguageModel:
         self._load_seconds = 0.0
         self._tokenizer = tokenizer
         self._tokenizer_read = tokenizer is not None
+        self._tokenizer_damaged = False
         self._streams: dict[int, Streams] = {}
         if unknown := core.info()["unknown_tensors"]:
             message = f"the checkpoint has tensors that the model does not use: {', '.join(unknown)}"
@@ -316,7 +317,19 @@ class LanguageModel:
         prompts = self._core.prompts()
         for item in items:
             prompts.push(*self._read(item))
-        return Decoding(self._core, prompts, resolved, self.tokenizer, self._load_seconds)
+        return Decoding(self._core, prompts, resolved, self._writer(), self._load_seconds)
+
+    def _writer(self) -> Tokenizer | None:
+        """The tokenizer that writes the text of a call which reads none; a damaged one is worth a warning only."""
+        if self._tokenizer_damaged:
+            return None
+        try:
+            return self.tokenizer
+        except (FastdecodeError, OSError) as error:
+            self._tokenizer_damaged = True
+            message = f"there are ids and no text, since the tokenizer cannot be read: {error}"
+            warnings.warn(message, FastdecodeWarning, stacklevel=4)
+            return None
 
     def _astream(self, start: Callable[[], Decoding]) -> AsyncGenerator[Chunk]:
         """A stream for asyncio, led by this model's thread for such streams."""

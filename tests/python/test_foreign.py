@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 from typing import TYPE_CHECKING, Any
 
 import fastdecode
@@ -145,3 +146,30 @@ def test_other_weights_alone(
 def test_other_weights_beside_ours_are_passed_over(broken: Path) -> None:
     (broken / "tf_model.h5").write_bytes(b"x")
     assert fastdecode.load(broken, num_threads=1)
+
+
+@pytest.mark.parametrize("kind", ["gpt2", "t5"])
+def test_ids_need_no_tokenizer(tmp_path: Path, kind: str) -> None:
+    folder = FAMILIES[kind].write_tiny(tmp_path / "m")
+    expected = fastdecode.load(folder, num_threads=1).run([1, 2, 3], max_new_tokens=3)
+    (folder / "tokenizer.json").write_text("{")
+    model = fastdecode.load(folder, num_threads=1)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        outputs = [model.run([1, 2, 3], max_new_tokens=3) for _ in range(2)]
+        pieces = list(model.stream([1, 2, 3], max_new_tokens=3))
+    assert len(caught) == 1
+    assert caught[0].category is errors.FastdecodeWarning
+    assert "ids and no text" in str(caught[0].message)
+    assert str(folder / "tokenizer.json") in str(caught[0].message)
+    assert caught[0].filename == __file__
+    assert [(output.text, output.token_ids) for output in outputs] == [(None, expected.token_ids)] * 2
+    assert [token for piece in pieces for token in piece.token_ids] == expected.token_ids
+    for call in (
+        lambda: model.generate([1, 2, 3], max_new_tokens=3),
+        lambda: model.run("a", max_new_tokens=3),
+        lambda: model.run([1], stop="a", max_new_tokens=3),
+        lambda: model.tokenizer,
+    ):
+        with pytest.raises((errors.TokenizerError, errors.ConfigError), match=r"tokenizer\.json"):
+            call()
