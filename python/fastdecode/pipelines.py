@@ -286,11 +286,11 @@ class Pipeline:
         return [outputs[at : at + count] for at in range(0, len(outputs), count)]
 
     def _ids(self, text: str, own: Mapping[str, Any], *, add_special_tokens: bool = True) -> list[int]:
-        """Ids of a text, cut to what the tokenizer names as the model's limit where asked for."""
+        """Ids of a text, cut where asked for: to the call's bound, or else the limit that the tokenizer names."""
         ids = self.tokenizer.encode(text, add_special_tokens=add_special_tokens)
         if not _truncates(own["truncation"]):
             return ids
-        limit = self.tokenizer.model_max_length
+        limit = own.get("source_length") or self.tokenizer.model_max_length
         if limit is None:
             warnings.warn(
                 "truncation: the tokenizer's folder names no model_max_length, so that nothing is cut",
@@ -304,7 +304,9 @@ class Pipeline:
         body = self.tokenizer.encode(text, add_special_tokens=False)
         before = next(at for at in range(len(ids)) if ids[at : at + len(body)] == body)
         after = ids[before + len(body) :]
-        return ids[:before] + body[: max(limit - before - len(after), 0)] + after
+        room = max(limit - before - len(after), 0)
+        left = self.tokenizer.truncation_side == "left"
+        return ids[:before] + (body[len(body) - room :] if left else body[:room]) + after
 
 
 class Seq2SeqPipeline(Pipeline):
@@ -475,12 +477,28 @@ class TextGenerationPipeline(Pipeline):
             if not isinstance(own["stop_sequence"], str) or not own["stop_sequence"]:
                 raise bad_option("stop_sequence", "a text that is not empty", repr(own["stop_sequence"]))
             call["eos_token_id"] = self.tokenizer.encode(own["stop_sequence"], add_special_tokens=False)
-        _truncates(own["truncation"])
+        if _truncates(own["truncation"]):
+            own["source_length"] = self._bound(call)
         settled = self._settled(call, self._entry)
         self._check(settled, self._entry, call)
         return self._answers(
             inputs, lambda texts, chosen: self._answer(texts, chosen, own), settled, own["batch_size"]
         )
+
+    def _bound(self, call: dict[str, Any]) -> int | None:
+        """What `max_length` bounds the input to; beside `max_new_tokens` it bounds nothing else."""
+        length, new = (
+            self._options.get(name) if call.get(name) is None else call[name]
+            for name in ("max_length", "max_new_tokens")
+        )
+        if length is None:
+            return None
+        if isinstance(length, bool) or not isinstance(length, int) or length < 1:
+            raise bad_option("max_length", "an integer of at least 1", repr(length))
+        if new is not None:
+            call.pop("max_length", None)
+            call["max_new_tokens"] = new
+        return length
 
     def _answer(
         self, texts: list[str], options: dict[str, Any], own: Mapping[str, Any]

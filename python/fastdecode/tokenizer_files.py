@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from .errors import ConfigError, FileReadError, OptionError, TokenizerError
 from .families import TOKENIZER_CLASSES, family
-from .folder import POINTER, is_pointer, optional_json, read_json
+from .folder import POINTER, bad_field, is_pointer, optional_json, read_json
 from .tokenizer import Tokenizer
 
 if TYPE_CHECKING:
@@ -62,6 +62,7 @@ def as_tokenizer(tokenizer: object) -> Tokenizer:
                 **{name: str(token) for name, token in named.items() if token is not None},
                 clean_up_tokenization_spaces=bool(getattr(tokenizer, "clean_up_tokenization_spaces", False)),
                 model_max_length=_length(getattr(tokenizer, "model_max_length", None)),
+                truncation_side=str(getattr(tokenizer, "truncation_side", "right")),
             )
     raise OptionError(
         f"tokenizer: expected {expected}, got {tokenizer!r}",
@@ -80,10 +81,14 @@ def read_folder(folder: Path, config: Mapping[str, Any]) -> Tokenizer | None:
 
     Raises:
         TokenizerError: A file of the tokenizer is malformed, or needs the sentencepiece package.
-        ConfigError: tokenizer_config.json is not a JSON object.
+        ConfigError: tokenizer_config.json is not a JSON object, or its truncation_side is none.
         FileReadError: A file cannot be read.
     """
     settings = optional_json(folder / "tokenizer_config.json")
+    if (side := settings.get("truncation_side")) not in (None, "right", "left"):
+        raise bad_field(
+            str(folder / "tokenizer_config.json"), "truncation_side", '"right" or "left"', repr(side)
+        )
     file, pieces = folder / "tokenizer.json", folder / TOKENIZER_CLASSES["T5Tokenizer"].files[0]
     vocabulary, merges = (folder / name for name in TOKENIZER_CLASSES["GPT2Tokenizer"].files)
     for known in (file,) if file.is_file() else (vocabulary, merges, pieces):
@@ -430,4 +435,5 @@ def _finish(
         eos_token=_content(named["eos_token"]),
         clean_up_tokenization_spaces=bool(settings.get("clean_up_tokenization_spaces")),
         model_max_length=_length(settings.get("model_max_length", settings.get("max_len"))),
+        truncation_side=settings.get("truncation_side", "right"),
     )

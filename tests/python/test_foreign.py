@@ -13,6 +13,7 @@ from families import FAMILIES
 from fastdecode import errors
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
 
     import tokenizers
@@ -165,11 +166,12 @@ def test_ids_need_no_tokenizer(tmp_path: Path, kind: str) -> None:
     assert caught[0].filename == __file__
     assert [(output.text, output.token_ids) for output in outputs] == [(None, expected.token_ids)] * 2
     assert [token for piece in pieces for token in piece.token_ids] == expected.token_ids
-    for call in (
+    calls: tuple[Callable[[], object], ...] = (
         lambda: model.generate([1, 2, 3], max_new_tokens=3),
         lambda: model.run("a", max_new_tokens=3),
         lambda: model.run([1], stop="a", max_new_tokens=3),
         lambda: model.tokenizer,
-    ):
+    )
+    for call in calls:
         with pytest.raises((errors.TokenizerError, errors.ConfigError), match=r"tokenizer\.json"):
             call()
