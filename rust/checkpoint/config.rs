@@ -241,15 +241,19 @@ fn document_error(file: String, expected: String, got: String) -> Error {
 
 /// A value as JSON, cut to a length that fits a message.
 fn shown(value: &Value) -> String {
-    let text = value.to_string();
+    let text = match value.as_array().map(Vec::as_slice) {
+        // As `without_non_finite` writes it.
+        Some([Value::String(name)]) if name.parse::<f64>().is_ok_and(|x| !x.is_finite()) => name.clone(),
+        _ => value.to_string(),
+    };
     match text.char_indices().nth(MAX_SHOWN) {
         Some((end, _)) => format!("{}...", &text[..end]),
         None => text,
     }
 }
 
-/// The text with each NaN, Infinity or number too large for double precision as a string that names it: no field of a
-/// number takes a string, so that whoever asks for it gets an error.
+/// The text with each NaN, Infinity or number too large for double precision as a list of one string that names it: no
+/// field takes such a list, so that whoever asks for it gets an error, and no list is a key.
 fn without_non_finite(text: &str) -> String {
     let mut copy = String::with_capacity(text.len());
     let mut rest = text;
@@ -271,7 +275,7 @@ fn without_non_finite(text: &str) -> String {
         if finite {
             copy.push_str(token);
         } else {
-            copy.extend(["\"", token, "\""]);
+            copy.extend(["[\"", token, "\"]"]);
         }
         rest = after;
     }
