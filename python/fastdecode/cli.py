@@ -6,6 +6,7 @@ A thin layer over the public interface; it knows arguments and how things are sh
 from __future__ import annotations
 
 import argparse
+import io
 import json
 import os
 import sys
@@ -14,6 +15,7 @@ import warnings
 from typing import TYPE_CHECKING, Any
 
 from . import __version__, cpu_info, errors, load
+from .arrays import bad_option
 from .families import titles
 from .results import Chunk
 
@@ -50,6 +52,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Returns:
         Exit status: 0, 1 after an error, 130 after Ctrl-C. Wrong arguments exit with 2.
     """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            # A terminal that cannot show a character shows "?", and the text goes on.
+            stream.reconfigure(errors="replace" if stream is sys.stdout else "backslashreplace")
     parsed = _parser().parse_args(arguments)
     with warnings.catch_warnings():
         warnings.simplefilter("always", errors.FastdecodeWarning)
@@ -78,15 +84,16 @@ def _parser() -> argparse.ArgumentParser:
 
     run = commands.add_parser(
         "run",
-        help="continue a prompt, or answer a source",
-        description="Continues a prompt; a model with an encoder reads it as its source and answers.",
+        help="continue a prompt (GPT-2), or answer a source (encoder-decoders such as T5)",
+        description="Continues a prompt. An encoder-decoder (T5, mT5, UMT5) reads it as its source and answers: it "
+        "translates, sums up, whatever it was trained for.",
     )
     _add_model(run)
     run.add_argument(
         "prompt",
         nargs="?",
         default="",
-        help="text to continue, or the source of a model with an encoder; - reads it from stdin",
+        help="text to continue, or the source of an encoder-decoder; - reads it from stdin",
     )
     for name, kind, text in _NUMBERS:
         run.add_argument(f"--{name.replace('_', '-')}", type=kind, metavar="N", help=text)
@@ -177,7 +184,7 @@ def _load(parsed: argparse.Namespace) -> CausalLM | Seq2SeqLM:
 def _run(parsed: argparse.Namespace) -> None:
     prompt = parsed.prompt
     if prompt == "-":
-        prompt = sys.stdin.read().removesuffix("\n")
+        prompt = _read_stdin()
     names = [*(name for name, _, _ in _NUMBERS), "do_sample", "early_stopping", "stop"]
     options: dict[str, Any] = {
         name: getattr(parsed, name) for name in names if getattr(parsed, name) is not None
@@ -206,6 +213,13 @@ def _run(parsed: argparse.Namespace) -> None:
             shown += 1
     if not parsed.quiet:
         _show_statistics(model, prompt, tokens, (began, first, time.perf_counter()))
+
+
+def _read_stdin() -> str:
+    try:
+        return sys.stdin.read().removesuffix("\n")
+    except UnicodeDecodeError as error:
+        raise bad_option("prompt", f"text in {sys.stdin.encoding}", str(error)) from error
 
 
 def _pieces(model: CausalLM | Seq2SeqLM, prompt: str, options: dict[str, Any]) -> Iterable[Chunk]:

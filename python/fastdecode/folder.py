@@ -16,6 +16,15 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 
+# How a file begins that Git LFS leaves in the place of one that has not been fetched.
+_POINTER_START = b"version https://git-lfs.github.com/spec/v1"
+# What is said of such a file: expected, got.
+POINTER = (
+    "the file's contents; fetch them with `git lfs pull`",
+    "a text file, as Git LFS leaves in their place",
+)
+
+
 class Config(Mapping[str, Any]):
     """The contents of config.json, by key (`config["n_layer"]`) or as attributes (`config.n_layer`)."""
 
@@ -64,6 +73,15 @@ class Defaults(NamedTuple):
     decoder_start_token_id: int | None = None
 
 
+def is_pointer(path: Path) -> bool:
+    """Whether Git LFS has left its own text in the place of a file; False where it cannot be read."""
+    try:
+        with path.open("rb") as file:
+            return file.read(len(_POINTER_START)) == _POINTER_START
+    except OSError:
+        return False
+
+
 def read_json(path: Path) -> dict[str, Any]:
     """The object in a JSON file.
 
@@ -81,6 +99,8 @@ def read_json(path: Path) -> dict[str, Any]:
         ) from error
     except UnicodeDecodeError as error:
         raise bad_field(str(path), "", "a JSON object in UTF-8", str(error)) from error
+    if text.startswith(_POINTER_START.decode()):
+        raise bad_field(str(path), "", *POINTER)
     try:
         value = json.loads(text)
     except (ValueError, RecursionError) as error:
@@ -101,6 +121,11 @@ def bad_field(file: str, field: str, expected: str, got: object) -> ConfigError:
     return ConfigError(
         f"{where}: expected {expected}, got {got}", file=file, field=field, expected=expected, got=str(got)
     )
+
+
+def as_whole(value: Any) -> Any:  # noqa: ANN401 (values of a JSON file)
+    """A whole float as the integer that it stands for, as transformers takes it; anything else as it is."""
+    return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
 def with_class_defaults(config: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -150,6 +175,7 @@ def _token(values: Mapping[str, Any], config: Mapping[str, Any], file: str, fiel
     if value is None:
         return None
     try:
-        return operator.index(value)
+        # One token for each sequence of a batch; a list of one serves any batch.
+        return operator.index(value[0] if isinstance(value, list) and len(value) == 1 else value)
     except TypeError:
         raise bad_field(file, field, "an integer or null", repr(value)) from None

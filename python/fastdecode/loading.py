@@ -10,7 +10,9 @@ from .seq2seq import Seq2SeqLM
 
 if TYPE_CHECKING:
     import os
+    from typing import Unpack
 
+    from .accepted import PassedOverInLoading
     from .model import ComputeDtype, Dtype
 
 
@@ -27,6 +29,7 @@ def load(
     token: str | bool | None = None,
     cache_dir: str | os.PathLike[str] | None = None,
     local_files_only: bool = False,
+    **transformers: Unpack[PassedOverInLoading],
 ) -> Any:  # noqa: ANN401 (a union would have to be narrowed before every use)
     """Loads a model from a Hugging Face folder, the hub, or the package's own demo models.
 
@@ -58,10 +61,15 @@ def load(
         token: Access token of the hub; True for the stored one.
         cache_dir: Where downloads are kept, instead of the hub's usual place.
         local_files_only: Use only what has been downloaded before.
+        **transformers: Arguments of its `from_pretrained`: `torch_dtype` is another name of `dtype`, and takes a
+            dtype of torch, too; what changes nothing here is passed over (`device_map="auto"` or "cpu",
+            `trust_remote_code=False`, `low_cpu_mem_usage`, `use_safetensors=True`, `attn_implementation="sdpa"`,
+            ...).
 
     Raises:
         ModelNotFoundError: There is no such folder, demo model or hub id.
         UnsupportedModelError: The folder holds another architecture.
+        UnknownOptionError: There is no such argument.
         ConfigError: A value in config.json or generation_config.json cannot be used.
         OptionError: An argument cannot be used.
         CheckpointError: The weights are malformed, incomplete or not what config.json says.
@@ -73,17 +81,16 @@ def load(
         >>> story == model.generate("Once upon a time", max_new_tokens=40, seed=1)
         True
     """
-    return read_model(
-        (CausalLM, Seq2SeqLM),
-        model,
-        dtype=dtype,
-        compute_dtype=compute_dtype,
-        num_threads=num_threads,
-        cache_bytes=cache_bytes,
-        max_rows=max_rows,
-        tokenizer=tokenizer,
-        revision=revision,
-        token=token,
-        cache_dir=cache_dir,
-        local_files_only=local_files_only,
-    )
+    options = {
+        "dtype": dtype,
+        "compute_dtype": compute_dtype,
+        "num_threads": num_threads,
+        "cache_bytes": cache_bytes,
+        "max_rows": max_rows,
+        "tokenizer": tokenizer,
+        "revision": revision,
+        "token": token,
+        "cache_dir": cache_dir,
+        "local_files_only": local_files_only,
+    }
+    return read_model((CausalLM, Seq2SeqLM), model, {**options, **transformers})

@@ -10,10 +10,12 @@ import warnings
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, Self, TypedDict, TypeVar
 
 from . import _core
+from .accepted import PassedOverInLoading, of_load
 from .arrays import as_ids, as_tensor, bad_option, is_empty, is_one
-from .errors import ConfigError, FastdecodeWarning, TokenizerMissing, UnsupportedModelError
+from .errors import ConfigError, FastdecodeError, FastdecodeWarning, TokenizerMissing, UnsupportedModelError
 from .families import model_types, tokenizer_files
 from .folder import Config, config_defaults, folder_defaults, read_json
+from .foreign import refuse_foreign
 from .hub import locate
 from .tokenizer_files import as_tokenizer, read_folder
 
@@ -51,20 +53,30 @@ class LoadOptions(TypedDict, total=False):
     local_files_only: bool
 
 
+class AnyLoadOptions(LoadOptions, PassedOverInLoading, total=False):
+    """The same with those of transformers."""
+
+
+LOADING = frozenset(LoadOptions.__annotations__)
+
 M = TypeVar("M", bound="LanguageModel")
 
 
-def read_model(
-    classes: Sequence[type[M]], model: str | os.PathLike[str], **options: Unpack[LoadOptions]
-) -> M:
+def read_model(classes: Sequence[type[M]], model: str | os.PathLike[str], given: Mapping[str, Any]) -> M:
     """Finds and reads a model, and makes it an instance of the class that it is for.
+
+    Args:
+        classes: The classes.
+        model: Where it is.
+        given: Arguments of loading, those of transformers that are passed over included.
 
     Raises:
         UnsupportedModelError: It is for none of them.
     """
     began = time.perf_counter()
-    given = options.get("tokenizer")
-    tokenizer = None if given is None else as_tokenizer(given)
+    options = of_load(given, LOADING)
+    own = options.get("tokenizer")
+    tokenizer = None if own is None else as_tokenizer(own)
     native = load_options(
         options.get("dtype", "auto"),
         options.get("compute_dtype"),
@@ -79,6 +91,7 @@ def read_model(
         cache_dir=options.get("cache_dir"),
         local_files_only=options.get("local_files_only", False),
     )
+    refuse_foreign(source.folder)
     # Before config.json is read here: the native side says best what is wrong with a folder.
     core = _core.Model.load(str(source.folder), *native)
     fitting = [cls for cls in classes if cls.has_encoder == core.has_encoder]
@@ -162,6 +175,7 @@ class LanguageModel:
         self._load_seconds = 0.0
         self._tokenizer = tokenizer
         self._tokenizer_read = tokenizer is not None
+        self._tokenizer_damaged = False
         self._streams: dict[int, Streams] = {}
         if unknown := core.info()["unknown_tensors"]:
             message = f"the checkpoint has tensors that the model does not use: {', '.join(unknown)}"
@@ -222,7 +236,7 @@ class LanguageModel:
         return loaded
 
     @classmethod
-    def load(cls, model: str | os.PathLike[str], **options: Unpack[LoadOptions]) -> Self:
+    def load(cls, model: str | os.PathLike[str], **options: Unpack[AnyLoadOptions]) -> Self:
         """As `fastdecode.load`, for models of this class only.
 
         Args:
@@ -232,7 +246,7 @@ class LanguageModel:
         Raises:
             UnsupportedModelError: The folder holds another kind of model, or an architecture that is not supported.
         """
-        return read_model((cls,), model, **options)
+        return read_model((cls,), model, options)
 
     @classmethod
     def refusal(cls, core: _core.Model, file: str) -> UnsupportedModelError:
@@ -303,7 +317,19 @@ class LanguageModel:
         prompts = self._core.prompts()
         for item in items:
             prompts.push(*self._read(item))
-        return Decoding(self._core, prompts, resolved, self.tokenizer, self._load_seconds)
+        return Decoding(self._core, prompts, resolved, self._writer(), self._load_seconds)
+
+    def _writer(self) -> Tokenizer | None:
+        """The tokenizer that writes the text of a call which reads none; a damaged one is worth a warning only."""
+        if self._tokenizer_damaged:
+            return None
+        try:
+            return self.tokenizer
+        except (FastdecodeError, OSError) as error:
+            self._tokenizer_damaged = True
+            message = f"there are ids and no text, since the tokenizer cannot be read: {error}"
+            warnings.warn(message, FastdecodeWarning, stacklevel=4)
+            return None
 
     def _astream(self, start: Callable[[], Decoding]) -> AsyncGenerator[Chunk]:
         """A stream for asyncio, led by this model's thread for such streams."""

@@ -14,10 +14,11 @@ import operator
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, TypedDict
+from typing import TYPE_CHECKING, Any, Literal
 
+from .accepted import PassedOver, of_generate
 from .errors import FastdecodeWarning, OptionError, UnknownOptionError
-from .folder import bad_field
+from .folder import as_whole, bad_field
 
 if TYPE_CHECKING:
     from .folder import Defaults
@@ -30,11 +31,12 @@ LimitKind = Literal["new_tokens", "length", "up_to_new_tokens"]
 EarlyStopping = bool | Literal["never"]
 
 
-class GenerateOptions(TypedDict, total=False):
+class GenerateOptions(PassedOver, total=False):
     """Options of `generate`, `run`, `stream` and `astream`; names and meanings are those of transformers.
 
     An option that is not given comes from the model's folder, then from the default named here. None switches
-    an option off, whatever the folder says.
+    an option off, whatever the folder says. Options of transformers that change nothing here (`pad_token_id`,
+    `use_cache`, `return_dict_in_generate=False` and their like, see `accepted.PassedOver`) are taken and passed over.
 
     Attributes:
         max_new_tokens: New tokens per sequence, at least 1. Without any length 256, or what the context
@@ -351,6 +353,7 @@ def resolve(
         OptionError: An option has a value that it cannot have, or one that has no effect with the others.
         ConfigError: The same for a value from the folder.
     """
+    call = of_generate(call, defaults)
     _check_names(call)
     do_sample = bool(_value("do_sample", call, defaults))
     _check_unsupported(call, defaults, do_sample=do_sample)
@@ -490,6 +493,6 @@ def _value(name: str, call: Mapping[str, Any], defaults: Defaults) -> Any:  # no
         value = [item for item in (value if isinstance(value, list) else [value]) if item != -1]
     check, expected = _CHECKS[name]
     try:
-        return check(value)
+        return check(as_whole(value))
     except (ValueError, TypeError, OverflowError):
         raise bad_field(defaults.file, key, expected, repr(value)) from None

@@ -14,10 +14,11 @@ import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from .accepted import is_cpu, is_for_loading, of_load, of_pipeline, of_pipeline_call
 from .arrays import bad_option
 from .errors import FastdecodeWarning, OptionError, UnsupportedModelError
-from .folder import bad_field
-from .model import LanguageModel
+from .folder import as_whole, bad_field
+from .model import LOADING, LanguageModel
 
 if TYPE_CHECKING:
     import os
@@ -31,18 +32,6 @@ Record = dict[str, Any]
 # Options of which the highest layer that has any of them decides alone.
 _LENGTHS = ("max_new_tokens", "max_length")
 _MINIMA = ("min_new_tokens", "min_length")
-_LOADING = (
-    "dtype",
-    "compute_dtype",
-    "num_threads",
-    "cache_bytes",
-    "max_rows",
-    "tokenizer",
-    "revision",
-    "token",
-    "cache_dir",
-    "local_files_only",
-)
 # Texts that run side by side unless asked otherwise; it does not change results.
 _BATCH = 8
 _TASKS = '"translation_xx_to_yy", "translation", "summarization", "text2text-generation" or "text-generation"'
@@ -52,7 +41,7 @@ def pipeline(
     task: str,
     model: str | os.PathLike[str] | LanguageModel,
     *,
-    batch_size: int = _BATCH,
+    batch_size: int | None = None,
     device: str | int | None = None,
     **options: Any,  # noqa: ANN401 (those of load, of the task and of generate)
 ) -> Pipeline:
@@ -62,8 +51,8 @@ def pipeline(
         task: "translation_xx_to_yy" (xx and yy as the model's config.json names them), "translation",
             "summarization", "text2text-generation" or "text-generation".
         model: A folder, a hub id, a demo model's name, or a loaded model.
-        batch_size: Texts of a list that run side by side; it does not change results.
-        device: None, -1 or "cpu".
+        batch_size: Texts of a list that run side by side; it does not change results. None for 8.
+        device: None, -1 or "cpu", a device of torch of this name included.
         **options: Arguments of `load` (unless the model is loaded), and whatever a call of the pipeline takes,
             as defaults for every call.
 
@@ -84,14 +73,15 @@ def pipeline(
         True
     """
     kind = _kind(task)
-    if device not in (None, -1, "cpu"):
+    if not is_cpu(device):
         raise bad_option("device", 'None, -1 or "cpu" (fastdecode computes on the CPU)', repr(device))
-    loading = {name: options.pop(name) for name in _LOADING if name in options}
+    options = of_pipeline(options)
+    loading = {name: options.pop(name) for name in (*options,) if name in LOADING or is_for_loading(name)}
     if not isinstance(model, LanguageModel):
         from .loading import load
 
         model = load(model, **loading)
-    elif loading:
+    elif loading := of_load(loading, LOADING):
         name, value = next(iter(loading.items()))
         raise bad_option(name, "nothing with a model that is loaded", repr(value))
     assert isinstance(model, LanguageModel)
@@ -102,7 +92,7 @@ def pipeline(
         expected = "a model with an encoder" if kind.has_encoder else "a model without an encoder"
         got = f"{model.info()['architecture']}, which is for {fitting}"
         raise UnsupportedModelError(f"{task}: expected {expected}, got {got}", expected=expected, got=got)
-    return kind(task, model, batch_size, options)
+    return kind(task, model, batch_size, of_pipeline_call(options, shows_input=not kind.has_encoder))
 
 
 def _kind(task: object) -> type[Pipeline]:
@@ -136,7 +126,7 @@ class Pipeline:
     Args:
         task: What it is for.
         model: A model of the right kind.
-        batch_size: Texts of a list that run side by side.
+        batch_size: Texts of a list that run side by side; None for 8.
         options: Defaults for every call.
 
     Attributes:
@@ -152,13 +142,13 @@ class Pipeline:
     # Options of a call that are not those of generate.
     _own: tuple[str, ...]
 
-    def __init__(self, task: str, model: LanguageModel, batch_size: int, options: Mapping[str, Any]) -> None:
-        if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
-            raise bad_option("batch_size", "an integer of at least 1", repr(batch_size))
+    def __init__(
+        self, task: str, model: LanguageModel, batch_size: int | None, options: Mapping[str, Any]
+    ) -> None:
         self.task = task
         self.model: Any = model
         self.tokenizer: Tokenizer = model._need_tokenizer(f"the task {task}")
-        self._batch_size = batch_size
+        self._batch_size = _texts_at_once(batch_size, _BATCH)
         self._options = dict(options)
         self._entries = self._object("task_specific_params", model.config)
         self._entry = self._find_entry()
@@ -193,14 +183,20 @@ class Pipeline:
         if not isinstance(prefix, (str, type(None))):
             raise bad_field("config.json", "prefix", "a text or null", repr(prefix))
         # What generate does not know is passed over, as transformers does it.
-        known = {name: value for name, value in entry.items() if name in OPTION_NAMES and value is not None}
+        known = {
+            name: as_whole(value)
+            for name, value in entry.items()
+            if name in OPTION_NAMES and value is not None
+        }
         return _Entry(task, prefix or "", known)
 
     def _divided(self, call: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
         """The pipeline's own options, with the defaults of every call, and the call's options of generate."""
+        call = of_pipeline_call(call, shows_input=not self.has_encoder)
         given = {**self._options, **call}
         own = {name: given.get(name) for name in self._own}
-        return own, {name: value for name, value in call.items() if name not in self._own}
+        own["batch_size"] = _texts_at_once(given.get("batch_size"), self._batch_size)
+        return own, {name: value for name, value in call.items() if name not in own}
 
     def _settled(self, call: Mapping[str, Any], entry: _Entry) -> dict[str, Any]:
         """Options of generate from all layers but the folder's, which generate itself looks up."""
@@ -249,28 +245,30 @@ class Pipeline:
         inputs: object,
         answer: Callable[[list[str], dict[str, Any]], list[list[Record]]],
         settled: Mapping[str, Any],
+        at_once: int,
     ) -> Any:  # noqa: ANN401 (a list for a text or a list of them, an iterator for an iterator)
         """Answers of a text, of a list of texts, or of an iterator of them, batch by batch."""
         if isinstance(inputs, str):
-            return next(self._batches([inputs], answer, settled))
+            return next(self._batches([inputs], answer, settled, at_once))
         if not isinstance(inputs, Iterable) or isinstance(inputs, (bytes, Mapping)):
             raise bad_option("inputs", "a text, or a list or an iterator of texts", f"{inputs!r:.80}")
         if isinstance(inputs, Iterator):
-            return self._batches(inputs, answer, settled)
-        return list(self._batches(inputs, answer, settled))
+            return self._batches(inputs, answer, settled, at_once)
+        return list(self._batches(inputs, answer, settled, at_once))
 
     def _batches(
         self,
         texts: Iterable[object],
         answer: Callable[[list[str], dict[str, Any]], list[list[Record]]],
         settled: Mapping[str, Any],
+        at_once: int,
     ) -> Iterator[list[Record]]:
         seed = settled.get("seed")
         seeds = None if seed is None or isinstance(seed, int) else list(seed)
         if seeds is not None and isinstance(texts, Sequence) and len(seeds) != len(texts):
             raise bad_option("seed", f"one seed per text, {len(texts)} in all", f"{len(seeds)} seeds")
         source, done = iter(texts), 0
-        while batch := list(itertools.islice(source, self._batch_size)):
+        while batch := list(itertools.islice(source, at_once)):
             for text in batch:
                 if not isinstance(text, str):
                     raise bad_option("inputs", "texts", f"{text!r:.80}")
@@ -288,11 +286,11 @@ class Pipeline:
         return [outputs[at : at + count] for at in range(0, len(outputs), count)]
 
     def _ids(self, text: str, own: Mapping[str, Any], *, add_special_tokens: bool = True) -> list[int]:
-        """Ids of a text, cut to what the tokenizer names as the model's limit where asked for."""
+        """Ids of a text, cut where asked for: to the call's bound, or else the limit that the tokenizer names."""
         ids = self.tokenizer.encode(text, add_special_tokens=add_special_tokens)
         if not _truncates(own["truncation"]):
             return ids
-        limit = self.tokenizer.model_max_length
+        limit = own.get("source_length") or self.tokenizer.model_max_length
         if limit is None:
             warnings.warn(
                 "truncation: the tokenizer's folder names no model_max_length, so that nothing is cut",
@@ -306,7 +304,9 @@ class Pipeline:
         body = self.tokenizer.encode(text, add_special_tokens=False)
         before = next(at for at in range(len(ids)) if ids[at : at + len(body)] == body)
         after = ids[before + len(body) :]
-        return ids[:before] + body[: max(limit - before - len(after), 0)] + after
+        room = max(limit - before - len(after), 0)
+        left = self.tokenizer.truncation_side == "left"
+        return ids[:before] + (body[len(body) - room :] if left else body[:room]) + after
 
 
 class Seq2SeqPipeline(Pipeline):
@@ -329,8 +329,8 @@ class Seq2SeqPipeline(Pipeline):
 
         Args:
             inputs: What to translate, to sum up or to answer.
-            **options: Those of `GenerateOptions`, and: `return_tensors` (ids instead of text, an int64 array
-                with the start token), `return_text` (True, the default), `clean_up_tokenization_spaces`
+            **options: Those of `GenerateOptions`, `batch_size`, and: `return_tensors` (ids instead of text, an
+                int64 array with the start token), `return_text` (True, the default), `clean_up_tokenization_spaces`
                 (default False), `truncation` (True cuts inputs to the tokenizer's model_max_length, the end
                 token included), `stop_sequence` (its first token ends the output), and for translation
                 `src_lang` and `tgt_lang` (a pair of the model's config.json, instead of the pipeline's). One
@@ -356,7 +356,10 @@ class Seq2SeqPipeline(Pipeline):
         settled = self._settled(call, entry)
         self._check(settled, entry, call)
         answers = self._answers(
-            inputs, lambda texts, chosen: self._answer(texts, chosen, own, entry), settled
+            inputs,
+            lambda texts, chosen: self._answer(texts, chosen, own, entry),
+            settled,
+            own["batch_size"],
         )
         if isinstance(inputs, str) or not isinstance(answers, list):
             return answers
@@ -448,8 +451,8 @@ class TextGenerationPipeline(Pipeline):
 
         Args:
             inputs: What to continue.
-            **options: Those of `GenerateOptions`, and: `return_full_text` (True, the default, puts the input
-                before the new text), `return_tensors` (lists of ids instead of text), `return_text`,
+            **options: Those of `GenerateOptions`, `batch_size`, and: `return_full_text` (True, the default,
+                puts the input before the new text), `return_tensors` (lists of ids instead of text), `return_text`,
                 `clean_up_tokenization_spaces` (default True; not for BPE, as in transformers 5), `truncation`
                 (True cuts inputs to the tokenizer's model_max_length), `stop_sequence` (each of its tokens
                 ends the text), `prefix` (text before the input, not returned), `add_special_tokens` and
@@ -474,10 +477,28 @@ class TextGenerationPipeline(Pipeline):
             if not isinstance(own["stop_sequence"], str) or not own["stop_sequence"]:
                 raise bad_option("stop_sequence", "a text that is not empty", repr(own["stop_sequence"]))
             call["eos_token_id"] = self.tokenizer.encode(own["stop_sequence"], add_special_tokens=False)
-        _truncates(own["truncation"])
+        if _truncates(own["truncation"]):
+            own["source_length"] = self._bound(call)
         settled = self._settled(call, self._entry)
         self._check(settled, self._entry, call)
-        return self._answers(inputs, lambda texts, chosen: self._answer(texts, chosen, own), settled)
+        return self._answers(
+            inputs, lambda texts, chosen: self._answer(texts, chosen, own), settled, own["batch_size"]
+        )
+
+    def _bound(self, call: dict[str, Any]) -> int | None:
+        """What `max_length` bounds the input to; beside `max_new_tokens` it bounds nothing else."""
+        length, new = (
+            self._options.get(name) if call.get(name) is None else call[name]
+            for name in ("max_length", "max_new_tokens")
+        )
+        if length is None:
+            return None
+        if isinstance(length, bool) or not isinstance(length, int) or length < 1:
+            raise bad_option("max_length", "an integer of at least 1", repr(length))
+        if new is not None:
+            call.pop("max_length", None)
+            call["max_new_tokens"] = new
+        return length
 
     def _answer(
         self, texts: list[str], options: dict[str, Any], own: Mapping[str, Any]
@@ -505,6 +526,14 @@ class TextGenerationPipeline(Pipeline):
 
         new = decode([*prompt, *output.token_ids])[len(decode(prompt)) :]
         return {"generated_text": new if own["return_full_text"] is False else text + new}
+
+
+def _texts_at_once(given: object, usual: int) -> int:
+    if given is None:
+        return usual
+    if isinstance(given, bool) or not isinstance(given, int) or given < 1:
+        raise bad_option("batch_size", "an integer of at least 1", repr(given))
+    return given
 
 
 def _truncates(value: object) -> bool:

@@ -29,6 +29,7 @@ class Tokenizer:
         clean_up_tokenization_spaces: Take away spaces before marks and contractions in decoded text (not for
             BPE, as in transformers).
         model_max_length: Tokens that truncation leaves, or None where the folder names no limit.
+        truncation_side: Where truncation takes tokens away: "right" or "left".
 
     Example:
         >>> tokenizer = fastdecode.load("demo-stories").tokenizer
@@ -44,6 +45,7 @@ class Tokenizer:
         eos_token: str | None = None,
         clean_up_tokenization_spaces: bool = False,
         model_max_length: int | None = None,
+        truncation_side: str = "right",
     ) -> None:
         self.backend = backend
         self.bos_token = bos_token
@@ -51,6 +53,7 @@ class Tokenizer:
         self._is_bpe = type(backend.model).__name__ == "BPE"
         self.clean_up_tokenization_spaces = clean_up_tokenization_spaces and not self._is_bpe
         self.model_max_length = model_max_length
+        self.truncation_side = truncation_side
         self._bytes: dict[int, bytes] = {}
         self._falls_back_to_bytes = backend.decoder is not None and backend.decoder.decode(["<0x41>"]) == "A"
         self._special = frozenset(

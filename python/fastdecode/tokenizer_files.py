@@ -9,13 +9,14 @@ characters, and is what T5 has (models/t5/tokenization_t5.py); any other class t
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from .errors import OptionError, TokenizerError
+from .errors import ConfigError, FileReadError, OptionError, TokenizerError
 from .families import TOKENIZER_CLASSES, family
-from .folder import optional_json, read_json
+from .folder import POINTER, bad_field, is_pointer, optional_json, read_json
 from .tokenizer import Tokenizer
 
 if TYPE_CHECKING:
@@ -46,6 +47,7 @@ def as_tokenizer(tokenizer: object) -> Tokenizer:
         path = Path(tokenizer)
         found = read_folder(path, optional_json(path / "config.json")) if path.is_dir() else None
         if found is None and path.is_file():
+            _refuse_pointer(path)
             return _read_pieces(path) if path.suffix == ".model" else _finish(_from_file(path), {}, {})
         if found is not None:
             return found
@@ -60,6 +62,7 @@ def as_tokenizer(tokenizer: object) -> Tokenizer:
                 **{name: str(token) for name, token in named.items() if token is not None},
                 clean_up_tokenization_spaces=bool(getattr(tokenizer, "clean_up_tokenization_spaces", False)),
                 model_max_length=_length(getattr(tokenizer, "model_max_length", None)),
+                truncation_side=str(getattr(tokenizer, "truncation_side", "right")),
             )
     raise OptionError(
         f"tokenizer: expected {expected}, got {tokenizer!r}",
@@ -78,12 +81,18 @@ def read_folder(folder: Path, config: Mapping[str, Any]) -> Tokenizer | None:
 
     Raises:
         TokenizerError: A file of the tokenizer is malformed, or needs the sentencepiece package.
-        ConfigError: tokenizer_config.json is not a JSON object.
+        ConfigError: tokenizer_config.json is not a JSON object, or its truncation_side is none.
         FileReadError: A file cannot be read.
     """
     settings = optional_json(folder / "tokenizer_config.json")
+    if (side := settings.get("truncation_side")) not in (None, "right", "left"):
+        raise bad_field(
+            str(folder / "tokenizer_config.json"), "truncation_side", '"right" or "left"', repr(side)
+        )
     file, pieces = folder / "tokenizer.json", folder / TOKENIZER_CLASSES["T5Tokenizer"].files[0]
     vocabulary, merges = (folder / name for name in TOKENIZER_CLASSES["GPT2Tokenizer"].files)
+    for known in (file,) if file.is_file() else (vocabulary, merges, pieces):
+        _refuse_pointer(known)
     declared = _declared(settings, config)
     added: dict[str, Any] = settings.get("added_tokens_decoder") or {}
     if file.is_file() and declared == "T5Tokenizer":
@@ -154,6 +163,18 @@ def _malformed(
     )
 
 
+def _pass_on_others(error: BaseException) -> None:
+    """Raises what is no failure of the library, such as Ctrl-C; its panics are not of class Exception either."""
+    if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+        raise error
+
+
+def _refuse_pointer(file: Path) -> None:
+    if is_pointer(file):
+        expected, got = POINTER
+        raise _malformed(file, got, expected)
+
+
 def _from_file(file: Path, *, without_added_tokens: bool = False) -> tokenizers.Tokenizer:
     import json
 
@@ -166,7 +187,8 @@ def _from_file(file: Path, *, without_added_tokens: bool = False) -> tokenizers.
         return tokenizers.Tokenizer.from_str(json.dumps(read_json(file) | {"added_tokens": []}))
     except OSError:
         raise
-    except Exception as error:
+    except BaseException as error:
+        _pass_on_others(error)
         raise _malformed(file, error) from error
 
 
@@ -175,8 +197,13 @@ def _from_vocabulary(vocabulary: Path, merges: Path) -> tokenizers.Tokenizer:
 
     try:
         return tokenizers.Tokenizer(tokenizers.models.BPE.from_file(str(vocabulary), str(merges)))
-    except Exception as error:
-        raise _malformed(vocabulary, error) from error
+    except BaseException as error:
+        _pass_on_others(error)
+        # The library does not say in which of the two files it was.
+        sound = False
+        with contextlib.suppress(ConfigError, FileReadError):
+            sound = all(isinstance(index, int) for index in read_json(vocabulary).values())
+        raise _malformed(merges if sound else vocabulary, error) from error
 
 
 def _make_gpt2(backend: tokenizers.Tokenizer, settings: Mapping[str, Any], file: Path) -> None:
@@ -288,7 +315,8 @@ def _t5(unigram: _Unigram, file: Path, *, extra_ids: int = 100) -> tokenizers.To
         backend = tokenizers.Tokenizer(models.Unigram(vocabulary, unk_id=2, byte_fallback=False))
         if unigram.characters is not None:
             backend.normalizer = normalizers.Precompiled(unigram.characters)
-    except Exception as error:
+    except BaseException as error:
+        _pass_on_others(error)
         raise _malformed(file, error) from error
     metaspace: dict[str, Any] = {"replacement": "\u2581", "prepend_scheme": "always", "split": True}
     backend.pre_tokenizer = pre_tokenizers.Sequence(
@@ -407,4 +435,5 @@ def _finish(
         eos_token=_content(named["eos_token"]),
         clean_up_tokenization_spaces=bool(settings.get("clean_up_tokenization_spaces")),
         model_max_length=_length(settings.get("model_max_length", settings.get("max_len"))),
+        truncation_side=settings.get("truncation_side", "right"),
     )

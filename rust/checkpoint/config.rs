@@ -1,8 +1,8 @@
 //! The values of a config.json, checked one by one as a model asks for them.
 //!
 //! Types are those that transformers 5.23 declares, and it is as strict: no 12.0, "12" or true for an integer, no null
-//! where no null is allowed. Python's JSON writer may emit NaN and Infinity, which no field of a config can mean; they
-//! are an error that names the field. Knows no model: which fields exist, and their defaults, is for `models` to say.
+//! where no null is allowed. Python's JSON writer may emit NaN and Infinity, which no field that is read can mean: they
+//! become an error when a model asks for the field, and none where nobody does. Knows no model: which fields exist, and their defaults, is for `models` to say.
 
 use std::path::Path;
 
@@ -44,7 +44,7 @@ impl ConfigFile {
     /// Reads the config.json of a folder.
     ///
     /// # Errors
-    /// `Io` when it cannot be read, `Config` when it is no JSON object or has a number that is not finite.
+    /// `Io` when it cannot be read, `Config` when it is no JSON object.
     pub fn open(folder: &Path) -> Result<Self> {
         let source = Source::open(&folder.join(FILE))?;
         let label = source.label().to_string();
@@ -64,17 +64,15 @@ impl ConfigFile {
     /// Reads the text of a config.json; `label` stands for the file's name in errors.
     ///
     /// # Errors
-    /// `Config` when it is no JSON object or has a number that is not finite.
+    /// `Config` when it is no JSON object.
     pub fn from_json(label: &str, text: &str) -> Result<Self> {
-        match serde_json::from_str(text) {
-            Ok(values) => Ok(Self { label: label.into(), values, aliased: Vec::new() }),
-            Err(error) => Err(match find_non_finite(text) {
-                Some((field, got)) => {
-                    Error::Config { file: label.into(), field, expected: "a finite number".into(), got }
-                }
-                None => document_error(label.into(), "a JSON object".into(), error.to_string()),
-            }),
-        }
+        let values = match serde_json::from_str(text) {
+            Ok(values) => values,
+            // Rare, so that the text is gone through only where plain JSON is not enough.
+            Err(error) => serde_json::from_str(&without_non_finite(text))
+                .map_err(|_| document_error(label.into(), "a JSON object".into(), error.to_string()))?,
+        };
+        Ok(Self { label: label.into(), values, aliased: Vec::new() })
     }
 
     /// Moves the value of each alias that is present over its field: pairs of (alias, field).
@@ -243,38 +241,45 @@ fn document_error(file: String, expected: String, got: String) -> Error {
 
 /// A value as JSON, cut to a length that fits a message.
 fn shown(value: &Value) -> String {
-    let text = value.to_string();
+    let text = match value.as_array().map(Vec::as_slice) {
+        // As `without_non_finite` writes it.
+        Some([Value::String(name)]) if name.parse::<f64>().is_ok_and(|x| !x.is_finite()) => name.clone(),
+        _ => value.to_string(),
+    };
     match text.char_indices().nth(MAX_SHOWN) {
         Some((end, _)) => format!("{}...", &text[..end]),
         None => text,
     }
 }
 
-/// The first NaN, Infinity or number too large for double precision outside of strings, with the key before it.
-fn find_non_finite(text: &str) -> Option<(String, String)> {
-    let mut key = "the document";
+/// The text with each NaN, Infinity or number too large for double precision as a list of one string that names it: no
+/// field takes such a list, so that whoever asks for it gets an error, and no list is a key.
+fn without_non_finite(text: &str) -> String {
+    let mut copy = String::with_capacity(text.len());
     let mut rest = text;
     while let Some(start) = rest.find(|c: char| matches!(c, '"' | 'N' | 'I' | '-' | '0'..='9')) {
+        copy.push_str(&rest[..start]);
         rest = &rest[start..];
-        if let Some(inner) = rest.strip_prefix('"') {
-            let end = string_end(inner)?;
-            let (string, after) = (&inner[..end], &inner[end + 1..]);
-            if after.trim_start().starts_with(':') {
-                key = string;
-            }
-            rest = after;
-        } else if let Some(name) = ["NaN", "Infinity"].into_iter().find(|name| rest.starts_with(name)) {
-            return Some((key.into(), name.into()));
+        let (length, finite) = if let Some(inner) = rest.strip_prefix('"') {
+            (string_end(inner).map_or(rest.len(), |end| end + 2), true)
+        } else if let Some(name) =
+            ["NaN", "Infinity", "-Infinity"].into_iter().find(|name| rest.starts_with(name))
+        {
+            (name.len(), false)
         } else {
             let of_number = |c: char| matches!(c, '0'..='9' | '+' | '-' | '.' | 'e' | 'E');
-            let number = &rest[..rest.find(|c| !of_number(c)).unwrap_or(rest.len())];
-            if number.parse::<f64>().is_ok_and(f64::is_infinite) {
-                return Some((key.into(), number.into()));
-            }
-            rest = &rest[number.len().max(1)..];
+            let length = rest.find(|c| !of_number(c)).unwrap_or(rest.len()).max(1);
+            (length, !rest[..length].parse::<f64>().is_ok_and(f64::is_infinite))
+        };
+        let (token, after) = rest.split_at(length);
+        if finite {
+            copy.push_str(token);
+        } else {
+            copy.extend(["[\"", token, "\"]"]);
         }
+        rest = after;
     }
-    None
+    copy + rest
 }
 
 /// Position of the quote that ends a JSON string, given what follows its opening quote.

@@ -44,8 +44,11 @@ def test_signature_of_load_is_as_announced() -> None:
         "token",
         "cache_dir",
         "local_files_only",
+        "transformers",
     ]
-    assert all(p.kind is p.KEYWORD_ONLY for name, p in signature.parameters.items() if name != "model")
+    kinds = [parameter.kind for parameter in signature.parameters.values()]
+    assert kinds[1:-1] == [inspect.Parameter.KEYWORD_ONLY] * 10
+    assert kinds[-1] is inspect.Parameter.VAR_KEYWORD
     assert signature.parameters["dtype"].default == "auto"
 
 

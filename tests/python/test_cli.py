@@ -276,6 +276,51 @@ def test_stdin(folder: Path, text: str) -> None:
     assert out.decode() == text + "\n"
 
 
+def test_a_terminal_that_cannot_show_a_character(folder: Path) -> None:
+    arguments = ["run", str(folder), "caf\u00e9 \u6614", "--echo", "--quiet", *LENGTH]
+    for encoding in ("ascii", "ascii:strict", "latin-1"):
+        process = subprocess.run(
+            [sys.executable, "-m", "fastdecode", *arguments],
+            env=os.environ | {"PYTHONIOENCODING": encoding, "PYTHONUTF8": "0"},
+            capture_output=True,
+            check=False,
+        )
+        assert (process.returncode, process.stderr) == (0, b"")
+        shown = process.stdout.decode(encoding.removesuffix(":strict"))
+        assert shown.startswith("caf\u00e9 ?" if encoding == "latin-1" else "caf? ?")
+    process = subprocess.run(
+        [sys.executable, "-m", "fastdecode", "info", "/no/\u6614"],
+        env=os.environ | {"PYTHONIOENCODING": "ascii:strict"},
+        capture_output=True,
+        check=False,
+    )
+    assert (process.returncode, b"Traceback" in process.stderr) == (1, False)
+    assert b"fastdecode: error: " in process.stderr
+
+
+def test_input_that_is_no_text(folder: Path) -> None:
+    with command(
+        "run",
+        str(folder),
+        "-",
+        *LENGTH,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    ) as process:
+        _, err = process.communicate(b"\xff\xfe\n")
+    assert process.returncode == 1
+    assert err.startswith(b"fastdecode: error: prompt: expected text in utf-8, got ")
+
+
+def test_the_help_tells_of_encoder_decoders(capsys: pytest.CaptureFixture[str]) -> None:
+    for arguments in (["--help"], ["run", "--help"]):
+        with pytest.raises(SystemExit):
+            cli.main(arguments)
+        out = " ".join(capsys.readouterr().out.split())
+        assert "encoder-decoder" in out
+
+
 @pytest.fixture
 def wordy(tmp_path: Path, byte_level: tokenizers.Tokenizer) -> Path:
     """A model that can write more than a pipe holds."""

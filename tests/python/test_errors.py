@@ -149,6 +149,16 @@ def test_non_finite_values_of_config(broken: Path, text: str) -> None:
     assert error.field == "layer_norm_epsilon"
 
 
+@pytest.mark.parametrize("text", ["NaN", '[Infinity, {"a": -Infinity}]', "1e999"])
+def test_non_finite_values_that_nobody_reads(broken: Path, text: str) -> None:
+    config = json.loads((broken / "config.json").read_text()) | {"some_scale": "HERE"}
+    (broken / "config.json").write_text(json.dumps(config).replace('"HERE"', text))
+    model = fastdecode.load(broken, num_threads=1)
+    assert len(model.run([1], max_new_tokens=2, eos_token_id=None).token_ids) == 2
+    tensors = load_file(broken / "model.safetensors")
+    assert fastdecode.CausalLM.from_tensors(json.loads((broken / "config.json").read_text()), tensors)
+
+
 def test_another_architecture(broken: Path) -> None:
     change(broken, model_type="bert")
     error = failure(broken)

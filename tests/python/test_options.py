@@ -303,6 +303,38 @@ def test_what_the_file_may_not_hold(file: dict[str, Any], field: str) -> None:
     assert (caught.value.file, caught.value.field) == ("generation_config.json", field)
 
 
+def test_whole_floats_of_the_file_are_integers() -> None:
+    file = {"num_beams": 1.0, "max_new_tokens": 7.0, "no_repeat_ngram_size": 2.0, "num_beam_groups": 1.0}
+    options = resolved({}, file | {"temperature": 1.0, "length_penalty": 1.0})
+    assert (options.num_beams, options.limit) == (1, ("up_to_new_tokens", 7))
+    assert (options.no_repeat_ngram_size, type(options.num_beams), type(options.temperature)) == (
+        2,
+        int,
+        float,
+    )
+    for value in (1.5, float("nan"), float("inf")):
+        with pytest.raises(errors.ConfigError, match="num_beams"):
+            resolved({}, {"num_beams": value})
+    with pytest.raises(errors.OptionError, match="num_beams"):
+        resolved({"num_beams": 1.0})
+
+
+def test_a_start_token_may_be_a_list_of_one(tmp_path: Path) -> None:
+    (tmp_path / "generation_config.json").write_text('{"decoder_start_token_id": [5], "bos_token_id": [2]}')
+    defaults = folder_defaults(tmp_path, {"model_type": "t5"})
+    assert (defaults.decoder_start_token_id, defaults.bos_token_id) == (5, 2)
+    for value in ("[]", "[0, 0]", '["a"]', "[[0]]"):
+        (tmp_path / "generation_config.json").write_text(f'{{"decoder_start_token_id": {value}}}')
+        with pytest.raises(errors.ConfigError, match="decoder_start_token_id: expected an integer or null"):
+            folder_defaults(tmp_path, {"model_type": "t5"})
+
+
+def test_numbers_that_are_not_finite_in_fields_that_nobody_reads(tmp_path: Path) -> None:
+    (tmp_path / "generation_config.json").write_text('{"max_new_tokens": 3, "x": NaN, "y": [-Infinity]}')
+    options = resolve({}, folder_defaults(tmp_path, {}), 1, 64)
+    assert options.limit == ("up_to_new_tokens", 3)
+
+
 def test_an_unsupported_field_of_the_file_can_be_declined() -> None:
     assert resolved({"forced_eos_token_id": None}, {"forced_eos_token_id": 4})
     assert resolved(

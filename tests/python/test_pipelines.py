@@ -152,6 +152,13 @@ def test_layers_of_other_options(tmp_path: Path) -> None:
     assert answer[1:] == expected(num_beams=5)
 
 
+def test_a_task_may_have_whole_floats(tmp_path: Path) -> None:
+    tasks = {"summarization": {"num_beams": 1.0, "max_length": 4.0}}
+    pipe = fastdecode.pipeline("summarization", edited(tmp_path, "t5", tasks))
+    [record] = pipe("the king", return_tensors=True)
+    assert len(record["summary_token_ids"]) <= 4
+
+
 def test_text_generation_draws_unless_told_otherwise(gpt2: Any) -> None:
     pipe = fastdecode.pipeline("text-generation", gpt2, max_new_tokens=12, seed=4)
     new = gpt2.generate("the king", do_sample=True, temperature=0.7, seed=4, max_new_tokens=12)
@@ -187,6 +194,55 @@ def test_truncation(t5: Any) -> None:
     whole = t5.run(ids, max_new_tokens=5, num_beams=4)
     [record] = pipe(text, return_tensors=True)
     assert record["generated_token_ids"].tolist() == [0, *whole.token_ids]
+
+
+def with_settings(folder: Path, **settings: Any) -> Path:
+    file = folder / "tokenizer_config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | settings))
+    return folder
+
+
+def test_truncation_on_the_left(tmp_path: Path, t5: Any) -> None:
+    folder = with_settings(edited(tmp_path, "t5", {}), truncation_side="left")
+    text = "the king said that he was ill and the old woman by the wood " * 9
+    ids = t5.tokenizer.encode(text)
+    cut = t5.run([*ids[-24:-1], 1], max_new_tokens=5, num_beams=4)
+    # max_length is about the output where there is an encoder.
+    for lengths in ({"max_new_tokens": 5}, {"max_length": 6}):
+        pipe: Any = fastdecode.pipeline("text2text-generation", folder, **lengths)
+        [record] = pipe(text, truncation=True, return_tensors=True)
+        assert record["generated_token_ids"].tolist() == [0, *cut.token_ids]
+    with_settings(folder, truncation_side="middle")
+    with pytest.raises(errors.ConfigError, match="truncation_side: expected"):
+        fastdecode.pipeline("text2text-generation", folder)
+
+
+@pytest.mark.parametrize("side", ["right", "left"])
+def test_max_length_bounds_a_prompt_that_is_truncated(tmp_path: Path, gpt2: Any, side: str) -> None:
+    folder = with_settings(edited(tmp_path, "gpt2", {}), truncation_side=side)
+    text = "the king said that he was ill, the wolf"
+    ids = gpt2.tokenizer.encode(text)
+    assert len(ids) > 6
+    kept = ids[:6] if side == "right" else ids[-6:]
+    expected = [*kept, *gpt2.run(kept, max_new_tokens=3).token_ids]
+    call: dict[str, Any] = {"do_sample": False, "return_tensors": True, "truncation": True}
+    pipe = fastdecode.pipeline("text-generation", folder)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for made, given in (
+            ({}, {"max_length": 6, "max_new_tokens": 3}),
+            ({"max_new_tokens": 3}, {"max_length": 6}),
+            ({"max_length": 6}, {"max_new_tokens": 3}),
+        ):
+            tell = fastdecode.pipeline("text-generation", pipe.model, **made, truncation=True)
+            assert tell(text, **call, **given)[0]["generated_token_ids"] == expected
+    # Alone it bounds both, and a prompt that was cut leaves no room.
+    short = pipe("the", max_length=6, **call)[0]["generated_token_ids"]
+    assert len(short) <= 6
+    with pytest.raises(errors.OptionError, match="max_length"):
+        pipe(text, max_length=6, **call)
+    with pytest.raises(errors.OptionError, match="max_length"):
+        pipe(text, max_length="6", **call)
 
 
 def test_truncation_without_a_limit(tmp_path: Path) -> None:

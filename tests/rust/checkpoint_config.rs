@@ -113,17 +113,35 @@ fn an_alias_wins_and_is_named_in_errors() {
 }
 
 #[test]
-fn values_that_are_not_finite_name_their_field() {
-    for (text, field, got) in [
-        (r#"{"a": 1, "eps": NaN}"#, "eps", "NaN"),
-        (r#"{"a": "NaN \" Infinity", "eps" : -Infinity, "b": 1}"#, "eps", "Infinity"),
-        (r#"{"nested": {"NaN": [1, Infinity]}}"#, "NaN", "Infinity"),
+fn values_that_are_not_finite_are_refused_where_they_are_read() {
+    for (text, got) in [
+        (r#"{"a": 1, "eps": NaN}"#, "NaN"),
+        (r#"{"a": "NaN \" Infinity", "eps" : -Infinity, "b": 1}"#, "-Infinity"),
+        (r#"{"nested": {"NaN": [1, Infinity]}, "eps":Infinity}"#, "Infinity"),
         // Too large for double precision: Python reads infinity.
-        (r#"{"a": 1e308, "eps": -1e999, "b": "2e999"}"#, "eps", "-1e999"),
+        (r#"{"a": 1e308, "eps": -1e999, "b": "2e999"}"#, "-1e999"),
     ] {
-        assert_refused(ConfigFile::from_json("config.json", text), field, got);
+        let config = ConfigFile::from_json("config.json", text).unwrap();
+        assert_refused(config.f64_or("eps", 1.0), "eps", got);
+        assert_refused(config.f32_or("eps", 1.0), "eps", got);
+        assert_refused(config.usize_or("eps", 1), "eps", got);
+        assert_refused(config.bool_or("eps", true), "eps", got);
+        assert_eq!(config.f64_or("other", 0.5).unwrap(), 0.5);
     }
-    assert!(ConfigFile::from_json("config.json", r#"{"a": "NaN", "b\\": "Infinity"}"#).is_ok());
+}
+
+#[test]
+fn values_that_are_not_finite_leave_the_others_as_they_are() {
+    let text =
+        r#"{"a": "NaN \" -Infinity", "é": [NaN, {"x": -1e400}], "n": -12, "f": 1.5e3, "b\\": "Infinity"}"#;
+    let config = ConfigFile::from_json("config.json", text).unwrap();
+    assert_eq!(config.str_or("a", "").unwrap(), "NaN \" -Infinity");
+    assert_eq!(config.str_or("b\\", "").unwrap(), "Infinity");
+    assert_eq!(config.f64_or("n", 0.0).unwrap(), -12.0);
+    assert_eq!(config.f64_or("f", 0.0).unwrap(), 1500.0);
+    for text in ["{NaN: 1}", "{\"a\": NaN,}", "NaN", "{\"a\": NaNs}", "{\"a\": - Infinity}"] {
+        assert_refused(ConfigFile::from_json("config.json", text), "the document", "");
+    }
 }
 
 #[test]
