@@ -2,7 +2,7 @@
 
 A program that comes from transformers passes them along, so they are taken wherever they change nothing and then
 forgotten. A value that would change the ids, or that asks for something that is not given back, is an error that
-names it. The lists are those of transformers 5.23 (generation/configuration_utils.py, `generate`,
+names it. The lists are those of transformers 5.24 (generation/configuration_utils.py, `generate`,
 `from_pretrained`) and, for pipelines, 4.57.6. Nothing here knows what the arguments that count mean.
 """
 

@@ -101,7 +101,7 @@ class _WindowDetokenizer(Detokenizer):
         return full[len(given) :] if full.startswith(given) else ""
 
 
-# What clean-up replaces, in this order (PreTrainedTokenizerBase.clean_up_tokenization of transformers 5.23).
+# What clean-up replaces, in this order (PreTrainedTokenizerBase.clean_up_tokenization of transformers 5.24).
 _CLEANED = (
     (" .", "."),
     (" ?", "?"),

@@ -53,7 +53,7 @@ TOKENIZER_CLASSES: dict[str, TokenizerClass] = {
     ),
 }
 
-# Special tokens are those of the configuration classes of transformers 5.23, and tokenizer classes those of its
+# Special tokens are those of the configuration classes of transformers 5.24, and tokenizer classes those of its
 # models/auto/tokenization_auto.py. Two differ on purpose: GPT2Config has 50256 as its first and last token, which means
 # nothing in another vocabulary than OpenAI's, and OpenAI's folders name it themselves; and transformers takes the
 # tokenizer.json of UMT5 as it is.

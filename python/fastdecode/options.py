@@ -243,7 +243,7 @@ _CHECKS: dict[str, tuple[Callable[[object], Any], str]] = {
     "skip_special_tokens": (_boolean, "True or False"),
 }
 
-# Values of transformers 5.23 (generation/configuration_utils.py), but for the lengths; see the top of this
+# Values of transformers 5.24 (generation/configuration_utils.py), but for the lengths; see the top of this
 # file.
 _FALLBACKS: dict[str, Any] = {
     "max_new_tokens": None,
@@ -290,7 +290,7 @@ _BEAMS: dict[str, tuple[Any, ...]] = {"length_penalty": (1.0,), "early_stopping"
 # For those who put layers of options together.
 SAMPLING_OPTIONS, BEAM_OPTIONS = tuple(_SAMPLING), tuple(_BEAMS)
 
-# Fields of a generation_config.json of transformers 5.23 that would change the ids and are not supported,
+# Fields of a generation_config.json of transformers 5.24 that would change the ids and are not supported,
 # with the values that change nothing.
 _UNSUPPORTED: dict[str, tuple[Any, ...]] = {
     "assistant_early_exit": (None,),

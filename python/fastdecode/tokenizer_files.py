@@ -1,4 +1,4 @@
-"""A folder's tokenizer files to a `Tokenizer`, put together as transformers 5.23 does it.
+"""A folder's tokenizer files to a `Tokenizer`, put together as transformers 5.24 does it.
 
 What counts is the class that the folder declares, or else that of its model_type (AutoTokenizer there).
 GPT2Tokenizer takes vocabulary, merges, added tokens and post-processor of tokenizer.json and is byte-level BPE

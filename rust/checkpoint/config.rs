@@ -1,6 +1,6 @@
 //! The values of a config.json, checked one by one as a model asks for them.
 //!
-//! Types are those that transformers 5.23 declares, and it is as strict: no 12.0, "12" or true for an integer, no null
+//! Types are those that transformers 5.24 declares, and it is as strict: no 12.0, "12" or true for an integer, no null
 //! where no null is allowed. Python's JSON writer may emit NaN and Infinity, which no field that is read can mean: they
 //! become an error when a model asks for the field, and none where nobody does. Knows no model: which fields exist, and their defaults, is for `models` to say.
 

@@ -1,6 +1,6 @@
 //! Which files of a folder hold its weights: one file, or shards that an index lists.
 //!
-//! The order of preference is that of transformers 5.23: `model.safetensors`, its index, `pytorch_model.bin`, its index.
+//! The order of preference is that of transformers 5.24: `model.safetensors`, its index, `pytorch_model.bin`, its index.
 
 use std::collections::BTreeMap;
 use std::io::ErrorKind;

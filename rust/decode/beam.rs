@@ -1,4 +1,4 @@
-//! Beam search as transformers 5.23 does it (`GenerationMixin._beam_search`): the bookkeeping of one prompt.
+//! Beam search as transformers 5.24 does it (`GenerationMixin._beam_search`): the bookkeeping of one prompt.
 //!
 //! Scores are f32 throughout, and sums and quotients are formed in the order of the original. What transformers decides
 //! for a batch as a whole is decided here for each prompt; the results are the same, because a prompt that could stop

@@ -1,6 +1,6 @@
 //! Processors: what changes the scores of all tokens before one is chosen, with or without sampling.
 //!
-//! The order is that of transformers 5.23 (`GenerationMixin._get_logits_processor`), and so is the arithmetic: options
+//! The order is that of transformers 5.24 (`GenerationMixin._get_logits_processor`), and so is the arithmetic: options
 //! are rounded to f32 and applied to f32 scores. What only sampling applies stands in `warpers`.
 
 use crate::decode::scratch::Scratch;

@@ -1,6 +1,6 @@
 //! Warpers: what only sampling does to scores, from temperature to min_p, down to the candidates of a draw.
 //!
-//! Order and arithmetic are those of transformers 5.23: scores and probabilities are f32, options are rounded to f32
+//! Order and arithmetic are those of transformers 5.24: scores and probabilities are f32, options are rounded to f32
 //! where they meet them, the cumulative sum of top_p runs in f64 with every prefix rounded to f32. A dropped token is one
 //! whose score transformers sets to minus infinity; only the kept ones are carried along.
 

@@ -1,6 +1,6 @@
 //! Pointwise activations, and the epilogue that finishes a tile of a matrix product: bias, activation, residual.
 //!
-//! Formulas are those of `transformers.activations` 5.23, by their names there.
+//! Formulas are those of `transformers.activations` 5.24, by their names there.
 
 use super::lanes::{Lanes, WIDTH};
 use super::math;

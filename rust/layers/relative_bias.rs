@@ -34,7 +34,7 @@ impl Buckets {
 
     /// Bucket of a distance, key minus query, of [sound](Self::are_sound) buckets.
     ///
-    /// Single precision in the order in which transformers 5.23 computes (`T5Attention._relative_position_bucket`), since
+    /// Single precision in the order in which transformers 5.24 computes (`T5Attention._relative_position_bucket`), since
     /// the truncation at the end shows every rounding; the logarithm is rounded once from double precision.
     pub fn bucket(self, distance: isize) -> usize {
         let (count, exact) = self.halves();

@@ -1,6 +1,6 @@
 //! GPT-2 (Radford et al. 2019): token and position embeddings, blocks of attention and feed-forward with norms before them, a head.
 //!
-//! Fields and their defaults are those of transformers (5.23, `models/gpt2/configuration_gpt2.py`). Letters: `M` rows of the
+//! Fields and their defaults are those of transformers (5.24, `models/gpt2/configuration_gpt2.py`). Letters: `M` rows of the
 //! step, `D` width, `V` vocabulary.
 
 use super::registry::{Network, Recorded};
@@ -127,7 +127,7 @@ pub(super) fn record(_: &str, file: &mut ConfigFile, weights: &mut Recorder<'_>)
         x = b.add(y, inner, conv1d("mlp.c_proj", d))?; // (M, D)
     }
     b.enter("");
-    // A head in the file is kept where it differs from the embedding, tied in the config or not (transformers 5.23).
+    // A head in the file is kept where it differs from the embedding, tied in the config or not (transformers 5.24).
     let table = match c.tie_word_embeddings || b.weights().has(head) {
         true => b.weights().own_table(head, (embedding, wte), shape)?,
         false => b.weights().table(head, c.vocab_size, d)?,

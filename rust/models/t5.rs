@@ -1,7 +1,7 @@
 //! T5 (Raffel et al. 2020) and its relatives T5 1.1, Flan-T5, mT5 and UMT5: an encoder, and a decoder that looks at what it made.
 //! Norms by root mean square before every sublayer, no biases, positions as an addend of the scores by distance.
 //!
-//! Fields and their defaults are those of transformers (5.23, `models/{t5,mt5,umt5}/configuration_*.py`). Letters: `M` rows of
+//! Fields and their defaults are those of transformers (5.24, `models/{t5,mt5,umt5}/configuration_*.py`). Letters: `M` rows of
 //! the step, `D` width, `I` heads side by side, `F` width of the feed-forward layer, `V` vocabulary.
 
 use super::registry::{Network, Recorded};
@@ -174,7 +174,7 @@ fn scaled(relative: Relative, file: &ConfigFile) -> Result<bool> {
     }
 }
 
-/// Token embeddings of encoder and decoder, and the head. All are tied to `shared` (transformers 5.23 does so whatever the
+/// Token embeddings of encoder and decoder, and the head. All are tied to `shared` (transformers 5.24 does so whatever the
 /// config says), but one that is in the file and differs is kept; where `shared` is missing, the first of the others takes its
 /// place.
 fn embeddings(c: &Config, w: &mut Recorder<'_>) -> Result<[Slot<Packed>; 3]> {

@@ -30,7 +30,7 @@ except ImportError as missing:
     )
     raise RuntimeError(message) from missing
 
-PINNED = "5.23.0"
+PINNED = "5.24.0"
 if transformers.__version__ != PINNED:
     raise RuntimeError(f"parity is claimed for transformers {PINNED}, got {transformers.__version__}")
 

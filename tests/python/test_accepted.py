@@ -36,7 +36,7 @@ CALLS: list[dict[str, Any]] = [
     {"cache_implementation": "static", "max_cache_len": 64, "disable_compile": True},
     {"num_assistant_tokens": 5, "assistant_confidence_threshold": 0.4, "prefill_chunk_size": 2},
     {"logits_processor": [], "stopping_criteria": None, "streamer": None, "synced_gpus": False},
-    {"stop_strings": None, "tokenizer": None, "generation_config": None, "transformers_version": "5.23.0"},
+    {"stop_strings": None, "tokenizer": None, "generation_config": None, "transformers_version": "5.24.0"},
 ]
 
 

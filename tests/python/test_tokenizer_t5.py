@@ -1,4 +1,4 @@
-"""T5's tokenizer: the goldens of three other projects, all forms of file, and what transformers 5.23 makes of them."""
+"""T5's tokenizer: the goldens of three other projects, all forms of file, and what transformers 5.24 makes of them."""
 
 from __future__ import annotations
 
@@ -182,7 +182,7 @@ def test_older_files_beside_the_vocabulary(tmp_path: Path) -> None:
 
 
 def test_umt5_with_pieces_alone(tmp_path: Path) -> None:
-    # transformers 5.23 finds no tokenizer here; T5's rules are those of UMT5's pieces.
+    # transformers 5.24 finds no tokenizer here; T5's rules are those of UMT5's pieces.
     ours = load(folder(tmp_path, "spiece.model", None, "umt5"))
     assert ours.encode("Hello world") == [8774, 296, 1]
 

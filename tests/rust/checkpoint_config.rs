@@ -1,4 +1,4 @@
-//! Values of a config.json: strict as transformers 5.23 is, and every refusal names file, field, expected and got.
+//! Values of a config.json: strict as transformers 5.24 is, and every refusal names file, field, expected and got.
 
 use std::fs;
 

@@ -36,7 +36,7 @@ class T5Recipe(Recipe):
 
     @property
     def for_transformers(self) -> dict[str, Any]:
-        """A decoder deeper than the encoder breaks the cache of transformers 5.23."""
+        """A decoder deeper than the encoder breaks the cache of transformers 5.24."""
         encoder, decoder = depths(self.config)
         return {"use_cache": False} if decoder > encoder else {}
 
