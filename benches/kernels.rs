@@ -47,7 +47,7 @@ fn pass(runtime: &Runtime, layers: &[Linear], buffers: &mut [Buffer; 7], rows: u
     let (attended, inner) =
         (attended.rows(rows, 768).expect("memory"), inner.rows(rows, 3072).expect("memory"));
     let out = out.rows(rows, 768).expect("memory");
-    let memory = memory.rows(runtime.threads, scratch(runtime, 3072, 64)).expect("memory");
+    let memory = memory.rows(runtime.threads, scratch(runtime, 3072, None)).expect("memory");
     let packed_rows = packed.rows(1, layers::packed_rows(rows, 3072)).expect("memory");
     team::run(runtime.threads, &Cancel::never(), |member| {
         let ctx = Context { member, runtime, scratch: memory.at(member.index(), 0), packed_rows };

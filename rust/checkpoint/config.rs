@@ -129,6 +129,15 @@ impl ConfigFile {
         self.parse_opt(field, SIZE, as_size)
     }
 
+    /// A count that has a default: an integer from 0 to 2^31 - 1.
+    ///
+    /// # Errors
+    /// `Config` when the value is anything else, null included.
+    pub fn count_or(&self, field: &str, default: usize) -> Result<usize> {
+        let count = |value: &Value| value.as_u64().filter(|&n| n <= MAX_SIZE).map(|n| n as usize);
+        self.parse_or(field, "an integer from 0 to 2147483647", default, count)
+    }
+
     /// A number that has a default; an integer passes for one.
     ///
     /// # Errors

@@ -124,9 +124,8 @@ impl Activations {
         let Sizes { rows, wanted, vocab, traced } = sizes;
         let of = |which: Which| if which == Which::All { rows } else { wanted };
         let (inputs, normed) = (program.most_inputs(), program.most_normed());
-        let head_dim = program.heads().map_or(0, |heads| heads.head_dim);
         let (own, packed) = (PRIVATE_ROWS * stride(normed), layers::packed_rows(rows, inputs));
-        let member = own + layers::scratch(runtime, inputs, head_dim);
+        let member = own + layers::scratch(runtime, inputs, program.heads());
         let mut end = 0;
         let mut place = |floats: usize| {
             end += floats;

@@ -9,8 +9,9 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use crate::error::Result;
 use crate::kv;
-use crate::layers::attention::{AttentionMask, Keys, KeysValues};
+use crate::layers::attention::{Attention, AttentionMask, Keys, KeysValues, Span};
 use crate::layers::embedding::{self, Input, Source};
+use crate::layers::heads::Preparation;
 use crate::layers::linear::{Epilogue, Prepared};
 use crate::layers::{Context, Rows, Runtime};
 use crate::program::{Cache, Op, Operand, Part, Phase, Product, Program, Weights, Which};
@@ -121,15 +122,18 @@ impl Step<'_, '_> {
     ) -> Result<Option<Prepared<'s>>, Stop> {
         let (w, views) = (self.executor.weights, &self.views);
         match &phase.op {
-            Op::Embed { table, positions, out } => {
+            Op::Embed { table, positions, angles, out } => {
                 let positions = positions.map_or(&[] as &[f32], |slot| w.values(slot));
-                let source = |(i, span): (usize, &crate::layers::attention::Span)| Source {
+                let source = |(i, span): (usize, &Span)| Source {
                     row: span.row,
                     position: span.position,
                     input: (self.inputs.of)(i),
                 };
-                let sources = self.plan.spans().iter().enumerate().map(source);
-                embedding::forward(ctx, w.table(*table), positions, sources, views.rows(*out));
+                let sources = || self.plan.spans().iter().enumerate().map(source);
+                embedding::forward(ctx, w.table(*table), positions, sources(), views.rows(*out));
+                if let Some((rotary, rows)) = angles {
+                    embedding::angles(ctx, w.rotary(*rotary), sources(), out.width, views.rows(*rows));
+                }
             }
             Op::Linear { x, norm, products, gated, residual, packed_before } => {
                 let (rows, first) = (views.rows(*x), w.linear(products[0].linear));
@@ -149,21 +153,25 @@ impl Step<'_, '_> {
                 }
                 return self.products(ctx, products, *gated, *residual, x).map(Some);
             }
-            Op::Attend { queries, new, cache, heads, causal, bias, out, gather } => {
+            Op::Attend { queries, new, cache, heads, norms, angles, mask, out, gather } => {
                 let keys = self.keys(*cache, phase.rows);
-                let look = AttentionMask { causal: *causal, bias: bias.map(|slot| w.bias(slot)) };
+                let (causal, window) = (mask.causal, mask.window);
+                let mask = AttentionMask { causal, window, bias: mask.bias.map(|slot| w.bias(slot)) };
+                let norms = norms.as_ref().map(|both| both.each_ref().map(|(_, slot)| w.norm(*slot)));
+                let preparation = Preparation { norms, angles: angles.map(|angles| views.rows(angles)) };
+                let attention = Attention { heads: *heads, preparation, mask };
                 let (queries, out) = (self.part(*queries), views.rows(*out));
                 if self.narrowed {
                     gather.iter().for_each(|&(from, to)| self.gather(ctx, views.rows(from), views.rows(to)));
                 }
                 match new.map(|both| both.map(|part| self.part(part))) {
-                    None => heads.attend(ctx, keys, look, queries, out),
+                    None => attention.attend(ctx, keys, queries, out),
                     Some([keys_, values]) => {
                         let new = KeysValues { keys: keys_, values };
                         if out.rows() == 0 {
-                            heads.append(ctx, keys, new);
+                            attention.append(ctx, keys, new);
                         } else {
-                            heads.append_and_attend(ctx, keys, look, new, queries, out)?;
+                            attention.append_and_attend(ctx, keys, new, queries, out)?;
                         }
                     }
                 }
@@ -172,16 +180,28 @@ impl Step<'_, '_> {
                 let [keys, values] = keys_values.map(|part| self.part(part));
                 let (shape, batch) = (self.executor.memory, &self.plan.memories);
                 let at = Keys { shape, layer: *layer, batch, wanted: None };
-                heads.append(ctx, at, KeysValues { keys, values });
+                let attention = Attention {
+                    heads: *heads,
+                    preparation: Preparation::default(),
+                    mask: AttentionMask::ALL,
+                };
+                attention.append(ctx, at, KeysValues { keys, values });
                 // What was packed is still there.
                 return Ok(packed);
             }
             Op::Norm { x, norm, out } => w.norm(*norm).forward(ctx, views.rows(*x), views.rows(*out)),
-            Op::Head { x, norm: (name, norm), linear } => {
+            Op::Head { x, norm, linear } => {
                 let (rows, head) = (views.rows(*x), w.linear(*linear));
-                let (shared, own) = self.room_for_norm(ctx, rows);
-                let x = w.norm(*norm).prepare(ctx, rows, shared, own, head)?;
-                self.show(ctx, name, x.rows())?;
+                let x = match norm {
+                    Some((_, norm)) => {
+                        let (shared, own) = self.room_for_norm(ctx, rows);
+                        w.norm(*norm).prepare(ctx, rows, shared, own, head)?
+                    }
+                    None => head.prepare(ctx, rows)?,
+                };
+                if let Some((name, _)) = norm {
+                    self.show(ctx, name, x.rows())?;
+                }
                 self.out.write(ctx, head, x, views.logits());
             }
         }
@@ -292,7 +312,13 @@ impl Step<'_, '_> {
     /// Shows what a phase has made, where a trace wants it.
     fn show_results(&self, ctx: &Context<'_>, phase: &Phase<Operand>) -> Result<(), Stop> {
         match &phase.op {
-            Op::Embed { out, .. } | Op::Attend { out, .. } | Op::Norm { out, .. } => {
+            Op::Embed { angles, out, .. } => {
+                if let Some((_, angles)) = angles {
+                    self.show(ctx, "rotary_emb", self.views.rows(*angles))?;
+                }
+                self.show(ctx, &phase.name, self.views.rows(*out))
+            }
+            Op::Attend { out, .. } | Op::Norm { out, .. } => {
                 self.show(ctx, &phase.name, self.views.rows(*out))
             }
             Op::Linear { products, gated, .. } => {

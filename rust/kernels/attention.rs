@@ -20,10 +20,12 @@ const MAX_ROWS: usize = 12;
 /// Which keys a query row may see.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Visible {
-    /// Row `i` sees keys `0..=first + i`.
+    /// A row at position `p` sees the last `window` keys of `0..=p`.
     Causal {
         /// Position of the first query row.
         first: usize,
+        /// Keys that a row sees at most, its own included; `usize::MAX` for all of them.
+        window: usize,
     },
     /// Every row sees keys `0..keys`.
     All {
@@ -33,14 +35,24 @@ pub enum Visible {
 }
 
 impl Visible {
-    /// Number of keys that row `i` sees.
+    /// The keys that a row of the `i`-th position sees.
     #[inline(always)]
-    fn keys(self, i: usize) -> usize {
+    fn keys(self, i: usize) -> Seen {
         match self {
-            Self::Causal { first } => first + i + 1,
-            Self::All { keys } => keys,
+            Self::Causal { first, window } => {
+                let end = first + i + 1;
+                Seen { from: end.saturating_sub(window), end }
+            }
+            Self::All { keys } => Seen { from: 0, end: keys },
         }
     }
+}
+
+/// A run of keys, by position.
+#[derive(Debug, Clone, Copy)]
+struct Seen {
+    from: usize,
+    end: usize,
 }
 
 /// A score's addend by bucket of the distance: key `j` and query position `p` take that of `j - p`.
@@ -82,15 +94,17 @@ impl Bias<'_> {
     }
 }
 
-/// Query rows of one head of one sequence.
+/// Query rows of one sequence under one head of keys: position by position, those of the `group` query heads that share the keys.
 #[derive(Debug, Clone, Copy)]
 pub struct Attention<'a> {
     /// First query row's head, `d` floats.
     pub q: *const f32,
     /// Floats from one query row to the next.
     pub q_stride: usize,
-    /// Query rows.
+    /// Query rows, a multiple of `group`.
     pub rows: usize,
+    /// Query rows of one position, at least 1; only 1 where there is a bias.
+    pub group: usize,
     /// Head dimension.
     pub d: usize,
     /// The sequence's blocks, each holding 16 tokens of every layer and head.
@@ -105,9 +119,9 @@ pub struct Attention<'a> {
     pub scale: f32,
     /// Added to the scaled scores.
     pub bias: Option<Bias<'a>>,
-    /// First result row's head, `d` floats.
+    /// First result row's head, `d` floats; those of a position lie side by side.
     pub out: *mut f32,
-    /// Floats from one result row to the next.
+    /// Floats from the results of one position to those of the next.
     pub out_stride: usize,
     /// Whether results are rounded to bf16.
     pub round: bool,
@@ -183,9 +197,11 @@ unsafe fn rows<L: Lanes, K: Kind<L>, const R: usize, const N: usize>(job: &Atten
         }
         let q = queries::<L, K, R>(job, i0, total.add(R * width));
         let mut run = [Running { max: f32::NEG_INFINITY, sum: 0.0, older: 0.0, newest: 0.0 }; R];
-        let keys = job.visible.keys(i0 + R - 1);
+        let seen: [Seen; R] = std::array::from_fn(|r| job.visible.keys((i0 + r) / job.group));
+        let keys = seen[R - 1].end;
         let spread = scores.add(spread_at(job.d));
-        for c0 in (0..keys).step_by(CHUNK) {
+        // Chunks begin at absolute positions, and those in front of every row's window change nothing.
+        for c0 in (seen[0].from / CHUNK * CHUNK..keys).step_by(CHUNK) {
             let blocks = (keys - c0).min(CHUNK).div_ceil(BLOCK);
             // Neighbouring rows look at the same distances, shifted by one: they are looked up once for all of them.
             if let Some(bias) = &job.bias {
@@ -194,16 +210,30 @@ unsafe fn rows<L: Lanes, K: Kind<L>, const R: usize, const N: usize>(job: &Atten
             }
             let mut b = 0;
             while b + N <= blocks {
-                score::<L, K, R, N>(job, q, i0, c0 / BLOCK + b, spread.add(b * BLOCK), scores.add(b * BLOCK));
+                score::<L, K, R, N>(
+                    job,
+                    q,
+                    &seen,
+                    c0 / BLOCK + b,
+                    spread.add(b * BLOCK),
+                    scores.add(b * BLOCK),
+                );
                 b += N;
             }
             while b < blocks {
-                score::<L, K, R, 1>(job, q, i0, c0 / BLOCK + b, spread.add(b * BLOCK), scores.add(b * BLOCK));
+                score::<L, K, R, 1>(
+                    job,
+                    q,
+                    &seen,
+                    c0 / BLOCK + b,
+                    spread.add(b * BLOCK),
+                    scores.add(b * BLOCK),
+                );
                 b += 1;
             }
             for (r, run) in run.iter_mut().enumerate() {
-                let seen = job.visible.keys(i0 + r).saturating_sub(c0).min(CHUNK);
-                weigh::<L, K>(scores.add(r * CHUNK), blocks, seen, run);
+                let sees = seen[r].end > c0 && seen[r].from < c0 + CHUNK;
+                weigh::<L, K>(scores.add(r * CHUNK), blocks, sees, run);
             }
             let mut v = 0;
             while v + N * WIDTH <= width {
@@ -222,7 +252,8 @@ unsafe fn rows<L: Lanes, K: Kind<L>, const R: usize, const N: usize>(job: &Atten
                 if job.round {
                     x = L::round_bf16(x);
                 }
-                let out = job.out.add((i0 + r) * job.out_stride + v);
+                let (position, head) = ((i0 + r) / job.group, (i0 + r) % job.group);
+                let out = job.out.add(position * job.out_stride + head * job.d + v);
                 let rest = (job.d - v).min(WIDTH);
                 if rest == WIDTH { L::store(out, x) } else { L::store_part(out, x, rest) }
             }
@@ -278,7 +309,7 @@ unsafe fn operands<L: Lanes, K: Kind<L>>(v: L::F, out: *mut f32) {
 unsafe fn score<L: Lanes, K: Kind<L>, const R: usize, const N: usize>(
     job: &Attention<'_>,
     q: TileRows,
-    i0: usize,
+    seen: &[Seen; R],
     block: usize,
     spread: *const f32,
     out: *mut f32,
@@ -310,16 +341,17 @@ unsafe fn score<L: Lanes, K: Kind<L>, const R: usize, const N: usize>(
             }
         }
         for r in 0..R {
-            let seen = job.visible.keys(i0 + r);
+            let Seen { from, end } = seen[r];
             for n in 0..N {
                 let first_key = (block + n) * BLOCK;
                 let mut s = L::mul(acc[r][n], L::splat(job.scale));
                 if job.bias.is_some() {
                     s = L::add(s, L::load(spread.add(n * BLOCK + R - 1 - r)));
                 }
-                if seen < first_key + BLOCK {
+                if end < first_key + BLOCK || from > first_key {
                     let mut a = L::to_array(s);
-                    a[seen.saturating_sub(first_key)..].fill(f32::NEG_INFINITY);
+                    a[end.saturating_sub(first_key).min(BLOCK)..].fill(f32::NEG_INFINITY);
+                    a[..from.saturating_sub(first_key).min(BLOCK)].fill(f32::NEG_INFINITY);
                     s = L::from_array(a);
                 }
                 L::store(out.add(r * CHUNK + n * BLOCK), s);
@@ -329,12 +361,12 @@ unsafe fn score<L: Lanes, K: Kind<L>, const R: usize, const N: usize>(
 }
 
 /// Turns a chunk's scores into weights relative to the chunk's own maximum, as words of the kind `K`, and updates the row's
-/// softmax.
+/// softmax; a row that `sees` no key of the chunk stays as it was.
 #[inline(always)]
-unsafe fn weigh<L: Lanes, K: Kind<L>>(scores: *mut f32, blocks: usize, seen: usize, run: &mut Running) {
+unsafe fn weigh<L: Lanes, K: Kind<L>>(scores: *mut f32, blocks: usize, sees: bool, run: &mut Running) {
     // SAFETY: the caller grants `blocks` blocks of scores.
     unsafe {
-        if seen == 0 {
+        if !sees {
             for b in 0..blocks {
                 operands::<L, K>(L::splat(0.0), scores.add(b * BLOCK / K::STEP * K::WORDS));
             }

@@ -6,14 +6,12 @@
 
 use std::ops::Range;
 
+use super::heads::{HeadRows, Heads, Preparation};
 use super::relative_bias::RelativeBias;
 use super::{Context, Rows};
-use crate::kernels::{self, AppendKv, BLOCK, CacheProducts, Visible};
+use crate::kernels::{self, AppendKv, BLOCK, CacheProducts, Visible, WIDTH};
 use crate::kv::Shape;
 use crate::team::{Stop, share};
-
-/// Query rows of one task, at most: enough to amortize, few enough to spread over the members.
-const TASK_ROWS: usize = 24;
 
 /// Rows of a step that look at the same keys; at least one.
 #[derive(Debug, Clone, Copy)]
@@ -46,15 +44,17 @@ pub struct Batch {
 pub struct AttentionMask<'a> {
     /// Whether a row sees only the keys up to its own position.
     pub causal: bool,
+    /// How many of those it sees at most, its own included.
+    pub window: Option<usize>,
     /// Added to the scores by distance between key and row.
     pub bias: Option<&'a RelativeBias>,
 }
 
 impl AttentionMask<'_> {
     /// Up to the row itself, nothing added (GPT-2).
-    pub const CAUSAL: Self = Self { causal: true, bias: None };
+    pub const CAUSAL: Self = Self { causal: true, window: None, bias: None };
     /// Everything, nothing added (cross-attention).
-    pub const ALL: Self = Self { causal: false, bias: None };
+    pub const ALL: Self = Self { causal: false, window: None, bias: None };
 }
 
 impl Span {
@@ -81,10 +81,9 @@ fn rows(spans: &[Span]) -> usize {
     spans.iter().map(|span| span.rows).sum()
 }
 
-/// Query rows of one task where `rows` rows attend under `heads` heads: on many members few rows are split further, so that all
-/// of them have work.
-pub fn task_rows(rows: usize, heads: usize, members: usize) -> usize {
-    (rows * heads / (2 * members)).clamp(1, TASK_ROWS)
+/// Positions of one task where `rows` rows attend: on many members few rows are split further, so that all of them have work.
+pub fn task_rows(rows: usize, heads: Heads, members: usize) -> usize {
+    (rows * heads.kv_heads / (2 * members)).clamp(1, heads.most_positions())
 }
 
 // SAFETY: the blocks are kept alive and exclusively reserved by the step that made the batch.
@@ -92,24 +91,13 @@ unsafe impl Send for Batch {}
 // SAFETY: as above; members write different blocks, or different heads of one.
 unsafe impl Sync for Batch {}
 
-/// Sizes of a layer's heads; queries and keys have the same number.
-#[derive(Debug, Clone, Copy)]
-pub struct Heads {
-    /// Number of heads.
-    pub heads: usize,
-    /// Width of a head.
-    pub head_dim: usize,
-    /// Multiplies the scores.
-    pub scale: f32,
-}
-
 /// Keys and values of a step's rows: rows that hold the heads side by side, from the given column on.
 #[derive(Debug, Clone, Copy)]
 pub struct KeysValues<'a> {
     /// Keys.
-    pub keys: (Rows<'a>, usize),
+    pub keys: HeadRows<'a>,
     /// Values.
-    pub values: (Rows<'a>, usize),
+    pub values: HeadRows<'a>,
 }
 
 /// Where a layer's keys and values are.
@@ -132,8 +120,8 @@ impl<'a> Keys<'a> {
     }
 }
 
-/// Order of the attention tasks, chosen so that neighbouring tasks read the same keys: by group of rows, then by head, then by run
-/// of at most `at_once` query rows of a span. Forks of a sequence share keys, too, and are neighbours under a head.
+/// Order of the attention tasks, chosen so that neighbouring tasks read the same keys: by group of rows, then by head of keys, then
+/// by run of at most `at_once` positions of a span. Forks of a sequence share keys, too, and are neighbours under a head.
 #[derive(Clone, Copy)]
 struct Order<'a> {
     spans: &'a [Span],
@@ -142,6 +130,12 @@ struct Order<'a> {
     runs: usize,
     heads: usize,
     groups: usize,
+}
+
+/// Where a member makes queries and keys.
+struct Made {
+    keys: *mut f32,
+    queries: *mut f32,
 }
 
 /// Where a task is.
@@ -190,7 +184,18 @@ impl<'a> Order<'a> {
     }
 }
 
-impl Heads {
+/// Attention of one layer.
+#[derive(Debug, Clone, Copy)]
+pub struct Attention<'a> {
+    /// Sizes of the heads.
+    pub heads: Heads,
+    /// What is done to queries and keys first.
+    pub preparation: Preparation<'a>,
+    /// What a row sees.
+    pub mask: AttentionMask<'a>,
+}
+
+impl Attention<'_> {
     /// Puts this member's share of the rows' keys and values into their blocks: of every span its group's rows, under some heads.
     pub fn append(&self, ctx: &Context<'_>, at: Keys<'_>, new: KeysValues<'_>) {
         let (batch, rows) = (at.batch, rows(&at.batch.spans));
@@ -199,7 +204,7 @@ impl Heads {
         let (group, place) = (ctx.member.index() / of_group, ctx.member.index() % of_group);
         let own = share(rows, group, groups);
         let spans = batch.spans.len();
-        for task in share(spans * self.heads, place, of_group) {
+        for task in share(spans * self.heads.kv_heads, place, of_group) {
             if ctx.member.cancelled() {
                 break;
             }
@@ -219,21 +224,29 @@ impl Heads {
         head: usize,
     ) {
         let Keys { shape, layer, batch, .. } = at;
-        let (column, mut done) = (head * self.head_dim, some.start);
+        let d = self.heads.head_dim;
+        let (column, mut done) = (head * d, some.start);
         while done < some.end {
             let (position, row) = (span.position + done, span.row + done);
             let token = position % BLOCK;
             let rows = (BLOCK - token).min(some.end - done);
             let block = batch.blocks[span.block + position / BLOCK].cast_mut();
-            // SAFETY: the block is reserved for these rows, and under this head it is this member's alone.
+            // SAFETY: the block is reserved for these rows, and under this head it is this member's alone, as its working memory is.
             unsafe {
+                let (key, key_stride) = if self.preparation.is_nothing() {
+                    (new.keys.0.at(row, new.keys.1 + column), new.keys.0.stride())
+                } else {
+                    let made = self.made(ctx).keys;
+                    let from = (new.keys.0, new.keys.1 + column);
+                    (made, self.preparation.keys(ctx, from, d, row..row + rows, made))
+                };
                 let job = AppendKv {
-                    key: new.keys.0.at(row, new.keys.1 + column),
-                    key_stride: new.keys.0.stride(),
+                    key,
+                    key_stride,
                     value: new.values.0.at(row, new.values.1 + column),
                     value_stride: new.values.0.stride(),
                     rows,
-                    d: self.head_dim,
+                    d,
                     token,
                     keys: block.add(shape.keys(layer, head)),
                     values: block.add(shape.values(layer, head)),
@@ -244,9 +257,16 @@ impl Heads {
         }
     }
 
-    /// Query rows of one task.
+    /// Positions of one task.
     fn task_rows(&self, ctx: &Context<'_>, spans: &[Span]) -> usize {
         task_rows(rows(spans), self.heads, ctx.member.count())
+    }
+
+    /// Where this member makes queries and keys: behind the working memory of the kernel.
+    fn made(&self, ctx: &Context<'_>) -> Made {
+        let d = self.heads.head_dim;
+        let keys = ctx.scratch.wrapping_add(kernels::attention_scratch(d));
+        Made { keys, queries: keys.wrapping_add(BLOCK * d.next_multiple_of(WIDTH)) }
     }
 
     /// Attends with this member's pieces of (head, sequence, rows) to the rows' own sequences, whose keys and values are put into
@@ -258,33 +278,25 @@ impl Heads {
         &self,
         ctx: &Context<'_>,
         at: Keys<'_>,
-        look: AttentionMask<'_>,
         new: KeysValues<'_>,
-        queries: (Rows<'_>, usize),
+        queries: HeadRows<'_>,
         out: Rows<'_>,
     ) -> Result<(), Stop> {
         let at_once = self.task_rows(ctx, at.spans());
         if at.wanted.is_none() && at.batch.spans.iter().all(|span| span.rows <= at_once) {
             // A span's head is one task: whoever attends puts, and nobody waits.
-            self.tasks(ctx, at, look, Some(new), queries, out);
+            self.tasks(ctx, at, Some(new), queries, out);
         } else {
             self.append(ctx, at, new);
             ctx.member.barrier()?;
-            self.tasks(ctx, at, look, None, queries, out);
+            self.tasks(ctx, at, None, queries, out);
         }
         Ok(())
     }
 
     /// Attends with this member's pieces of (head, sequence, rows); every key must be in its block (a barrier).
-    pub fn attend(
-        &self,
-        ctx: &Context<'_>,
-        at: Keys<'_>,
-        look: AttentionMask<'_>,
-        queries: (Rows<'_>, usize),
-        out: Rows<'_>,
-    ) {
-        self.tasks(ctx, at, look, None, queries, out);
+    pub fn attend(&self, ctx: &Context<'_>, at: Keys<'_>, queries: HeadRows<'_>, out: Rows<'_>) {
+        self.tasks(ctx, at, None, queries, out);
     }
 
     /// This member's tasks; what is `new` is put by the task of its span and head. A long prompt or source has tasks for seconds, so
@@ -293,9 +305,8 @@ impl Heads {
         &self,
         ctx: &Context<'_>,
         at: Keys<'_>,
-        look: AttentionMask<'_>,
         new: Option<KeysValues<'_>>,
-        queries: (Rows<'_>, usize),
+        queries: HeadRows<'_>,
         out: Rows<'_>,
     ) {
         let Keys { shape, layer, batch, .. } = at;
@@ -303,11 +314,11 @@ impl Heads {
         let at_once = self.task_rows(ctx, spans);
         let runs = spans.iter().map(|span| span.rows.div_ceil(at_once)).sum();
         // Later rows of a sequence see more keys: where a member does not reach everyone's share, heads are shared out instead.
-        let uneven = look.causal && ctx.member.count() > ctx.member.reach();
-        let (heads, groups) = (self.heads, if uneven { 1 } else { ctx.groups(rows(spans)) });
+        let uneven = self.mask.causal && ctx.member.count() > ctx.member.reach();
+        let (heads, groups) = (self.heads.kv_heads, if uneven { 1 } else { ctx.groups(rows(spans)) });
         let order = Order { spans, at_once, runs, heads, groups };
         // Where there is little to do, whoever comes first would take it all.
-        let (little, tasks) = (at_once < TASK_ROWS, runs * heads);
+        let (little, tasks) = (at_once < self.heads.most_positions(), runs * heads);
         let pieces = if little { ctx.member.fixed(tasks) } else { ctx.member.pieces(tasks, 1) };
         let products = match (shape.bf16, ctx.runtime.dot) {
             (false, _) => CacheProducts::F32,
@@ -323,24 +334,33 @@ impl Heads {
                 debug_assert!(span.rows <= at_once, "one task puts and attends");
                 self.put(ctx, at, new, span, 0..span.rows, head);
             }
-            let column = head * self.head_dim;
-            let position = span.position + first;
+            let (group, d) = (self.heads.group(), self.heads.head_dim);
+            let (row, position) = (span.row + first, span.position + first);
+            let (first_head, positions) = (head * group, at_once.min(span.rows - first));
+            let (q, q_stride) = if group == 1 && self.preparation.is_nothing() {
+                (queries.0.at(row, queries.1 + first_head * d).cast_const(), queries.0.stride())
+            } else {
+                let (made, some) = (self.made(ctx).queries, (row..row + positions, first_head));
+                // SAFETY: queries were written before a barrier; the working memory is this member's alone.
+                (made.cast_const(), unsafe { self.preparation.queries(ctx, queries, self.heads, some, made) })
+            };
             let job = kernels::Attention {
-                q: queries.0.at(span.row + first, queries.1 + column),
-                q_stride: queries.0.stride(),
-                rows: at_once.min(span.rows - first),
-                d: self.head_dim,
+                q,
+                q_stride,
+                rows: positions * group,
+                group,
+                d,
                 blocks: batch.blocks_of(span),
                 keys: shape.keys(layer, head),
                 values: shape.values(layer, head),
-                visible: if look.causal {
-                    Visible::Causal { first: position }
+                visible: if self.mask.causal {
+                    Visible::Causal { first: position, window: self.mask.window.unwrap_or(usize::MAX) }
                 } else {
                     Visible::All { keys: span.keys }
                 },
-                scale: self.scale,
-                bias: look.bias.map(|bias| bias.of(head, position)),
-                out: out.at(span.out + first, column),
+                scale: self.heads.scale,
+                bias: self.mask.bias.map(|bias| bias.of(head, position)),
+                out: out.at(span.out + first, first_head * d),
                 out_stride: out.stride(),
                 round: ctx.runtime.bf16,
                 next: self.next(at, head, s),
@@ -356,7 +376,7 @@ impl Heads {
         let Keys { shape, layer, batch, .. } = at;
         let spans = at.spans();
         let (span, head) = if s + 1 < spans.len() { (s + 1, head) } else { (0, head + 1) };
-        if head == self.heads {
+        if head == self.heads.kv_heads {
             return (&[], 0);
         }
         (batch.blocks_of(&spans[span]), shape.keys(layer, head))

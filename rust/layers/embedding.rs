@@ -1,5 +1,6 @@
 //! Token embeddings, read from the same packed matrix that a tied head multiplies with.
 
+use super::rotary::Rotary;
 use super::{Context, Rows};
 use crate::packed::Packed;
 
@@ -31,6 +32,23 @@ pub struct Source<'a> {
     pub position: usize,
     /// Tokens or embedding rows.
     pub input: Input<'a>,
+}
+
+/// Writes the angles of this member's share of the rows.
+pub fn angles<'a>(
+    ctx: &Context<'_>,
+    rotary: &Rotary,
+    sources: impl Iterator<Item = Source<'a>>,
+    width: usize,
+    out: Rows<'_>,
+) {
+    let mine = ctx.member.share(out.rows());
+    for s in sources {
+        for i in mine.start.max(s.row)..mine.end.min(s.row + s.input.rows(width)) {
+            // SAFETY: row `i` is this member's alone until the next barrier.
+            rotary.angles(s.position + i - s.row, unsafe { out.row_mut(i) });
+        }
+    }
 }
 
 /// Writes this member's share of the rows: token embedding plus position embedding.

@@ -5,9 +5,11 @@
 
 pub mod attention;
 pub mod embedding;
+pub mod heads;
 pub mod linear;
 pub mod norm;
 pub mod relative_bias;
+pub mod rotary;
 pub mod rows;
 pub mod runtime;
 

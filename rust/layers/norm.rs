@@ -37,16 +37,35 @@ impl Norm {
     fn row(&self, ctx: &Context<'_>, x: Rows<'_>, r: usize, out: Rows<'_>) {
         assert!(x.width() == self.weight.len() && out.width() == x.width(), "widths agree");
         assert!(r < x.rows() && r < out.rows(), "rows exist");
+        // SAFETY: the rows are padded to whole panels; the output row is this member's alone.
+        unsafe { self.apply(ctx, x.at(r, 0), out.at(r, 0), ctx.runtime.bf16) }
+    }
+
+    /// Normalizes one head; what it becomes is not yet the input of a product.
+    ///
+    /// # Safety
+    /// `x` has `d` floats, `out` room for as many up to whole panels.
+    pub(super) unsafe fn head(&self, ctx: &Context<'_>, x: *const f32, d: usize, out: *mut f32) {
+        assert!(d == self.weight.len(), "widths agree");
+        // SAFETY: handed on from the caller.
+        unsafe { self.apply(ctx, x, out, false) }
+    }
+
+    /// Normalizes as many floats as there are weights.
+    ///
+    /// # Safety
+    /// As for [`Norm::head`].
+    unsafe fn apply(&self, ctx: &Context<'_>, x: *const f32, out: *mut f32, round: bool) {
         let job = kernels::Norm {
-            x: x.at(r, 0),
-            out: out.at(r, 0),
-            n: x.width(),
+            x,
+            out,
+            n: self.weight.len(),
             weight: self.weight.as_ptr(),
             bias: if self.bias.is_empty() { std::ptr::null() } else { self.bias.as_ptr() },
             eps: self.eps,
-            round: ctx.runtime.bf16,
+            round,
         };
-        // SAFETY: the rows are padded to whole panels; the output row is this member's alone.
+        // SAFETY: handed on from the caller.
         unsafe {
             match self.kind {
                 NormKind::Layer => ctx.runtime.kernels.layer_norm(&job),

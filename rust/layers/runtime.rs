@@ -4,6 +4,7 @@ use crate::error::Result;
 use crate::kernels::{self, Family, Kernels, Tuning};
 use crate::team::Member;
 
+use super::heads::{self, Heads};
 use super::rows::Rows;
 
 /// What every step of a model needs beside its weights.
@@ -63,10 +64,12 @@ impl Context<'_> {
     }
 }
 
-/// Floats of working memory that a member needs for products of up to `max_k` inputs and heads of up to `max_d`.
-pub fn scratch(runtime: &Runtime, max_k: usize, max_d: usize) -> usize {
+/// Floats of working memory that a member needs for products of up to `max_k` inputs and attention with these heads.
+pub fn scratch(runtime: &Runtime, max_k: usize, heads: Option<Heads>) -> usize {
     let product = runtime.tuning.scratch() + kernels::FEW_ROWS * max_k.next_multiple_of(2);
-    product.max(kernels::attention_scratch(max_d))
+    let attention =
+        heads.map_or(0, |heads| kernels::attention_scratch(heads.head_dim) + heads::scratch(heads));
+    product.max(attention)
 }
 
 /// Floats of common memory for the packed rows of products with `rows` rows of up to `max_k` inputs.

@@ -3,11 +3,12 @@
 //! Fields and their defaults are those of transformers (5.24, `models/gpt2/configuration_gpt2.py`). Letters: `M` rows of the
 //! step, `D` width, `V` vocabulary.
 
+use super::causal;
 use super::registry::{Network, Recorded};
 use crate::checkpoint::config::ConfigFile;
 use crate::error::{Error, Result};
 use crate::kernels::Activation;
-use crate::layers::attention::Heads;
+use crate::layers::heads::Heads;
 use crate::program::{Builder, Cache, Mask, Recorder, conv1d, layer_norm};
 
 /// Sizes and switches of a GPT-2 model.
@@ -97,7 +98,7 @@ impl Config {
         if self.scale_attn_by_inverse_layer_idx {
             scale /= (layer + 1) as f32;
         }
-        Heads { heads: self.n_head, head_dim, scale }
+        Heads::alike(self.n_head, head_dim, scale)
     }
 }
 
@@ -108,15 +109,12 @@ impl Config {
 pub(super) fn record(_: &str, file: &mut ConfigFile, weights: &mut Recorder<'_>) -> Result<Recorded> {
     let c = Config::read(file)?;
     let (d, eps) = (c.n_embd, c.layer_norm_epsilon);
-    let (head, shape) = ("lm_head.weight", [c.vocab_size, d]);
-    // Of tied weights a file may keep either name (safetensors' save_model drops one): the head stands in for the embedding.
-    let only_head = c.tie_word_embeddings && !weights.has("wte.weight") && weights.has(head);
-    let embedding = if only_head { head } else { "wte.weight" };
-    let wte = weights.table(embedding, c.vocab_size, d)?;
+    let tables = causal::tables(weights, "wte.weight", c.tie_word_embeddings, [c.vocab_size, d])?;
+    let lm_head = weights.tied(tables.head);
     let wpe = weights.values("wpe.weight", &[c.n_positions, d])?;
     let mut b = Builder::new(weights);
 
-    let mut x = b.embed("x", wte, d, Some(wpe))?; // (M, D)
+    let mut x = b.embed("x", tables.embedding, d, Some(wpe))?; // (M, D)
     for i in 0..c.n_layer {
         b.enter(format!("h.{i}"));
         let qkv = b.project(x, layer_norm("ln_1", eps), conv1d("attn.c_attn", 3 * d))?; // (M, 3 D)
@@ -127,12 +125,6 @@ pub(super) fn record(_: &str, file: &mut ConfigFile, weights: &mut Recorder<'_>)
         x = b.add(y, inner, conv1d("mlp.c_proj", d))?; // (M, D)
     }
     b.enter("");
-    // A head in the file is kept where it differs from the embedding, tied in the config or not (transformers 5.24).
-    let table = match c.tie_word_embeddings || b.weights().has(head) {
-        true => b.weights().own_table(head, (embedding, wte), shape)?,
-        false => b.weights().table(head, c.vocab_size, d)?,
-    };
-    let lm_head = b.weights().tied(table);
     b.head("lm_head", x, layer_norm("ln_f", eps), lm_head)?; // (W, V)
 
     let decoder = b.finish()?;

@@ -1,10 +1,15 @@
 //! Loaded models: the contract with the engine, the families, and what all of them share.
 
+mod causal;
 pub mod decoder;
 mod encoder_decoder;
 pub mod gpt2;
+pub mod llama;
+pub mod openai_gpt;
 mod options;
+pub mod phi;
 mod registry;
+mod rope;
 pub mod sequence;
 mod step;
 pub mod t5;
@@ -85,9 +90,6 @@ pub struct Model {
     info: Info,
 }
 
-/// Before the names of tensors where a model was saved with its head, for all of them.
-const PREFIX: &str = "transformer.";
-
 impl Model {
     /// Loads a Hugging Face folder as it is; setting `cancel` ends the loading.
     ///
@@ -123,7 +125,8 @@ impl Model {
         let (rounding, bf16, threads) = (options.rounding()?, options.bf16()?, options.threads()?);
         let (cache_bytes, max_rows) = (options.cache_bytes()?, options.max_rows()?);
         let runtime = Runtime::new(threads, bf16)?;
-        let mut recorder = Recorder::new(Loader::new(checkpoint, PREFIX, rounding, threads, cancel));
+        let mut recorder =
+            Recorder::new(Loader::new(checkpoint, architecture.prefix, rounding, threads, cancel));
         let Recorded { network, context_limit } =
             (architecture.record)(architecture.name, &mut file, &mut recorder)?;
         let (weights, loader) = recorder.finish()?;
@@ -141,7 +144,7 @@ impl Model {
         let decoder = network.decoder();
         let embedding = embedding(decoder, &weights)?;
         let bounds = Bounds { width: embedding.inputs(), vocab: embedding.outputs(), context: context_limit };
-        let heads = decoder.heads().map_or((1, 1), |heads| (heads.heads, heads.head_dim));
+        let heads = decoder.heads().map_or((1, 1), |heads| (heads.kv_heads, heads.head_dim));
         let shape = Shape { layers: decoder.layers(), heads: heads.0, head_dim: heads.1, bf16 };
         let info = Info {
             architecture: architecture.name,

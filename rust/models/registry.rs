@@ -1,6 +1,6 @@
 //! The architectures that can be loaded: a line for each.
 
-use super::{gpt2, t5};
+use super::{gpt2, llama, openai_gpt, phi, t5};
 use crate::checkpoint::config::ConfigFile;
 use crate::error::{Error, Result};
 use crate::program::{Program, Recorder};
@@ -40,15 +40,27 @@ impl Network {
 /// Reads a config and records the forward of its model; the first argument is `model_type`.
 type Record = fn(&str, &mut ConfigFile, &mut Recorder<'_>) -> Result<Recorded>;
 
-/// Values of `model_type`, and who records such a model.
-const ARCHITECTURES: [(&str, Record); 4] =
-    [("gpt2", gpt2::record), ("mt5", t5::record), ("t5", t5::record), ("umt5", t5::record)];
+/// Values of `model_type`, what precedes names of tensors where a model was saved with its head, and who records such a model.
+const ARCHITECTURES: [Architecture; 10] = [
+    Architecture { name: "gpt2", prefix: "transformer.", record: gpt2::record },
+    Architecture { name: "llama", prefix: "model.", record: llama::record },
+    Architecture { name: "mistral", prefix: "model.", record: llama::record },
+    Architecture { name: "mt5", prefix: "transformer.", record: t5::record },
+    Architecture { name: "openai-gpt", prefix: "transformer.", record: openai_gpt::record },
+    Architecture { name: "phi", prefix: "model.", record: phi::record },
+    Architecture { name: "qwen2", prefix: "model.", record: llama::record },
+    Architecture { name: "qwen3", prefix: "model.", record: llama::record },
+    Architecture { name: "t5", prefix: "transformer.", record: t5::record },
+    Architecture { name: "umt5", prefix: "transformer.", record: t5::record },
+];
 
 /// An architecture that can be loaded.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Architecture {
     /// Its `model_type`.
     pub(super) name: &'static str,
+    /// Before the names of tensors where a model was saved with its head, for all but the head.
+    pub(super) prefix: &'static str,
     pub(super) record: Record,
 }
 
@@ -58,10 +70,10 @@ pub(super) struct Architecture {
 /// `UnsupportedModel` where it is none of those that can be loaded.
 pub(super) fn architecture(config: &ConfigFile) -> Result<Architecture> {
     let wanted = config.model_type()?;
-    let found = ARCHITECTURES.into_iter().find(|(name, _)| *name == wanted);
-    found.map(|(name, record)| Architecture { name, record }).ok_or_else(|| Error::UnsupportedModel {
+    let found = ARCHITECTURES.into_iter().find(|architecture| architecture.name == wanted);
+    found.ok_or_else(|| Error::UnsupportedModel {
         file: config.label().to_owned(),
-        expected: ARCHITECTURES.map(|(name, _)| name).join(", "),
+        expected: ARCHITECTURES.map(|architecture| architecture.name).join(", "),
         got: wanted.to_owned(),
     })
 }

@@ -8,7 +8,7 @@ use super::registry::{Network, Recorded};
 use crate::checkpoint::config::ConfigFile;
 use crate::error::Result;
 use crate::kernels::Activation;
-use crate::layers::attention::Heads;
+use crate::layers::heads::Heads;
 use crate::layers::relative_bias::{Buckets, Distances, RelativeBias};
 use crate::packed::Packed;
 use crate::program::{Builder, Cache, Mask, Recorder, Slot, Value, dense, rms_norm};
@@ -108,7 +108,7 @@ impl Config {
 
     /// Heads of every block; scores are not scaled. Side by side they need not be as wide as the model.
     fn heads(&self) -> Heads {
-        Heads { heads: self.num_heads, head_dim: self.d_kv, scale: 1.0 }
+        Heads::alike(self.num_heads, self.d_kv, 1.0)
     }
 
     /// Buckets of the encoder's or the decoder's bias.
@@ -251,7 +251,7 @@ pub(super) fn record(model_type: &str, file: &mut ConfigFile, w: &mut Recorder<'
         let block = format!("encoder.block.{i}.layer");
         addend = Some(bias(&c, b.weights(), &block, &distances, addend)?);
         b.enter(format!("{block}.0"));
-        x = self_attention(&c, &mut b, x, Cache::Source, Mask { causal: false, bias: addend })?;
+        x = self_attention(&c, &mut b, x, Cache::Source, Mask { bias: addend, ..Mask::ALL })?;
         b.enter(format!("{block}.1"));
         x = feed_forward(&c, &mut b, x)?;
     }
@@ -272,7 +272,7 @@ pub(super) fn record(model_type: &str, file: &mut ConfigFile, w: &mut Recorder<'
         let block = format!("decoder.block.{i}.layer");
         addend = Some(bias(&c, b.weights(), &block, &distances, addend)?);
         b.enter(format!("{block}.0"));
-        x = self_attention(&c, &mut b, x, Cache::Own(i), Mask { causal: true, bias: addend })?;
+        x = self_attention(&c, &mut b, x, Cache::Own(i), Mask { bias: addend, ..Mask::CAUSAL })?;
         b.enter(format!("{block}.1"));
         x = cross_attention(&c, &mut b, x, i)?;
         b.enter(format!("{block}.2"));

@@ -9,10 +9,11 @@ use super::weights::{Recorder, Slot};
 use super::{Cache, Op, Part, Phase, Product, Program, Which, plan};
 use crate::error::{Error, Result};
 use crate::kernels::Activation;
-use crate::layers::attention::Heads;
+use crate::layers::heads::Heads;
 use crate::layers::linear::Linear;
 use crate::layers::norm::{Norm, NormKind};
 use crate::layers::relative_bias::RelativeBias;
+use crate::layers::rotary::Rotary;
 use crate::packed::{Orientation, Packed};
 
 /// Rows of activations that a phase makes: one row per row of the step.
@@ -85,6 +86,12 @@ impl Dense {
         Self { activation: Some(activation), ..self }
     }
 
+    /// With a bias, if so.
+    #[must_use]
+    pub fn biased(self, bias: bool) -> Self {
+        Self { bias, ..self }
+    }
+
     /// Not rounded where the weights are rounded to float16 (transformers' `_keep_in_fp32_modules`).
     #[must_use]
     pub fn past_f16(self) -> Self {
@@ -124,15 +131,45 @@ impl Normed {
 pub struct Mask {
     /// Whether a row sees only the keys up to its own position.
     pub causal: bool,
+    /// How many of those it sees at most, its own included.
+    pub window: Option<usize>,
     /// Added to the scores by distance.
     pub bias: Option<Slot<RelativeBias>>,
 }
 
 impl Mask {
     /// Up to the row itself, nothing added.
-    pub const CAUSAL: Self = Self { causal: true, bias: None };
+    pub const CAUSAL: Self = Self { causal: true, window: None, bias: None };
     /// Everything, nothing added.
-    pub const ALL: Self = Self { causal: false, bias: None };
+    pub const ALL: Self = Self { causal: false, window: None, bias: None };
+}
+
+/// Heads, and what is done to every query and key on its way to attention.
+#[derive(Debug, Clone)]
+pub struct Turned {
+    heads: Heads,
+    norms: Option<[Normed; 2]>,
+    angles: Option<Value>,
+}
+
+impl From<Heads> for Turned {
+    fn from(heads: Heads) -> Self {
+        Self { heads, norms: None, angles: None }
+    }
+}
+
+impl Turned {
+    /// Queries and keys are turned by these angles.
+    #[must_use]
+    pub fn by(self, angles: Value) -> Self {
+        Self { angles: Some(angles), ..self }
+    }
+
+    /// Every query and every key is normalized first.
+    #[must_use]
+    pub fn normed(self, queries: Normed, keys: Normed) -> Self {
+        Self { norms: Some([queries, keys]), ..self }
+    }
 }
 
 /// Records one program.
@@ -174,8 +211,27 @@ impl<'b, 'l> Builder<'b, 'l> {
     ) -> Result<Value> {
         let name = self.full(name);
         let out = self.value(width, &name);
-        self.push(name, Op::Embed { table, positions, out })?;
+        self.push(name, Op::Embed { table, positions, angles: None, out })?;
         Ok(out)
+    }
+
+    /// Token embeddings, and the angles of the rows' positions: their cosines and their sines.
+    ///
+    /// # Errors
+    /// `Program` where the widths disagree.
+    pub fn embed_turned(
+        &mut self,
+        name: &str,
+        table: Slot<Packed>,
+        width: usize,
+        rotary: Rotary,
+    ) -> Result<[Value; 2]> {
+        let name = self.full(name);
+        let out = self.value(width, &name);
+        let angles = self.value(rotary.width(), "rotary_emb");
+        let slot = self.recorder.rotary(rotary);
+        self.push(name, Op::Embed { table, positions: None, angles: Some((slot, angles)), out })?;
+        Ok([out, angles])
     }
 
     /// `x`, normalized where there is a norm, times one matrix.
@@ -232,10 +288,10 @@ impl<'b, 'l> Builder<'b, 'l> {
         &mut self,
         [queries, keys, values]: [Columns; 3],
         cache: Cache,
-        heads: Heads,
+        heads: impl Into<Turned>,
         mask: Mask,
     ) -> Result<Value> {
-        self.attention(queries, Some([keys, values]), cache, heads, mask)
+        self.attention(queries, Some([keys, values]), cache, heads.into(), mask)
     }
 
     /// Attention of `queries` to what was kept of their sequence's source.
@@ -243,7 +299,7 @@ impl<'b, 'l> Builder<'b, 'l> {
     /// # Errors
     /// As for [`Builder::attend`].
     pub fn attend_memory(&mut self, queries: Value, layer: usize, heads: Heads) -> Result<Value> {
-        self.attention(queries.into(), None, Cache::Memory(layer), heads, Mask::ALL)
+        self.attention(queries.into(), None, Cache::Memory(layer), heads.into(), Mask::ALL)
     }
 
     /// Keeps keys and values of a source for a layer of the decoder.
@@ -253,7 +309,7 @@ impl<'b, 'l> Builder<'b, 'l> {
     pub fn keep(&mut self, [keys, values]: [Value; 2], layer: usize, heads: Heads) -> Result<()> {
         let keys_values = [keys.into(), values.into()];
         let name = format!("{}.keep", parent(&self.values[keys.id].1));
-        self.check_heads(&name, heads, keys_values)?;
+        check_heads(&name, heads.kv_heads, heads.head_dim, keys_values)?;
         self.push(name, Op::Keep { keys_values, layer, heads })
     }
 
@@ -268,12 +324,19 @@ impl<'b, 'l> Builder<'b, 'l> {
         Ok(out)
     }
 
-    /// Logits of the wanted rows: `x` normalized, times the head; traced under `name`.
+    /// Logits of the wanted rows: `x`, normalized where there is a norm, times the head; traced under `name`.
     ///
     /// # Errors
     /// As for the loader's tensors.
-    pub fn head(&mut self, name: &str, x: Value, norm: Normed, linear: Slot<Linear>) -> Result<()> {
-        let (name, norm) = (self.full(name), self.plan_norm(norm, x.width)?);
+    pub fn head(
+        &mut self,
+        name: &str,
+        x: Value,
+        norm: impl Into<Option<Normed>>,
+        linear: Slot<Linear>,
+    ) -> Result<()> {
+        let norm = norm.into().map(|norm| self.plan_norm(norm, x.width)).transpose()?;
+        let name = self.full(name);
         self.push(name, Op::Head { x, norm, linear })
     }
 
@@ -291,14 +354,32 @@ impl<'b, 'l> Builder<'b, 'l> {
         queries: Columns,
         new: Option<[Columns; 2]>,
         cache: Cache,
-        heads: Heads,
+        turned: Turned,
         mask: Mask,
     ) -> Result<Value> {
+        let Turned { heads, norms, angles } = turned;
         let name = format!("{}.heads", parent(&self.values[queries.of.id].1));
-        self.check_heads(&name, heads, std::iter::once(queries).chain(new.into_iter().flatten()))?;
+        if heads.kv_heads == 0 || !heads.heads.is_multiple_of(heads.kv_heads) {
+            let expected = format!("a divisor of {} heads of queries", heads.heads);
+            return Err(wrong(&name, expected, format!("{} heads of keys", heads.kv_heads)));
+        }
+        if mask.bias.is_some() && heads.group() > 1 {
+            return Err(wrong(&name, "a head of keys per head with a bias".to_owned(), format!("{heads:?}")));
+        }
+        check_heads(&name, heads.heads, heads.head_dim, [queries])?;
+        check_heads(&name, heads.kv_heads, heads.head_dim, new.into_iter().flatten())?;
+        if let Some(angles) = angles.filter(|angles| angles.width > heads.head_dim) {
+            let expected = format!("angles for at most {} values", heads.head_dim);
+            return Err(wrong(&name, expected, angles.width.to_string()));
+        }
+        let mut plan = |norm: Normed| self.plan_norm(norm, heads.head_dim);
+        let norms = match norms {
+            Some([queries, keys]) => Some([plan(queries)?, plan(keys)?]),
+            None => None,
+        };
         let out = self.value(queries.width, &name);
-        let Mask { causal, bias } = mask;
-        self.push(name, Op::Attend { queries, new, cache, heads, causal, bias, out, gather: Vec::new() })?;
+        let gather = Vec::new();
+        self.push(name, Op::Attend { queries, new, cache, heads, norms, angles, mask, out, gather })?;
         Ok(out)
     }
 
@@ -345,17 +426,6 @@ impl<'b, 'l> Builder<'b, 'l> {
         Ok((name, slot))
     }
 
-    fn check_heads(&self, name: &str, heads: Heads, parts: impl IntoIterator<Item = Columns>) -> Result<()> {
-        let width = heads.heads * heads.head_dim;
-        for part in parts {
-            if part.width != width || part.from + part.width > part.of.width {
-                let expected = format!("{} heads of {} values", heads.heads, heads.head_dim);
-                return Err(wrong(name, expected, format!("{part:?}")));
-            }
-        }
-        Ok(())
-    }
-
     /// Name of a module in the present scope.
     fn full(&self, name: &str) -> String {
         if self.scope.is_empty() { name.to_owned() } else { format!("{}.{name}", self.scope) }
@@ -375,6 +445,22 @@ impl<'b, 'l> Builder<'b, 'l> {
         self.phases.push(Phase { name, op, rows: Which::All });
         Ok(())
     }
+}
+
+/// Holds columns to as many heads of this width.
+fn check_heads(
+    name: &str,
+    heads: usize,
+    head_dim: usize,
+    parts: impl IntoIterator<Item = Columns>,
+) -> Result<()> {
+    for part in parts {
+        if part.width != heads * head_dim || part.from + part.width > part.of.width {
+            let expected = format!("{heads} heads of {head_dim} values");
+            return Err(wrong(name, expected, format!("{part:?}")));
+        }
+    }
+    Ok(())
 }
 
 /// Name of the module that holds the one of this name.

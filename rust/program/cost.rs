@@ -1,6 +1,6 @@
 //! What a program costs, counted over its phases: sizes of working memory, floating-point operations, bytes read, barriers.
 
-use super::{Cache, Op, Operand, Phase, Program, Weights, Which};
+use super::{Cache, Mask, Op, Operand, Phase, Program, Weights, Which};
 use crate::kernels::FEW_ROWS;
 use crate::layers::attention;
 use crate::layers::norm::PRIVATE_ROWS;
@@ -29,13 +29,17 @@ impl Work {
     }
 
     /// Pairs of a query and a key that it sees.
-    fn pairs(&self, cache: Cache, causal: bool, rows: usize) -> usize {
+    fn pairs(&self, cache: Cache, mask: Mask, rows: usize) -> usize {
         let keys = match cache {
             Cache::Memory(_) => self.source,
             Cache::Own(_) | Cache::Source => self.position + self.rows,
         };
-        // The last row sees every key, and each one before it a key less.
-        if causal { rows * keys - rows * rows.saturating_sub(1) / 2 } else { rows * keys }
+        match (mask.causal, mask.window) {
+            // The last row sees every key, and each one before it a key less.
+            (true, None) => rows * keys - rows * rows.saturating_sub(1) / 2,
+            (true, Some(window)) => (keys - rows.min(keys)..keys).map(|before| window.min(before + 1)).sum(),
+            (false, _) => rows * keys,
+        }
     }
 }
 
@@ -51,7 +55,7 @@ impl Program {
     /// The widest row that is normalized on its way into a product.
     pub fn most_normed(&self) -> usize {
         self.widest(|op| match op {
-            Op::Linear { x, norm: Some(_), .. } | Op::Head { x, .. } => x.width,
+            Op::Linear { x, norm: Some(_), .. } | Op::Head { x, norm: Some(_), .. } => x.width,
             _ => 0,
         })
     }
@@ -81,8 +85,8 @@ impl Program {
             Op::Linear { x, products, .. } => {
                 2 * rows * x.width * products.iter().map(|p| p.out.width).sum::<usize>()
             }
-            Op::Attend { cache, heads, causal, .. } => {
-                4 * heads.heads * heads.head_dim * work.pairs(*cache, *causal, rows)
+            Op::Attend { cache, heads, mask, .. } => {
+                4 * heads.heads * heads.head_dim * work.pairs(*cache, *mask, rows)
             }
             Op::Head { x, linear, .. } => 2 * rows * x.width * weights.linear(*linear).weight().outputs(),
             Op::Embed { .. } | Op::Keep { .. } | Op::Norm { .. } => 0,
@@ -109,15 +113,17 @@ impl Program {
             let normed = usize::from(rows > PRIVATE_ROWS);
             match &phase.op {
                 Op::Attend { new: Some(_), heads, .. } => {
-                    let at_once = attention::task_rows(rows, heads.heads, members);
+                    let at_once = attention::task_rows(rows, *heads, members);
                     // Rows that nobody wants are appended, and attend to nothing.
                     let apart = rows > 0 && (rows < work.rows || rows > at_once);
                     1 + usize::from(apart)
                 }
                 _ if rows == 0 => 0,
                 Op::Linear { packed_before: true, .. } => 1,
-                Op::Linear { norm: None, .. } => 1 + usize::from(rows > FEW_ROWS),
-                Op::Linear { norm: Some(_), .. } | Op::Head { .. } => 1 + normed,
+                Op::Linear { norm: None, .. } | Op::Head { norm: None, .. } => {
+                    1 + usize::from(rows > FEW_ROWS)
+                }
+                Op::Linear { norm: Some(_), .. } | Op::Head { norm: Some(_), .. } => 1 + normed,
                 _ => 1,
             }
         };

@@ -11,15 +11,17 @@ mod cost;
 mod plan;
 mod weights;
 
-pub use builder::{Builder, Columns, Dense, Mask, Normed, Value, conv1d, dense, layer_norm, rms_norm};
+pub use builder::{
+    Builder, Columns, Dense, Mask, Normed, Turned, Value, conv1d, dense, layer_norm, rms_norm,
+};
 pub use cost::Work;
 pub use weights::{Recorder, Slot, Weights};
 
 use crate::kernels::Activation;
-use crate::layers::attention::Heads;
+use crate::layers::heads::Heads;
 use crate::layers::linear::Linear;
 use crate::layers::norm::Norm;
-use crate::layers::relative_bias::RelativeBias;
+use crate::layers::rotary::Rotary;
 use crate::packed::Packed;
 
 /// Which rows of a step a phase computes, or a buffer holds.
@@ -88,6 +90,8 @@ pub enum Op<R> {
         table: Slot<Packed>,
         /// One row of `D` per position.
         positions: Option<Slot<Vec<f32>>>,
+        /// Angles by position, where heads are turned, and the rows that they become.
+        angles: Option<(Slot<Rotary>, R)>,
         /// `M × D`.
         out: R,
     },
@@ -116,10 +120,12 @@ pub enum Op<R> {
         cache: Cache,
         /// Sizes of the heads.
         heads: Heads,
-        /// Whether a row sees only what is not behind it.
-        causal: bool,
-        /// Added to the scores by distance.
-        bias: Option<Slot<RelativeBias>>,
+        /// Norms of every query and of every key, with the names of their modules.
+        norms: Option<[(String, Slot<Norm>); 2]>,
+        /// Angles by which queries and keys are turned.
+        angles: Option<R>,
+        /// What a row sees, and what is added to the scores.
+        mask: Mask,
         /// The result, the heads side by side.
         out: R,
         /// The wanted rows of what later phases still read, copied out of all rows: from there on only wanted rows are computed.
@@ -148,7 +154,7 @@ pub enum Op<R> {
         /// The input.
         x: R,
         /// Applied to the input, with the name of its module.
-        norm: (String, Slot<Norm>),
+        norm: Option<(String, Slot<Norm>)>,
         /// The head, `D -> V`.
         linear: Slot<Linear>,
     },
@@ -160,8 +166,9 @@ impl<R: Copy> Op<R> {
         match self {
             Self::Embed { .. } => Vec::new(),
             Self::Linear { x, residual, .. } => std::iter::once(*x).chain(*residual).collect(),
-            Self::Attend { queries, new, .. } => {
-                std::iter::once(queries).chain(new.iter().flatten()).map(|part| part.of).collect()
+            Self::Attend { queries, new, angles, .. } => {
+                let parts = std::iter::once(queries).chain(new.iter().flatten()).map(|part| part.of);
+                parts.chain(*angles).collect()
             }
             Self::Keep { keys_values, .. } => keys_values.iter().map(|part| part.of).collect(),
             Self::Norm { x, .. } | Self::Head { x, .. } => vec![*x],
@@ -171,7 +178,10 @@ impl<R: Copy> Op<R> {
     /// Rows of activations that the phase writes.
     fn writes(&self) -> Vec<R> {
         match self {
-            Self::Embed { out, .. } | Self::Attend { out, .. } | Self::Norm { out, .. } => vec![*out],
+            Self::Embed { angles, out, .. } => {
+                std::iter::once(*out).chain(angles.map(|(_, angles)| angles)).collect()
+            }
+            Self::Attend { out, .. } | Self::Norm { out, .. } => vec![*out],
             Self::Linear { products, .. } => products.iter().map(|product| product.out).collect(),
             Self::Keep { .. } | Self::Head { .. } => Vec::new(),
         }

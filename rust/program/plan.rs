@@ -99,7 +99,7 @@ fn note_rounding(phases: &mut [Phase<Value>]) {
     let inputs: Vec<Value> = phases
         .iter()
         .filter_map(|phase| match &phase.op {
-            Op::Linear { x, norm: None, .. } => Some(*x),
+            Op::Linear { x, norm: None, .. } | Op::Head { x, norm: None, .. } => Some(*x),
             _ => None,
         })
         .collect();
@@ -195,7 +195,10 @@ fn prove(phases: &[Phase<Value>], lives: &[Life]) -> Result<()> {
 fn resolved(op: Op<Value>, of: impl Fn(Value) -> Operand) -> Op<Operand> {
     let part = |p: Part<Value>| Part { of: of(p.of), from: p.from, width: p.width };
     match op {
-        Op::Embed { table, positions, out } => Op::Embed { table, positions, out: of(out) },
+        Op::Embed { table, positions, angles, out } => {
+            let angles = angles.map(|(rotary, rows)| (rotary, of(rows)));
+            Op::Embed { table, positions, angles, out: of(out) }
+        }
         Op::Linear { x, norm, products, gated, residual, packed_before } => Op::Linear {
             x: of(x),
             norm,
@@ -213,13 +216,14 @@ fn resolved(op: Op<Value>, of: impl Fn(Value) -> Operand) -> Op<Operand> {
             residual: residual.map(&of),
             packed_before,
         },
-        Op::Attend { queries, new, cache, heads, causal, bias, out, gather } => Op::Attend {
+        Op::Attend { queries, new, cache, heads, norms, angles, mask, out, gather } => Op::Attend {
             queries: part(queries),
             new: new.map(|both| both.map(part)),
             cache,
             heads,
-            causal,
-            bias,
+            norms,
+            angles: angles.map(&of),
+            mask,
             out: of(out),
             gather,
         },
@@ -246,7 +250,7 @@ mod tests {
     }
 
     fn embed(out: Value) -> Phase<Value> {
-        let op = Op::Embed { table: super::super::Slot::unused(), positions: None, out };
+        let op = Op::Embed { table: super::super::Slot::unused(), positions: None, angles: None, out };
         Phase { name: "e".to_owned(), op, rows: Which::All }
     }
 

@@ -7,6 +7,7 @@ use crate::error::Result;
 use crate::layers::linear::Linear;
 use crate::layers::norm::{Norm, NormKind};
 use crate::layers::relative_bias::{Distances, RelativeBias};
+use crate::layers::rotary::Rotary;
 use crate::load::{Loader, Ticket};
 use crate::packed::{Orientation, Packed, Storage};
 
@@ -47,6 +48,7 @@ pub struct Weights {
     norms: Vec<Norm>,
     values: Vec<Vec<f32>>,
     biases: Vec<RelativeBias>,
+    rotaries: Vec<Rotary>,
     bytes: usize,
 }
 
@@ -76,6 +78,11 @@ impl Weights {
         &self.biases[slot.index]
     }
 
+    /// Rotary positions.
+    pub fn rotary(&self, slot: Slot<Rotary>) -> &Rotary {
+        &self.rotaries[slot.index]
+    }
+
     /// Storage of every matrix.
     pub fn storages(&self) -> impl Iterator<Item = Storage> {
         let linears = self.linears.iter().map(|linear| linear.weight().storage());
@@ -97,13 +104,15 @@ pub struct Recorder<'l> {
     norms: Vec<Norm>,
     values: Vec<Vec<f32>>,
     biases: Vec<RelativeBias>,
+    rotaries: Vec<Rotary>,
 }
 
 impl<'l> Recorder<'l> {
     /// A recorder of weights that `loader` reads.
     pub fn new(loader: Loader<'l>) -> Self {
         let (linears, tables, norms) = (Vec::new(), Vec::new(), Vec::new());
-        Self { loader, linears, tables, norms, values: Vec::new(), biases: Vec::new() }
+        let (values, biases, rotaries) = (Vec::new(), Vec::new(), Vec::new());
+        Self { loader, linears, tables, norms, values, biases, rotaries }
     }
 
     /// Token embeddings of `rows × width`.
@@ -118,6 +127,20 @@ impl<'l> Recorder<'l> {
     /// A table as the matrix of a product without a bias: a head that is tied to it.
     pub fn tied(&mut self, table: Slot<Packed>) -> Slot<Linear> {
         Slot::push(&mut self.linears, (self.tables[table.index], Vec::new()))
+    }
+
+    /// As [`Recorder::tied`], with the bias of this name.
+    ///
+    /// # Errors
+    /// As for [`Loader::values`].
+    pub fn tied_with(&mut self, table: Slot<Packed>, bias: &str, outputs: usize) -> Result<Slot<Linear>> {
+        let bias = self.loader.values(bias, &[outputs])?;
+        Ok(Slot::push(&mut self.linears, (self.tables[table.index], bias)))
+    }
+
+    /// Angles by position.
+    pub fn rotary(&mut self, rotary: Rotary) -> Slot<Rotary> {
+        Slot::push(&mut self.rotaries, rotary)
     }
 
     /// A table that the file may repeat under this name: the repetition where it is there and differs, the table otherwise.
@@ -222,6 +245,7 @@ impl<'l> Recorder<'l> {
             norms: self.norms,
             values: self.values,
             biases: self.biases,
+            rotaries: self.rotaries,
             bytes: packing.bytes,
         };
         Ok((weights, self.loader))

@@ -3,13 +3,14 @@
 
 use fastdecode::kernels::{Family, Kernels};
 use fastdecode::kv::{Pool, Sequence, Shape};
-use fastdecode::layers::attention::{AttentionMask, Batch, Heads, Keys, KeysValues, Span};
+use fastdecode::layers::attention::{Attention, AttentionMask, Batch, Keys, KeysValues, Span};
+use fastdecode::layers::heads::{Heads, Preparation};
 use fastdecode::layers::{self, Buffer, Context, Runtime};
 use fastdecode::team::{self, Cancel};
 
 use super::tables::tables;
 
-const HEADS: Heads = Heads { heads: 3, head_dim: 5, scale: 0.7 };
+const HEADS: Heads = Heads::alike(3, 5, 0.7);
 const WIDTH: usize = HEADS.heads * HEADS.head_dim;
 
 /// Column `c` of row `position` of sequence `s`: queries, keys and values side by side.
@@ -45,7 +46,7 @@ fn attend_unless(
     let (mut batch, mut qkv, mut out, mut members) =
         (Batch::default(), Buffer::default(), Buffer::default(), Buffer::default());
     let (qkv, out) = (qkv.rows(m, 3 * WIDTH).unwrap(), out.rows(m, WIDTH).unwrap());
-    let members = members.rows(runtime.threads, layers::scratch(runtime, WIDTH, HEADS.head_dim)).unwrap();
+    let members = members.rows(runtime.threads, layers::scratch(runtime, WIDTH, Some(HEADS))).unwrap();
     let mut row = 0;
     for ((s, sequence), &rows) in sequences.iter_mut().zip(rows) {
         let position = sequence.len();
@@ -67,7 +68,9 @@ fn attend_unless(
         let keys = Keys { shape: pool.shape(), layer: 1, batch: &batch, wanted: None };
         let new = KeysValues { keys: (qkv, WIDTH), values: (qkv, 2 * WIDTH) };
         // The last phase of the region: no barrier tells the members that the step was cancelled.
-        HEADS.append_and_attend(&ctx, keys, AttentionMask { causal, bias: None }, new, (qkv, 0), out)
+        let mask = AttentionMask { causal, ..AttentionMask::ALL };
+        let attention = Attention { heads: HEADS, preparation: Preparation::default(), mask };
+        attention.append_and_attend(&ctx, keys, new, (qkv, 0), out)
     });
     for ((_, sequence), &rows) in sequences.iter_mut().zip(rows) {
         sequence.advance(rows);

@@ -46,7 +46,7 @@ fn products(layers: &[Linear], runtime: &Runtime, first: usize, m: usize) -> Vec
         }
     }
     let then = Epilogue { activation: Activation::GeluNew, residual: Some(residual), round_output: false };
-    let members = members.rows(runtime.threads, layers::scratch(runtime, INPUTS, 16)).unwrap();
+    let members = members.rows(runtime.threads, layers::scratch(runtime, INPUTS, None)).unwrap();
     let packed_rows = packed.rows(1, layers::packed_rows(m, INPUTS)).unwrap();
     let mut outs: Vec<Buffer> = layers.iter().map(|_| Buffer::default()).collect();
     let outs: Vec<_> = outs.iter_mut().map(|out| out.rows(m, OUTPUTS).unwrap()).collect();
@@ -111,7 +111,7 @@ fn gated(layers: &[Linear; 2], runtime: &Runtime, m: usize) -> [Vec<Vec<f32>>; 3
         let row = unsafe { x.row_mut(r) };
         row.iter_mut().enumerate().for_each(|(c, v)| *v = value(7 * INPUTS * r + c));
     }
-    let members = members.rows(runtime.threads, layers::scratch(runtime, INPUTS, 16)).unwrap();
+    let members = members.rows(runtime.threads, layers::scratch(runtime, INPUTS, None)).unwrap();
     let packed_rows = packed.rows(1, layers::packed_rows(m, INPUTS)).unwrap();
     let gate_then = Epilogue { activation: Activation::GeluNew, ..Epilogue::NOTHING };
     let mut outs: [Buffer; 4] = Default::default();

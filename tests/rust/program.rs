@@ -8,8 +8,8 @@ use fastdecode::execute::{Buffers, Executor, Inputs};
 use fastdecode::kernels::Activation;
 use fastdecode::kv::{Pool, Sequence, Shape};
 use fastdecode::layers::Runtime;
-use fastdecode::layers::attention::Heads;
 use fastdecode::layers::embedding::Input;
+use fastdecode::layers::heads::Heads;
 use fastdecode::load::{Loader, Rounding};
 use fastdecode::program::{
     Builder, Cache, Mask, Program, Recorder, Value, Weights, Work, conv1d, dense, layer_norm, rms_norm,
@@ -19,7 +19,7 @@ use fastdecode::team::{self, Cancel};
 const VOCAB: usize = 37;
 /// Not whole panels, so that padding counts.
 const D: usize = 30;
-const HEADS: Heads = Heads { heads: 3, head_dim: 10, scale: 0.3 };
+const HEADS: Heads = Heads::alike(3, 10, 0.3);
 
 /// A value in -0.5..0.5.
 fn value(i: usize) -> f32 {
@@ -228,7 +228,7 @@ fn a_mistake_in_a_record_is_an_error() {
             b.attend(qkv.thirds(), Cache::Own(0), HEADS, Mask::CAUSAL).map(drop)
         }),
         ("3 heads of 10 values", |b, x| {
-            let wide = Heads { head_dim: 10, heads: 3, scale: 1.0 };
+            let wide = Heads::alike(3, 10, 1.0);
             let outside = x.columns(10..10 + D);
             b.attend([outside; 3], Cache::Own(0), wide, Mask::CAUSAL).map(drop)
         }),

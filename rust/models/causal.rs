@@ -1,0 +1,38 @@
+//! What the families of decoders without an encoder have in common: token embeddings and a head that may be one table.
+
+use crate::error::Result;
+use crate::packed::Packed;
+use crate::program::{Recorder, Slot};
+
+/// Name of the head's matrix.
+const HEAD: &str = "lm_head.weight";
+
+/// Token embeddings and the matrix of the head.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Tables {
+    pub(super) embedding: Slot<Packed>,
+    pub(super) head: Slot<Packed>,
+}
+
+/// Plans embeddings and head of `vocab × width` as transformers 5.24 reads them: of tied weights a file may keep either name
+/// (safetensors' `save_model` drops one), and the other then stands in for both; two that differ are kept apart, tied in the config
+/// or not.
+///
+/// # Errors
+/// `Checkpoint` where a table is missing or has another shape or type.
+pub(super) fn tables(
+    weights: &mut Recorder<'_>,
+    embedding: &str,
+    tied: bool,
+    [vocab, width]: [usize; 2],
+) -> Result<Tables> {
+    let only_head = tied && !weights.has(embedding) && weights.has(HEAD);
+    let name = if only_head { HEAD } else { embedding };
+    let table = weights.table(name, vocab, width)?;
+    let head = if tied || weights.has(HEAD) {
+        weights.own_table(HEAD, (name, table), [vocab, width])?
+    } else {
+        weights.table(HEAD, vocab, width)?
+    };
+    Ok(Tables { embedding: table, head })
+}

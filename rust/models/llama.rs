@@ -1,0 +1,230 @@
+//! Llama (Touvron et al. 2023) and those that compute like it: Qwen 2 and 3, Mistral. Rotary positions, groups of query heads that
+//! share keys, norms by root mean square before every sublayer, gated feed-forward layers.
+//!
+//! Fields and their defaults are those of transformers (5.24, `models/{llama,qwen2,qwen3,mistral}/configuration_*.py`). Letters:
+//! `M` rows of the step, `D` width, `V` vocabulary.
+
+use serde_json::Value;
+
+use super::causal;
+use super::registry::{Network, Recorded};
+use super::rope::{self, Rope};
+use crate::checkpoint::config::ConfigFile;
+use crate::error::{Error, Result};
+use crate::kernels::Activation;
+use crate::layers::heads::Heads;
+use crate::program::{Builder, Cache, Mask, Recorder, Turned, dense, rms_norm};
+
+/// Models that compute the same with other defaults and switches.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Kin {
+    Llama,
+    Mistral,
+    Qwen2,
+    Qwen3,
+}
+
+impl Kin {
+    fn of(model_type: &str) -> Self {
+        match model_type {
+            "mistral" => Self::Mistral,
+            "qwen2" => Self::Qwen2,
+            "qwen3" => Self::Qwen3,
+            _ => Self::Llama,
+        }
+    }
+
+    fn is_qwen(self) -> bool {
+        matches!(self, Self::Qwen2 | Self::Qwen3)
+    }
+}
+
+/// Sizes and switches of a model of this kind.
+#[derive(Debug, Clone)]
+pub struct Config {
+    /// Token ids, `V`.
+    pub vocab_size: usize,
+    /// Width of the model, `D`.
+    pub hidden_size: usize,
+    /// Width of the feed-forward layer.
+    pub intermediate_size: usize,
+    /// Blocks.
+    pub num_hidden_layers: usize,
+    /// Heads, and what their scores are multiplied by.
+    pub heads: Heads,
+    /// Activation of the gate.
+    pub hidden_act: Activation,
+    /// Added to the mean square in a norm.
+    pub rms_norm_eps: f32,
+    /// Whether the head shares the token embedding.
+    pub tie_word_embeddings: bool,
+    /// Whether the products of queries, keys and values have biases.
+    pub qkv_bias: bool,
+    /// Whether the product behind attention has one.
+    pub o_bias: bool,
+    /// Whether those of the feed-forward layer have.
+    pub mlp_bias: bool,
+    /// Whether every query and key is normalized.
+    pub qk_norm: bool,
+    /// Keys that a row sees at most, by block; `None` for all before it.
+    pub windows: Vec<Option<usize>>,
+    rope: Rope,
+}
+
+impl Config {
+    /// Reads the fields, with the defaults that transformers has for this `model_type`.
+    ///
+    /// # Errors
+    /// `Config` for a value out of range, an activation that is unknown or has parameters, heads that do not fit each other, or
+    /// rotary positions that are not supported.
+    pub fn read(model_type: &str, file: &ConfigFile) -> Result<Self> {
+        let kin = Kin::of(model_type);
+        let (inner, vocab, positions) = match kin {
+            Kin::Llama => (11008, 32000, 2048),
+            Kin::Mistral => (14336, 32000, 131_072),
+            Kin::Qwen2 | Kin::Qwen3 => (22016, 151_936, 32768),
+        };
+        let hidden_size = file.usize_or("hidden_size", 4096)?;
+        let num_hidden_layers = file.usize_or("num_hidden_layers", 32)?;
+        let heads = heads(kin, file, hidden_size)?;
+        let name = file.str_or("hidden_act", "silu")?;
+        let hidden_act = Activation::from_name(name)
+            .ok_or_else(|| file.invalid("hidden_act", format!("one of {}", Activation::names())))?;
+        let rms_norm_eps = file.f32_or("rms_norm_eps", 1e-6)?;
+        if rms_norm_eps < 0.0 {
+            return Err(file.invalid("rms_norm_eps", "a number of at least 0"));
+        }
+        let positions = file.usize_or("max_position_embeddings", positions)?;
+        let attention_bias = match kin {
+            Kin::Llama | Kin::Qwen3 => file.bool_or("attention_bias", false)?,
+            Kin::Mistral | Kin::Qwen2 => false,
+        };
+        Ok(Self {
+            vocab_size: file.usize_or("vocab_size", vocab)?,
+            hidden_size,
+            intermediate_size: file.usize_or("intermediate_size", inner)?,
+            num_hidden_layers,
+            heads,
+            hidden_act,
+            rms_norm_eps,
+            tie_word_embeddings: file.bool_or("tie_word_embeddings", false)?,
+            qkv_bias: attention_bias || kin == Kin::Qwen2,
+            o_bias: attention_bias,
+            mlp_bias: kin == Kin::Llama && file.bool_or("mlp_bias", false)?,
+            qk_norm: kin == Kin::Qwen3,
+            windows: windows(kin, file, num_hidden_layers)?,
+            rope: rope::read(file, rope::Defaults { head_dim: heads.head_dim, positions, partial: None })?,
+        })
+    }
+}
+
+/// The heads of a config.
+fn heads(kin: Kin, file: &ConfigFile, hidden_size: usize) -> Result<Heads> {
+    let heads = file.usize_or("num_attention_heads", 32)?;
+    let kv_heads = match (kin, file.value("num_key_value_heads")) {
+        (Kin::Llama, None) => heads,
+        (Kin::Mistral, None) => 8,
+        (_, None) => 32,
+        // transformers refuses the null that the other classes take for all heads.
+        (Kin::Mistral, Some(_)) => file.usize("num_key_value_heads")?,
+        (_, Some(_)) => file.usize_opt("num_key_value_heads")?.unwrap_or(heads),
+    };
+    if !heads.is_multiple_of(kv_heads) {
+        let expected = format!("a divisor of num_attention_heads, {heads}");
+        return Err(not_dividing(file, "num_key_value_heads", expected, kv_heads));
+    }
+    let head_dim = match (kin, file.value("head_dim")) {
+        (Kin::Qwen3, None) => 128,
+        (Kin::Llama | Kin::Mistral, _) => file.usize_opt("head_dim")?.unwrap_or(hidden_size / heads),
+        (_, None) => hidden_size / heads,
+        (_, Some(_)) => file.usize("head_dim")?,
+    };
+    if kin == Kin::Llama && !hidden_size.is_multiple_of(heads) {
+        let expected = format!("a divisor of hidden_size, {hidden_size}");
+        return Err(not_dividing(file, "num_attention_heads", expected, heads));
+    }
+    Ok(Heads { heads, kv_heads, head_dim, scale: (head_dim as f64).powf(-0.5) as f32 })
+}
+
+fn not_dividing(file: &ConfigFile, field: &str, expected: String, got: usize) -> Error {
+    Error::Config { file: file.label().to_owned(), field: field.to_owned(), expected, got: got.to_string() }
+}
+
+/// Window of every block.
+fn windows(kin: Kin, file: &ConfigFile, layers: usize) -> Result<Vec<Option<usize>>> {
+    let window = match (kin, file.value("sliding_window")) {
+        (Kin::Llama, _) => None,
+        (_, None) => Some(4096),
+        _ => file.usize_opt("sliding_window")?,
+    };
+    if !kin.is_qwen() {
+        if kin == Kin::Mistral && file.value("layer_types").is_some() {
+            let expected = "no such field (transformers takes a model with it for another architecture)";
+            return Err(file.invalid("layer_types", expected));
+        }
+        return Ok(vec![window; layers]);
+    }
+    let window = window.filter(|_| file.value("use_sliding_window").is_some());
+    let window = if file.bool_or("use_sliding_window", false)? { window } else { None };
+    let first = file.count_or("max_window_layers", 28)?;
+    let expected = format!("null, or {layers} of \"full_attention\" and \"sliding_attention\"");
+    match file.value("layer_types") {
+        None | Some(Value::Null) => Ok((0..layers).map(|i| window.filter(|_| i >= first)).collect()),
+        Some(Value::Array(types)) if types.len() == layers => {
+            let of = |value: &Value| match (value.as_str(), window) {
+                (Some("full_attention"), _) => Ok(None),
+                (Some("sliding_attention"), Some(window)) => Ok(Some(window)),
+                (Some("sliding_attention"), None) => {
+                    Err(file.invalid("layer_types", "no window without one"))
+                }
+                _ => Err(file.invalid("layer_types", expected.clone())),
+            };
+            types.iter().map(of).collect()
+        }
+        Some(_) => Err(file.invalid("layer_types", expected)),
+    }
+}
+
+/// The model of a folder.
+///
+/// # Errors
+/// Those of its config and of its tensors.
+pub(super) fn record(
+    model_type: &str,
+    file: &mut ConfigFile,
+    weights: &mut Recorder<'_>,
+) -> Result<Recorded> {
+    let c = Config::read(model_type, file)?;
+    let (d, eps, heads) = (c.hidden_size, c.rms_norm_eps, c.heads);
+    let widths = [heads.heads, heads.kv_heads].map(|count| count * heads.head_dim);
+    let tied = c.tie_word_embeddings;
+    let tables = causal::tables(weights, "embed_tokens.weight", tied, [c.vocab_size, d])?;
+    let lm_head = weights.tied(tables.head);
+    let mut b = Builder::new(weights);
+
+    let [mut x, angles] = b.embed_turned("embed_tokens", tables.embedding, d, c.rope.rotary.clone())?; // (M, D)
+    for i in 0..c.num_hidden_layers {
+        b.enter(format!("layers.{i}"));
+        let [q, k, v] = [("q_proj", widths[0]), ("k_proj", widths[1]), ("v_proj", widths[1])]
+            .map(|(name, width)| dense(&format!("self_attn.{name}"), width).biased(c.qkv_bias));
+        let qkv = b.project_each(x, rms_norm("input_layernorm", eps), [q, k, v])?;
+        let mut turned = Turned::from(heads).by(angles);
+        if c.qk_norm {
+            turned = turned.normed(rms_norm("self_attn.q_norm", eps), rms_norm("self_attn.k_norm", eps));
+        }
+        let mask = Mask { window: c.windows[i], ..Mask::CAUSAL };
+        let attended = b.attend(qkv.map(Into::into), Cache::Own(i), turned, mask)?; // (M, heads)
+        let y = b.add(x, attended, dense("self_attn.o_proj", d).biased(c.o_bias))?; // (M, D)
+        let gate = dense("mlp.gate_proj", c.intermediate_size).then(c.hidden_act).biased(c.mlp_bias);
+        let up = dense("mlp.up_proj", c.intermediate_size).biased(c.mlp_bias);
+        let inner = b.gated(y, rms_norm("post_attention_layernorm", eps), gate, up)?;
+        x = b.add(y, inner, dense("mlp.down_proj", d).biased(c.mlp_bias))?; // (M, D)
+    }
+    b.enter("");
+    b.head("lm_head", x, rms_norm("norm", eps), lm_head)?; // (W, V)
+
+    let decoder = b.finish()?;
+    // Frequencies that old checkpoints saved; they are computed from the config.
+    weights.ignore(|name| name.ends_with("rotary_emb.inv_freq"));
+    Ok(Recorded { network: Network::Decoder(decoder), context_limit: c.rope.limit })
+}

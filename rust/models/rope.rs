@@ -1,0 +1,246 @@
+//! The rotary positions that a config asks for, to the chain of float32 operations by which transformers gets its frequencies
+//! (5.24, `modeling_rope_utils.py`).
+//!
+//! Every power, quotient and product below is rounded where transformers rounds it. Its `pow` of single precision differs between
+//! CPUs by two units in the last place at most; ours is the exact power, rounded.
+
+use serde_json::{Map, Value};
+
+use crate::checkpoint::config::ConfigFile;
+use crate::error::{Error, Result};
+use crate::layers::rotary::Rotary;
+
+/// What a family says about its rotary positions.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Defaults {
+    /// Width of a head.
+    pub(super) head_dim: usize,
+    /// `max_position_embeddings` of the config.
+    pub(super) positions: usize,
+    /// Part of a head that is turned where the config names none; `None` where the family turns all of it and reads no such field.
+    pub(super) partial: Option<f64>,
+}
+
+/// Rotary positions, and how long a sequence may be for which they hold.
+#[derive(Debug, Clone, PartialEq)]
+pub(super) struct Rope {
+    /// Frequencies and factor.
+    pub(super) rotary: Rotary,
+    /// Positions up to which the frequencies are a function of the position alone; `None` without a limit.
+    pub(super) limit: Option<usize>,
+}
+
+/// The fields that say what to compute, and where they are from.
+struct Fields<'a> {
+    file: &'a ConfigFile,
+    /// Name of the object that counts, for errors.
+    within: &'static str,
+    object: Option<&'a Map<String, Value>>,
+}
+
+impl<'a> Fields<'a> {
+    /// The object that counts: `rope_scaling` where it is there and not empty, `rope_parameters` otherwise.
+    fn of(file: &'a ConfigFile) -> Result<Self> {
+        for within in ["rope_scaling", "rope_parameters"] {
+            match file.value(within) {
+                None | Some(Value::Null) => {}
+                Some(Value::Object(object)) if object.is_empty() => {}
+                Some(Value::Object(object)) => return Ok(Self { file, within, object: Some(object) }),
+                Some(_) => return Err(file.invalid(within, "an object, or null")),
+            }
+        }
+        Ok(Self { file, within: "rope_parameters", object: None })
+    }
+
+    fn get(&self, field: &str) -> Option<&'a Value> {
+        self.object?.get(field)
+    }
+
+    fn invalid(&self, field: &str, expected: &str) -> Error {
+        let got = self.get(field).map_or_else(|| "no such field".to_owned(), Value::to_string);
+        Error::Config {
+            file: self.file.label().to_owned(),
+            field: format!("{}.{field}", self.within),
+            expected: expected.to_owned(),
+            got,
+        }
+    }
+
+    /// A number that may be absent or null.
+    fn number_opt(&self, field: &str) -> Result<Option<f64>> {
+        match self.get(field) {
+            None | Some(Value::Null) => Ok(None),
+            Some(value) => value.as_f64().map(Some).ok_or_else(|| self.invalid(field, "a number")),
+        }
+    }
+
+    /// A number that must be given.
+    fn number(&self, field: &str) -> Result<f64> {
+        self.number_opt(field)?.ok_or_else(|| self.invalid(field, "a number"))
+    }
+
+    /// A number above zero that must be given.
+    fn positive(&self, field: &str) -> Result<f64> {
+        let x = self.number(field)?;
+        if x > 0.0 { Ok(x) } else { Err(self.invalid(field, "a number above 0")) }
+    }
+
+    /// A number of the object, or of the config itself.
+    fn inherited(&self, field: &str) -> Result<Option<f64>> {
+        if self.get(field).is_some() {
+            return self.number(field).map(Some);
+        }
+        match self.file.value(field) {
+            None => Ok(None),
+            Some(value) => value.as_f64().map(Some).ok_or_else(|| self.file.invalid(field, "a number")),
+        }
+    }
+
+    /// The length before scaling: of the config itself, else of the object, else the longest of all.
+    fn original(&self, positions: usize) -> Result<f64> {
+        let field = "original_max_position_embeddings";
+        let length = match self.file.usize_opt(field)? {
+            Some(length) => length as f64,
+            None if self.get(field).is_some() => self.positive(field)?,
+            None => positions as f64,
+        };
+        Ok(length)
+    }
+
+    /// The kind of scaling: `rope_type`, else `type` of old files.
+    fn kind(&self) -> Result<&'a str> {
+        for field in ["rope_type", "type"] {
+            if let Some(value) = self.get(field) {
+                return value.as_str().ok_or_else(|| self.invalid(field, KINDS));
+            }
+        }
+        Ok("default")
+    }
+}
+
+const KINDS: &str = "\"default\", \"linear\", \"dynamic\", \"llama3\" or \"yarn\"";
+
+/// Reads what a config says about rotary positions.
+///
+/// # Errors
+/// `Config` for a kind that is unknown or not supported, and for values that are missing or out of range.
+pub(super) fn read(file: &ConfigFile, defaults: Defaults) -> Result<Rope> {
+    let fields = Fields::of(file)?;
+    let kind = fields.kind()?;
+    let theta = fields.inherited("rope_theta")?.unwrap_or(10_000.0);
+    if theta <= 0.0 {
+        return Err(fields.invalid("rope_theta", "a number above 0"));
+    }
+    let part = match (defaults.partial, fields.inherited("partial_rotary_factor")?) {
+        (Some(default), part) => part.unwrap_or(default),
+        (None, Some(part)) if kind != "default" && part != 1.0 => {
+            let expected = "1 (this architecture turns whole heads)";
+            return Err(fields.invalid("partial_rotary_factor", expected));
+        }
+        (None, _) => 1.0,
+    };
+    let dim = (defaults.head_dim as f64 * part) as usize;
+    if !(0.0..=1.0).contains(&part) || dim == 0 || !dim.is_multiple_of(2) {
+        let expected = "a part of a head with an even number of values, at least 2";
+        return Err(match defaults.partial {
+            Some(_) => fields.invalid("partial_rotary_factor", expected),
+            None => file.invalid("head_dim", "an even number of at least 2"),
+        });
+    }
+    let powers = powers(theta, dim);
+    let inverse = || powers.iter().map(|power| 1.0 / power);
+    let plain = |inverse: Vec<f32>| Rope { rotary: Rotary { inverse, factor: 1.0 }, limit: None };
+    match kind {
+        "default" => Ok(plain(inverse().collect())),
+        "linear" => {
+            let factor = fields.positive("factor")? as f32;
+            Ok(plain(inverse().map(|x| x / factor).collect()))
+        }
+        // Beyond that length transformers' frequencies depend on what the module has seen before.
+        "dynamic" => {
+            fields.positive("factor")?;
+            Ok(Rope { limit: Some(defaults.positions), ..plain(inverse().collect()) })
+        }
+        "llama3" => {
+            let old = fields.original(defaults.positions)?;
+            Ok(plain(llama3(inverse(), old, &fields)?))
+        }
+        "yarn" => yarn(&powers, theta, &fields, defaults.positions),
+        _ => Err(fields.invalid(if fields.get("rope_type").is_some() { "rope_type" } else { "type" }, KINDS)),
+    }
+}
+
+/// `theta` to the power of every exponent, from 0 on in steps of two parts of the width.
+fn powers(theta: f64, dim: usize) -> Vec<f32> {
+    let exponent = |i: usize| (2 * i) as f32 / dim as f32;
+    // torch takes a base of single precision.
+    (0..dim / 2).map(|i| f64::from(theta as f32).powf(f64::from(exponent(i))) as f32).collect()
+}
+
+/// Long waves are stretched, short ones are kept, and those between are mixed (Llama 3.1).
+fn llama3(inverse: impl Iterator<Item = f32>, old: f64, fields: &Fields<'_>) -> Result<Vec<f32>> {
+    let (factor, low, high) = (
+        fields.positive("factor")? as f32,
+        fields.positive("low_freq_factor")?,
+        fields.positive("high_freq_factor")?,
+    );
+    if high <= low {
+        return Err(fields.invalid("high_freq_factor", "more than low_freq_factor"));
+    }
+    let (longest, shortest) = ((old / low) as f32, (old / high) as f32);
+    let of = |x: f32| {
+        let wave = (2.0 * std::f64::consts::PI) as f32 / x;
+        if wave > longest {
+            return x / factor;
+        }
+        if wave < shortest {
+            return x;
+        }
+        let smooth = (old as f32 / wave - low as f32) / (high - low) as f32;
+        (1.0 - smooth) * x / factor + smooth * x
+    };
+    Ok(inverse.map(of).collect())
+}
+
+/// Long waves are stretched, short ones are kept, with a ramp between, and scores are sharpened (Peng et al. 2023).
+fn yarn(powers: &[f32], theta: f64, fields: &Fields<'_>, positions: usize) -> Result<Rope> {
+    let original = fields.original(positions)?;
+    let factor = match fields.get("factor") {
+        None => return Err(fields.invalid("factor", "a number above 0, or null")),
+        Some(Value::Null) => positions as f64 / original,
+        Some(_) => fields.positive("factor")?,
+    };
+    let scaled = |by: f64| if factor <= 1.0 { 1.0 } else { 0.1 * by * factor.ln() + 1.0 };
+    let set = |x: Option<f64>| x.filter(|&x| x != 0.0);
+    let attention = match fields.number_opt("attention_factor")? {
+        Some(given) => given,
+        None => match (set(fields.number_opt("mscale")?), set(fields.number_opt("mscale_all_dim")?)) {
+            (Some(of), Some(by)) => scaled(of) / scaled(by),
+            _ => scaled(1.0),
+        },
+    };
+    let fast = set(fields.number_opt("beta_fast")?).unwrap_or(32.0);
+    let slow = set(fields.number_opt("beta_slow")?).unwrap_or(1.0);
+    if fast < 0.0 || slow < 0.0 {
+        let field = if fast < 0.0 { "beta_fast" } else { "beta_slow" };
+        return Err(fields.invalid(field, "a number above 0"));
+    }
+    let truncate = match fields.get("truncate") {
+        None => true,
+        Some(value) => value.as_bool().ok_or_else(|| fields.invalid("truncate", "true or false"))?,
+    };
+    let dim = 2 * powers.len();
+    let turns =
+        |count: f64| dim as f64 * (original / (count * 2.0 * std::f64::consts::PI)).ln() / (2.0 * theta.ln());
+    let (low, high) = (turns(fast), turns(slow));
+    let (low, high) = if truncate { (low.floor(), high.ceil()) } else { (low, high) };
+    let (low, high) = (low.max(0.0), high.min((dim - 1) as f64));
+    let high = if low == high { high + 0.001 } else { high };
+    let of = |(i, &power): (usize, &f32)| {
+        let ramp = ((i as f32 - low as f32) / (high - low) as f32).clamp(0.0, 1.0);
+        let kept = 1.0 - ramp;
+        (1.0 / (factor as f32 * power)) * (1.0 - kept) + (1.0 / power) * kept
+    };
+    let inverse = powers.iter().enumerate().map(of).collect();
+    Ok(Rope { rotary: Rotary { inverse, factor: attention as f32 }, limit: None })
+}
