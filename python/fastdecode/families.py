@@ -59,6 +59,12 @@ TOKENIZER_CLASSES: dict[str, TokenizerClass] = {
 # tokenizer.json of UMT5 as it is.
 FAMILIES: dict[str, Family] = {
     "gpt2": Family("GPT-2", tokenizer_class="GPT2Tokenizer"),
+    "llama": Family("Llama", special_tokens={"bos_token_id": 1, "eos_token_id": 2}),
+    "mistral": Family("Mistral", keeps_tokenizer_file=True, special_tokens={"bos_token_id": 1, "eos_token_id": 2}),
+    "qwen2": Family("Qwen 2"),
+    "qwen3": Family("Qwen 3"),
+    "phi": Family("Phi", special_tokens={"bos_token_id": 1, "eos_token_id": 2}),
+    "openai-gpt": Family("GPT-1"),
     "t5": Family(
         "T5",
         has_encoder=True,

@@ -159,6 +159,10 @@ pub(super) fn read(file: &ConfigFile, defaults: Defaults) -> Result<Rope> {
         // Beyond that length transformers' frequencies depend on what the module has seen before.
         "dynamic" => {
             fields.positive("factor")?;
+            if dim == 2 {
+                let expected = "another kind where two values of a head turn (transformers divides by zero)";
+                return Err(fields.invalid("rope_type", expected));
+            }
             Ok(Rope { limit: Some(defaults.positions), ..plain(inverse().collect()) })
         }
         "llama3" => {

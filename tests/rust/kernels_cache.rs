@@ -54,7 +54,11 @@ proptest! {
         // Distance past which the bias is the same.
         settled in prop_oneof![Just(3isize), Just(40), Just(700)],
         causal: bool,
+        // Query heads that share the keys, only one with a bias; and how many keys a row sees at most.
+        group in prop_oneof![Just(1usize), Just(2), Just(3), Just(7), Just(8)],
+        window in prop_oneof![Just(usize::MAX), Just(1), Just(3), Just(16), Just(CHUNK), Just(CHUNK + 1)],
     ) {
+        let group = if biased { 1 } else { group };
         let bf16 = products != CacheProducts::F32;
         // Weights of a bf16 cache are rounded to eight bits each, those of a small sum all to the same side at worst.
         let close = if bf16 { 4e-3 } else { 2e-5 };
@@ -75,7 +79,7 @@ proptest! {
         };
         let all = |seed: usize| -> Vec<f32> { (0..keys).flat_map(|t| row(seed, t)).collect() };
         put(&tables()[0], &shape, &blocks, (layer, head), &all(1), &all(2), keys);
-        let q: Vec<f32> = (0..new).flat_map(|i| row(3, i)).collect();
+        let q: Vec<f32> = (0..new * group).flat_map(|i| row(3, i)).collect();
         // Several distances share a bucket, and buckets come in no order.
         let buckets: Vec<u32> = (0..=2 * settled).map(|i| (i.unsigned_abs() * 7 % 11) as u32).collect();
         let values: Vec<f32> = (0..11).map(value).collect();
@@ -86,22 +90,22 @@ proptest! {
         let mut bits: Option<Vec<u32>> = None;
         for table in tables() {
             let run = |first: usize, n: usize| {
-                let mut out = vec![f32::NAN; n * d];
+                let mut out = vec![f32::NAN; n * group * d];
                 let mut scratch = vec![f32::NAN; kernels::attention_scratch(d)];
                 let job = Attention {
-                    q: q[first * d..].as_ptr(),
+                    q: q[first * group * d..].as_ptr(),
                     q_stride: d,
-                    rows: n,
-                    group: 1,
+                    rows: n * group,
+                    group,
                     d,
                     blocks: &blocks,
                     keys: shape.keys(layer, head),
                     values: shape.values(layer, head),
-                    visible: if causal { Visible::Causal { first: before + first, window: usize::MAX } } else { Visible::All { keys } },
+                    visible: if causal { Visible::Causal { first: before + first, window } } else { Visible::All { keys } },
                     scale,
                     bias: biased.then(|| Bias { values: &values, buckets: &buckets, first: before + first }),
                     out: out.as_mut_ptr(),
-                    out_stride: d,
+                    out_stride: group * d,
                     round: false,
                     next: (&blocks, shape.keys(layer, head)),
                     scratch: scratch.as_mut_ptr(),
@@ -115,23 +119,23 @@ proptest! {
                 let now: Vec<u32> = all.iter().map(|v| v.to_bits()).collect();
                 prop_assert_eq!(bits.get_or_insert_with(|| now.clone()), &now, "tables agree");
             }
-            for i in 0..new {
-                let p = before + i;
-                let seen = if causal { p + 1 } else { keys };
-                let scores: Vec<f64> = (0..seen).map(|t| {
+            for i in 0..new * group {
+                let p = before + i / group;
+                let seen = if causal { (p + 1).saturating_sub(window)..p + 1 } else { 0..keys };
+                let scores: Vec<f64> = seen.clone().map(|t| {
                     let dot: f64 = held(3, i).iter().zip(held(1, t)).map(|(a, b)| a * b).sum();
                     dot * scale as f64 + if biased { f64::from(bias(t.cast_signed() - p.cast_signed())) } else { 0.0 }
                 }).collect();
                 let max = scores.iter().copied().fold(f64::MIN, f64::max);
                 let total: f64 = scores.iter().map(|s| (s - max).exp()).sum();
                 for c in 0..d {
-                    let want: f64 = scores.iter().enumerate()
-                        .map(|(t, s)| (s - max).exp() / total * held(2, t)[c]).sum();
+                    let want: f64 = scores.iter().zip(seen.clone())
+                        .map(|(s, t)| (s - max).exp() / total * held(2, t)[c]).sum();
                     let got = f64::from(all[i * d + c]);
                     prop_assert!((got - want).abs() < close, "{}: row {i} column {c}: {got} for {want}", table.name);
                 }
-                let alone = run(i, 1);
-                prop_assert!(alone.iter().zip(&all[i * d..]).all(|(x, y)| x.to_bits() == y.to_bits()),
+                let alone = run(i / group, 1);
+                prop_assert!(alone.iter().zip(&all[i / group * group * d..]).all(|(x, y)| x.to_bits() == y.to_bits()),
                     "{}: row {i} depends on its company", table.name);
             }
         }
