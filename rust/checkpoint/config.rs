@@ -35,6 +35,8 @@ const MAX_SHOWN: usize = 80;
 #[derive(Debug, Clone)]
 pub struct ConfigFile {
     label: String,
+    /// Before the names of fields in errors: the object that they are in, and a full stop.
+    within: String,
     values: Map<String, Value>,
     /// Fields that were given under another name, with that name.
     aliased: Vec<(String, String)>,
@@ -72,7 +74,7 @@ impl ConfigFile {
             Err(error) => serde_json::from_str(&without_non_finite(text))
                 .map_err(|_| document_error(label.into(), "a JSON object".into(), error.to_string()))?,
         };
-        Ok(Self { label: label.into(), values, aliased: Vec::new() })
+        Ok(Self { label: label.into(), within: String::new(), values, aliased: Vec::new() })
     }
 
     /// Moves the value of each alias that is present over its field: pairs of (alias, field).
@@ -84,6 +86,24 @@ impl ConfigFile {
                 self.values.insert(field.into(), value);
                 self.aliased.push((field.into(), alias.into()));
             }
+        }
+    }
+
+    /// The fields of an object within this one; `None` where it is absent, null or empty.
+    ///
+    /// # Errors
+    /// `Config` when the value is anything else.
+    pub fn object(&self, field: &str) -> Result<Option<Self>> {
+        match self.value(field) {
+            None | Some(Value::Null) => Ok(None),
+            Some(Value::Object(values)) if values.is_empty() => Ok(None),
+            Some(Value::Object(values)) => Ok(Some(Self {
+                label: self.label.clone(),
+                within: format!("{}{field}.", self.within),
+                values: values.clone(),
+                aliased: Vec::new(),
+            })),
+            Some(_) => Err(self.invalid(field, "an object or null")),
         }
     }
 
@@ -146,6 +166,23 @@ impl ConfigFile {
         self.parse_or(field, "a finite number", default, Value::as_f64)
     }
 
+    /// A number that may be absent or null.
+    ///
+    /// # Errors
+    /// `Config` when the value is anything else.
+    pub fn f64_opt(&self, field: &str) -> Result<Option<f64>> {
+        self.parse_opt(field, "a finite number or null", Value::as_f64)
+    }
+
+    /// A number that must be given.
+    ///
+    /// # Errors
+    /// `Config` when it is missing or anything else.
+    pub fn f64(&self, field: &str) -> Result<f64> {
+        let expected = "a finite number";
+        self.value(field).and_then(Value::as_f64).ok_or_else(|| self.invalid(field, expected))
+    }
+
     /// A number of single precision that has a default, rounded from double precision as torch rounds it.
     ///
     /// # Errors
@@ -193,6 +230,26 @@ impl ConfigFile {
         }
     }
 
+    /// A list of strings that may be absent or null.
+    ///
+    /// # Errors
+    /// `Config` when the value is anything else.
+    pub fn strings_opt(&self, field: &str) -> Result<Option<Vec<&str>>> {
+        let Some(value) = self.value(field).filter(|value| !value.is_null()) else { return Ok(None) };
+        let strings = value.as_array().and_then(|list| list.iter().map(Value::as_str).collect());
+        strings.map(Some).ok_or_else(|| self.invalid(field, "a list of strings, or null"))
+    }
+
+    /// Whether the field is there; a null counts.
+    pub fn has(&self, field: &str) -> bool {
+        self.value(field).is_some()
+    }
+
+    /// Whether the field is there and null.
+    pub fn is_null(&self, field: &str) -> bool {
+        self.value(field).is_some_and(Value::is_null)
+    }
+
     /// Token ids: one integer or a list of them; `None` where the field is absent, an empty list for null.
     ///
     /// # Errors
@@ -214,7 +271,7 @@ impl ConfigFile {
         let got = self.value(field).map_or_else(|| "no such field".into(), shown);
         Error::Config {
             file: self.label.clone(),
-            field: alias.map_or(field, String::as_str).into(),
+            field: format!("{}{}", self.within, alias.map_or(field, String::as_str)),
             expected: expected.into(),
             got,
         }

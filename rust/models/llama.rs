@@ -4,8 +4,6 @@
 //! Fields and their defaults are those of transformers (5.24, `models/{llama,qwen2,qwen3,mistral}/configuration_*.py`). Letters:
 //! `M` rows of the step, `D` width, `V` vocabulary.
 
-use serde_json::Value;
-
 use super::causal;
 use super::registry::{Network, Recorded};
 use super::rope::{self, Rope};
@@ -121,23 +119,23 @@ impl Config {
 /// The heads of a config.
 fn heads(kin: Kin, file: &ConfigFile, hidden_size: usize) -> Result<Heads> {
     let heads = file.usize_or("num_attention_heads", 32)?;
-    let kv_heads = match (kin, file.value("num_key_value_heads")) {
-        (Kin::Llama, None) => heads,
-        (Kin::Mistral, None) => 8,
-        (_, None) => 32,
+    let kv_heads = match (kin, file.has("num_key_value_heads")) {
+        (Kin::Llama, false) => heads,
+        (Kin::Mistral, false) => 8,
+        (_, false) => 32,
         // transformers refuses the null that the other classes take for all heads.
-        (Kin::Mistral, Some(_)) => file.usize("num_key_value_heads")?,
-        (_, Some(_)) => file.usize_opt("num_key_value_heads")?.unwrap_or(heads),
+        (Kin::Mistral, true) => file.usize("num_key_value_heads")?,
+        (_, true) => file.usize_opt("num_key_value_heads")?.unwrap_or(heads),
     };
     if !heads.is_multiple_of(kv_heads) {
         let expected = format!("a divisor of num_attention_heads, {heads}");
         return Err(not_dividing(file, "num_key_value_heads", expected, kv_heads));
     }
-    let head_dim = match (kin, file.value("head_dim")) {
-        (Kin::Qwen3, None) => 128,
+    let head_dim = match (kin, file.has("head_dim")) {
+        (Kin::Qwen3, false) => 128,
         (Kin::Llama | Kin::Mistral, _) => file.usize_opt("head_dim")?.unwrap_or(hidden_size / heads),
-        (_, None) => hidden_size / heads,
-        (_, Some(_)) => file.usize("head_dim")?,
+        (_, false) => hidden_size / heads,
+        (_, true) => file.usize("head_dim")?,
     };
     if kin == Kin::Llama && !hidden_size.is_multiple_of(heads) {
         let expected = format!("a divisor of hidden_size, {hidden_size}");
@@ -152,37 +150,34 @@ fn not_dividing(file: &ConfigFile, field: &str, expected: String, got: usize) ->
 
 /// Window of every block.
 fn windows(kin: Kin, file: &ConfigFile, layers: usize) -> Result<Vec<Option<usize>>> {
-    let window = match (kin, file.value("sliding_window")) {
+    let window = match (kin, file.has("sliding_window")) {
         (Kin::Llama, _) => None,
-        (_, None) => Some(4096),
+        (_, false) => Some(4096),
         _ => file.usize_opt("sliding_window")?,
     };
     if !kin.is_qwen() {
-        if kin == Kin::Mistral && file.value("layer_types").is_some() {
+        if kin == Kin::Mistral && file.has("layer_types") {
             let expected = "no such field (transformers takes a model with it for another architecture)";
             return Err(file.invalid("layer_types", expected));
         }
         return Ok(vec![window; layers]);
     }
-    let window = window.filter(|_| file.value("use_sliding_window").is_some());
     let window = if file.bool_or("use_sliding_window", false)? { window } else { None };
     let first = file.count_or("max_window_layers", 28)?;
-    let expected = format!("null, or {layers} of \"full_attention\" and \"sliding_attention\"");
-    match file.value("layer_types") {
-        None | Some(Value::Null) => Ok((0..layers).map(|i| window.filter(|_| i >= first)).collect()),
-        Some(Value::Array(types)) if types.len() == layers => {
-            let of = |value: &Value| match (value.as_str(), window) {
-                (Some("full_attention"), _) => Ok(None),
-                (Some("sliding_attention"), Some(window)) => Ok(Some(window)),
-                (Some("sliding_attention"), None) => {
-                    Err(file.invalid("layer_types", "no window without one"))
-                }
-                _ => Err(file.invalid("layer_types", expected.clone())),
-            };
-            types.iter().map(of).collect()
-        }
-        Some(_) => Err(file.invalid("layer_types", expected)),
-    }
+    let Some(types) = file.strings_opt("layer_types")? else {
+        return Ok((0..layers).map(|i| window.filter(|_| i >= first)).collect());
+    };
+    let expected = match window {
+        Some(_) => format!("{layers} of \"full_attention\" and \"sliding_attention\""),
+        None => format!("{layers} of \"full_attention\" where use_sliding_window is not true"),
+    };
+    let of = |name: &str| match (name, window) {
+        ("full_attention", _) => Some(None),
+        ("sliding_attention", Some(window)) => Some(Some(window)),
+        _ => None,
+    };
+    let windows: Option<Vec<_>> = types.into_iter().map(of).collect();
+    windows.filter(|all| all.len() == layers).ok_or_else(|| file.invalid("layer_types", expected))
 }
 
 /// The model of a folder.

@@ -55,10 +55,7 @@ impl Config {
                 got: kv_heads.to_string(),
             });
         }
-        let head_dim = match file.value("head_dim") {
-            None => hidden_size / count,
-            Some(_) => file.usize("head_dim")?,
-        };
+        let head_dim = file.usize_or("head_dim", hidden_size / count)?;
         let qk_layernorm = file.bool_or("qk_layernorm", false)?;
         if qk_layernorm && head_dim != hidden_size / count {
             let expected =

@@ -4,10 +4,8 @@
 //! Every power, quotient and product below is rounded where transformers rounds it. Its `pow` of single precision differs between
 //! CPUs by two units in the last place at most; ours is the exact power, rounded.
 
-use serde_json::{Map, Value};
-
 use crate::checkpoint::config::ConfigFile;
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::layers::rotary::Rotary;
 
 /// What a family says about its rotary positions.
@@ -30,91 +28,54 @@ pub(super) struct Rope {
     pub(super) limit: Option<usize>,
 }
 
-/// The fields that say what to compute, and where they are from.
+/// The fields that say what to compute: those of an object in the config, and some of the config itself.
 struct Fields<'a> {
     file: &'a ConfigFile,
-    /// Name of the object that counts, for errors.
-    within: &'static str,
-    object: Option<&'a Map<String, Value>>,
+    object: ConfigFile,
 }
 
 impl<'a> Fields<'a> {
     /// The object that counts: `rope_scaling` where it is there and not empty, `rope_parameters` otherwise.
     fn of(file: &'a ConfigFile) -> Result<Self> {
-        for within in ["rope_scaling", "rope_parameters"] {
-            match file.value(within) {
-                None | Some(Value::Null) => {}
-                Some(Value::Object(object)) if object.is_empty() => {}
-                Some(Value::Object(object)) => return Ok(Self { file, within, object: Some(object) }),
-                Some(_) => return Err(file.invalid(within, "an object, or null")),
-            }
-        }
-        Ok(Self { file, within: "rope_parameters", object: None })
-    }
-
-    fn get(&self, field: &str) -> Option<&'a Value> {
-        self.object?.get(field)
-    }
-
-    fn invalid(&self, field: &str, expected: &str) -> Error {
-        let got = self.get(field).map_or_else(|| "no such field".to_owned(), Value::to_string);
-        Error::Config {
-            file: self.file.label().to_owned(),
-            field: format!("{}.{field}", self.within),
-            expected: expected.to_owned(),
-            got,
-        }
-    }
-
-    /// A number that may be absent or null.
-    fn number_opt(&self, field: &str) -> Result<Option<f64>> {
-        match self.get(field) {
-            None | Some(Value::Null) => Ok(None),
-            Some(value) => value.as_f64().map(Some).ok_or_else(|| self.invalid(field, "a number")),
-        }
-    }
-
-    /// A number that must be given.
-    fn number(&self, field: &str) -> Result<f64> {
-        self.number_opt(field)?.ok_or_else(|| self.invalid(field, "a number"))
+        let object = match file.object("rope_scaling")? {
+            Some(object) => object,
+            None => match file.object("rope_parameters")? {
+                Some(object) => object,
+                None => ConfigFile::from_json(file.label(), "{}")?,
+            },
+        };
+        Ok(Self { file, object })
     }
 
     /// A number above zero that must be given.
     fn positive(&self, field: &str) -> Result<f64> {
-        let x = self.number(field)?;
-        if x > 0.0 { Ok(x) } else { Err(self.invalid(field, "a number above 0")) }
+        let x = self.object.f64(field)?;
+        if x > 0.0 { Ok(x) } else { Err(self.object.invalid(field, "a number above 0")) }
     }
 
     /// A number of the object, or of the config itself.
     fn inherited(&self, field: &str) -> Result<Option<f64>> {
-        if self.get(field).is_some() {
-            return self.number(field).map(Some);
-        }
-        match self.file.value(field) {
-            None => Ok(None),
-            Some(value) => value.as_f64().map(Some).ok_or_else(|| self.file.invalid(field, "a number")),
-        }
+        let from = if self.object.has(field) { &self.object } else { self.file };
+        if from.has(field) { from.f64(field).map(Some) } else { Ok(None) }
     }
 
     /// The length before scaling: of the config itself, else of the object, else the longest of all.
     fn original(&self, positions: usize) -> Result<f64> {
         let field = "original_max_position_embeddings";
-        let length = match self.file.usize_opt(field)? {
-            Some(length) => length as f64,
-            None if self.get(field).is_some() => self.positive(field)?,
-            None => positions as f64,
-        };
-        Ok(length)
+        match self.file.usize_opt(field)? {
+            Some(length) => Ok(length as f64),
+            None if self.object.has(field) => self.positive(field),
+            None => Ok(positions as f64),
+        }
     }
 
     /// The kind of scaling: `rope_type`, else `type` of old files.
-    fn kind(&self) -> Result<&'a str> {
-        for field in ["rope_type", "type"] {
-            if let Some(value) = self.get(field) {
-                return value.as_str().ok_or_else(|| self.invalid(field, KINDS));
-            }
-        }
-        Ok("default")
+    fn kind(&self) -> Result<&str> {
+        self.object.str_or(self.kind_field(), "default")
+    }
+
+    fn kind_field(&self) -> &'static str {
+        if self.object.has("rope_type") { "rope_type" } else { "type" }
     }
 }
 
@@ -129,13 +90,14 @@ pub(super) fn read(file: &ConfigFile, defaults: Defaults) -> Result<Rope> {
     let kind = fields.kind()?;
     let theta = fields.inherited("rope_theta")?.unwrap_or(10_000.0);
     if theta <= 0.0 {
-        return Err(fields.invalid("rope_theta", "a number above 0"));
+        let from = if fields.object.has("rope_theta") { &fields.object } else { file };
+        return Err(from.invalid("rope_theta", "a number above 0"));
     }
     let part = match (defaults.partial, fields.inherited("partial_rotary_factor")?) {
         (Some(default), part) => part.unwrap_or(default),
         (None, Some(part)) if kind != "default" && part != 1.0 => {
-            let expected = "1 (this architecture turns whole heads)";
-            return Err(fields.invalid("partial_rotary_factor", expected));
+            let from = if fields.object.has("partial_rotary_factor") { &fields.object } else { file };
+            return Err(from.invalid("partial_rotary_factor", "1 (this architecture turns whole heads)"));
         }
         (None, _) => 1.0,
     };
@@ -143,7 +105,10 @@ pub(super) fn read(file: &ConfigFile, defaults: Defaults) -> Result<Rope> {
     if !(0.0..=1.0).contains(&part) || dim == 0 || !dim.is_multiple_of(2) {
         let expected = "a part of a head with an even number of values, at least 2";
         return Err(match defaults.partial {
-            Some(_) => fields.invalid("partial_rotary_factor", expected),
+            Some(_) if fields.object.has("partial_rotary_factor") => {
+                fields.object.invalid("partial_rotary_factor", expected)
+            }
+            Some(_) => file.invalid("partial_rotary_factor", expected),
             None => file.invalid("head_dim", "an even number of at least 2"),
         });
     }
@@ -161,7 +126,7 @@ pub(super) fn read(file: &ConfigFile, defaults: Defaults) -> Result<Rope> {
             fields.positive("factor")?;
             if dim == 2 {
                 let expected = "another kind where two values of a head turn (transformers divides by zero)";
-                return Err(fields.invalid("rope_type", expected));
+                return Err(fields.object.invalid(fields.kind_field(), expected));
             }
             Ok(Rope { limit: Some(defaults.positions), ..plain(inverse().collect()) })
         }
@@ -170,7 +135,7 @@ pub(super) fn read(file: &ConfigFile, defaults: Defaults) -> Result<Rope> {
             Ok(plain(llama3(inverse(), old, &fields)?))
         }
         "yarn" => yarn(&powers, theta, &fields, defaults.positions),
-        _ => Err(fields.invalid(if fields.get("rope_type").is_some() { "rope_type" } else { "type" }, KINDS)),
+        _ => Err(fields.object.invalid(fields.kind_field(), KINDS)),
     }
 }
 
@@ -189,7 +154,7 @@ fn llama3(inverse: impl Iterator<Item = f32>, old: f64, fields: &Fields<'_>) -> 
         fields.positive("high_freq_factor")?,
     );
     if high <= low {
-        return Err(fields.invalid("high_freq_factor", "more than low_freq_factor"));
+        return Err(fields.object.invalid("high_freq_factor", "more than low_freq_factor"));
     }
     let (longest, shortest) = ((old / low) as f32, (old / high) as f32);
     let of = |x: f32| {
@@ -209,30 +174,28 @@ fn llama3(inverse: impl Iterator<Item = f32>, old: f64, fields: &Fields<'_>) -> 
 /// Long waves are stretched, short ones are kept, with a ramp between, and scores are sharpened (Peng et al. 2023).
 fn yarn(powers: &[f32], theta: f64, fields: &Fields<'_>, positions: usize) -> Result<Rope> {
     let original = fields.original(positions)?;
-    let factor = match fields.get("factor") {
-        None => return Err(fields.invalid("factor", "a number above 0, or null")),
-        Some(Value::Null) => positions as f64 / original,
-        Some(_) => fields.positive("factor")?,
+    let factor = match fields.object.is_null("factor") {
+        true => positions as f64 / original,
+        false => fields.positive("factor")?,
     };
     let scaled = |by: f64| if factor <= 1.0 { 1.0 } else { 0.1 * by * factor.ln() + 1.0 };
     let set = |x: Option<f64>| x.filter(|&x| x != 0.0);
-    let attention = match fields.number_opt("attention_factor")? {
+    let attention = match fields.object.f64_opt("attention_factor")? {
         Some(given) => given,
-        None => match (set(fields.number_opt("mscale")?), set(fields.number_opt("mscale_all_dim")?)) {
-            (Some(of), Some(by)) => scaled(of) / scaled(by),
-            _ => scaled(1.0),
-        },
+        None => {
+            match (set(fields.object.f64_opt("mscale")?), set(fields.object.f64_opt("mscale_all_dim")?)) {
+                (Some(of), Some(by)) => scaled(of) / scaled(by),
+                _ => scaled(1.0),
+            }
+        }
     };
-    let fast = set(fields.number_opt("beta_fast")?).unwrap_or(32.0);
-    let slow = set(fields.number_opt("beta_slow")?).unwrap_or(1.0);
+    let fast = set(fields.object.f64_opt("beta_fast")?).unwrap_or(32.0);
+    let slow = set(fields.object.f64_opt("beta_slow")?).unwrap_or(1.0);
     if fast < 0.0 || slow < 0.0 {
         let field = if fast < 0.0 { "beta_fast" } else { "beta_slow" };
-        return Err(fields.invalid(field, "a number above 0"));
+        return Err(fields.object.invalid(field, "a number above 0"));
     }
-    let truncate = match fields.get("truncate") {
-        None => true,
-        Some(value) => value.as_bool().ok_or_else(|| fields.invalid("truncate", "true or false"))?,
-    };
+    let truncate = fields.object.bool_or("truncate", true)?;
     let dim = 2 * powers.len();
     let turns =
         |count: f64| dim as f64 * (original / (count * 2.0 * std::f64::consts::PI)).ln() / (2.0 * theta.ln());

@@ -54,11 +54,11 @@ proptest! {
         // Distance past which the bias is the same.
         settled in prop_oneof![Just(3isize), Just(40), Just(700)],
         causal: bool,
-        // Query heads that share the keys, only one with a bias; and how many keys a row sees at most.
+        // Query heads that share the keys, only one with a bias, and with few rows, since the reference is slow; and how many keys a row sees at most.
         group in prop_oneof![Just(1usize), Just(2), Just(3), Just(7), Just(8)],
         window in prop_oneof![Just(usize::MAX), Just(1), Just(3), Just(16), Just(CHUNK), Just(CHUNK + 1)],
     ) {
-        let group = if biased { 1 } else { group };
+        let group = if biased || new > 14 { 1 } else { group };
         let bf16 = products != CacheProducts::F32;
         // Weights of a bf16 cache are rounded to eight bits each, those of a small sum all to the same side at worst.
         let close = if bf16 { 4e-3 } else { 2e-5 };
@@ -133,6 +133,9 @@ proptest! {
                         .map(|(s, t)| (s - max).exp() / total * held(2, t)[c]).sum();
                     let got = f64::from(all[i * d + c]);
                     prop_assert!((got - want).abs() < close, "{}: row {i} column {c}: {got} for {want}", table.name);
+                }
+                if i % group > 0 {
+                    continue;
                 }
                 let alone = run(i / group, 1);
                 prop_assert!(alone.iter().zip(&all[i / group * group * d..]).all(|(x, y)| x.to_bits() == y.to_bits()),
