@@ -240,6 +240,16 @@ impl ConfigFile {
         strings.map(Some).ok_or_else(|| self.invalid(field, "a list of strings, or null"))
     }
 
+    /// A list of numbers that may be absent or null.
+    ///
+    /// # Errors
+    /// `Config` when the value is anything else.
+    pub fn numbers_opt(&self, field: &str) -> Result<Option<Vec<f64>>> {
+        let Some(value) = self.value(field).filter(|value| !value.is_null()) else { return Ok(None) };
+        let numbers = value.as_array().and_then(|list| list.iter().map(Value::as_f64).collect());
+        numbers.map(Some).ok_or_else(|| self.invalid(field, "a list of numbers, or null"))
+    }
+
     /// Whether the field is there; a null counts.
     pub fn has(&self, field: &str) -> bool {
         self.value(field).is_some()

@@ -148,7 +148,8 @@ impl<S: Sequence> Call<S> {
         if self.items.last().is_none_or(|item| item.to_come.is_empty()) {
             let Some(entry) = self.peek() else { return Ok(()) };
             self.cursor.next(&request.prompts);
-            let (stem, source) = self.start(model, &entry)?;
+            let (mut stem, source) = self.start(model, &entry)?;
+            stem.expect(entry.ids.len());
             let new = request.max_new_tokens(entry.ids.len())?;
             let needs = request.needs(entry.ids.len(), new);
             self.items.push(Item::new(&request, entry, needs, new, stem, &self.account, source));
@@ -333,7 +334,8 @@ impl<S: Sequence> Call<S> {
         self.source = None;
         for index in 0..self.items.len() {
             let entry = self.items[index].entry.clone();
-            let (stem, source) = self.start(model, &entry)?;
+            let (mut stem, source) = self.start(model, &entry)?;
+            stem.expect(entry.ids.len());
             self.items[index].evict(stem, source);
         }
         if self.cursor.place() == self.request.prompts.len() {

@@ -127,6 +127,7 @@ impl Step<'_, '_> {
                 let source = |(i, span): (usize, &Span)| Source {
                     row: span.row,
                     position: span.position,
+                    is_long: span.is_long,
                     input: (self.inputs.of)(i),
                 };
                 let sources = || self.plan.spans().iter().enumerate().map(source);

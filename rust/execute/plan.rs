@@ -65,12 +65,24 @@ impl Plan {
         wanted: usize,
         blocks: impl FnOnce(&mut Vec<*const u8>),
     ) {
+        self.add_of(rows, position, wanted, false, blocks);
+    }
+
+    /// As [`Plan::add`], for a sequence that may be longer than the border of its rotary positions.
+    pub fn add_of(
+        &mut self,
+        rows: usize,
+        position: usize,
+        wanted: usize,
+        is_long: bool,
+        blocks: impl FnOnce(&mut Vec<*const u8>),
+    ) {
         let at = Added { row: self.rows, rows, out: self.wanted.len(), wanted };
         let (keys, block) = (position + rows, self.own.blocks.len());
-        self.own.spans.push(Span { row: at.row, out: at.row, rows, position, keys, block });
+        self.own.spans.push(Span { row: at.row, out: at.row, rows, position, keys, block, is_long });
         if wanted > 0 {
             let (row, position) = (at.row + rows - wanted, position + rows - wanted);
-            self.own_wanted.push(Span { row, out: at.out, rows: wanted, position, keys, block });
+            self.own_wanted.push(Span { row, out: at.out, rows: wanted, position, keys, block, is_long });
         }
         blocks(&mut self.own.blocks);
         self.rows += rows;
@@ -80,7 +92,7 @@ impl Plan {
     /// The rows added last look at a memory of `keys` positions; `blocks` appends its blocks.
     pub fn look_at(&mut self, keys: usize, blocks: impl FnOnce(&mut Vec<*const u8>)) {
         let (Some(at), block) = (self.added(), self.memories.blocks.len()) else { return };
-        let span = |row, rows| Span { row, out: row, rows, position: 0, keys, block };
+        let span = |row, rows| Span { row, out: row, rows, position: 0, keys, block, is_long: false };
         self.memories.spans.push(span(at.row, at.rows));
         if at.wanted > 0 {
             self.memories_wanted.push(span(at.out, at.wanted));

@@ -28,6 +28,8 @@ pub struct Span {
     pub keys: usize,
     /// Index of the keys' first block in [`Batch::blocks`].
     pub block: usize,
+    /// Whether the sequence is longer than the border of its rotary positions.
+    pub is_long: bool,
 }
 
 /// The keys of a step as attention sees them.
@@ -392,7 +394,15 @@ mod tests {
         let mut row = 0;
         let mut span = |&(rows, position): &(usize, usize)| {
             row += rows;
-            Span { row: row - rows, out: row - rows, rows, position, keys: position + rows, block: 0 }
+            Span {
+                row: row - rows,
+                out: row - rows,
+                rows,
+                position,
+                keys: position + rows,
+                block: 0,
+                is_long: false,
+            }
         };
         rows.iter().map(&mut span).collect()
     }

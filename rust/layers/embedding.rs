@@ -30,6 +30,8 @@ pub struct Source<'a> {
     pub row: usize,
     /// Position of the first row in its sequence.
     pub position: usize,
+    /// Whether the sequence is longer than the border of its rotary positions.
+    pub is_long: bool,
     /// Tokens or embedding rows.
     pub input: Input<'a>,
 }
@@ -46,7 +48,7 @@ pub fn angles<'a>(
     for s in sources {
         for i in mine.start.max(s.row)..mine.end.min(s.row + s.input.rows(width)) {
             // SAFETY: row `i` is this member's alone until the next barrier.
-            rotary.angles(s.position + i - s.row, unsafe { out.row_mut(i) });
+            rotary.angles(s.position + i - s.row, s.is_long, unsafe { out.row_mut(i) });
         }
     }
 }

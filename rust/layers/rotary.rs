@@ -8,8 +8,19 @@
 pub struct Rotary {
     /// Radians per position, a value per pair.
     pub inverse: Vec<f32>,
+    /// Those of sequences that are longer than a border, where there are such.
+    pub beyond: Option<Beyond>,
     /// Multiplies cosines and sines (`attention_scaling` in transformers).
     pub factor: f32,
+}
+
+/// Frequencies of long sequences.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Beyond {
+    /// Positions of the longest sequence that is not long.
+    pub border: usize,
+    /// Radians per position, a value per pair.
+    pub inverse: Vec<f32>,
 }
 
 impl Rotary {
@@ -18,14 +29,16 @@ impl Rotary {
         2 * self.inverse.len()
     }
 
-    /// Writes the cosines and sines of a position.
+    /// Writes the cosines and sines of a position, in a sequence that is long or not.
     ///
     /// # Panics
     /// When the row has another width.
-    pub fn angles(&self, position: usize, row: &mut [f32]) {
+    pub fn angles(&self, position: usize, is_long: bool, row: &mut [f32]) {
         assert!(row.len() == self.width(), "a cosine and a sine per pair");
         let (cosines, sines) = row.split_at_mut(self.inverse.len());
-        for ((inverse, c), s) in self.inverse.iter().zip(cosines).zip(sines) {
+        let long = self.beyond.as_ref().filter(|_| is_long);
+        let inverse = long.map_or(&self.inverse, |beyond| &beyond.inverse);
+        for ((inverse, c), s) in inverse.iter().zip(cosines).zip(sines) {
             let angle = position as f32 * inverse;
             let (sine, cosine) = sine_and_cosine(f64::from(angle));
             (*c, *s) = (cosine as f32 * self.factor, sine as f32 * self.factor);
@@ -100,9 +113,9 @@ mod tests {
 
     #[test]
     fn halves_are_turned_and_the_rest_stays() {
-        let rotary = Rotary { inverse: vec![1.0, 0.25], factor: 2.0 };
+        let rotary = Rotary { inverse: vec![1.0, 0.25], beyond: None, factor: 2.0 };
         let mut angles = [f32::NAN; 4];
-        rotary.angles(3, &mut angles);
+        rotary.angles(3, false, &mut angles);
         let want = [3.0_f32.cos(), 0.75_f32.cos(), 3.0_f32.sin(), 0.75_f32.sin()].map(|x| 2.0 * x);
         assert!(angles.iter().zip(want).all(|(a, b)| (a - b).abs() < 1e-6), "{angles:?} for {want:?}");
         let mut head = [1.0, 2.0, 3.0, 4.0, 5.0];

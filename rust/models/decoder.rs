@@ -81,6 +81,9 @@ pub trait Sequence: std::fmt::Debug + Sized + Send + Sync {
     fn source(&self) -> &[u32] {
         &[]
     }
+    /// The sequence will have so many positions at least when what is to be appended next is in it, however many steps that takes.
+    /// Where positions count otherwise in long sequences, they do from the first step on.
+    fn expect(&mut self, _len: usize) {}
     /// A second sequence with the same contents; full blocks are shared, the last partial one is copied when written.
     fn fork(&self) -> Self;
     /// Forgets all but the first `len` positions; `len <= self.len()`.

@@ -221,5 +221,5 @@ pub(super) fn record(
     let decoder = b.finish()?;
     // Frequencies that old checkpoints saved; they are computed from the config.
     weights.ignore(|name| name.ends_with("rotary_emb.inv_freq"));
-    Ok(Recorded { network: Network::Decoder(decoder), context_limit: c.rope.limit })
+    Ok(Recorded { network: Network::Decoder(decoder), context_limit: c.rope.limit, border: c.rope.border() })
 }

@@ -37,6 +37,7 @@ pub use crate::team::Cancel;
 pub use decoder::{CacheBlock, Decoder, Input, Limits, Segment, Sequence, Wanted};
 pub use options::LoadOptions;
 use options::option;
+use sequence::Read;
 pub use sequence::{DecoderSequence, EncoderOutput, Source};
 
 /// What is known of a loaded model.
@@ -127,7 +128,7 @@ impl Model {
         let runtime = Runtime::new(threads, bf16)?;
         let mut recorder =
             Recorder::new(Loader::new(checkpoint, architecture.prefix, rounding, threads, cancel));
-        let Recorded { network, context_limit } =
+        let Recorded { network, context_limit, border } =
             (architecture.record)(architecture.name, &mut file, &mut recorder)?;
         let (weights, loader) = recorder.finish()?;
         let mut dtypes: Vec<&str> = weights.storages().map(Storage::name).collect();
@@ -143,7 +144,8 @@ impl Model {
         }
         let decoder = network.decoder();
         let embedding = embedding(decoder, &weights)?;
-        let bounds = Bounds { width: embedding.inputs(), vocab: embedding.outputs(), context: context_limit };
+        let (width, vocab, context) = (embedding.inputs(), embedding.outputs(), context_limit);
+        let bounds = Bounds { width, vocab, context, border };
         let heads = decoder.heads().map_or((1, 1), |heads| (heads.kv_heads, heads.head_dim));
         let shape = Shape { layers: decoder.layers(), heads: heads.0, head_dim: heads.1, bf16 };
         let info = Info {
@@ -263,7 +265,8 @@ impl Model {
                 }
             }
         }
-        Ok(DecoderSequence { cache: Cache::on(&self.pool, account), source })
+        let read = self.bounds.border.map(Read::new);
+        Ok(DecoderSequence { cache: Cache::on(&self.pool, account), source, read })
     }
 
     /// Every activation of one forward over `ids`, by name, in the order in which they are made; of the encoder over

@@ -116,5 +116,5 @@ pub(super) fn record(_: &str, file: &mut ConfigFile, weights: &mut Recorder<'_>)
     weights.ignore(|name| {
         name.starts_with("h.") && (name.ends_with(".attn.bias") || name.ends_with(".attn.masked_bias"))
     });
-    Ok(Recorded { network: Network::Decoder(decoder), context_limit: Some(c.n_positions) })
+    Ok(Recorded { network: Network::Decoder(decoder), context_limit: Some(c.n_positions), border: None })
 }

@@ -126,5 +126,5 @@ pub(super) fn record(_: &str, file: &mut ConfigFile, weights: &mut Recorder<'_>)
 
     let decoder = b.finish()?;
     weights.ignore(|name| name.ends_with("rotary_emb.inv_freq"));
-    Ok(Recorded { network: Network::Decoder(decoder), context_limit: c.rope.limit })
+    Ok(Recorded { network: Network::Decoder(decoder), context_limit: c.rope.limit, border: c.rope.border() })
 }

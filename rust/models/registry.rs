@@ -12,6 +12,8 @@ pub(super) struct Recorded {
     pub(super) network: Network,
     /// Largest number of positions of a sequence, or `None` without a limit.
     pub(super) context_limit: Option<usize>,
+    /// Positions of the longest sequence in which positions count as in short ones, where they count otherwise in long ones.
+    pub(super) border: Option<usize>,
 }
 
 /// The forwards of a model.

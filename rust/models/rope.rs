@@ -6,7 +6,7 @@
 
 use crate::checkpoint::config::ConfigFile;
 use crate::error::Result;
-use crate::layers::rotary::Rotary;
+use crate::layers::rotary::{Beyond, Rotary};
 
 /// What a family says about its rotary positions.
 #[derive(Debug, Clone, Copy)]
@@ -26,6 +26,13 @@ pub(super) struct Rope {
     pub(super) rotary: Rotary,
     /// Positions up to which the frequencies are a function of the position alone; `None` without a limit.
     pub(super) limit: Option<usize>,
+}
+
+impl Rope {
+    /// Positions of the longest sequence that is not long, where frequencies depend on that.
+    pub(super) fn border(&self) -> Option<usize> {
+        self.rotary.beyond.as_ref().map(|beyond| beyond.border)
+    }
 }
 
 /// The fields that say what to compute: those of an object in the config, and some of the config itself.
@@ -79,7 +86,7 @@ impl<'a> Fields<'a> {
     }
 }
 
-const KINDS: &str = "\"default\", \"linear\", \"dynamic\", \"llama3\" or \"yarn\"";
+const KINDS: &str = "\"default\", \"linear\", \"dynamic\", \"llama3\", \"longrope\" or \"yarn\"";
 
 /// Reads what a config says about rotary positions.
 ///
@@ -114,7 +121,8 @@ pub(super) fn read(file: &ConfigFile, defaults: Defaults) -> Result<Rope> {
     }
     let powers = powers(theta, dim);
     let inverse = || powers.iter().map(|power| 1.0 / power);
-    let plain = |inverse: Vec<f32>| Rope { rotary: Rotary { inverse, factor: 1.0 }, limit: None };
+    let plain =
+        |inverse: Vec<f32>| Rope { rotary: Rotary { inverse, beyond: None, factor: 1.0 }, limit: None };
     match kind {
         "default" => Ok(plain(inverse().collect())),
         "linear" => {
@@ -134,6 +142,7 @@ pub(super) fn read(file: &ConfigFile, defaults: Defaults) -> Result<Rope> {
             let old = fields.original(defaults.positions)?;
             Ok(plain(llama3(inverse(), old, &fields)?))
         }
+        "longrope" => longrope(&powers, &fields, defaults.positions),
         "yarn" => yarn(&powers, theta, &fields, defaults.positions),
         _ => Err(fields.object.invalid(fields.kind_field(), KINDS)),
     }
@@ -169,6 +178,30 @@ fn llama3(inverse: impl Iterator<Item = f32>, old: f64, fields: &Fields<'_>) -> 
         (1.0 - smooth) * x / factor + smooth * x
     };
     Ok(inverse.map(of).collect())
+}
+
+/// Every wave has a factor of its own, one in short sequences and another in long ones (Ding et al. 2024).
+fn longrope(powers: &[f32], fields: &Fields<'_>, positions: usize) -> Result<Rope> {
+    let original = fields.original(positions)?;
+    let factor = match fields.object.f64_opt("factor")? {
+        Some(_) => fields.positive("factor")?,
+        None => positions as f64 / original,
+    };
+    let attention = match fields.object.f64_opt("attention_factor")? {
+        Some(given) => given,
+        None if factor <= 1.0 => 1.0,
+        None => (1.0 + factor.ln() / original.ln()).sqrt(),
+    };
+    let inverse = |field: &str| -> Result<Vec<f32>> {
+        let expected = format!("a list of {} numbers other than 0", powers.len());
+        let factors = fields.object.numbers_opt(field)?.filter(|all| all.len() == powers.len());
+        let factors = factors.filter(|all| all.iter().all(|&x| x as f32 != 0.0));
+        let factors = factors.ok_or_else(|| fields.object.invalid(field, expected))?;
+        Ok(factors.iter().zip(powers).map(|(&factor, power)| 1.0 / (factor as f32 * power)).collect())
+    };
+    let beyond = Beyond { border: original as usize, inverse: inverse("long_factor")? };
+    let (inverse, factor) = (inverse("short_factor")?, attention as f32);
+    Ok(Rope { rotary: Rotary { inverse, beyond: Some(beyond), factor }, limit: None })
 }
 
 /// Long waves are stretched, short ones are kept, with a ramp between, and scores are sharpened (Peng et al. 2023).
@@ -209,5 +242,5 @@ fn yarn(powers: &[f32], theta: f64, fields: &Fields<'_>, positions: usize) -> Re
         (1.0 / (factor as f32 * power)) * (1.0 - kept) + (1.0 / power) * kept
     };
     let inverse = powers.iter().enumerate().map(of).collect();
-    Ok(Rope { rotary: Rotary { inverse, factor: attention as f32 }, limit: None })
+    Ok(Rope { rotary: Rotary { inverse, beyond: None, factor: attention as f32 }, limit: None })
 }

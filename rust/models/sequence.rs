@@ -52,6 +52,28 @@ pub struct DecoderSequence {
     pub cache: kv::Sequence,
     /// The source, in a model with an encoder.
     pub source: Source,
+    /// Where positions count otherwise in long sequences: what the sequence holds, of which the cache may lack a part or all.
+    pub(super) read: Option<Read>,
+}
+
+/// What a sequence holds whose cache depends on its length: when it crosses a border, in either direction, its keys are wrong, and
+/// are made anew from its tokens.
+#[derive(Debug, Clone)]
+pub(super) struct Read {
+    /// Positions of the longest sequence that is not long.
+    pub(super) border: usize,
+    /// Its tokens; embeddings that were appended have none, and cannot be read again.
+    pub(super) ids: Vec<Option<u32>>,
+    /// Whether the keys in the cache are those of a long sequence.
+    pub(super) is_long: bool,
+    /// Positions that it will have at least, while a prompt is read.
+    pub(super) expected: usize,
+}
+
+impl Read {
+    pub(super) fn new(border: usize) -> Self {
+        Self { border, ids: Vec::new(), is_long: false, expected: 0 }
+    }
 }
 
 impl DecoderSequence {
@@ -66,7 +88,13 @@ impl DecoderSequence {
 
 impl Sequence for DecoderSequence {
     fn len(&self) -> usize {
-        self.cache.len()
+        self.read.as_ref().map_or(self.cache.len(), |read| read.ids.len())
+    }
+
+    fn expect(&mut self, len: usize) {
+        if let Some(read) = &mut self.read {
+            read.expected = len;
+        }
     }
 
     fn pending(&self) -> usize {
@@ -85,10 +113,14 @@ impl Sequence for DecoderSequence {
     }
 
     fn fork(&self) -> Self {
-        Self { cache: self.cache.fork(), source: self.source.clone() }
+        Self { cache: self.cache.fork(), source: self.source.clone(), read: self.read.clone() }
     }
 
     fn truncate(&mut self, len: usize) {
-        self.cache.truncate(len);
+        if let Some(read) = &mut self.read {
+            read.ids.truncate(len);
+            read.expected = 0;
+        }
+        self.cache.truncate(len.min(self.cache.len()));
     }
 }

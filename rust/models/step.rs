@@ -18,6 +18,8 @@ pub(super) struct Bounds {
     pub(super) vocab: usize,
     /// Largest number of positions of a sequence, or `None` without a limit.
     pub(super) context: Option<usize>,
+    /// Positions of the longest sequence in which positions count as in short ones, where they count otherwise in long ones.
+    pub(super) border: Option<usize>,
 }
 
 impl Bounds {
@@ -78,17 +80,32 @@ pub(super) fn run(
     if segments.is_empty() {
         return Ok(());
     }
+    let again = match bounds.border {
+        Some(_) => read_again(segments, bounds.width).inspect_err(|_| logits.clear())?,
+        None => Vec::new(),
+    };
+    // What is fed for a segment: its own input, behind what the cache lacks of its sequence.
+    let lacking = |i: usize| again.get(i).and_then(Option::as_ref);
     let mut turn = team::turn(executor.runtime.threads, cancel).inspect_err(|_| logits.clear())?;
     let mut buffers = Buffers::take();
-    let result = reserve(segments, bounds.width, &mut buffers.plan).and_then(|()| {
+    let result = reserve(segments, bounds.width, lacking, &mut buffers.plan).and_then(|()| {
         let segments = &*segments;
-        let of = |i: usize| segments[i].input;
+        let of = |i: usize| lacking(i).map_or(segments[i].input, |ids| Input::Tokens(ids));
         executor.run(&mut turn, &mut buffers, Inputs { of: &of, cancel, trace }, logits)?;
         Ok(())
     });
-    for segment in segments.iter_mut() {
+    for (i, segment) in segments.iter_mut().enumerate() {
+        let rows = segment.input.rows(bounds.width);
         match result {
-            Ok(()) => segment.sequence.cache.advance(segment.input.rows(bounds.width)),
+            Ok(()) => {
+                segment.sequence.cache.advance(lacking(i).map_or(rows, Vec::len));
+                if let Some(read) = &mut segment.sequence.read {
+                    match segment.input {
+                        Input::Tokens(ids) => read.ids.extend(ids.iter().copied().map(Some)),
+                        Input::Embeddings(_) => read.ids.extend(std::iter::repeat_n(None, rows)),
+                    }
+                }
+            }
             Err(_) => segment.sequence.cache.abandon(),
         }
     }
@@ -98,14 +115,56 @@ pub(super) fn run(
     result
 }
 
+/// Lets go of keys that are no longer those of their sequence's length, and gives, for every segment whose cache lacks positions, the
+/// tokens of those and of the segment.
+fn read_again(segments: &mut [Segment<'_, DecoderSequence>], width: usize) -> Result<Vec<Option<Vec<u32>>>> {
+    let mut all = Vec::with_capacity(segments.len());
+    for Segment { sequence, input, .. } in segments {
+        let Some(read) = &mut sequence.read else {
+            all.push(None);
+            continue;
+        };
+        let is_long = (read.ids.len() + input.rows(width)).max(read.expected) > read.border;
+        let held = if is_long == read.is_long { sequence.cache.len() } else { 0 };
+        if held == read.ids.len() {
+            read.is_long = is_long;
+            all.push(None);
+            continue;
+        }
+        let lacking = read.ids[held..].iter().copied().collect::<Option<Vec<u32>>>();
+        let (Some(mut ids), Input::Tokens(new)) = (lacking, *input) else {
+            return Err(Error::Option {
+                option: "embeddings".to_owned(),
+                expected: format!(
+                    "token ids in a sequence that crosses {} positions (longrope)",
+                    read.border
+                ),
+                got: "embeddings".to_owned(),
+            });
+        };
+        ids.extend_from_slice(new);
+        sequence.cache.truncate(held);
+        read.is_long = is_long;
+        all.push(Some(ids));
+    }
+    Ok(all)
+}
+
 /// Gets every segment's positions and notes where they are, and what they look at.
-fn reserve(segments: &mut [Segment<'_, DecoderSequence>], width: usize, plan: &mut Plan) -> Result<()> {
+fn reserve<'a>(
+    segments: &mut [Segment<'_, DecoderSequence>],
+    width: usize,
+    lacking: impl Fn(usize) -> Option<&'a Vec<u32>>,
+    plan: &mut Plan,
+) -> Result<()> {
     let mut last = std::ptr::null();
-    for Segment { sequence, input, logits } in segments {
-        let rows = input.rows(width);
+    for (i, Segment { sequence, input, logits }) in segments.iter_mut().enumerate() {
+        let wanted = logits.count(input.rows(width));
+        let rows = lacking(i).map_or(input.rows(width), Vec::len);
         sequence.cache.reserve(rows)?;
-        let position = sequence.len();
-        plan.add(rows, position, logits.count(rows), |blocks| sequence.cache.pointers(blocks));
+        let position = sequence.cache.len();
+        let is_long = sequence.read.as_ref().is_some_and(|read| read.is_long);
+        plan.add_of(rows, position, wanted, is_long, |blocks| sequence.cache.pointers(blocks));
         if let Some(output) = sequence.encoder_output() {
             let here = Arc::as_ptr(output);
             if std::mem::replace(&mut last, here) == here {

@@ -286,5 +286,5 @@ pub(super) fn record(model_type: &str, file: &mut ConfigFile, w: &mut Recorder<'
 
     // Old checkpoints have a bias of the cross-attention that nothing reads.
     w.ignore(|name| name == "decoder.block.0.layer.1.EncDecAttention.relative_attention_bias.weight");
-    Ok(Recorded { network: Network::EncoderDecoder { encoder, decoder }, context_limit: None })
+    Ok(Recorded { network: Network::EncoderDecoder { encoder, decoder }, context_limit: None, border: None })
 }

@@ -172,6 +172,8 @@ fn feed(
     cancel: &Cancel<'_>,
 ) -> Result<Vec<f32>> {
     let (mut logits, mut rows) = (Vec::new(), Vec::new());
+    let new: usize = chunks.iter().map(|input| input.rows(model.width())).sum();
+    sequence.expect(sequence.len() + new);
     for (place, &input) in chunks.iter().enumerate() {
         let wanted = match every {
             true => Wanted::All,

@@ -85,7 +85,7 @@ fn attend_unless(
         (Batch::default(), Buffer::default(), Buffer::default(), Buffer::default(), Buffer::default());
     let (qkv, out) = (qkv.rows(m, width + 2 * key_width).unwrap(), out.rows(m, width).unwrap());
     let members = members.rows(runtime.threads, layers::scratch(runtime, width, Some(look.heads))).unwrap();
-    let rotary = Rotary { inverse: vec![1.0, 0.01], factor: 1.0 };
+    let rotary = Rotary { inverse: vec![1.0, 0.01], beyond: None, factor: 1.0 };
     let angles = angles.rows(m, rotary.width()).unwrap();
     let d = look.heads.head_dim;
     let norm = |first: usize| Norm {
@@ -105,14 +105,14 @@ fn attend_unless(
         let position = sequence.len();
         sequence.reserve(rows).unwrap();
         let (keys, block) = (position + rows, batch.blocks.len());
-        batch.spans.push(Span { row, out: row, rows, position, keys, block });
+        batch.spans.push(Span { row, out: row, rows, position, keys, block, is_long: false });
         sequence.pointers(&mut batch.blocks);
         for r in 0..rows {
             // SAFETY: one thread.
             let to = unsafe { qkv.row_mut(row + r) };
             to.iter_mut().enumerate().for_each(|(c, v)| *v = value(*s, position + r, c));
             // SAFETY: one thread.
-            rotary.angles(position + r, unsafe { angles.row_mut(row + r) });
+            rotary.angles(position + r, false, unsafe { angles.row_mut(row + r) });
         }
         row += rows;
     }
