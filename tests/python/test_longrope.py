@@ -1,7 +1,7 @@
-"""Rotary positions that count otherwise in long sequences (longrope): each length is held against a forward of its own.
+"""Rotary positions that count otherwise in long sequences (longrope): each length against a forward of its own.
 
-transformers decides by the length of a call, and its cache keeps keys of the other side of the border; the formula is what
-its forward without a cache computes.
+transformers decides by the length of a call, and its cache keeps keys of the other side of the border. The formula is
+what its forward without a cache computes.
 """
 
 from __future__ import annotations
@@ -97,12 +97,13 @@ def test_searches_and_draws_cross_the_border(model: Any) -> None:
 
 
 def test_embeddings_cannot_be_read_again(model: Any) -> None:
-    state = model.prefill([1, 2])
-    rows = model.embed([3, 4])
-    state.append_embeddings(rows)
+    [ids] = RECIPE.ids(1, BORDER)
+    state = model.prefill(embeddings=model.embed(ids))
+    assert np.array_equal(state.logits, model.prefill(ids).logits)
     with pytest.raises(errors.OptionError, match="longrope"):
-        state.append([5] * BORDER)
-    assert len(state.tokens) == 4, "nothing was appended"
+        state.step(5)
+    state.truncate(BORDER - 1)
+    assert np.array_equal(state.step(5), model.prefill([*ids[:-1], 5]).logits), "what fits still goes on"
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ from .base import Config
 
 
 def scaling(draw: st.DrawFn) -> Config:
-    """Draws an object of `rope_scaling` or `rope_parameters`; test_longrope.py has the kind that depends on the length."""
+    """Draws an object of `rope_scaling` or `rope_parameters`; test_longrope.py has longrope."""
 
     def one(*values: Any) -> Any:
         return draw(st.sampled_from(values))
