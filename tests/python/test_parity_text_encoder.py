@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import shutil
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ from reference_seq2seq import Seq2SeqReference
 from safetensors.numpy import load_file, save_file
 
 T5 = FAMILIES["t5"]
+GOLDEN = Path(__file__).resolve().parent.parent / "golden"
 CLASSES: dict[str, Any] = {
     "t5": transformers.T5EncoderModel,
     "mt5": transformers.MT5EncoderModel,
@@ -121,3 +123,28 @@ def test_a_source_beyond_every_block_size(tmp_path: Path) -> None:
     folder = T5.write(recipe, tmp_path)
     theirs = transformers.UMT5EncoderModel.from_pretrained(folder).eval()
     hold(TextEncoder.load(folder, num_threads=2), theirs, [recipe.ids(1, 1100)[0]])
+
+
+def test_texts_and_their_means(tmp_path: Path) -> None:
+    """As embeddings of texts are made with transformers: a padded batch, its mask, a mean over what the mask leaves."""
+    name, files = T5.tokenizer
+    recipe = T5Recipe(config(vocab=32128, d_model=32, d_ff=40), seed=52)
+    theirs = transformers.T5EncoderModel.from_pretrained(T5.write(recipe, tmp_path / "whole")).eval()
+    folder = write_alone(theirs, tmp_path / "alone", "saved")
+    for file in files:
+        shutil.copy(GOLDEN / name / file, folder)
+    texts = [
+        "translate English to German: The house is wonderful.",
+        "",
+        "  où   vas-tu?",
+        "a <extra_id_0> b </s>",
+    ]
+    batch = transformers.AutoTokenizer.from_pretrained(folder)(texts, padding=True, return_tensors="pt")
+    mask = batch["attention_mask"].unsqueeze(-1)
+    with torch.no_grad():
+        states = theirs(**batch).last_hidden_state
+    means = (states * mask).sum(1) / mask.sum(1)
+    ours = load_quietly(folder)
+    assert_near(ours.encode(texts, pooling="mean"), means.numpy(), lambda: 0.0, "means")
+    for got, want, length in zip(ours.encode(texts), states, mask.sum((1, 2)), strict=True):
+        assert_near(got, want[:length].numpy(), lambda: 0.0, "hidden states")
