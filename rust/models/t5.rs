@@ -197,17 +197,24 @@ fn is_of_decoder(name: &str) -> bool {
 /// Names of the token embeddings of encoder and decoder, and of the head.
 const TIED: [&str; 3] = ["encoder.embed_tokens.weight", "decoder.embed_tokens.weight", "lm_head.weight"];
 
-/// The first so many of the tables named above. All are tied to `shared` (transformers 5.24 does so whatever the config says), but
-/// one that is in the file and differs is kept; where `shared` is missing, the first of the others takes its place.
-fn embeddings<const N: usize>(c: &Config, w: &mut Recorder<'_>) -> Result<[Slot<Packed>; N]> {
+/// The tables named above. All are tied to `shared` (transformers 5.24 does so whatever the config says), but one that is in the
+/// file and differs is kept; where `shared` is missing, the first of the others takes its place.
+fn embeddings(c: &Config, w: &mut Recorder<'_>) -> Result<[Slot<Packed>; 3]> {
     let source =
         TIED.into_iter().find(|name| !w.has("shared.weight") && w.has(name)).unwrap_or("shared.weight");
     let shared = w.table(source, c.vocab_size, c.d_model)?;
-    let mut tables = [shared; N];
+    let mut tables = [shared; 3];
     for (name, table) in std::iter::zip(TIED, &mut tables) {
         *table = w.own_table(name, (source, shared), [c.vocab_size, c.d_model])?;
     }
     Ok(tables)
+}
+
+/// Token embeddings of an encoder alone: its own, or else the first table in the file that they are tied to.
+fn encoder_embeddings(c: &Config, w: &mut Recorder<'_>) -> Result<Slot<Packed>> {
+    let [own, others @ ..] = TIED;
+    let name = [own, "shared.weight"].into_iter().chain(others).find(|name| w.has(name));
+    w.table(name.unwrap_or("shared.weight"), c.vocab_size, c.d_model)
 }
 
 /// Bias of a block's self-attention: its own in UMT5, that of the block before elsewhere.
@@ -316,9 +323,9 @@ pub(super) fn record(
 ) -> Result<Recorded> {
     let c = Config::read(model_type, file)?;
     let network = if is_alone(part, file, w) {
-        let [tokens] = embeddings(&c, w)?;
+        let tokens = encoder_embeddings(&c, w)?;
         let encoder = encoder(&c, w, tokens, 0)?;
-        w.ignore(|name| name.starts_with("decoder.") || TIED.contains(&name));
+        w.ignore(|name| name.starts_with("decoder.") || name == "shared.weight" || TIED.contains(&name));
         Network::Encoder(encoder)
     } else {
         let [encoder_tokens, decoder_tokens, head] = embeddings(&c, w)?;
