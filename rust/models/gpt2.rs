@@ -3,6 +3,7 @@
 //! Fields and their defaults are those of transformers (5.24, `models/gpt2/configuration_gpt2.py`). Letters: `M` rows of the
 //! step, `D` width, `V` vocabulary.
 
+use super::options::Part;
 use super::registry::{Network, Recorded};
 use crate::checkpoint::config::ConfigFile;
 use crate::error::{Error, Result};
@@ -105,7 +106,12 @@ impl Config {
 ///
 /// # Errors
 /// Those of its config and of its tensors.
-pub(super) fn record(_: &str, file: &mut ConfigFile, weights: &mut Recorder<'_>) -> Result<Recorded> {
+pub(super) fn record(
+    _: &str,
+    _: Part,
+    file: &mut ConfigFile,
+    weights: &mut Recorder<'_>,
+) -> Result<Recorded> {
     let c = Config::read(file)?;
     let (d, eps) = (c.n_embd, c.layer_norm_epsilon);
     let (head, shape) = ("lm_head.weight", [c.vocab_size, d]);

@@ -1,5 +1,6 @@
 //! The architectures that can be loaded: a line for each.
 
+use super::options::Part;
 use super::{gpt2, t5};
 use crate::checkpoint::config::ConfigFile;
 use crate::error::{Error, Result};
@@ -26,23 +27,37 @@ pub(super) enum Network {
         /// Reads and writes tokens, and looks at what was kept.
         decoder: Program,
     },
+    /// An encoder alone, whose program ends in hidden states and keeps nothing.
+    Encoder(Program),
 }
 
 impl Network {
-    /// The forward that reads and writes tokens.
-    pub(super) fn decoder(&self) -> &Program {
+    /// The forward whose results a caller is given: that of the decoder, or of an encoder alone.
+    pub(super) fn main(&self) -> &Program {
         match self {
-            Self::Decoder(decoder) | Self::EncoderDecoder { decoder, .. } => decoder,
+            Self::Decoder(main) | Self::EncoderDecoder { decoder: main, .. } | Self::Encoder(main) => main,
+        }
+    }
+
+    /// The forward that reads and writes tokens.
+    pub(super) fn decoder(&self) -> Option<&Program> {
+        match self {
+            Self::Decoder(decoder) | Self::EncoderDecoder { decoder, .. } => Some(decoder),
+            Self::Encoder(_) => None,
         }
     }
 }
 
-/// Reads a config and records the forward of its model; the first argument is `model_type`.
-type Record = fn(&str, &mut ConfigFile, &mut Recorder<'_>) -> Result<Recorded>;
+/// Reads a config and records the forward of its model, or of a part of it; the first argument is `model_type`.
+type Record = fn(&str, Part, &mut ConfigFile, &mut Recorder<'_>) -> Result<Recorded>;
 
-/// Values of `model_type`, and who records such a model.
-const ARCHITECTURES: [(&str, Record); 4] =
-    [("gpt2", gpt2::record), ("mt5", t5::record), ("t5", t5::record), ("umt5", t5::record)];
+/// Values of `model_type`, who records such a model, and whether it has an encoder.
+const ARCHITECTURES: [(&str, Record, bool); 4] = [
+    ("gpt2", gpt2::record, false),
+    ("mt5", t5::record, true),
+    ("t5", t5::record, true),
+    ("umt5", t5::record, true),
+];
 
 /// An architecture that can be loaded.
 #[derive(Debug, Clone, Copy)]
@@ -52,16 +67,18 @@ pub(super) struct Architecture {
     pub(super) record: Record,
 }
 
-/// The architecture of a config.
+/// The architecture of a config, of which `part` is to be loaded.
 ///
 /// # Errors
-/// `UnsupportedModel` where it is none of those that can be loaded.
-pub(super) fn architecture(config: &ConfigFile) -> Result<Architecture> {
+/// `UnsupportedModel` where it is none of those that can be loaded, or has no such part.
+pub(super) fn architecture(config: &ConfigFile, part: Part) -> Result<Architecture> {
     let wanted = config.model_type()?;
-    let found = ARCHITECTURES.into_iter().find(|(name, _)| *name == wanted);
-    found.map(|(name, record)| Architecture { name, record }).ok_or_else(|| Error::UnsupportedModel {
+    let fitting =
+        || ARCHITECTURES.into_iter().filter(|(_, _, has_encoder)| *has_encoder || part != Part::Encoder);
+    let found = fitting().find(|(name, _, _)| *name == wanted);
+    found.map(|(name, record, _)| Architecture { name, record }).ok_or_else(|| Error::UnsupportedModel {
         file: config.label().to_owned(),
-        expected: ARCHITECTURES.map(|(name, _)| name).join(", "),
+        expected: fitting().map(|(name, _, _)| name).collect::<Vec<_>>().join(", "),
         got: wanted.to_owned(),
     })
 }
