@@ -104,6 +104,11 @@ impl<'a> Loader<'a> {
         self.checkpoint.find(self.prefix, name).is_some()
     }
 
+    /// Whether there is a tensor whose name is one of these.
+    pub fn has_any(&self, wanted: impl Fn(&str) -> bool) -> bool {
+        self.checkpoint.names().any(|name| wanted(name.strip_prefix(self.prefix).unwrap_or(name)))
+    }
+
     /// The tensor's place, checked against its shape and noted as used.
     fn take(&mut self, name: &str, shape: &[usize]) -> Result<(&'a TensorInfo, Storage)> {
         let info = self.checkpoint.require(self.prefix, name, shape)?;
@@ -194,7 +199,8 @@ impl<'a> Loader<'a> {
     /// As for [`Loader::values`].
     pub fn same(&mut self, a: &str, b: &str, shape: &[usize]) -> Result<bool> {
         let ((a, fa), (b, fb)) = (self.take(a, shape)?, self.take(b, shape)?);
-        self.parameters -= b.elements();
+        // The first was counted where it was planned, and the second is where it turns out to differ.
+        self.parameters -= a.elements() + b.elements();
         let (ca, cb) = (CHUNK / 4 * fa.bytes(), CHUNK / 4 * fb.bytes());
         let (bytes_a, bytes_b) = (a.elements() * fa.bytes(), b.elements() * fb.bytes());
         let (mut buf_a, mut buf_b) = (vec![0; ca.min(bytes_a)], vec![0; cb.min(bytes_b)]);

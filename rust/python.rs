@@ -18,10 +18,10 @@ use pyo3::prelude::*;
 use pyo3::types::{PyByteArray, PyDict};
 
 use crate::checkpoint::{Checkpoint, Dtype, MemoryTensor};
-use crate::engine::{EarlyStopping, Engine, Limit, Options, Seed};
+use crate::engine::{CHUNK, EarlyStopping, Engine, Limit, Options, Seed};
 use crate::error::Error;
 use crate::kernels::{self, Kernels};
-use crate::models::{self, Decoder, LoadOptions};
+use crate::models::{self, Decoder, LoadOptions, Part, Pooling};
 use crate::{forks, limits, team};
 use decoding::{Generation, Prompts};
 use exceptions::detached;
@@ -45,8 +45,14 @@ fn load_options(
     num_threads: Option<usize>,
     cache_bytes: Option<u64>,
     max_rows: Option<usize>,
+    part: &str,
 ) -> LoadOptions {
     LoadOptions {
+        part: match part {
+            "encoder" => Part::Encoder,
+            "whole" => Part::Whole,
+            _ => Part::Folder,
+        },
         dtype: Some(dtype.to_owned()),
         compute_dtype: compute_dtype.map(str::to_owned),
         num_threads,
@@ -71,6 +77,8 @@ impl Model {
 #[pymethods]
 impl Model {
     #[staticmethod]
+    #[pyo3(signature = (folder, dtype, compute_dtype, num_threads, cache_bytes, max_rows, part = "folder"))]
+    #[expect(clippy::too_many_arguments, reason = "one argument per option, as the stub lists them")]
     fn load(
         py: Python<'_>,
         folder: &str,
@@ -79,14 +87,16 @@ impl Model {
         num_threads: Option<usize>,
         cache_bytes: Option<u64>,
         max_rows: Option<usize>,
+        part: &str,
     ) -> PyResult<Self> {
         interruptible(py, |cancel| {
-            let options = load_options(dtype, compute_dtype, num_threads, cache_bytes, max_rows);
+            let options = load_options(dtype, compute_dtype, num_threads, cache_bytes, max_rows, part);
             Ok(Self::of(models::Model::load(Path::new(folder), &options, cancel)?))
         })
     }
 
     #[staticmethod]
+    #[pyo3(signature = (config, tensors, dtype, compute_dtype, num_threads, cache_bytes, max_rows, part = "folder"))]
     #[expect(clippy::too_many_arguments, reason = "one argument per option, as the stub lists them")]
     fn from_tensors(
         py: Python<'_>,
@@ -97,6 +107,7 @@ impl Model {
         num_threads: Option<usize>,
         cache_bytes: Option<u64>,
         max_rows: Option<usize>,
+        part: &str,
     ) -> PyResult<Self> {
         const ELEMENTS: [Dtype; 10] = [
             Dtype::F32,
@@ -116,7 +127,7 @@ impl Model {
             memory.push(MemoryTensor { name, dtype, shape, bytes: Arc::new(buffer.to_vec(py)?) });
         }
         interruptible(py, |cancel| {
-            let options = load_options(dtype, compute_dtype, num_threads, cache_bytes, max_rows);
+            let options = load_options(dtype, compute_dtype, num_threads, cache_bytes, max_rows, part);
             let checkpoint = Checkpoint::from_memory(memory)?;
             Ok(Self::of(models::Model::from_checkpoint(config, &checkpoint, &options, cancel)?))
         })
@@ -173,6 +184,11 @@ impl Model {
         self.0.model().has_encoder()
     }
 
+    #[getter]
+    fn has_decoder(&self) -> bool {
+        self.0.model().has_decoder()
+    }
+
     /// An empty sequence that is meant to hold `length` tokens, over a source in a model with an encoder.
     #[pyo3(signature = (length, source = None))]
     fn start(&self, py: Python<'_>, length: usize, source: Option<SourceArgument>) -> PyResult<State> {
@@ -208,6 +224,28 @@ impl Model {
             }
             Ok(memories)
         })
+    }
+
+    /// Hidden states of sources by an encoder alone, or their means, some sources at a time. What has been read is converted
+    /// before the next ones are read, so that nothing is held twice but what one step makes.
+    fn hidden_states<'py>(
+        &self,
+        py: Python<'py>,
+        sources: Vec<Vec<u32>>,
+        mean: bool,
+    ) -> PyResult<Vec<Bound<'py, PyByteArray>>> {
+        let (model, pooling) = (self.0.model(), if mean { Pooling::Mean } else { Pooling::Nothing });
+        let sources: Vec<&[u32]> = sources.iter().map(Vec::as_slice).collect();
+        detached(py, || model.check_sources(&sources))?;
+        let mut states = Vec::with_capacity(sources.len());
+        while let Some(rest) = sources.get(states.len()..).filter(|rest| !rest.is_empty()) {
+            let group = &rest[..model.side_by_side(rest, CHUNK)];
+            let found = interruptible(py, |cancel| model.hidden_states(group, pooling, cancel))?;
+            for values in found {
+                states.push(bytes(py, &values)?);
+            }
+        }
+        Ok(states)
     }
 
     fn embed<'py>(&self, py: Python<'py>, ids: Vec<u32>) -> PyResult<Bound<'py, PyByteArray>> {

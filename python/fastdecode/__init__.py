@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from .pipelines import pipeline as pipeline
     from .results import Chunk as Chunk
     from .results import Output as Output
+    from .text_encoder import TextEncoder as TextEncoder
 
 __all__ = [
     "CausalLM",
@@ -26,6 +27,7 @@ __all__ = [
     "Output",
     "Seq2SeqLM",
     "State",
+    "TextEncoder",
     "Tokenizer",
     "__version__",
     "cpu_info",
@@ -41,6 +43,10 @@ def __getattr__(name: str) -> object:
         from .pipelines import pipeline
 
         return pipeline
+    if name == "TextEncoder":
+        from .text_encoder import TextEncoder
+
+        return TextEncoder
     if name in ("Chunk", "GenerateOptions", "Output"):
         from . import options, results
 

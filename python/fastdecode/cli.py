@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
     from .causal import CausalLM
+    from .model import LanguageModel
     from .seq2seq import Seq2SeqLM
 
 # Options of a call, as flags: name, type, what the help says.
@@ -165,7 +166,7 @@ def _add_model(parser: argparse.ArgumentParser, *, optional: bool = False) -> No
     parser.add_argument("--local-files-only", action="store_true", help="download nothing")
 
 
-def _load(parsed: argparse.Namespace) -> CausalLM | Seq2SeqLM:
+def _load(parsed: argparse.Namespace) -> LanguageModel:
     names = (
         "dtype",
         "compute_dtype",
@@ -177,8 +178,23 @@ def _load(parsed: argparse.Namespace) -> CausalLM | Seq2SeqLM:
         "cache_dir",
         "local_files_only",
     )
-    model: CausalLM | Seq2SeqLM = load(parsed.model, **{name: getattr(parsed, name) for name in names})
+    model: LanguageModel = load(parsed.model, **{name: getattr(parsed, name) for name in names})
     return model
+
+
+def _load_with_decoder(parsed: argparse.Namespace) -> CausalLM | Seq2SeqLM:
+    model: Any = _load(parsed)
+    if not model.has_decoder:
+        expected, got = "a model with a decoder", f"{model.info()['architecture']}, an encoder alone"
+        raise errors.UnsupportedModelError(
+            f"{parsed.model}: expected {expected}, got {got}, which gives hidden states and no text (in Python, "
+            "TextEncoder.encode)",
+            file=parsed.model,
+            expected=expected,
+            got=got,
+        )
+    loaded: CausalLM | Seq2SeqLM = model
+    return loaded
 
 
 def _run(parsed: argparse.Namespace) -> None:
@@ -189,7 +205,7 @@ def _run(parsed: argparse.Namespace) -> None:
     options: dict[str, Any] = {
         name: getattr(parsed, name) for name in names if getattr(parsed, name) is not None
     }
-    model = _load(parsed)
+    model = _load_with_decoder(parsed)
     began = time.perf_counter()
     stream = _pieces(model, prompt, options)
     if parsed.echo:
@@ -271,7 +287,7 @@ def _info(parsed: argparse.Namespace) -> None:
 def _bench(parsed: argparse.Namespace) -> None:
     from .bench import measure
 
-    values = {"name": parsed.model} | measure(_load(parsed), rounds=parsed.rounds)
+    values = {"name": parsed.model} | measure(_load_with_decoder(parsed), rounds=parsed.rounds)
     if parsed.json:
         print(json.dumps(values, indent=2))
         return

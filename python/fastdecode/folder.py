@@ -73,6 +73,10 @@ class Defaults(NamedTuple):
     decoder_start_token_id: int | None = None
 
 
+# What a model without a decoder is asked for: it generates nothing.
+NO_DEFAULTS = Defaults({}, "", None)
+
+
 def is_pointer(path: Path) -> bool:
     """Whether Git LFS has left its own text in the place of a file; False where it cannot be read."""
     try:

@@ -33,9 +33,10 @@ def load(
 ) -> Any:  # noqa: ANN401 (a union would have to be narrowed before every use)
     """Loads a model from a Hugging Face folder, the hub, or the package's own demo models.
 
-    The folder decides what it is: GPT-2 becomes a `CausalLM`; T5, mT5 and UMT5 become a `Seq2SeqLM`.
-    `CausalLM.load` and `Seq2SeqLM.load` take the same arguments, refuse the other kind, and tell type checkers
-    what they return.
+    The folder decides what it is: GPT-2 becomes a `CausalLM`; T5, mT5 and UMT5 become a `Seq2SeqLM`, or a
+    `TextEncoder` where there is no decoder (`T5EncoderModel` and its like). `CausalLM.load` and `Seq2SeqLM.load` take
+    the same arguments, refuse other kinds, and tell type checkers what they return; `TextEncoder.load` reads
+    the encoder of any T5, mT5 or UMT5.
 
     Weights are read once, packed for this CPU and kept; the tokenizer is read when text first needs it.
 
@@ -52,9 +53,10 @@ def load(
             system and the control group leave free when the weights have been loaded (no limit where the
             system does not tell). A sequence reserves blocks for its prompt, its source and all new tokens that
             it may come to. What states and memories hold counts too, and is never refused. A request that does
-            not fit waits; one that would not fit alone is an error.
-        max_rows: Sequences that decode side by side in one step, at most 65,536; None for 64. Others wait. It
-            does not change results.
+            not fit waits; one that would not fit alone is an error. A `TextEncoder` keeps none between calls: the
+            sources of one step take no more than this.
+        max_rows: Sequences that decode side by side in one step, at most 65,536; None for 64. Others wait. In a
+            `TextEncoder` they are the sources that are read side by side. It does not change results.
         tokenizer: Used instead of the folder's: a folder, a tokenizer.json or spiece.model, or an object of
             tokenizers or transformers.
         revision: Branch, tag or commit on the hub.
@@ -81,6 +83,8 @@ def load(
         >>> story == model.generate("Once upon a time", max_new_tokens=40, seed=1)
         True
     """
+    from .text_encoder import TextEncoder
+
     options = {
         "dtype": dtype,
         "compute_dtype": compute_dtype,
@@ -93,4 +97,4 @@ def load(
         "cache_dir": cache_dir,
         "local_files_only": local_files_only,
     }
-    return read_model((CausalLM, Seq2SeqLM), model, {**options, **transformers})
+    return read_model((CausalLM, Seq2SeqLM, TextEncoder), model, {**options, **transformers})

@@ -13,8 +13,8 @@ from . import _core
 from .accepted import PassedOverInLoading, of_load
 from .arrays import as_ids, as_tensor, bad_option, is_empty, is_one
 from .errors import ConfigError, FastdecodeError, FastdecodeWarning, TokenizerMissing, UnsupportedModelError
-from .families import model_types, tokenizer_files
-from .folder import Config, config_defaults, folder_defaults, read_json
+from .families import FAMILIES, model_types, tokenizer_files
+from .folder import NO_DEFAULTS, Config, config_defaults, folder_defaults, read_json
 from .foreign import refuse_foreign
 from .hub import locate
 from .tokenizer_files import as_tokenizer, read_folder
@@ -62,6 +62,10 @@ LOADING = frozenset(LoadOptions.__annotations__)
 M = TypeVar("M", bound="LanguageModel")
 
 
+# Classes, for people, by whether their models have an encoder and a decoder.
+_CLASSES = {(False, True): "CausalLM", (True, True): "Seq2SeqLM", (True, False): "TextEncoder"}
+
+
 def read_model(classes: Sequence[type[M]], model: str | os.PathLike[str], given: Mapping[str, Any]) -> M:
     """Finds and reads a model, and makes it an instance of the class that it is for.
 
@@ -92,17 +96,35 @@ def read_model(classes: Sequence[type[M]], model: str | os.PathLike[str], given:
         local_files_only=options.get("local_files_only", False),
     )
     refuse_foreign(source.folder)
+    part = classes[0]._part if len(classes) == 1 else "folder"
     # Before config.json is read here: the native side says best what is wrong with a folder.
-    core = _core.Model.load(str(source.folder), *native)
-    fitting = [cls for cls in classes if cls.has_encoder == core.has_encoder]
-    if not fitting:
-        raise classes[0].refusal(core, str(source.folder))
+    core, loaded_as = _built(
+        classes, lambda: _core.Model.load(str(source.folder), *native, part), str(source.folder)
+    )
     config = read_json(source.folder / "config.json")
     kept = {key: value for key, value in options.items() if key != "token"} | {"revision": source.revision}
-    defaults = folder_defaults(source.folder, config)
-    loaded = fitting[0](core, config, defaults, source.folder, tokenizer, (source.name, kept))
+    defaults = folder_defaults(source.folder, config) if core.has_decoder else NO_DEFAULTS
+    loaded = loaded_as(core, config, defaults, source.folder, tokenizer, (source.name, kept))
     loaded._load_seconds = time.perf_counter() - began
     return loaded
+
+
+def _built(
+    classes: Sequence[type[M]], build: Callable[[], _core.Model], file: str
+) -> tuple[_core.Model, type[M]]:
+    """A native model, and the class of several that it is for."""
+    try:
+        core = build()
+    except UnsupportedModelError as error:
+        if error.got not in FAMILIES:
+            raise
+        # A model_type that is known has no encoder, which was asked for.
+        raise classes[0].refusal(error.got, (False, True), file) from None
+    parts = core.has_encoder, core.has_decoder
+    for cls in classes:
+        if (cls.has_encoder, cls.has_decoder) == parts:
+            return core, cls
+    raise classes[0].refusal(core.info()["architecture"], parts, file)
 
 
 def _reload(cls: type[LanguageModel], name: str, keywords: dict[str, Any]) -> LanguageModel:
@@ -149,14 +171,17 @@ def load_options(
 
 
 class LanguageModel:
-    """A loaded model of either kind.
+    """A loaded model of any kind.
 
     Any number of threads may call it at once, and forked processes too. Pickling keeps where it was loaded
     from, and loads it again.
     """
 
-    # Whether models of the class have an encoder.
+    # Whether models of the class have an encoder, and a decoder.
     has_encoder: ClassVar[bool]
+    has_decoder: ClassVar[bool] = True
+    # What the class reads of a folder: all that there is, or the encoder alone.
+    _part: ClassVar[Literal["whole", "encoder"]] = "whole"
 
     def __init__(
         self,
@@ -227,11 +252,13 @@ class LanguageModel:
                 expected="values that JSON can hold",
                 got=str(error),
             ) from error
-        core = _core.Model.from_tensors(text, [as_tensor(*item) for item in tensors.items()], *options)
-        if core.has_encoder != cls.has_encoder:
-            raise cls.refusal(core, "config")
+        arrays = [as_tensor(*item) for item in tensors.items()]
+        core, _ = _built(
+            (cls,), lambda: _core.Model.from_tensors(text, arrays, *options, cls._part), "config"
+        )
         config = json.loads(text)
-        loaded = cls(core, config, config_defaults(config, "config"), None, given, None)
+        defaults = config_defaults(config, "config") if cls.has_decoder else NO_DEFAULTS
+        loaded = cls(core, config, defaults, None, given, None)
         loaded._load_seconds = time.perf_counter() - began
         return loaded
 
@@ -249,12 +276,14 @@ class LanguageModel:
         return read_model((cls,), model, options)
 
     @classmethod
-    def refusal(cls, core: _core.Model, file: str) -> UnsupportedModelError:
-        """The error for a model that is not for this class."""
-        got = core.info()["architecture"]
+    def refusal(cls, model_type: str, parts: tuple[bool, bool], file: str) -> UnsupportedModelError:
+        """The error for a model that is not for this class, by whether it has an encoder and a decoder."""
         kind = "a model with an encoder" if cls.has_encoder else "a causal model"
+        if cls.has_encoder and not parts[1]:
+            kind += " and a decoder"
         expected = f"{kind} ({model_types(has_encoder=cls.has_encoder)})"
-        other = "CausalLM" if cls.has_encoder else "Seq2SeqLM"
+        got = model_type if parts[1] else f"{model_type}, an encoder alone"
+        other = _CLASSES[parts]
         return UnsupportedModelError(
             f"{file}: {cls.__name__} expected {expected}, got {got}; {other} or fastdecode.load takes it",
             file=file,
@@ -292,12 +321,12 @@ class LanguageModel:
 
         Returns:
             `architecture`, `parameters` (tied ones counted once), `weight_bytes` (packed), `step_weight_bytes`
-            (those that a step of decoding reads), `cache_bytes_per_token`, `dtype`, `compute_dtype`, `isa`,
-            `num_threads`, `cache_bytes` (what running requests may reserve; None without a limit), `max_rows`,
-            `context_length`, `vocab_size`, `unknown_tensors` (names) and `load_seconds`; and, in bytes at this
-            moment, `cache_bytes_live` (keys and values that sequences, states and memories of this model hold),
-            `cache_bytes_held` (those and free ones that are kept for reuse) and `activation_bytes` (of running and
-            coming steps of all models in this process).
+            (those that a step of decoding reads, or a source in an encoder alone), `cache_bytes_per_token`,
+            `dtype`, `compute_dtype`, `isa`, `num_threads`, `cache_bytes` (what running requests may reserve; None
+            without a limit), `max_rows`, `context_length`, `vocab_size`, `unknown_tensors` (names) and
+            `load_seconds`; and, in bytes at this moment, `cache_bytes_live` (keys and values that sequences, states
+            and memories of this model hold), `cache_bytes_held` (those and free ones that are kept for reuse) and
+            `activation_bytes` (of running and coming steps of all models in this process).
         """
         return self._core.info() | {"load_seconds": self._load_seconds}
 
@@ -351,6 +380,13 @@ class LanguageModel:
         if not is_empty(prompt) and not is_one(prompt, option):
             raise bad_option(option, "one string or one list of token ids", f"{prompt!r:.80}")
         return as_ids(prompt, self._core.vocab_size, option)
+
+    def _source_ids(self, source: Prompt) -> list[int]:
+        """Ids of one source, which has at least one."""
+        ids = [] if is_empty(source) else self._encode_text(source, "source")
+        if not ids:
+            raise bad_option("source", "at least one token", "none")
+        return ids
 
     def _need_tokenizer(self, what: str) -> Tokenizer:
         tokenizer = self.tokenizer

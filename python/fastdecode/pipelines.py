@@ -85,6 +85,13 @@ def pipeline(
         name, value = next(iter(loading.items()))
         raise bad_option(name, "nothing with a model that is loaded", repr(value))
     assert isinstance(model, LanguageModel)
+    if not model.has_decoder:
+        expected, got = "a model with a decoder", f"{model.info()['architecture']}, an encoder alone"
+        raise UnsupportedModelError(
+            f"{task}: expected {expected}, got {got}, which gives hidden states (TextEncoder.encode)",
+            expected=expected,
+            got=got,
+        )
     if model.has_encoder != kind.has_encoder:
         fitting = (
             "translation, summarization or text2text-generation" if model.has_encoder else "text-generation"

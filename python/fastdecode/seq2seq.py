@@ -453,12 +453,6 @@ class Seq2SeqLM(LanguageModel):
     def _read_source(self, source: Prompt | Memory) -> list[int] | _core.Memory:
         return source.core if isinstance(source, Memory) else self._source_ids(source)
 
-    def _source_ids(self, source: Prompt) -> list[int]:
-        ids = [] if is_empty(source) else self._encode_text(source, "source")
-        if not ids:
-            raise bad_option("source", "at least one token", "none")
-        return ids
-
     def _decoder_ids(self, decoder_ids: Sequence[int]) -> list[int]:
         if isinstance(decoder_ids, str) or not (is_empty(decoder_ids) or is_one(decoder_ids, "decoder_ids")):
             raise bad_option("decoder_ids", "one list of token ids", f"{decoder_ids!r:.80}")

@@ -260,6 +260,11 @@ impl ConfigFile {
         self.value(field).is_some_and(Value::is_null)
     }
 
+    /// The first string of a list of strings; `None` where the field is anything else.
+    pub fn first_of(&self, field: &str) -> Option<&str> {
+        self.value(field)?.as_array()?.first()?.as_str()
+    }
+
     /// Token ids: one integer or a list of them; `None` where the field is absent, an empty list for null.
     ///
     /// # Errors

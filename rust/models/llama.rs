@@ -5,6 +5,7 @@
 //! `M` rows of the step, `D` width, `V` vocabulary.
 
 use super::causal;
+use super::options::Part;
 use super::registry::{Network, Recorded};
 use super::rope::{self, Rope};
 use crate::checkpoint::config::ConfigFile;
@@ -186,6 +187,7 @@ fn windows(kin: Kin, file: &ConfigFile, layers: usize) -> Result<Vec<Option<usiz
 /// Those of its config and of its tensors.
 pub(super) fn record(
     model_type: &str,
+    _: Part,
     file: &mut ConfigFile,
     weights: &mut Recorder<'_>,
 ) -> Result<Recorded> {

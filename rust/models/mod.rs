@@ -28,15 +28,16 @@ use crate::layers::Runtime;
 use crate::load::Loader;
 use crate::packed::{Packed, Storage};
 use crate::program::{Program, Recorder, Weights, Work};
-use encoder_decoder::Encoder;
+use encoder_decoder::{Encoder, no_decoder};
 use registry::{Architecture, Network, Recorded};
 use step::Bounds;
 
 pub use crate::execute::Activation;
 pub use crate::team::Cancel;
 pub use decoder::{CacheBlock, Decoder, Input, Limits, Segment, Sequence, Wanted};
-pub use options::LoadOptions;
+pub use encoder_decoder::Pooling;
 use options::option;
+pub use options::{LoadOptions, Part};
 use sequence::Read;
 pub use sequence::{DecoderSequence, EncoderOutput, Source};
 
@@ -49,9 +50,9 @@ pub struct Info {
     pub parameters: usize,
     /// Bytes of the packed matrices.
     pub weight_bytes: usize,
-    /// Bytes of those that a step with one new token reads.
+    /// Bytes of those that a step with one new token reads, or a source where there is an encoder alone.
     pub step_weight_bytes: usize,
-    /// Bytes of the cache for one token.
+    /// Bytes of the cache for one token; in an encoder alone those of a source's token while it is read.
     pub cache_bytes_per_token: usize,
     /// Storage of the matrices, every kind that occurs.
     pub dtypes: Vec<&'static str>,
@@ -83,7 +84,8 @@ pub struct Model {
     weights: Weights,
     runtime: Runtime,
     bounds: Bounds,
-    /// Blocks of the decoder's caches and of what is kept of sources: both hold keys and values of every decoder layer.
+    /// Blocks of the decoder's caches and of what is kept of sources: both hold keys and values of every decoder layer. An encoder
+    /// alone takes none.
     pool: Arc<Pool>,
     /// Blocks of one encoder layer's keys and values.
     source_pool: Arc<Pool>,
@@ -98,7 +100,7 @@ impl Model {
     /// Every kind: files missing or malformed, an architecture that is not supported, options out of range, memory refused.
     pub fn load(folder: &Path, options: &LoadOptions, cancel: &Cancel<'_>) -> Result<Self> {
         let config = ConfigFile::open(folder)?;
-        let architecture = registry::architecture(&config)?;
+        let architecture = registry::architecture(&config, options.part)?;
         Self::build(architecture, config, &Checkpoint::open(folder)?, options, cancel)
     }
 
@@ -113,7 +115,7 @@ impl Model {
         cancel: &Cancel<'_>,
     ) -> Result<Self> {
         let config = ConfigFile::from_json("config", config_json)?;
-        Self::build(registry::architecture(&config)?, config, weights, options, cancel)
+        Self::build(registry::architecture(&config, options.part)?, config, weights, options, cancel)
     }
 
     fn build(
@@ -129,7 +131,7 @@ impl Model {
         let mut recorder =
             Recorder::new(Loader::new(checkpoint, architecture.prefix, rounding, threads, cancel));
         let Recorded { network, context_limit, border } =
-            (architecture.record)(architecture.name, &mut file, &mut recorder)?;
+            (architecture.record)(architecture.name, options.part, &mut file, &mut recorder)?;
         let (weights, loader) = recorder.finish()?;
         let mut dtypes: Vec<&str> = weights.storages().map(Storage::name).collect();
         dtypes.sort_unstable();
@@ -142,17 +144,17 @@ impl Model {
                 &format!("bfloat16 with weights in {}", dtypes.join(", ")),
             ));
         }
-        let decoder = network.decoder();
-        let embedding = embedding(decoder, &weights)?;
+        let main = network.main();
+        let embedding = embedding(main, &weights)?;
         let (width, vocab, context) = (embedding.inputs(), embedding.outputs(), context_limit);
         let bounds = Bounds { width, vocab, context, border };
-        let heads = decoder.heads().map_or((1, 1), |heads| (heads.kv_heads, heads.head_dim));
-        let shape = Shape { layers: decoder.layers(), heads: heads.0, head_dim: heads.1, bf16 };
+        let heads = main.heads().map_or((1, 1), |heads| (heads.kv_heads, heads.head_dim));
+        let shape = Shape { layers: main.layers(), heads: heads.0, head_dim: heads.1, bf16 };
         let info = Info {
             architecture: architecture.name,
             parameters: loader.parameters(),
             weight_bytes: weights.bytes(),
-            step_weight_bytes: decoder.matrix_bytes(&weights),
+            step_weight_bytes: main.matrix_bytes(&weights),
             cache_bytes_per_token: shape.block_bytes() / BLOCK,
             dtypes,
             compute_dtype: if bf16 { "bfloat16" } else { "float32" },
@@ -183,10 +185,13 @@ impl Model {
     }
 
     /// Floating-point operations of reading `tokens` tokens and giving the logits of the last `wanted` of them. In a model with an
-    /// encoder the tokens are a source, and the logits those of the decoder's first `wanted` tokens over it.
+    /// encoder the tokens are a source, and the logits those of the decoder's first `wanted` tokens over it, where it has one.
     pub fn flops(&self, tokens: usize, wanted: usize) -> f64 {
         let of = |program: &Program, work: Work| program.flops(&self.weights, work);
         match &self.network {
+            Network::Encoder(encoder) => {
+                of(encoder, Work { position: 0, rows: tokens, wanted: 0, source: 0 })
+            }
             Network::Decoder(decoder) => of(decoder, Work { position: 0, rows: tokens, wanted, source: 0 }),
             Network::EncoderDecoder { encoder, decoder } => {
                 let source = Work { position: 0, rows: tokens, wanted: 0, source: 0 };
@@ -201,9 +206,14 @@ impl Model {
         self.bounds.width
     }
 
-    /// Whether sequences look at a source that an encoder reads.
+    /// Whether an encoder reads sources.
     pub fn has_encoder(&self) -> bool {
-        matches!(self.network, Network::EncoderDecoder { .. })
+        matches!(self.network, Network::EncoderDecoder { .. } | Network::Encoder(_))
+    }
+
+    /// Whether there are sequences, which a decoder reads and writes.
+    pub fn has_decoder(&self) -> bool {
+        self.network.decoder().is_some()
     }
 
     /// Token embeddings alone, `T × D` row-major.
@@ -212,7 +222,7 @@ impl Model {
     /// [`Error::Option`] for an id past the vocabulary.
     pub fn embed(&self, ids: &[u32]) -> Result<Vec<f32>> {
         self.check_ids("token id", ids)?;
-        let (embedding, width) = (embedding(self.network.decoder(), &self.weights)?, self.width());
+        let (embedding, width) = (embedding(self.network.main(), &self.weights)?, self.width());
         let mut out = vec![0.0; ids.len() * width];
         for (&id, row) in std::iter::zip(ids, out.chunks_exact_mut(width)) {
             embedding.gather(id as usize, row);
@@ -223,7 +233,7 @@ impl Model {
     /// Encodes sources of any lengths, each as if it were alone, to the bit, and keeps their hidden states.
     ///
     /// # Errors
-    /// `Option` for a model without an encoder, a source without ids or an id past the vocabulary; `Cancelled`,
+    /// `Option` for a model without an encoder or a decoder, a source without ids or an id past the vocabulary; `Cancelled`,
     /// `OutOfMemory`, `Panicked`.
     pub fn encode(&self, sources: &[&[u32]], cancel: &Cancel<'_>) -> Result<Vec<Arc<EncoderOutput>>> {
         for ids in sources {
@@ -231,6 +241,58 @@ impl Model {
         }
         let sources: Vec<_> = sources.iter().map(|&ids| (ids, Account::Open)).collect();
         self.encoder()?.encode(&sources, true, cancel, None)
+    }
+
+    /// Hidden states of sources, read in one step, by an encoder alone: `S × D` row-major, or pooled. Each is as if it were
+    /// alone, to the bit, and nothing else is kept of them.
+    ///
+    /// # Errors
+    /// `Option` for a model that is not an encoder alone, and for sources that [`Model::check_sources`] refuses; `Cancelled`,
+    /// `OutOfMemory`, `Panicked`.
+    pub fn hidden_states(
+        &self,
+        sources: &[&[u32]],
+        pooling: Pooling,
+        cancel: &Cancel<'_>,
+    ) -> Result<Vec<Vec<f32>>> {
+        let encoder = self.encoder()?;
+        self.check_sources(sources)?;
+        encoder.hidden_states(sources, pooling, cancel)
+    }
+
+    /// Checks that each of the sources can be read: it has ids, all in the vocabulary, and its keys and values fit into
+    /// `cache_bytes` by themselves.
+    ///
+    /// # Errors
+    /// `Option` for one that cannot.
+    pub fn check_sources(&self, sources: &[&[u32]]) -> Result<()> {
+        let most = self.limits.cache_bytes / self.source_pool.shape().block_bytes() * BLOCK;
+        for ids in sources {
+            self.check_source(ids)?;
+            if ids.len() > most {
+                let budget = self.limits.cache_bytes;
+                let expected = format!("at most {most} tokens (all that fits into cache_bytes={budget})");
+                return Err(option("source", &expected, &ids.len().to_string()));
+            }
+        }
+        Ok(())
+    }
+
+    /// How many of the first sources are read in one step: as many as the limits allow and have at most `tokens` tokens together,
+    /// and at least one.
+    pub fn side_by_side(&self, sources: &[&[u32]], tokens: usize) -> usize {
+        let (mut rows, mut bytes) = (0, 0);
+        let fits = sources.iter().take(self.limits.max_rows).take_while(|ids| {
+            rows += ids.len();
+            bytes += self.source_bytes(ids);
+            rows <= tokens && bytes <= self.limits.cache_bytes
+        });
+        fits.count().max(1)
+    }
+
+    /// Bytes of a source's keys and values while it is read.
+    fn source_bytes(&self, ids: &[u32]) -> usize {
+        ids.len().div_ceil(BLOCK) * self.source_pool.shape().block_bytes()
     }
 
     /// An empty sequence that looks at `source` and is advanced by hand: no request answers for its blocks, nor for those of a
@@ -253,6 +315,7 @@ impl Model {
     }
 
     fn start_on(&self, account: Account, source: Source) -> Result<DecoderSequence> {
+        self.network.decoder().ok_or_else(no_decoder)?;
         match &source {
             Source::None if !self.has_encoder() => {}
             Source::None => return Err(no_source()),
@@ -298,6 +361,7 @@ impl Model {
         cancel: &Cancel<'_>,
         trace: Option<&Trace>,
     ) -> Result<()> {
+        let decoder = self.network.decoder().ok_or_else(no_decoder)?;
         if self.has_encoder() {
             if batch.iter().any(|segment| matches!(segment.sequence.source, Source::None)) {
                 return Err(no_source());
@@ -307,7 +371,7 @@ impl Model {
                 Decoder::encode(self, &mut sequences, cancel)?;
             }
         }
-        let executor = self.executor(self.network.decoder(), self.pool.shape());
+        let executor = self.executor(decoder, self.pool.shape());
         step::run(executor, self.bounds, batch, logits, cancel, trace)
     }
 
@@ -319,8 +383,12 @@ impl Model {
     fn encoder(&self) -> Result<Encoder<'_>> {
         match &self.network {
             Network::EncoderDecoder { encoder, .. } => {
-                let (own, kept) = (&self.source_pool, &self.pool);
+                let (own, kept) = (&self.source_pool, Some(&self.pool));
                 Ok(Encoder { executor: self.executor(encoder, own.shape()), own, kept })
+            }
+            Network::Encoder(encoder) => {
+                let own = &self.source_pool;
+                Ok(Encoder { executor: self.executor(encoder, own.shape()), own, kept: None })
             }
             Network::Decoder(_) => {
                 let hint = "nothing (this model has no encoder; give it a prompt)";
@@ -348,9 +416,9 @@ impl Model {
     }
 }
 
-/// The token embeddings of a decoder.
-fn embedding<'a>(decoder: &Program, weights: &'a Weights) -> Result<&'a Packed> {
-    decoder.embedding().map(|slot| weights.table(slot)).ok_or_else(|| Error::Program {
+/// The token embeddings of a program.
+fn embedding<'a>(program: &Program, weights: &'a Weights) -> Result<&'a Packed> {
+    program.embedding().map(|slot| weights.table(slot)).ok_or_else(|| Error::Program {
         phase: "the first".to_owned(),
         expected: "token embeddings".to_owned(),
         got: "none".to_owned(),

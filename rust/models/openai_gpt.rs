@@ -4,6 +4,7 @@
 //! step, `D` width, `V` vocabulary.
 
 use super::causal;
+use super::options::Part;
 use super::registry::{Network, Recorded};
 use crate::checkpoint::config::ConfigFile;
 use crate::error::{Error, Result};
@@ -86,7 +87,12 @@ impl Config {
 ///
 /// # Errors
 /// Those of its config and of its tensors.
-pub(super) fn record(_: &str, file: &mut ConfigFile, weights: &mut Recorder<'_>) -> Result<Recorded> {
+pub(super) fn record(
+    _: &str,
+    _: Part,
+    file: &mut ConfigFile,
+    weights: &mut Recorder<'_>,
+) -> Result<Recorded> {
     let c = Config::read(file)?;
     let (d, eps) = (c.n_embd, c.layer_norm_epsilon);
     let head_dim = d / c.n_head;

@@ -11,9 +11,23 @@ const MOST_BYTES: u64 = i64::MAX as u64;
 /// Largest number of rows that can be asked for.
 const MOST_ROWS: usize = 1 << 16;
 
+/// Which part of a folder is to be loaded.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Part {
+    /// What the folder is: an encoder alone where it says so, or where it holds nothing else and says nothing else.
+    #[default]
+    Folder,
+    /// Encoder and decoder, where the folder has both, whatever it says.
+    Whole,
+    /// The encoder alone: nothing of a decoder is read.
+    Encoder,
+}
+
 /// How a model is to be loaded.
 #[derive(Debug, Clone, Default)]
 pub struct LoadOptions {
+    /// Which part of the folder.
+    pub part: Part,
     /// `auto`, `float32`, `bfloat16` or `float16`: how weights are stored.
     pub dtype: Option<String>,
     /// `float32` or `bfloat16`: how products are formed.

@@ -5,6 +5,7 @@
 //! `D` width, `V` vocabulary.
 
 use super::causal;
+use super::options::Part;
 use super::registry::{Network, Recorded};
 use super::rope::{self, Rope};
 use crate::checkpoint::config::ConfigFile;
@@ -89,7 +90,12 @@ impl Config {
 ///
 /// # Errors
 /// Those of its config and of its tensors.
-pub(super) fn record(_: &str, file: &mut ConfigFile, weights: &mut Recorder<'_>) -> Result<Recorded> {
+pub(super) fn record(
+    _: &str,
+    _: Part,
+    file: &mut ConfigFile,
+    weights: &mut Recorder<'_>,
+) -> Result<Recorded> {
     let c = Config::read(file)?;
     let (d, eps, heads) = (c.hidden_size, c.layer_norm_eps, c.heads);
     let widths = [heads.heads, heads.kv_heads].map(|count| count * heads.head_dim);

@@ -1,5 +1,6 @@
 //! The architectures that can be loaded: a line for each.
 
+use super::options::Part;
 use super::{gpt2, llama, openai_gpt, phi, t5};
 use crate::checkpoint::config::ConfigFile;
 use crate::error::{Error, Result};
@@ -28,33 +29,52 @@ pub(super) enum Network {
         /// Reads and writes tokens, and looks at what was kept.
         decoder: Program,
     },
+    /// An encoder alone, whose program ends in hidden states and keeps nothing.
+    Encoder(Program),
 }
 
 impl Network {
-    /// The forward that reads and writes tokens.
-    pub(super) fn decoder(&self) -> &Program {
+    /// The forward whose results a caller is given: that of the decoder, or of an encoder alone.
+    pub(super) fn main(&self) -> &Program {
         match self {
-            Self::Decoder(decoder) | Self::EncoderDecoder { decoder, .. } => decoder,
+            Self::Decoder(main) | Self::EncoderDecoder { decoder: main, .. } | Self::Encoder(main) => main,
+        }
+    }
+
+    /// The forward that reads and writes tokens.
+    pub(super) fn decoder(&self) -> Option<&Program> {
+        match self {
+            Self::Decoder(decoder) | Self::EncoderDecoder { decoder, .. } => Some(decoder),
+            Self::Encoder(_) => None,
         }
     }
 }
 
-/// Reads a config and records the forward of its model; the first argument is `model_type`.
-type Record = fn(&str, &mut ConfigFile, &mut Recorder<'_>) -> Result<Recorded>;
+/// Reads a config and records the forward of its model, or of a part of it; the first argument is `model_type`.
+type Record = fn(&str, Part, &mut ConfigFile, &mut Recorder<'_>) -> Result<Recorded>;
 
-/// Values of `model_type`, what precedes names of tensors where a model was saved with its head, and who records such a model.
+/// Values of `model_type`, what precedes names of tensors where a model was saved with its head, who records such a model, and whether it
+/// has an encoder.
 const ARCHITECTURES: [Architecture; 10] = [
-    Architecture { name: "gpt2", prefix: "transformer.", record: gpt2::record },
-    Architecture { name: "llama", prefix: "model.", record: llama::record },
-    Architecture { name: "mistral", prefix: "model.", record: llama::record },
-    Architecture { name: "mt5", prefix: "transformer.", record: t5::record },
-    Architecture { name: "openai-gpt", prefix: "transformer.", record: openai_gpt::record },
-    Architecture { name: "phi", prefix: "model.", record: phi::record },
-    Architecture { name: "qwen2", prefix: "model.", record: llama::record },
-    Architecture { name: "qwen3", prefix: "model.", record: llama::record },
-    Architecture { name: "t5", prefix: "transformer.", record: t5::record },
-    Architecture { name: "umt5", prefix: "transformer.", record: t5::record },
+    causal("gpt2", "transformer.", gpt2::record),
+    causal("llama", "model.", llama::record),
+    causal("mistral", "model.", llama::record),
+    encoder_decoder("mt5", t5::record),
+    causal("openai-gpt", "transformer.", openai_gpt::record),
+    causal("phi", "model.", phi::record),
+    causal("qwen2", "model.", llama::record),
+    causal("qwen3", "model.", llama::record),
+    encoder_decoder("t5", t5::record),
+    encoder_decoder("umt5", t5::record),
 ];
+
+const fn causal(name: &'static str, prefix: &'static str, record: Record) -> Architecture {
+    Architecture { name, prefix, record, has_encoder: false }
+}
+
+const fn encoder_decoder(name: &'static str, record: Record) -> Architecture {
+    Architecture { name, prefix: "transformer.", record, has_encoder: true }
+}
 
 /// An architecture that can be loaded.
 #[derive(Debug, Clone, Copy)]
@@ -64,18 +84,20 @@ pub(super) struct Architecture {
     /// Before the names of tensors where a model was saved with its head, for all but the head.
     pub(super) prefix: &'static str,
     pub(super) record: Record,
+    has_encoder: bool,
 }
 
-/// The architecture of a config.
+/// The architecture of a config, of which `part` is to be loaded.
 ///
 /// # Errors
-/// `UnsupportedModel` where it is none of those that can be loaded.
-pub(super) fn architecture(config: &ConfigFile) -> Result<Architecture> {
+/// `UnsupportedModel` where it is none of those that can be loaded, or has no such part.
+pub(super) fn architecture(config: &ConfigFile, part: Part) -> Result<Architecture> {
     let wanted = config.model_type()?;
-    let found = ARCHITECTURES.into_iter().find(|architecture| architecture.name == wanted);
+    let fitting = || ARCHITECTURES.into_iter().filter(|known| known.has_encoder || part != Part::Encoder);
+    let found = fitting().find(|known| known.name == wanted);
     found.ok_or_else(|| Error::UnsupportedModel {
         file: config.label().to_owned(),
-        expected: ARCHITECTURES.map(|architecture| architecture.name).join(", "),
+        expected: fitting().map(|known| known.name).collect::<Vec<_>>().join(", "),
         got: wanted.to_owned(),
     })
 }

@@ -4,14 +4,15 @@
 //! Fields and their defaults are those of transformers (5.24, `models/{t5,mt5,umt5}/configuration_*.py`). Letters: `M` rows of
 //! the step, `D` width, `I` heads side by side, `F` width of the feed-forward layer, `V` vocabulary.
 
+use super::options::Part;
 use super::registry::{Network, Recorded};
 use crate::checkpoint::config::ConfigFile;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::kernels::Activation;
 use crate::layers::heads::Heads;
 use crate::layers::relative_bias::{Buckets, Distances, RelativeBias};
 use crate::packed::Packed;
-use crate::program::{Builder, Cache, Mask, Recorder, Slot, Value, dense, rms_norm};
+use crate::program::{Builder, Cache, Mask, Program, Recorder, Slot, Value, dense, rms_norm};
 
 /// Largest `relative_attention_max_distance`: every distance up to it is looked up once; the models on the hub have 128.
 const LARGEST_DISTANCE: usize = 1 << 16;
@@ -173,11 +174,31 @@ fn scaled(relative: Relative, file: &ConfigFile) -> Result<bool> {
     }
 }
 
-/// Token embeddings of encoder and decoder, and the head. All are tied to `shared` (transformers 5.24 does so whatever the
-/// config says), but one that is in the file and differs is kept; where `shared` is missing, the first of the others takes its
-/// place.
+/// Whether an encoder alone is to be recorded. A folder says so by the class in its `architectures`; where it names none that
+/// has a decoder, its tensors do.
+fn is_alone(part: Part, file: &ConfigFile, w: &Recorder<'_>) -> bool {
+    let class = file.first_of("architectures").unwrap_or_default();
+    let parts = ["UMT5", "MT5", "T5"].into_iter().find_map(|family| class.strip_prefix(family));
+    let whole = ["Model", "ForConditionalGeneration", "WithLMHeadModel", "ForSequenceClassification"];
+    let has_decoder = parts.is_some_and(|rest| whole.contains(&rest) || rest == "ForQuestionAnswering");
+    match part {
+        Part::Encoder => true,
+        Part::Folder if parts == Some("EncoderModel") => true,
+        Part::Folder | Part::Whole => !has_decoder && !w.has_any(is_of_decoder),
+    }
+}
+
+/// Whether a tensor of this name is of the decoder's blocks.
+fn is_of_decoder(name: &str) -> bool {
+    name.starts_with("decoder.block.")
+}
+
+/// Names of the token embeddings of encoder and decoder, and of the head.
+const TIED: [&str; 3] = ["encoder.embed_tokens.weight", "decoder.embed_tokens.weight", "lm_head.weight"];
+
+/// The tables named above. All are tied to `shared` (transformers 5.24 does so whatever the config says), but one that is in the
+/// file and differs is kept; where `shared` is missing, the first of the others takes its place.
 fn embeddings(c: &Config, w: &mut Recorder<'_>) -> Result<[Slot<Packed>; 3]> {
-    const TIED: [&str; 3] = ["encoder.embed_tokens.weight", "decoder.embed_tokens.weight", "lm_head.weight"];
     let source =
         TIED.into_iter().find(|name| !w.has("shared.weight") && w.has(name)).unwrap_or("shared.weight");
     let shared = w.table(source, c.vocab_size, c.d_model)?;
@@ -186,6 +207,13 @@ fn embeddings(c: &Config, w: &mut Recorder<'_>) -> Result<[Slot<Packed>; 3]> {
         *table = w.own_table(name, (source, shared), [c.vocab_size, c.d_model])?;
     }
     Ok(tables)
+}
+
+/// Token embeddings of an encoder alone: its own, or else the first table in the file that they are tied to.
+fn encoder_embeddings(c: &Config, w: &mut Recorder<'_>) -> Result<Slot<Packed>> {
+    let [own, others @ ..] = TIED;
+    let name = [own, "shared.weight"].into_iter().chain(others).find(|name| w.has(name));
+    w.table(name.unwrap_or("shared.weight"), c.vocab_size, c.d_model)
 }
 
 /// Bias of a block's self-attention: its own in UMT5, that of the block before elsewhere.
@@ -235,56 +263,92 @@ fn feed_forward(c: &Config, b: &mut Builder<'_, '_>, x: Value) -> Result<Value> 
     b.add(x, inner, dense("DenseReluDense.wo", c.d_model).past_f16()) // (M, D)
 }
 
-/// The model of a folder.
-///
-/// # Errors
-/// Those of its config and of its tensors.
-pub(super) fn record(model_type: &str, file: &mut ConfigFile, w: &mut Recorder<'_>) -> Result<Recorded> {
-    let c = Config::read(model_type, file)?;
-    let [encoder_tokens, decoder_tokens, head] = embeddings(&c, w)?;
-
+/// The encoder; what a decoder looks at is kept for so many of its blocks.
+fn encoder(c: &Config, w: &mut Recorder<'_>, tokens: Slot<Packed>, kept: usize) -> Result<Program> {
     let (distances, mut addend) = (Distances::new(c.buckets(true)), None);
     let mut b = Builder::new(w);
-    let mut x = b.embed("encoder.embed_tokens", encoder_tokens, c.d_model, None)?; // (M, D)
+    let mut x = b.embed("encoder.embed_tokens", tokens, c.d_model, None)?; // (M, D)
     for i in 0..c.num_layers {
         let block = format!("encoder.block.{i}.layer");
-        addend = Some(bias(&c, b.weights(), &block, &distances, addend)?);
+        addend = Some(bias(c, b.weights(), &block, &distances, addend)?);
         b.enter(format!("{block}.0"));
-        x = self_attention(&c, &mut b, x, Cache::Source, Mask { bias: addend, ..Mask::ALL })?;
+        x = self_attention(c, &mut b, x, Cache::Source, Mask { bias: addend, ..Mask::ALL })?;
         b.enter(format!("{block}.1"));
-        x = feed_forward(&c, &mut b, x)?;
+        x = feed_forward(c, &mut b, x)?;
     }
     b.enter("");
     let hidden = b.norm(x, rms_norm("encoder.final_layer_norm", c.layer_norm_epsilon))?; // (M, D)
-    for i in 0..c.num_decoder_layers {
+    for i in 0..kept {
         b.enter(format!("decoder.block.{i}.layer.1.EncDecAttention"));
         let keys_values = ["k", "v"].map(|letter| dense(letter, c.heads().heads * c.d_kv));
         let keys_values = b.project_each(hidden, None, keys_values)?; // (M, I) each
         b.keep(keys_values, i, c.heads())?;
     }
-    let encoder = b.finish()?;
+    b.finish()
+}
 
+/// The decoder.
+fn decoder(c: &Config, w: &mut Recorder<'_>, tokens: Slot<Packed>, head: Slot<Packed>) -> Result<Program> {
     let (distances, mut addend) = (Distances::new(c.buckets(false)), None);
     let mut b = Builder::new(w);
-    let mut x = b.embed("decoder.embed_tokens", decoder_tokens, c.d_model, None)?; // (M, D)
+    let mut x = b.embed("decoder.embed_tokens", tokens, c.d_model, None)?; // (M, D)
     for i in 0..c.num_decoder_layers {
         let block = format!("decoder.block.{i}.layer");
-        addend = Some(bias(&c, b.weights(), &block, &distances, addend)?);
+        addend = Some(bias(c, b.weights(), &block, &distances, addend)?);
         b.enter(format!("{block}.0"));
-        x = self_attention(&c, &mut b, x, Cache::Own(i), Mask { bias: addend, ..Mask::CAUSAL })?;
+        x = self_attention(c, &mut b, x, Cache::Own(i), Mask { bias: addend, ..Mask::CAUSAL })?;
         b.enter(format!("{block}.1"));
-        x = cross_attention(&c, &mut b, x, i)?;
+        x = cross_attention(c, &mut b, x, i)?;
         b.enter(format!("{block}.2"));
-        x = feed_forward(&c, &mut b, x)?;
+        x = feed_forward(c, &mut b, x)?;
     }
     b.enter("");
     let scale = if c.scale_decoder_outputs { (c.d_model as f64).powf(-0.5) as f32 } else { 1.0 };
     let last = rms_norm("decoder.final_layer_norm", c.layer_norm_epsilon).scaled(scale);
     let lm_head = b.weights().tied(head);
     b.head("lm_head", x, last, lm_head)?; // (W, V)
-    let decoder = b.finish()?;
+    b.finish()
+}
 
-    // Old checkpoints have a bias of the cross-attention that nothing reads.
-    w.ignore(|name| name == "decoder.block.0.layer.1.EncDecAttention.relative_attention_bias.weight");
-    Ok(Recorded { network: Network::EncoderDecoder { encoder, decoder }, context_limit: None, border: None })
+/// The model of a folder, or its encoder alone.
+///
+/// # Errors
+/// Those of its config and of its tensors.
+pub(super) fn record(
+    model_type: &str,
+    part: Part,
+    file: &mut ConfigFile,
+    w: &mut Recorder<'_>,
+) -> Result<Recorded> {
+    let c = Config::read(model_type, file)?;
+    let network = if is_alone(part, file, w) {
+        let tokens = encoder_embeddings(&c, w)?;
+        let encoder = encoder(&c, w, tokens, 0)?;
+        w.ignore(|name| name.starts_with("decoder.") || name == "shared.weight" || TIED.contains(&name));
+        Network::Encoder(encoder)
+    } else {
+        let [encoder_tokens, decoder_tokens, head] = embeddings(&c, w)?;
+        let has_decoder = w.has_any(is_of_decoder);
+        let class = file.first_of("architectures").unwrap_or_default();
+        let hint = |error| if has_decoder { error } else { missing_decoder(error, class) };
+        let encoder = encoder(&c, w, encoder_tokens, c.num_decoder_layers).map_err(hint)?;
+        let decoder = decoder(&c, w, decoder_tokens, head).map_err(hint)?;
+        // Old checkpoints have a bias of the cross-attention that nothing reads.
+        w.ignore(|name| name == "decoder.block.0.layer.1.EncDecAttention.relative_attention_bias.weight");
+        Network::EncoderDecoder { encoder, decoder }
+    };
+    Ok(Recorded { network, context_limit: None, border: None })
+}
+
+/// An error about a tensor of the decoder that a class of models has and the checkpoint has nothing of, with what to do.
+fn missing_decoder(error: Error, class: &str) -> Error {
+    match error {
+        Error::Checkpoint { file, tensor: Some(tensor), expected, got } if is_of_decoder(&tensor) => {
+            let expected = format!(
+                "{expected}, and the other tensors of the decoder that {class} has (TextEncoder.load reads the encoder alone)"
+            );
+            Error::Checkpoint { file, tensor: Some(tensor), expected, got }
+        }
+        error => error,
+    }
 }

@@ -165,6 +165,11 @@ impl<'l> Recorder<'l> {
         self.loader.has(name)
     }
 
+    /// Whether the checkpoint has a tensor whose name is one of these.
+    pub fn has_any(&self, wanted: impl Fn(&str) -> bool) -> bool {
+        self.loader.has_any(wanted)
+    }
+
     /// Plain values of this shape.
     ///
     /// # Errors

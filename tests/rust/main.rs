@@ -13,6 +13,7 @@ mod decode_draws;
 mod decode_golden;
 mod decode_rng;
 mod decode_sets;
+mod encoder;
 mod engine;
 mod fake;
 mod forward;
