@@ -38,7 +38,6 @@ class PassedOver(TypedDict, total=False):
     custom_generate: None
     decoder_start_token_id: int | None
     disable_compile: bool | None
-    generation_config: None
     is_assistant: bool | None
     logits_processor: Any
     low_memory: bool | None
@@ -172,7 +171,6 @@ _GENERATE: dict[str, _Rule] = {
     "continuous_batching_config": _NONE,
     "custom_generate": _NONE,
     "disable_compile": _FLAG,
-    "generation_config": _none_but("give its values as options"),
     "is_assistant": _NOT,
     "logits_processor": (_is_none_or_empty, "None or an empty list"),
     "low_memory": _FLAG,
@@ -246,12 +244,15 @@ _PIPELINE: dict[str, _Rule] = {
 
 # In a call of a pipeline; `padding` changes no id, since nothing is padded.
 _PIPELINE_CALL: dict[str, _Rule] = {
-    "handle_long_generation": _NONE,
+    "continue_final_message": _FLAG,
+    "documents": _NONE,
     "num_workers": _WHOLE,
     "padding": _one_of([True, False, "longest", "max_length", "do_not_pad"]),
+    "tokenizer_encode_kwargs": (_is_none_or_empty, "None or nothing in it (give its values as options)"),
+    "tools": _NONE,
 }
 # In a call of a pipeline that never shows its input.
-_WITHOUT_ECHO: dict[str, _Rule] = {"return_full_text": _FLAG}
+_WITHOUT_ECHO: dict[str, _Rule] = {"handle_long_generation": _NONE, "return_full_text": _FLAG}
 
 _DTYPES = ("float32", "float16", "bfloat16")
 

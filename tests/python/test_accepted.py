@@ -81,7 +81,8 @@ def test_the_types_list_what_is_taken() -> None:
         ({"cache_implementation": "quantized"}, "dynamic"),
         ({"streamer": object()}, "stream gives"),
         ({"logits_processor": [print]}, "empty list"),
-        ({"generation_config": {}}, "give its values"),
+        ({"generation_config": "greedy"}, "a GenerationConfig of transformers, a dict"),
+        ({"generation_config": GenerationConfig}, "a GenerationConfig of transformers, a dict"),
         ({"bos_token_id": 99}, "the model's folder"),
         ({"decoder_start_token_id": 99}, "the model's folder"),
     ],
@@ -178,7 +179,14 @@ def test_pipelines_take_them_too(folder: Path, t5: Path) -> None:
     assert tell(["a", "b", "c"], max_new_tokens=3, **call) == expected
     answer = fastdecode.pipeline("text2text-generation", t5, return_full_text=False, **made)
     assert answer("a", max_new_tokens=3, return_full_text=True, **call) == answer("a", max_new_tokens=3)
-    for call in ({"batch_size": 0}, {"num_workers": "2"}, {"padding": 3}, {"handle_long_generation": "hole"}):
+    with pytest.raises(errors.OptionError, match="handle_long_generation: expected None"):
+        answer("a", handle_long_generation="hole")
+    for call in (
+        {"batch_size": 0},
+        {"num_workers": "2"},
+        {"padding": 3},
+        {"tokenizer_encode_kwargs": {"a": 1}},
+    ):
         with pytest.raises(errors.OptionError, match=f"{next(iter(call))}: expected"):
             tell("a", **call)
     with pytest.raises(errors.OptionError, match="framework"):
