@@ -206,7 +206,8 @@ _UNSUPPORTED: dict[str, tuple[Any, ...]] = {
     "num_beam_groups": (None, 1),
     "penalty_alpha": (None, 0.0),
     "prompt_lookup_num_tokens": (None,),
-    "remove_invalid_values": (None, False),
+    # All logits are finite, or a model's weights are not.
+    "remove_invalid_values": (None, True, False),
     "renormalize_logits": (None, False),
     "sequence_bias": (None, {}, []),
     "suppress_tokens": (None, []),
@@ -324,7 +325,7 @@ def _with_config(config: Mapping[str, Any], call: Mapping[str, Any], defaults: D
     checked = {}
     for name, value in kept.items():
         if name in _UNSUPPORTED:
-            unread = name in call or (name in _UNSUPPORTED_SAMPLING and not draws)
+            unread = name in call or name in _unread({**defaults.values, **kept}, do_sample=draws)
             if not unread and value not in _UNSUPPORTED[name]:
                 raise _unsupported(name, value)
         else:
@@ -339,6 +340,13 @@ def _with_config(config: Mapping[str, Any], call: Mapping[str, Any], defaults: D
 def _without_none(eos: Any) -> list[Any]:  # noqa: ANN401 (a value of a file or of a caller)
     """End tokens without -1, which transformers takes for "none" (it matches nothing)."""
     return [item for item in (eos if isinstance(eos, (list, tuple)) else [eos]) if item != -1]
+
+
+def _unread(values: Mapping[str, Any], *, do_sample: bool) -> frozenset[str]:
+    """Options that are not supported, and which transformers does not read with the others of a file."""
+    unread = frozenset() if do_sample else _UNSUPPORTED_SAMPLING
+    # transformers 5 has no search that knows groups, and looks at this option nowhere else.
+    return unread | {"diversity_penalty"} if values.get("num_beam_groups") in (None, 1) else unread
 
 
 def _unsupported(name: str, value: object) -> OptionError:
@@ -417,7 +425,7 @@ def _check_unsupported(call: Mapping[str, Any], defaults: Defaults, *, do_sample
             if call[name] not in neutral:
                 raise _unsupported(name, call[name])
         elif defaults.values.get(name) is not None and defaults.values[name] not in neutral:
-            if name in _UNSUPPORTED_SAMPLING and not do_sample:
+            if name in _unread(defaults.values, do_sample=do_sample):
                 continue
             raise bad_field(
                 defaults.file,

@@ -123,7 +123,7 @@ class Pipeline:
         """
         raise NotImplementedError
 
-    def preprocess(self, inputs: str, **options: Any) -> Record:  # noqa: ANN401 (those of a call)
+    def preprocess(self, inputs: str, **options: Any) -> Encoding:  # noqa: ANN401 (those of a call)
         """Makes ids of one text.
 
         Args:

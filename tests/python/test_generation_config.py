@@ -6,6 +6,7 @@ import asyncio
 import json
 import random
 import shutil
+import warnings
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
@@ -90,13 +91,14 @@ def test_it_means_what_it_means_in_transformers(kind: str, folders: dict[str, Pa
     compared = 0
     for place in range(40):
         below = drawn(draw, 4)
+        below.pop("num_return_sequences", None)  # alone it does not load there
         folder = with_defaults(folders[kind], tmp_path / str(place), below)
         loader = Reference if kind == "gpt2" else reference_seq2seq.Seq2SeqReference
         theirs = loader(folder).model
         ours = fastdecode.load(folder, num_threads=1)
         for _ in range(5):
             values = drawn(draw, 6)
-            call = {name: value for name, value in drawn(draw, 1).items() if name not in ("pad_token_id",)}
+            call = {name: value for name, value in drawn(draw, 1).items() if value != -1}
             if not {"max_new_tokens", "max_length"} & {*values, *call, *below}:
                 values["max_new_tokens"] = 6
             # Two differences are known: a length of the call wins over all others, and 20 is no default.
@@ -106,16 +108,22 @@ def test_it_means_what_it_means_in_transformers(kind: str, folders: dict[str, Pa
                 config = GenerationConfig(**values)
             except ValueError:  # two values that do not go together, of which the call might change one
                 continue
+            effective = below | values | call
+            if effective.get("do_sample") and effective.get("num_beams", 1) > 1:
+                continue  # test_parity_beams knows which of these choices are too close to call
+            warnings.simplefilter("ignore", UserWarning)  # a minimum above the maximum, in transformers
             try:
                 torch.manual_seed(11)
                 expected = theirs.generate(
                     torch.tensor([IDS]), generation_config=config, tokenizer=None, **call
                 )
-            except ValueError:
+            except ValueError as error:
+                if "num_return_sequences" in str(error):
+                    continue  # transformers holds each layer against the one below, before the call is there
                 with pytest.raises((errors.OptionError, errors.ConfigError)):
                     ours.run(IDS, generation_config=values, seed=11, **call)
                 continue
-            if unread(below | values | call) & {*call}:
+            if unread(effective) & {*call}:
                 # What has no effect is an error in the call itself, and only there.
                 with pytest.raises(errors.OptionError):
                     ours.run(IDS, generation_config=config, seed=11, **call)
@@ -126,7 +134,7 @@ def test_it_means_what_it_means_in_transformers(kind: str, folders: dict[str, Pa
             rows = [row[start:] for row in expected.tolist()]
             assert [row[: len(output.token_ids)] for row, output in zip(rows, outputs, strict=True)] == [
                 output.token_ids for output in outputs
-            ], (below, values, call)
+            ], f"{below} {values} {call}"
             compared += 1
     assert compared > 100
 
@@ -201,3 +209,27 @@ def test_what_has_no_effect_is_passed_over(model: Any) -> None:
     # The call switches off what is not supported.
     off = {"suppress_tokens": [3]}
     assert model.run(IDS, max_new_tokens=4, generation_config=off, suppress_tokens=None).token_ids == expected
+
+
+@pytest.mark.parametrize("kind", ["gpt2", "t5"])
+def test_an_end_token_is_read_from_the_files_alone(
+    kind: str, folders: dict[str, Path], tmp_path: Path
+) -> None:
+    """Neither GPT2Config's 50256 nor T5Config's 1 ends anything where the files are silent."""
+    folder = shutil.copytree(folders[kind], tmp_path / kind)
+    (folder / "generation_config.json").unlink(missing_ok=True)
+    config = json.loads((folder / "config.json").read_text())
+    config.pop("eos_token_id", None)
+    loader = Reference if kind == "gpt2" else reference_seq2seq.Seq2SeqReference
+    first = fastdecode.load(folders[kind], num_threads=1).run(IDS, max_new_tokens=1, eos_token_id=None)
+    for end in (None, first.token_ids[0]):
+        (folder / "config.json").write_text(
+            json.dumps(config | ({} if end is None else {"eos_token_id": end}))
+        )
+        theirs = loader(folder).model
+        assert theirs.generation_config.eos_token_id == end
+        ours = fastdecode.load(folder, num_threads=1)
+        [row] = theirs.generate(torch.tensor([IDS]), max_new_tokens=6).tolist()
+        ids = ours.run(IDS, max_new_tokens=6).token_ids
+        assert row[-len(ids) :] == ids
+        assert len(ids) == (6 if end is None else 1)
