@@ -339,7 +339,7 @@ def _with_config(config: Mapping[str, Any], call: Mapping[str, Any], defaults: D
 
 def _without_none(eos: Any) -> list[Any]:  # noqa: ANN401 (a value of a file or of a caller)
     """End tokens without -1, which transformers takes for "none" (it matches nothing)."""
-    return [item for item in (eos if isinstance(eos, (list, tuple)) else [eos]) if item != -1]
+    return [as_whole(item) for item in (eos if isinstance(eos, (list, tuple)) else [eos]) if item != -1]
 
 
 def _unread(values: Mapping[str, Any], *, do_sample: bool) -> frozenset[str]:

@@ -63,6 +63,8 @@ def pipeline(
         raise bad_option("device", 'None, -1 or "cpu" (fastdecode computes on the CPU)', repr(device))
     options = of_pipeline(options)
     loading = {name: options.pop(name) for name in (*options,) if name in LOADING or is_for_loading(name)}
+    if isinstance(model, LanguageModel) and loading.get("tokenizer") is model.tokenizer:
+        loading.pop("tokenizer", None)
     if not isinstance(model, LanguageModel):
         from .loading import load
 

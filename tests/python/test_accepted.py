@@ -36,6 +36,12 @@ CALLS: list[dict[str, Any]] = [
     {"cache_implementation": "static", "max_cache_len": 64, "disable_compile": True},
     {"num_assistant_tokens": 5, "assistant_confidence_threshold": 0.4, "prefill_chunk_size": 2},
     {"logits_processor": [], "stopping_criteria": None, "streamer": None, "synced_gpus": False},
+    {
+        "decoder_attention_mask": [[1]],
+        "past_key_values": None,
+        "token_type_ids": None,
+        "trust_remote_code": False,
+    },
     {"stop_strings": None, "tokenizer": None, "generation_config": None, "transformers_version": "5.24.0"},
 ]
 
@@ -80,6 +86,8 @@ def test_the_types_list_what_is_taken() -> None:
         ({"attention_mask": "all"}, "ones alone"),
         ({"cache_implementation": "quantized"}, "dynamic"),
         ({"streamer": object()}, "stream gives"),
+        ({"past_key_values": object()}, "by hand"),
+        ({"trust_remote_code": True}, "no code"),
         ({"logits_processor": [print]}, "empty list"),
         ({"generation_config": "greedy"}, "a GenerationConfig of transformers, a dict"),
         ({"generation_config": GenerationConfig}, "a GenerationConfig of transformers, a dict"),
@@ -108,6 +116,7 @@ LOADS: list[dict[str, Any]] = [
     {"device_map": "auto", "trust_remote_code": False, "low_cpu_mem_usage": True},
     {"device_map": "cpu", "use_safetensors": True, "attn_implementation": "sdpa"},
     {"device_map": {"": "cpu"}, "attn_implementation": "eager", "variant": None, "subfolder": ""},
+    {"tp_plan": None, "gguf_file": None, "adapter_name": "default", "tqdm_class": None, "mirror": None},
     {"device_map": torch.device("cpu"), "quantization_config": None, "load_in_8bit": False},
 ]
 
@@ -150,6 +159,8 @@ def test_a_dtype_has_two_names(name: str, dtype: Any, folder: Path) -> None:
         {"quantization_config": {"load_in_4bit": True}},
         {"load_in_4bit": True},
         {"variant": "fp16"},
+        {"gguf_file": "q4.gguf"},
+        {"tp_plan": "auto"},
     ],
     ids=str,
 )
@@ -197,5 +208,8 @@ def test_pipelines_take_them_too(folder: Path, t5: Path) -> None:
 
 def test_a_loaded_model_in_a_pipeline(model: Any) -> None:
     assert fastdecode.pipeline("text-generation", model, trust_remote_code=False, torch_dtype=None)
+    assert fastdecode.pipeline("text-generation", model, tokenizer=model.tokenizer, modelcard="a card")
+    with pytest.raises(errors.OptionError, match="tokenizer: expected nothing with a model that is loaded"):
+        fastdecode.pipeline("text-generation", model, tokenizer=object())
     with pytest.raises(errors.OptionError, match="dtype: expected nothing with a model that is loaded"):
         fastdecode.pipeline("text-generation", model, torch_dtype="float16")
