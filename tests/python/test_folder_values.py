@@ -2,12 +2,14 @@
 
 Whole floats for integers, lists of one, NaN and Infinity, explicit nulls, texts in the place of numbers, keys of
 generation in config.json, keys of nobody. Both may raise; where transformers alone raises, we are more lenient, and
-where we alone raise, the file asks for something that is not supported.
+where we alone raise, the file asks for something that is not supported, or has NaN, a text or a list in a field that
+counts.
 """
 
 from __future__ import annotations
 
 import json
+import math
 import os
 import random
 import warnings
@@ -123,7 +125,9 @@ def write(folder: Path, kind: str, config: dict[str, Any], draw: random.Random) 
     """Writes the two files; returns what is remarkable about each."""
     changes = drawn(draw, draw.choice([0, 0, 1, 3]))
     for name in draw.sample(CONFIG[kind], draw.choice([0, 0, 1, 2])):
-        changes[name] = form(draw, config.get(name, draw.choice([None, 0.1, 1, True])))
+        changes[name] = form(
+            draw, config.get(name, 0.1 if name.endswith(("pdrop", "dropout", "rate", "range")) else None)
+        )
     kept = {name: value for name, value in config.items() if name not in TOKENS or draw.random() > 0.1}
     (folder / "config.json").write_text(json.dumps(kept | changes))
     file = folder / "generation_config.json"
@@ -148,6 +152,18 @@ def theirs(folder: Path, kind: str, call: dict[str, Any]) -> Any:
         return error
     rows = answer if isinstance(answer, torch.Tensor) else answer.sequences
     return rows[0, len(IDS) if kind == "gpt2" else 1 :].tolist()
+
+
+def is_nonsense(error: errors.FastdecodeError, files: tuple[Any, Any]) -> bool:
+    """Whether the field that an error names holds what no program writes there."""
+    field = getattr(error, "field", None)
+    values = [file[field] for file in files if file is not None and field in file]
+    return any(
+        isinstance(value, str)
+        or (isinstance(value, float) and not math.isfinite(value))
+        or (isinstance(value, list) and not str(field).endswith("_token_id"))
+        for value in values
+    )
 
 
 def readable(values: dict[str, Any]) -> bool:
@@ -175,7 +191,8 @@ def test_files_mean_what_they_mean_in_transformers(kind: str, tmp_path: Path) ->
             ids = fastdecode.load(folder, num_threads=1).run(IDS, seed=5, **call).token_ids
         except errors.FastdecodeError as error:
             counts["both raise" if isinstance(wanted, Exception) else "we raise"] += 1
-            if not isinstance(wanted, Exception) and "does not support" not in str(error):
+            excused = "does not support" in str(error) or is_nonsense(error, files)
+            if not isinstance(wanted, Exception) and not excused:
                 pytest.fail(f"{said}: {error}, and transformers gives {wanted}")
             continue
         if isinstance(wanted, Exception):
