@@ -109,8 +109,6 @@ def test_it_means_what_it_means_in_transformers(kind: str, folders: dict[str, Pa
             except ValueError:  # two values that do not go together, of which the call might change one
                 continue
             effective = below | values | call
-            if effective.get("do_sample") and effective.get("num_beams", 1) > 1:
-                continue  # test_parity_beams knows which of these choices are too close to call
             warnings.simplefilter("ignore", UserWarning)  # a minimum above the maximum, in transformers
             try:
                 torch.manual_seed(11)
