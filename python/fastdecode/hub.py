@@ -6,6 +6,7 @@ Nothing here knows what the files mean.
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 from typing import TYPE_CHECKING, NamedTuple
@@ -48,6 +49,17 @@ _PATTERNS = (
 # Asked for only where a repository has no safetensors.
 _BIN_PATTERNS = ("pytorch_model.bin", "pytorch_model-?????-of-?????.bin", "pytorch_model.bin.index.json")
 _ADAPTER_BIN_PATTERNS = ("adapter_model.bin",)
+
+# Errors of the file system, when a download cannot be kept.
+_NOT_WRITTEN = (
+    errno.EACCES,
+    errno.EPERM,
+    errno.EROFS,
+    errno.ENOSPC,
+    errno.EDQUOT,
+    errno.ENOTDIR,
+    errno.EEXIST,
+)
 
 # A name, or owner/name; the hub's own rule, without which a mistyped path would become a request.
 _HUB_ID = r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?"
@@ -201,6 +213,8 @@ def _download(
         raise _not_found(name, "an existing folder or a valid hub id", _first_line(error)) from error
     except (OSError, _http_error()) as error:
         expected = "the hub to answer (a model downloaded before also loads with local_files_only=True)"
+        if getattr(error, "errno", None) in _NOT_WRITTEN:
+            expected = "a folder for downloads that can be written to (cache_dir=, or HF_HOME)"
         raise _not_found(name, expected, f"{type(error).__name__}: {_first_line(error)}") from error
     refuse_others(name, others)
     return Source(path, name, commit)

@@ -223,6 +223,13 @@ def test_cache_dir_and_revision(hub: Hub, tmp_path: Path) -> None:
     assert "nonsense" in message
 
 
+def test_a_cache_that_cannot_be_written(hub: Hub, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("no folder")
+    kind, message, model, _ = load(hub, tmp_path / "home", cache_dir=str(tmp_path / "file" / "cache"))
+    assert (kind, model) == ("ModelNotFoundError", "org/tiny")
+    assert "a folder for downloads that can be written to" in message
+
+
 def test_private_repositories(hub: Hub, tmp_path: Path) -> None:
     hub.private = True
     kind, message, _, _ = load(hub, tmp_path / "home")
