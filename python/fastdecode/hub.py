@@ -6,7 +6,6 @@ Nothing here knows what the files mean.
 
 from __future__ import annotations
 
-import errno
 import os
 import re
 from typing import TYPE_CHECKING, NamedTuple
@@ -49,17 +48,6 @@ _PATTERNS = (
 # Asked for only where a repository has no safetensors.
 _BIN_PATTERNS = ("pytorch_model.bin", "pytorch_model-?????-of-?????.bin", "pytorch_model.bin.index.json")
 _ADAPTER_BIN_PATTERNS = ("adapter_model.bin",)
-
-# Errors of the file system, when a download cannot be kept.
-_NOT_WRITTEN = (
-    errno.EACCES,
-    errno.EPERM,
-    errno.EROFS,
-    errno.ENOSPC,
-    errno.EDQUOT,
-    errno.ENOTDIR,
-    errno.EEXIST,
-)
 
 # A name, or owner/name; the hub's own rule, without which a mistyped path would become a request.
 _HUB_ID = r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?"
@@ -213,7 +201,7 @@ def _download(
         raise _not_found(name, "an existing folder or a valid hub id", _first_line(error)) from error
     except (OSError, _http_error()) as error:
         expected = "the hub to answer (a model downloaded before also loads with local_files_only=True)"
-        if getattr(error, "errno", None) in _NOT_WRITTEN:
+        if _is_not_written(error):
             expected = "a folder for downloads that can be written to (cache_dir=, or HF_HOME)"
         raise _not_found(name, expected, f"{type(error).__name__}: {_first_line(error)}") from error
     refuse_others(name, others)
@@ -228,6 +216,15 @@ def _is_offline(local_files_only: bool) -> bool:  # noqa: FBT001 (as the hub's o
     from huggingface_hub import constants
 
     return local_files_only or bool(constants.HF_HUB_OFFLINE)
+
+
+def _is_not_written(error: Exception) -> bool:
+    """Whether the file system does not keep a download."""
+    import errno
+
+    names = ("EACCES", "EPERM", "EROFS", "ENOSPC", "EDQUOT", "ENOTDIR", "EEXIST")
+    number = getattr(error, "errno", None)
+    return number is not None and errno.errorcode.get(number) in names
 
 
 def _http_error() -> type[Exception]:
