@@ -54,9 +54,9 @@ TOKENIZER_CLASSES: dict[str, TokenizerClass] = {
 }
 
 # Special tokens are those of the configuration classes of transformers 5.24, and tokenizer classes those of its
-# models/auto/tokenization_auto.py. Two differ on purpose: GPT2Config has 50256 as its first and last token, which means
-# nothing in another vocabulary than OpenAI's, and OpenAI's folders name it themselves; and transformers takes the
-# tokenizer.json of UMT5 as it is.
+# models/auto/tokenization_auto.py. GPT2Config has 50256 as its first and last token; for models in memory that is left
+# out on purpose, since it means nothing in other vocabularies, and of a folder transformers reads the files alone. It
+# takes the tokenizer.json of UMT5 as it is.
 FAMILIES: dict[str, Family] = {
     "gpt2": Family("GPT-2", tokenizer_class="GPT2Tokenizer"),
     "t5": Family(

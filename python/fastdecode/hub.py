@@ -11,7 +11,7 @@ import re
 from typing import TYPE_CHECKING, NamedTuple
 
 from .errors import ModelNotFoundError, OptionError
-from .families import TOKENIZER_CLASSES
+from .foreign import refuse_others
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -32,11 +32,22 @@ _PATTERNS = (
     "tokenizer_config.json",
     "special_tokens_map.json",
     "added_tokens.json",
-    *(name for entry in TOKENIZER_CLASSES.values() for name in entry.files),
+    "chat_template.*",
+    # Of every class of tokenizers, so that one that is not built is refused by its name, and not for a missing file.
+    "vocab.json",
+    "merges.txt",
+    "vocab.txt",
+    "spiece.model",
+    "sentencepiece.bpe.model",
+    "tokenizer.model",
+    # An adapter (PEFT).
+    "adapter_config.json",
+    "adapter_model.safetensors",
 )
 
 # Asked for only where a repository has no safetensors.
 _BIN_PATTERNS = ("pytorch_model.bin", "pytorch_model-?????-of-?????.bin", "pytorch_model.bin.index.json")
+_ADAPTER_BIN_PATTERNS = ("adapter_model.bin",)
 
 # A name, or owner/name; the hub's own rule, without which a mistyped path would become a request.
 _HUB_ID = r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?"
@@ -78,6 +89,7 @@ def locate(
 
     Raises:
         ModelNotFoundError: It is none of these, or the hub does not give it out.
+        FileMissingError: The repository has weights, but none that are read.
         OptionError: `model` is not a name, or an option of the hub is given for a local model.
     """
     if not isinstance(model, (str, os.PathLike)) or isinstance(path := os.fspath(model), bytes) or not path:
@@ -130,7 +142,7 @@ def _download(
 ) -> Source:
     from pathlib import Path
 
-    from huggingface_hub import snapshot_download
+    from huggingface_hub import HfApi, snapshot_download
     from huggingface_hub.errors import (
         GatedRepoError,
         HFValidationError,
@@ -156,10 +168,20 @@ def _download(
         )
         return Path(folder)
 
+    others: list[str] = []
     try:
         path = snapshot(_PATTERNS)
-        if not any(path.glob("*.safetensors")):
-            path = snapshot(_PATTERNS + _BIN_PATTERNS)
+        patterns: tuple[str, ...] = () if _has(path, "model*.safetensors") else _BIN_PATTERNS
+        if _has(path, "adapter_config.json") and not _has(path, "adapter_model.safetensors"):
+            patterns += _ADAPTER_BIN_PATTERNS
+        if patterns:
+            path = snapshot(_PATTERNS + patterns)
+        commit = path.name if path.parent.name == "snapshots" else revision
+        if not any(_has(path, pattern) for pattern in ("*.safetensors", "*.bin")) and not _is_offline(
+            local_files_only
+        ):
+            # What else there is says the list of the repository's files; none of it is fetched.
+            others = HfApi(token=token).list_repo_files(name, revision=commit)
     except GatedRepoError as error:
         expected = (
             "access to it (accept its licence on the hub, then pass token= or log in with `hf auth login`)"
@@ -179,9 +201,30 @@ def _download(
         raise _not_found(name, "an existing folder or a valid hub id", _first_line(error)) from error
     except (OSError, _http_error()) as error:
         expected = "the hub to answer (a model downloaded before also loads with local_files_only=True)"
+        if _is_not_written(error):
+            expected = "a folder for downloads that can be written to (cache_dir=, or HF_HOME)"
         raise _not_found(name, expected, f"{type(error).__name__}: {_first_line(error)}") from error
-    commit = path.name if path.parent.name == "snapshots" else revision
+    refuse_others(name, others)
     return Source(path, name, commit)
+
+
+def _has(folder: Path, pattern: str) -> bool:
+    return any(folder.glob(pattern))
+
+
+def _is_offline(local_files_only: bool) -> bool:  # noqa: FBT001 (as the hub's own functions take it)
+    from huggingface_hub import constants
+
+    return local_files_only or bool(constants.HF_HUB_OFFLINE)
+
+
+def _is_not_written(error: Exception) -> bool:
+    """Whether the file system does not keep a download."""
+    import errno
+
+    names = ("EACCES", "EPERM", "EROFS", "ENOSPC", "EDQUOT", "ENOTDIR", "EEXIST")
+    number = getattr(error, "errno", None)
+    return number is not None and errno.errorcode.get(number) in names
 
 
 def _http_error() -> type[Exception]:

@@ -12,11 +12,12 @@ from .detokenizer import clean_up, detokenizer
 from .errors import OptionError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Sequence
 
     import tokenizers
 
     from .detokenizer import Detokenizer
+    from .encodings import Encoding
 
 
 class Tokenizer:
@@ -112,6 +113,71 @@ class Tokenizer:
         if clean is None:
             clean = self.clean_up_tokenization_spaces
         return clean_up(text) if clean and not self._is_bpe else text
+
+    def __call__(
+        self,
+        text: str | Sequence[str],
+        *,
+        add_special_tokens: bool = True,
+        padding: bool = False,
+        truncation: bool = False,
+        max_length: int | None = None,
+        return_tensors: str | None = None,
+    ) -> Encoding:
+        """Ids and masks of a text or of a list of texts, as a tokenizer of transformers gives them.
+
+        Args:
+            text: A text, or a list of them.
+            add_special_tokens: As in `encode`.
+            padding: Fill shorter texts of a list up with the pad token, on the right; their mask is 0 there.
+            truncation: Take ids away beyond `max_length`, on the side of `truncation_side`.
+            max_length: Ids that truncation leaves; None for `model_max_length`.
+            return_tensors: "np" for arrays of int64 and of shape (N, S), or None for lists.
+
+        Returns:
+            A dictionary with `input_ids` and `attention_mask`, which are attributes, too.
+
+        Raises:
+            OptionError: An argument cannot be used, or texts of different lengths are to make an array.
+
+        Example:
+            >>> fastdecode.load("demo-stories").tokenizer("Once upon a time", return_tensors="np").input_ids.shape
+            (1, 4)
+        """
+        from .encodings import encoded
+
+        return encoded(
+            self,
+            text,
+            add_special_tokens=add_special_tokens,
+            padding=padding,
+            truncation=truncation,
+            max_length=max_length,
+            return_tensors=return_tensors,
+        )
+
+    def batch_decode(
+        self,
+        ids: Iterable[Iterable[int]],
+        *,
+        skip_special_tokens: bool = False,
+        clean_up_tokenization_spaces: bool | None = None,
+    ) -> list[str]:
+        """Texts of several lists of ids, or of the rows of an array; see `decode`.
+
+        Args:
+            ids: Lists of token ids.
+            skip_special_tokens: As in `decode`.
+            clean_up_tokenization_spaces: As in `decode`.
+        """
+        return [
+            self.decode(
+                row,
+                skip_special_tokens=skip_special_tokens,
+                clean_up_tokenization_spaces=clean_up_tokenization_spaces,
+            )
+            for row in ids
+        ]
 
     def detokenizer(self, *, skip_special_tokens: bool = False) -> Detokenizer:
         """A decoder for ids that come one at a time."""

@@ -130,8 +130,9 @@ try:
     again = pickle.loads(pickle.dumps(model)) if {again} else model
     answer = [model.run([5, 6], max_new_tokens=5).token_ids, again.run([5, 6], max_new_tokens=5).token_ids]
     answer.append(str(model._source))
-except errors.ModelNotFoundError as error:
-    answer = ["ModelNotFoundError", str(error), error.model, isinstance(error, OSError)]
+except errors.FastdecodeError as error:
+    named = getattr(error, "model", getattr(error, "file", None))
+    answer = [type(error).__name__, str(error), named, isinstance(error, OSError)]
 print(json.dumps(answer))
 """
 
@@ -158,6 +159,18 @@ def load(hub: Hub, home: Path, name: str = "org/tiny", *, again: bool = False, *
     assert done.returncode == 0, done.stderr
     answer: list[Any] = json.loads(done.stdout)
     return answer
+
+
+def locate_in_process(hub: Hub, home: Path) -> None:
+    """Downloads a repository without loading it."""
+    script = "from fastdecode.hub import locate; print(locate('org/tiny').folder)"
+    kept = {key: value for key, value in os.environ.items() if not key.startswith(("HF_", "HUGGING"))}
+    environment = {"HF_ENDPOINT": hub.url, "HF_HOME": str(home), "HF_HUB_DISABLE_XET": "1"}
+    done = subprocess.run(
+        [sys.executable, "-c", script], env=kept | environment, check=False, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    assert Path(done.stdout.strip()).is_dir()
 
 
 def test_a_hub_id_downloads_what_is_needed_once(hub: Hub, tmp_path: Path) -> None:
@@ -208,6 +221,13 @@ def test_cache_dir_and_revision(hub: Hub, tmp_path: Path) -> None:
     kind, message, _, _ = load(hub, tmp_path / "home", revision="nonsense")
     assert kind == "ModelNotFoundError"
     assert "nonsense" in message
+
+
+def test_a_cache_that_cannot_be_written(hub: Hub, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("no folder")
+    kind, message, model, _ = load(hub, tmp_path / "home", cache_dir=str(tmp_path / "file" / "cache"))
+    assert (kind, model) == ("ModelNotFoundError", "org/tiny")
+    assert "a folder for downloads that can be written to" in message
 
 
 def test_private_repositories(hub: Hub, tmp_path: Path) -> None:
@@ -264,6 +284,80 @@ def test_bin_weights_are_fetched_when_there_is_nothing_better(hub: Hub, tmp_path
     for how in ({"local_files_only": True}, {"variables": {"HF_HUB_OFFLINE": "1"}}):
         assert load(hub, home, **how)[0] == expected
     assert hub.requests == []
+
+
+@pytest.mark.parametrize(
+    ("name", "what", "advice"),
+    [
+        ("tf_model.h5", "TensorFlow weights", "from_tf=True"),
+        ("flax_model.msgpack", "Flax weights", "from_flax=True"),
+        ("model-q4_0.gguf", "a GGUF file", "made from"),
+        ("onnx/model.onnx", "an ONNX graph", "exported from"),
+        ("model.fp16.safetensors", "weights of a variant", "model.safetensors"),
+        ("rust_model.ot", "rust-bert", "made from"),
+    ],
+)
+def test_a_repository_of_other_weights(hub: Hub, tmp_path: Path, name: str, what: str, advice: str) -> None:
+    shutil.rmtree(hub.repository / "onnx")
+    for other in ("model.safetensors", "pytorch_model.bin", "tf_model.h5", "64.tflite"):
+        (hub.repository / other).unlink()
+    (hub.repository / name).parent.mkdir(exist_ok=True)
+    (hub.repository / name).write_bytes(b"weights")
+    for _ in range(2):
+        kind, message, where, is_os_error = load(hub, tmp_path / "home")
+        assert (kind, where, is_os_error) == ("FileMissingError", "org/tiny", True)
+        for part in (name, what, advice, "model.safetensors"):
+            assert part in message
+    assert hub.downloads() == {"config.json", "tokenizer.json"}
+    # Without the hub there is no list of its files, and what is missing is said of the folder.
+    hub.requests.clear()
+    kind, message, where, _ = load(hub, tmp_path / "home", local_files_only=True)
+    assert kind == "FileMissingError"
+    assert "model.safetensors" in message
+    assert "snapshots" in where
+    assert hub.requests == []
+
+
+def test_an_adapter_is_fetched_and_what_is_beside_it(hub: Hub, tmp_path: Path) -> None:
+    for name in ("adapter_config.json", "adapter_model.safetensors", "adapter_model.bin"):
+        (hub.repository / name).write_text(name)  # alike files are fetched once
+    locate_in_process(hub, tmp_path / "home")
+    wanted = {"config.json", "tokenizer.json", "model.safetensors"}
+    wanted |= {"adapter_config.json", "adapter_model.safetensors"}
+    assert hub.downloads() == wanted
+    hub.requests.clear()
+    (hub.repository / "adapter_model.safetensors").unlink()
+    locate_in_process(hub, tmp_path / "other")
+    assert hub.downloads() == wanted - {"adapter_model.safetensors"} | {"adapter_model.bin"}
+
+
+def test_an_adapter_alone(hub: Hub, tmp_path: Path) -> None:
+    for name in ("model.safetensors", "pytorch_model.bin", "config.json"):
+        (hub.repository / name).unlink()
+    for name in ("adapter_config.json", "adapter_model.safetensors"):
+        (hub.repository / name).write_text(name)  # alike files are fetched once
+    locate_in_process(hub, tmp_path / "home")
+    assert hub.downloads() == {"tokenizer.json", "adapter_config.json", "adapter_model.safetensors"}
+
+
+def test_the_files_of_every_tokenizer_are_fetched(hub: Hub, tmp_path: Path) -> None:
+    files = {
+        "vocab.txt",
+        "vocab.json",
+        "merges.txt",
+        "spiece.model",
+        "sentencepiece.bpe.model",
+        "tokenizer.model",
+        "added_tokens.json",
+        "special_tokens_map.json",
+        "tokenizer_config.json",
+        "chat_template.jinja",
+        "chat_template.json",
+    }
+    for name in files:
+        (hub.repository / name).write_text(name)  # alike files are fetched once
+    locate_in_process(hub, tmp_path / "home")
+    assert hub.downloads() == files | {"config.json", "tokenizer.json", "model.safetensors"}
 
 
 def test_the_pieces_of_a_tokenizer_are_fetched(hub: Hub, tmp_path: Path) -> None:

@@ -290,7 +290,7 @@ def test_an_unknown_option_like_nothing_lists_all() -> None:
         ({"num_beams": "4"}, "num_beams"),
         ({"no_repeat_ngram_size": -3}, "no_repeat_ngram_size"),
         ({"num_beams": 2, "early_stopping": "always"}, "early_stopping"),
-        ({"diversity_penalty": 0.5}, "diversity_penalty"),
+        ({"diversity_penalty": 0.5, "num_beam_groups": 2}, "diversity_penalty"),
         ({"do_sample": True, "typical_p": 0.5}, "typical_p"),
         ({"max_new_tokens": "many"}, "max_new_tokens"),
         ({"eos_token_id": "</s>"}, "eos_token_id"),
