@@ -34,7 +34,7 @@ def detokenizer(tokenizer: Tokenizer, *, skip_special_tokens: bool) -> Detokeniz
         tokenizer: Whose ids will come.
         skip_special_tokens: Leave special tokens out.
     """
-    if type(tokenizer.backend.decoder).__name__ == "ByteLevel":
+    if tokenizer.decoding == "bytes":
         return _ByteLevelDetokenizer(tokenizer, skip_special_tokens=skip_special_tokens)
     window = _WindowDetokenizer(tokenizer, skip_special_tokens=skip_special_tokens)
     return _CleaningDetokenizer(window) if tokenizer.clean_up_tokenization_spaces else window

@@ -17,7 +17,8 @@ from .families import model_types, tokenizer_files
 from .folder import Config, config_defaults, folder_defaults, read_json
 from .foreign import refuse_foreign
 from .hub import locate
-from .tokenizer_files import as_tokenizer, read_folder
+from .tokenizer_files import read_folder
+from .tokenizer_objects import as_tokenizer
 
 if TYPE_CHECKING:
     import os

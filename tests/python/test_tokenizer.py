@@ -14,7 +14,8 @@ import tokenizers
 from fastdecode import errors
 from fastdecode.detokenizer import StopText
 from fastdecode.tokenizer import Tokenizer
-from fastdecode.tokenizer_files import as_tokenizer, read_folder
+from fastdecode.tokenizer_files import read_folder
+from fastdecode.tokenizer_objects import as_tokenizer
 from hypothesis import example, given
 from hypothesis import strategies as st
 
