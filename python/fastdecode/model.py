@@ -313,7 +313,7 @@ class LanguageModel:
         from .options import resolve
 
         resolved = resolve(options, self._defaults, len(items), self._core.context_limit)
-        if resolved.stop:
+        if resolved.stop or resolved.stop_strings:
             self._need_tokenizer("stop")
         prompts = self._core.prompts()
         for item in items:

@@ -15,7 +15,7 @@ from .tokenizer import LibraryBackend, Tokenizer, token_limit
 from .tokenizer_files import read_file, read_folder
 
 if TYPE_CHECKING:
-    from .tokenizer import Decoding
+    from .tokenizer import BytesIn, Decoding
 
 _EXPECTED = "a folder with a tokenizer, a tokenizer.json, or an object of tokenizers or transformers"
 # What every tokenizer of transformers has, and what one of the tokenizers library has.
@@ -103,6 +103,12 @@ class TransformersBackend:
             self.decoding = LibraryBackend(library).decoding
         elif type(given).__name__ == "ByT5Tokenizer":
             self.decoding = "pieces"
+
+    @property
+    def spells_bytes(self) -> BytesIn:
+        """How tokens spell bytes; transformers sees that only in classes over the tokenizers library."""
+        library: Any = getattr(self._given, "backend_tokenizer", None)
+        return LibraryBackend(library).spells_bytes if _has(library, _LIBRARY) else None
 
     @property
     def special_tokens(self) -> frozenset[str]:
