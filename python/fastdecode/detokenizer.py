@@ -57,10 +57,14 @@ def after_prompt(
         skip_special_tokens: Leave special tokens out.
     """
     most = 2 * _KEPT
-    ids = prompt_end(most)
-    while len(ids) == most and not tokenizer.is_context(ids, skip_special_tokens=skip_special_tokens):
-        most *= 8
+    while True:
         ids = prompt_end(most)
+        if len(ids) < most:  # all of it
+            break
+        if known := tokenizer.context(ids, skip_special_tokens=skip_special_tokens):
+            ids = known
+            break
+        most *= 8
     inner = detokenizer(tokenizer, skip_special_tokens=skip_special_tokens)
     if not ids:
         return inner

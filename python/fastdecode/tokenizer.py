@@ -269,16 +269,25 @@ class Tokenizer:
         """Whether `skip_special_tokens` leaves a token out."""
         return self._backend.id_to_token(token_id) in self._special
 
-    def is_context(self, ids: Sequence[int], *, skip_special_tokens: bool) -> bool:
-        """Whether the text of ids that follow these does not depend on what was before these."""
+    def context(self, ids: Sequence[int], *, skip_special_tokens: bool) -> Sequence[int]:
+        """The end of some ids behind which the text of others does not depend on what was before; may be empty."""
         if self.decoding == "bytes":
             # A character has four bytes at most.
             known = (self.token_bytes(token_id, skip_special_tokens=skip_special_tokens) for token_id in ids)
-            return sum(map(len, known)) >= 4
-        first = self._backend.id_to_token(ids[0])
-        if self._falls_back_to_bytes and (first is None or _BYTE_TOKEN.fullmatch(first) is not None):
-            return False  # bytes in a row are decoded together
-        return self.decode(ids, skip_special_tokens=skip_special_tokens).strip() != ""
+            return ids if sum(map(len, known)) >= 4 else ids[:0]
+        if self._falls_back_to_bytes:
+            # Bytes in a row are decoded together, so that none may be cut off.
+            shown = (
+                place for place, token_id in enumerate(ids) if self._shows_text(token_id, skip_special_tokens)
+            )
+            ids = ids[next(shown, len(ids)) :]
+        return ids if self.decode(ids, skip_special_tokens=skip_special_tokens).strip() else ids[:0]
+
+    def _shows_text(self, token_id: int, skip_special_tokens: bool) -> bool:  # noqa: FBT001 (as it is called)
+        """Whether a token is shown and no byte."""
+        token = self._backend.id_to_token(token_id)
+        hidden = token is None or (skip_special_tokens and token in self._special)
+        return not hidden and _BYTE_TOKEN.fullmatch(token or "") is None
 
     def stop_piece(self, token_id: int) -> str | bytes | None:
         """What a token adds to a text, as transformers sees it where it looks for stop strings.
