@@ -34,6 +34,8 @@ def detokenizer(tokenizer: Tokenizer, *, skip_special_tokens: bool) -> Detokeniz
         tokenizer: Whose ids will come.
         skip_special_tokens: Leave special tokens out.
     """
+    if tokenizer.decoding == "whole":
+        return _WholeDetokenizer(tokenizer, skip_special_tokens=skip_special_tokens)
     if tokenizer.decoding == "bytes":
         plain: Detokenizer = _ByteLevelDetokenizer(tokenizer, skip_special_tokens=skip_special_tokens)
     elif tokenizer.decoding == "pieces":
@@ -207,6 +209,22 @@ class _LateDetokenizer(Detokenizer):
         given = "".join(self._given)
         full = self._text(0)
         return full[len(given) :] if full.startswith(given) else self._seen[self._out :]
+
+
+class _WholeDetokenizer(Detokenizer):
+    """For text that any later token may change: all of it comes at the end."""
+
+    def __init__(self, tokenizer: Tokenizer, *, skip_special_tokens: bool) -> None:
+        self._tokenizer = tokenizer
+        self._skip = skip_special_tokens
+        self._ids: list[int] = []
+
+    def push(self, token_ids: Sequence[int]) -> str:
+        self._ids.extend(token_ids)
+        return ""
+
+    def finish(self) -> str:
+        return self._tokenizer.decode(self._ids, skip_special_tokens=self._skip)
 
 
 # What clean-up replaces, in this order (PreTrainedTokenizerBase.clean_up_tokenization of transformers 5.24).

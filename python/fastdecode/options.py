@@ -67,9 +67,8 @@ class GenerateOptions(PassedOver, total=False):
         no_repeat_ngram_size: No n-gram of this many tokens comes twice, the prompt counted; 0 means off.
         encoder_no_repeat_ngram_size: No n-gram of this many tokens of the source comes; 0 means off.
         eos_token_id: Token id or ids that end a sequence.
-        stop: String or strings at which the new text ends, special tokens in it included, whether they are shown or
-            not; the text is cut before it, token_ids are not. It stands instead of the folder's `stop_strings`, which
-            end a sequence as in transformers: also where one begins in the prompt.
+        stop: String or strings at which the new text ends (special tokens count, shown or not), instead of the
+            folder's `stop_strings`, which end it as in transformers; the text is cut before it, token_ids are not.
         stop_token_ids: Token id or ids that end a sequence like eos does, with finish_reason "stop".
         logprobs: Report the log-probability of every new token and of this many best tokens; 0 or more.
         skip_special_tokens: Leave special tokens out of the text; default True.
@@ -107,8 +106,7 @@ class Options:
     Attributes:
         limit: "new_tokens" or "length" (prompt included): exactly this, or an error where the context is
             smaller; "up_to_new_tokens": this, or what the context leaves.
-        stop: Stop strings of the call.
-        stop_strings: Those of the folder, which end a sequence as in transformers; none where the call has `stop`.
+        stop_strings: Those of the folder; none where the call has `stop`.
     """
 
     limit: tuple[LimitKind, int]
@@ -382,9 +380,8 @@ def resolve(
     if isinstance(seed, tuple) and len(seed) != prompts:
         raise _bad_option("seed", f"one seed per prompt, {prompts} in all", f"{len(seed)} seeds")
     limit = _limit(values.pop("max_new_tokens"), values.pop("max_length"), call, context_limit)
-    given = "stop" in call
-    stops = values.pop("stop")
-    return Options(limit=limit, stop=stops if given else (), stop_strings=() if given else stops, **values)
+    values |= {"stop_strings": ()} if "stop" in call else {"stop_strings": values["stop"], "stop": ()}
+    return Options(limit=limit, **values)
 
 
 def _check_sequences(values: Mapping[str, Any], prompts: int) -> None:

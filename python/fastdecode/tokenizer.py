@@ -24,7 +24,8 @@ if TYPE_CHECKING:
 # "bytes": nothing, since each token is a run of bytes, written in GPT-2's table.
 # "pieces": only half a character at its end becomes a whole one (and what runs of byte tokens say changes).
 # "any": the next token may change the end of it.
-Decoding = Literal["bytes", "pieces", "any"]
+# "whole": any later token may change all of it.
+Decoding = Literal["bytes", "pieces", "any", "whole"]
 BytesIn = Literal["table", "hex"] | None
 
 

@@ -119,6 +119,17 @@ def by_hand(_: Path) -> Any:
     return Words(pad_token="<pad>", eos_token="<eos>", unk_token="<unk>", model_max_length=77)
 
 
+def own_clean_up(folder: Path) -> Any:
+    """A class with a clean-up of its own."""
+    given = by_hand(folder)
+
+    class Joined(type(given)):  # type: ignore[misc]
+        def clean_up_tokenization(self, text: str) -> str:
+            return text.replace(" good day", "!").strip()
+
+    return Joined(pad_token="<pad>", eos_token="<eos>", unk_token="<unk>", clean_up_tokenization_spaces=True)
+
+
 def gpt2(folder: Path) -> Any:
     from transformers import GPT2Tokenizer
 
@@ -192,5 +203,5 @@ def byte_fallback(_: Path) -> Any:
 
 
 MAKERS: list[Callable[[Path], Any]] = [
-    *(byt5, bert_in_python, bert, ctrl, by_hand, gpt2, cleaned_bpe, clip, t5, byte_fallback)
+    *(byt5, bert_in_python, bert, ctrl, by_hand, own_clean_up, gpt2, cleaned_bpe, clip, t5, byte_fallback)
 ]
