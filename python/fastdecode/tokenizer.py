@@ -180,8 +180,8 @@ class Tokenizer:
         self.bos_token = bos_token
         self.eos_token = eos_token
         # A backend may clean up nothing, whatever is asked for.
-        cleans = clean_up_tokenization_spaces and self._backend.clean_up(_CLEANABLE) != _CLEANABLE
-        self.clean_up_tokenization_spaces = cleans
+        cleans = self.decoding == "whole" or self._backend.clean_up(_CLEANABLE) != _CLEANABLE
+        self.clean_up_tokenization_spaces = clean_up_tokenization_spaces and cleans
         self.model_max_length = model_max_length
         self.truncation_side = truncation_side
         self._bytes: dict[int, bytes] = {}
