@@ -227,6 +227,7 @@ class _Text:
         if self._pieces is not None:
             self._ids = prompt_end(self._pieces.most)
             before = writer.tokenizer.decode(self._ids)
+        self._has_stops = bool(stops)
         self._stop = StopText(stops, before)
         self._new = 0
 
@@ -242,6 +243,8 @@ class _Text:
             token: The id.
             last: Whether no more come.
         """
+        if not self._has_stops:
+            return _piece(self._shown, token, ends=last)
         covered = None
         if self._pieces is not None:
             self._new += 1
