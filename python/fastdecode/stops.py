@@ -152,6 +152,10 @@ class StopPieces:
         matches = (self._covered(ids, stop) for stop in self._stops)
         return min((count for count in matches if count is not None), default=None)
 
+    def begins_with_space(self, token_id: int) -> bool:
+        """Whether a token adds a space, and what follows it, to a text."""
+        return (self._piece(token_id) or "")[:1] in (" ", b" ")
+
     def _piece(self, token_id: int) -> Any:  # noqa: ANN401 (text or bytes, as the strings are)
         if token_id not in self._pieces:
             self._pieces[token_id] = self._tokenizer.stop_piece(token_id)
