@@ -189,9 +189,8 @@ class Tokenizer:
         self._shown_bytes: dict[int, bytes] = {}
         self._special = self._backend.special_tokens
         self._falls_back_to_bytes = False
-        with contextlib.suppress(
-            TypeError, ValueError, LookupError
-        ):  # a token that the backend does not know
+        # Classes in pure Python may refuse a token that they do not have.
+        with contextlib.suppress(TypeError, ValueError, LookupError):
             self._falls_back_to_bytes = self._backend.join(["<0x41>"]) == "A"
 
     @property
