@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from typing import TYPE_CHECKING, Any
 
 import fastdecode
@@ -48,7 +49,9 @@ def test_ids_text_and_settings(theirs: Any, ours: Tokenizer) -> None:
             assert ours.encode(text, add_special_tokens=special) == ids
         for skip in (True, False):
             assert ours.decode(ids, skip_special_tokens=skip) == theirs.decode(ids, skip_special_tokens=skip)
-            for clean in (True, False):
+            # A class of the caller's own may not know the option.
+            known = "kwargs" in inspect.signature(theirs.decode).parameters
+            for clean in (True, False) if known else ():
                 assert ours.decode(
                     ids, skip_special_tokens=skip, clean_up_tokenization_spaces=clean
                 ) == theirs.decode(ids, skip_special_tokens=skip, clean_up_tokenization_spaces=clean)
