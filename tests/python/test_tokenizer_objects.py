@@ -92,7 +92,7 @@ def test_byt5_holds_back_half_characters_and_drops_what_is_none(tmp_path: Path) 
 def test_a_model_with_a_tokenizer_in_python(tmp_path: Path) -> None:
     theirs = vocabularies.byt5(tmp_path)
     config = tiny.config() | {"vocab_size": 384}
-    model = fastdecode.CausalLM.from_tensors(config, tiny.weights(config), tokenizer=theirs)
+    model = fastdecode.CausalLM.from_tensors(config, tiny.weights(config), tokenizer=theirs, num_threads=1)
     text = "Il était une fois"
     options: Any = {
         "max_new_tokens": 24,
