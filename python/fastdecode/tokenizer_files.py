@@ -10,14 +10,13 @@ characters, and is what T5 has (models/t5/tokenization_t5.py); any other class t
 from __future__ import annotations
 
 import contextlib
-import os
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from .errors import ConfigError, FileReadError, OptionError, TokenizerError
+from .errors import ConfigError, FileReadError, TokenizerError
 from .families import TOKENIZER_CLASSES, family
 from .folder import POINTER, bad_field, is_pointer, optional_json, read_json
-from .tokenizer import Tokenizer
+from .tokenizer import Tokenizer, token_limit
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -27,49 +26,17 @@ if TYPE_CHECKING:
 _NAMED = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 
 
-def as_tokenizer(tokenizer: object) -> Tokenizer:
-    """A tokenizer from whatever `load(tokenizer=...)` accepts.
+def read_file(file: Path) -> Tokenizer:
+    """The tokenizer of one file, as it is.
 
     Args:
-        tokenizer: A `Tokenizer`, a folder, a tokenizer.json or spiece.model, an object of the `tokenizers`
-            library, or one of transformers that is built on it.
+        file: A tokenizer.json, or a SentencePiece model (`*.model`), which is T5's.
 
     Raises:
-        OptionError: It is none of these, or a folder without a tokenizer.
-        TokenizerError: The file is malformed.
+        TokenizerError: The file is malformed, or needs the sentencepiece package.
     """
-    if isinstance(tokenizer, Tokenizer):
-        return tokenizer
-    expected = "a folder with a tokenizer, a tokenizer.json, or an object of tokenizers or transformers"
-    if isinstance(tokenizer, (str, os.PathLike)):
-        from pathlib import Path
-
-        path = Path(tokenizer)
-        found = read_folder(path, optional_json(path / "config.json")) if path.is_dir() else None
-        if found is None and path.is_file():
-            _refuse_pointer(path)
-            return _read_pieces(path) if path.suffix == ".model" else _finish(_from_file(path), {}, {})
-        if found is not None:
-            return found
-    else:
-        backend: Any = getattr(tokenizer, "backend_tokenizer", tokenizer)
-        if all(
-            hasattr(backend, name) for name in ("encode", "decode", "id_to_token", "get_added_tokens_decoder")
-        ):
-            named = {name: getattr(tokenizer, name, None) for name in ("bos_token", "eos_token")}
-            return Tokenizer(
-                backend,
-                **{name: str(token) for name, token in named.items() if token is not None},
-                clean_up_tokenization_spaces=bool(getattr(tokenizer, "clean_up_tokenization_spaces", False)),
-                model_max_length=_length(getattr(tokenizer, "model_max_length", None)),
-                truncation_side=str(getattr(tokenizer, "truncation_side", "right")),
-            )
-    raise OptionError(
-        f"tokenizer: expected {expected}, got {tokenizer!r}",
-        option="tokenizer",
-        expected=expected,
-        got=repr(tokenizer),
-    )
+    _refuse_pointer(file)
+    return _read_pieces(file) if file.suffix == ".model" else _finish(_from_file(file), {}, {})
 
 
 def read_folder(folder: Path, config: Mapping[str, Any]) -> Tokenizer | None:
@@ -339,11 +306,6 @@ def _extra_tokens(settings: Mapping[str, Any]) -> Any:  # noqa: ANN401 (what a J
     return settings.get("extra_special_tokens") or settings.get("additional_special_tokens") or []
 
 
-def _length(value: object) -> int | None:
-    """Tokens that truncation leaves; transformers writes 10**30 for "no limit"."""
-    return int(value) if isinstance(value, (int, float)) and 0 < value < 10**15 else None
-
-
 def _listed(folder: Path, content: Mapping[str, Any]) -> dict[str, Any]:
     """Added tokens by id, from the older added_tokens.json and from tokenizer.json."""
     older = optional_json(folder / "added_tokens.json")
@@ -434,6 +396,6 @@ def _finish(
         bos_token=_content(named["bos_token"]),
         eos_token=_content(named["eos_token"]),
         clean_up_tokenization_spaces=bool(settings.get("clean_up_tokenization_spaces")),
-        model_max_length=_length(settings.get("model_max_length", settings.get("max_len"))),
+        model_max_length=token_limit(settings.get("model_max_length", settings.get("max_len"))),
         truncation_side=settings.get("truncation_side", "right"),
     )

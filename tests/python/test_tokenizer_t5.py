@@ -15,7 +15,8 @@ from fastdecode import errors
 from fastdecode.detokenizer import clean_up, detokenizer
 from fastdecode.folder import optional_json
 from fastdecode.tokenizer import Tokenizer
-from fastdecode.tokenizer_files import as_tokenizer, read_folder
+from fastdecode.tokenizer_files import read_folder
+from fastdecode.tokenizer_objects import as_tokenizer
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -229,9 +230,7 @@ def test_every_short_text_is_cleaned_alike_in_pieces() -> None:
     class Characters:
         clean_up_tokenization_spaces = True
 
-        class backend:
-            decoder = None
-
+        decoding = "pieces"
         letters = " 'ntvers.m"
 
         def decode(self, ids: list[int], **_: object) -> str:
