@@ -32,7 +32,8 @@ _PATTERNS = (
     "tokenizer_config.json",
     "special_tokens_map.json",
     "added_tokens.json",
-    *(name for entry in TOKENIZER_CLASSES.values() for name in entry.files),
+    "tokenizer.model",
+    *dict.fromkeys(name for entry in TOKENIZER_CLASSES.values() for name in entry.files),
 )
 
 # Asked for only where a repository has no safetensors.
