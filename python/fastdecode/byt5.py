@@ -60,6 +60,8 @@ class ByT5Backend:
         self._ids = {cut.content: index for index, cut in added.items()}
         self._add([token for token in special if token not in self._ids])
         self._eos = self._ids[eos_token]
+        # A token that has two ids is left out under its last one alone.
+        self._special_ids = frozenset(self._ids[token] for token in special if token in self._ids)
         # The longest of those that begin at the same place is cut out.
         contents = sorted((cut.content for cut in self._by_id.values() if cut.content), key=len, reverse=True)
         self._cuts = (
@@ -74,7 +76,7 @@ class ByT5Backend:
             cut = self._by_id.get(index)
             if cut is not None or index >= _OFFSET:
                 tokens[chr(index - _OFFSET) if cut is None else cut.content] = index
-        return tokens | self._ids
+        return tokens | {cut.content: index for index, cut in sorted(self._by_id.items())}
 
     def _add(self, tokens: Iterable[str]) -> None:
         known = self._vocabulary()
@@ -128,9 +130,9 @@ class ByT5Backend:
 
     def decode(self, ids: list[int], *, skip_special_tokens: bool) -> str:
         """Text of ids; bytes that are no UTF-8 are left out, and so are ids beyond the vocabulary."""
-        tokens = (self.id_to_token(index) for index in ids)
-        left_out = self.special_tokens if skip_special_tokens else frozenset()
-        return self.join([token for token in tokens if token is not None and token not in left_out])
+        left_out = self._special_ids if skip_special_tokens else frozenset()
+        tokens = (self.id_to_token(index) for index in ids if index not in left_out)
+        return self.join([token for token in tokens if token is not None])
 
     def clean_up(self, text: str) -> str:
         """Text with its spaces cleaned up."""

@@ -11,7 +11,7 @@ import re
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from .detokenizer import clean_up, detokenizer
-from .errors import OptionError
+from .errors import OptionError, TokenizerError
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -86,8 +86,13 @@ class LibraryBackend:
     @property
     def special_tokens(self) -> frozenset[str]:
         """Tokens that `skip_special_tokens` leaves out."""
-        tokens = self.library.get_added_tokens_decoder().values()
-        return frozenset(token.content for token in tokens if token.special)
+        tokens = self.library.get_added_tokens_decoder().items()
+        return frozenset(token.content for index, token in tokens if token.special or self._is_left_out(index))
+
+    def _is_left_out(self, token_id: int) -> bool:
+        """Whether the library leaves a token out; one that was special before its flags changed stays so there."""
+        shown, left = (self.library.decode([token_id], skip_special_tokens=skip) for skip in (False, True))
+        return shown != "" == left
 
     @property
     def vocab_size(self) -> int:
@@ -204,6 +209,11 @@ class Tokenizer:
             return self._backend.encode(text, add_special_tokens=add_special_tokens)
         except (TypeError, UnicodeEncodeError) as error:
             raise _bad_text("a string with a lone surrogate, which is no character") from error
+        except Exception as error:  # the library's own, where a vocabulary has no token for what is unknown
+            expected = "a vocabulary that has a token for every text"
+            raise TokenizerError(
+                f"tokenizer: expected {expected}, got: {error}", expected=expected, got=str(error)
+            ) from error
 
     def decode(
         self,

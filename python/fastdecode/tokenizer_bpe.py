@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from .errors import ConfigError, FileReadError, TokenizerError
 from .folder import read_json
 from .tokenizer_parts import begin_and_end, errors_of, known_id, malformed, post_processor, vocabulary
-from .tokenizer_tokens import NAMED, content
+from .tokenizer_tokens import content
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -135,8 +135,7 @@ def finish_byte_level(
         )
     elif cls == "Qwen2Tokenizer":
         # The class names its special tokens once more, so that flags of theirs are lost.
-        usual = [named[name] for name in NAMED if name in named]
-        again = dict.fromkeys(content(token) or "" for token in [*usual, *extra])
+        again = dict.fromkeys(content(token) or "" for token in [*named.values(), *extra])
         backend.add_tokens([AddedToken(token, special=True) for token in again])
 
 

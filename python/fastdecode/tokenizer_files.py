@@ -17,7 +17,7 @@ from .tokenizer_bpe import BYTE_LEVEL
 from .tokenizer_class import tokenizer_class
 from .tokenizer_parts import Files, errors_of, find_files, malformed, read_content, refuse_pointer
 from .tokenizer_table import GENERIC
-from .tokenizer_tokens import ADDED, NAMED, OLD_EXTRA, add_tokens, content, gather, special_tokens
+from .tokenizer_tokens import ADDED, OLD_EXTRA, add_tokens, content, gather, special_tokens
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -261,8 +261,7 @@ def _byt5(values: dict[str, Any], defaults: Mapping[str, str | None], where: Pat
         raise malformed(where, "null", "a pad_token, an eos_token and an unk_token for a ByT5Tokenizer")
     added = {index: cut(token, lstrip=True, rstrip=True) for index, token in enumerate(first)}
     added |= {index: cut(token) for index, token in values[ADDED].items()}
-    special = [content(named[name]) or "" for name in NAMED if name in named]
-    special += [content(token) or "" for token in extra]
+    special = [content(token) or "" for token in [*named.values(), *extra]]
     backend = ByT5Backend(
         added,
         list(dict.fromkeys(special)),
