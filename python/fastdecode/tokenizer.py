@@ -87,7 +87,9 @@ class LibraryBackend:
     def special_tokens(self) -> frozenset[str]:
         """Tokens that `skip_special_tokens` leaves out."""
         tokens = self.library.get_added_tokens_decoder().items()
-        return frozenset(token.content for index, token in tokens if token.special or self._is_left_out(index))
+        return frozenset(
+            token.content for index, token in tokens if token.special or self._is_left_out(index)
+        )
 
     def _is_left_out(self, token_id: int) -> bool:
         """Whether the library leaves a token out; one that was special before its flags changed stays so there."""

@@ -66,12 +66,13 @@ def read_folder(folder: Path, config: Mapping[str, Any]) -> Tokenizer | None:
 
     cls = tokenizer_class(settings, config, name=str(folder), is_byte_level=is_byte_level)
     if cls != GENERIC and cls not in TOKENIZER_CLASSES:
-        raise _refused(folder, cls)
+        return _refuse(files, cls)
     if not _has_files(cls, files):
         # transformers finds no vocabulary here. What no file declares may be what the files say.
         found = _by_files(files)
         if found is None:
-            return None
+            # Two classes are built from a tokenizer.json alone.
+            return None if cls == GENERIC or TOKENIZER_CLASSES[cls].files else _refuse(files, cls)
         if cls != GENERIC and (settings.get("tokenizer_class") or config.get("tokenizer_class")):
             raise _other_files(folder, cls, found)
         cls = found
@@ -105,19 +106,28 @@ def _has_files(cls: str, files: Files) -> bool:
 
 def _by_files(files: Files) -> str | None:
     """The class that a folder's files may mean by themselves, or None."""
+    if files.pieces is not None:
+        return None
     return next(
         (cls for cls in ("GPT2Tokenizer", "T5Tokenizer", "BertTokenizer") if _has_files(cls, files)), None
     )
 
 
-def _refused(folder: Path, cls: str) -> TokenizerError:
-    built = ", ".join(sorted(TOKENIZER_CLASSES))
+def _refuse(files: Files, cls: str) -> None:
+    """Raises for a class that is not built here, unless the folder has nothing that it could be made of."""
+    folder = files.folder
+    told = ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
+    parts = ("tokenizer", "vocab", "merges", "piece", "spm", ".model", ".codes", "dict.txt")
+    names = [path.name for path in folder.iterdir() if path.name not in told]
+    if not any(part in name and "safetensors" not in name for name in names for part in parts):
+        return
+    without = "" if cls not in TOKENIZER_CLASSES else " without a tokenizer.json"
     expected = (
-        f"one of {built}, or a tokenizer.json for PreTrainedTokenizerFast; or give the model its tokenizer: "
-        f"load(..., tokenizer=transformers.AutoTokenizer.from_pretrained({str(folder)!r}))"
+        f"one of {', '.join(sorted(TOKENIZER_CLASSES))}, or a tokenizer.json for PreTrainedTokenizerFast; or give the "
+        f"model its tokenizer: load(..., tokenizer=transformers.AutoTokenizer.from_pretrained({str(folder)!r}))"
     )
-    return TokenizerError(
-        f"{folder}: the tokenizer's class is {cls}, which is not supported; expected {expected}",
+    raise TokenizerError(
+        f"{folder}: the tokenizer's class is {cls}, which is not supported{without}; expected {expected}",
         file=str(folder),
         expected=expected,
         got=cls,
@@ -128,9 +138,8 @@ def _other_files(folder: Path, cls: str, other: str) -> TokenizerError:
     def names(of: str) -> str:
         return " and ".join(TOKENIZER_CLASSES[of].files)
 
-    expected = (
-        f"tokenizer.json or {names(cls)} for a {cls}; or tokenizer_class {other!r} in tokenizer_config.json"
-    )
+    own = f" or {names(cls)}" if TOKENIZER_CLASSES[cls].files else ""
+    expected = f"tokenizer.json{own} for a {cls}; or tokenizer_class {other!r} in tokenizer_config.json"
     got = f"{names(other)}, which make a {other}"
     return TokenizerError(
         f"{folder}: expected {expected}, got {got}", file=str(folder), expected=expected, got=got

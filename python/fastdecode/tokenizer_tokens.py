@@ -48,6 +48,8 @@ def gather(folder: Path, settings: Mapping[str, Any], listed: Any) -> dict[str, 
     file = str(folder / "tokenizer_config.json")
     if OLD_EXTRA in values and not values.get(EXTRA):
         values[EXTRA] = values.pop(OLD_EXTRA)
+    if not isinstance(values.get(EXTRA), (list, dict, type(None))):
+        raise bad_field(file, EXTRA, "a list of tokens, or an object of them by name", repr(values[EXTRA]))
     own = {name: values.pop(name) for name in [*values] if _is_own(name, values[name])}
     if isinstance(values.get(EXTRA), dict) and not _is_token(values[EXTRA]):
         own |= values.pop(EXTRA)

@@ -72,6 +72,8 @@ KINDS: list[tuple[list[str | None], str]] = [
     ([*BYTE_CLASSES], "bytes"),
     (["T5Tokenizer", None], "pieces"),
     (["T5Tokenizer"], "unigram"),
+    (["T5Tokenizer", None], "spiece.model"),
+    (["PreTrainedTokenizerFast", None], "tokenizer.model"),
     (["BertTokenizer", "DistilBertTokenizer", "ElectraTokenizer"], "words"),
     (["ByT5Tokenizer"], "none"),
     (["PreTrainedTokenizerFast", "PreTrainedTokenizer", "TokenizersBackend", "NoSuchTokenizer", None], "any"),
@@ -320,10 +322,13 @@ def draw(folder: Path, seed: int) -> str:
         with_json = True
     elif kind == "json":
         kind, with_json = "letters", True
+    elif kind.endswith(".model"):
+        write_pieces(folder / kind, chooser)
+        kind, with_json = "pieces", False
     else:
         with_json = kind == "unigram" or (kind != "none" and chooser.random() < 0.5)
     size = 330
-    if kind != "none":
+    if kind != "none" and not any(folder.iterdir()):
         made = library(kind, chooser)
         size = made.get_vocab_size(with_added_tokens=True)
         if with_json or (kind in ("letters", "unigram")):
