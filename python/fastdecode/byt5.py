@@ -14,7 +14,7 @@ from .detokenizer import clean_up
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
-    from .tokenizer import Decoding
+    from .tokenizer import BytesIn, Decoding
 
 _OFFSET = 3
 _BYTES = 256
@@ -55,6 +55,7 @@ class ByT5Backend:
         split_special_tokens: bool = False,
     ) -> None:
         self.decoding: Decoding = "pieces"
+        self.spells_bytes: BytesIn = None  # its tokens are characters in the place of bytes, half ones included
         self.special_tokens = frozenset(special)
         self._by_id = dict(added)
         self._ids = {cut.content: index for index, cut in added.items()}

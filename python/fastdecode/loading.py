@@ -55,8 +55,8 @@ def load(
             not fit waits; one that would not fit alone is an error.
         max_rows: Sequences that decode side by side in one step, at most 65,536; None for 64. Others wait. It
             does not change results.
-        tokenizer: Used instead of the folder's: a folder, a tokenizer.json or spiece.model, or an object of
-            tokenizers or transformers.
+        tokenizer: Used instead of the folder's: a folder, a tokenizer.json or spiece.model, a
+            `tokenizers.Tokenizer`, or any tokenizer of transformers, whose ids and text are then its own.
         revision: Branch, tag or commit on the hub.
         token: Access token of the hub; True for the stored one.
         cache_dir: Where downloads are kept, instead of the hub's usual place.

@@ -18,7 +18,6 @@ from .folder import Config, config_defaults, folder_defaults, read_json
 from .foreign import refuse_foreign
 from .hub import locate
 from .tokenizer_files import read_folder
-from .tokenizer_objects import as_tokenizer
 
 if TYPE_CHECKING:
     import os
@@ -77,7 +76,7 @@ def read_model(classes: Sequence[type[M]], model: str | os.PathLike[str], given:
     began = time.perf_counter()
     options = of_load(given, LOADING)
     own = options.get("tokenizer")
-    tokenizer = None if own is None else as_tokenizer(own)
+    tokenizer = None if own is None else _given_tokenizer(own)
     native = load_options(
         options.get("dtype", "auto"),
         options.get("compute_dtype"),
@@ -104,6 +103,12 @@ def read_model(classes: Sequence[type[M]], model: str | os.PathLike[str], given:
     loaded = fitting[0](core, config, defaults, source.folder, tokenizer, (source.name, kept))
     loaded._load_seconds = time.perf_counter() - began
     return loaded
+
+
+def _given_tokenizer(own: object) -> Tokenizer:
+    from .tokenizer_objects import as_tokenizer
+
+    return as_tokenizer(own)
 
 
 def _reload(cls: type[LanguageModel], name: str, keywords: dict[str, Any]) -> LanguageModel:
@@ -218,7 +223,7 @@ class LanguageModel:
 
         began = time.perf_counter()
         options = load_options(dtype, compute_dtype, num_threads, cache_bytes, max_rows)
-        given = None if tokenizer is None else as_tokenizer(tokenizer)
+        given = None if tokenizer is None else _given_tokenizer(tokenizer)
         try:
             text = json.dumps(dict(config))
         except (TypeError, ValueError) as error:
@@ -313,7 +318,7 @@ class LanguageModel:
         from .options import resolve
 
         resolved = resolve(options, self._defaults, len(items), self._core.context_limit)
-        if resolved.stop:
+        if resolved.stop or resolved.stop_strings:
             self._need_tokenizer("stop")
         prompts = self._core.prompts()
         for item in items:

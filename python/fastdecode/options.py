@@ -67,7 +67,8 @@ class GenerateOptions(PassedOver, total=False):
         no_repeat_ngram_size: No n-gram of this many tokens comes twice, the prompt counted; 0 means off.
         encoder_no_repeat_ngram_size: No n-gram of this many tokens of the source comes; 0 means off.
         eos_token_id: Token id or ids that end a sequence.
-        stop: String or strings at which the text ends; the text is cut before it, token_ids are not.
+        stop: String or strings at which the new text ends (special tokens count, shown or not), instead of the
+            folder's `stop_strings`, which end it as in transformers; the text is cut before it, token_ids are not.
         stop_token_ids: Token id or ids that end a sequence like eos does, with finish_reason "stop".
         logprobs: Report the log-probability of every new token and of this many best tokens; 0 or more.
         skip_special_tokens: Leave special tokens out of the text; default True.
@@ -105,6 +106,7 @@ class Options:
     Attributes:
         limit: "new_tokens" or "length" (prompt included): exactly this, or an error where the context is
             smaller; "up_to_new_tokens": this, or what the context leaves.
+        stop_strings: Those of the folder; none where the call has `stop`.
     """
 
     limit: tuple[LimitKind, int]
@@ -126,6 +128,7 @@ class Options:
     encoder_no_repeat_ngram_size: int
     eos_token_id: tuple[int, ...]
     stop: tuple[str, ...]
+    stop_strings: tuple[str, ...]
     stop_token_ids: tuple[int, ...]
     logprobs: int | None
     skip_special_tokens: bool
@@ -377,6 +380,7 @@ def resolve(
     if isinstance(seed, tuple) and len(seed) != prompts:
         raise _bad_option("seed", f"one seed per prompt, {prompts} in all", f"{len(seed)} seeds")
     limit = _limit(values.pop("max_new_tokens"), values.pop("max_length"), call, context_limit)
+    values |= {"stop_strings": ()} if "stop" in call else {"stop_strings": values["stop"], "stop": ()}
     return Options(limit=limit, **values)
 
 

@@ -10,11 +10,11 @@ import contextlib
 import re
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
-from .detokenizer import clean_up, detokenizer
+from .detokenizer import clean_up, common, detokenizer
 from .errors import OptionError, TokenizerError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Sequence
 
     import tokenizers
 
@@ -24,7 +24,9 @@ if TYPE_CHECKING:
 # "bytes": nothing, since each token is a run of bytes, written in GPT-2's table.
 # "pieces": only half a character at its end becomes a whole one (and what runs of byte tokens say changes).
 # "any": the next token may change the end of it.
-Decoding = Literal["bytes", "pieces", "any"]
+# "whole": any later token may change all of it.
+Decoding = Literal["bytes", "pieces", "any", "whole"]
+BytesIn = Literal["table", "hex"] | None
 
 
 class Backend(Protocol):
@@ -35,6 +37,11 @@ class Backend(Protocol):
     """
 
     decoding: Decoding
+
+    @property
+    def spells_bytes(self) -> BytesIn:
+        """How tokens spell bytes: "table" (GPT-2's characters), "hex" (`<0x0A>`), or None where they are text."""
+        ...
 
     @property
     def special_tokens(self) -> frozenset[str]:
@@ -76,12 +83,25 @@ class LibraryBackend:
 
     Args:
         library: The tokenizer.
+        cleans_bpe: Whether spaces are cleaned up over BPE, too, where that is asked for.
     """
 
-    def __init__(self, library: tokenizers.Tokenizer) -> None:
+    def __init__(self, library: tokenizers.Tokenizer, *, cleans_bpe: bool = False) -> None:
         self.library = library
         self.decoding: Decoding = "bytes" if type(library.decoder).__name__ == "ByteLevel" else "pieces"
-        self._is_bpe = type(library.model).__name__ == "BPE"
+        self._cleans = cleans_bpe or type(library.model).__name__ != "BPE"
+
+    @property
+    def spells_bytes(self) -> BytesIn:
+        """How tokens spell bytes, by the steps of the decoder."""
+        decoder = self.library.decoder
+        if decoder is None:
+            return None
+        state = bytes(decoder.__getstate__())
+        # ByteFallback counts where a decoder has both, as in transformers.
+        if b'"type":"ByteFallback"' in state:
+            return "hex"
+        return "table" if b'"type":"ByteLevel"' in state else None
 
     @property
     def special_tokens(self) -> frozenset[str]:
@@ -111,7 +131,7 @@ class LibraryBackend:
 
     def clean_up(self, text: str) -> str:
         """Text with its spaces cleaned up, where the class does so."""
-        return text if self._is_bpe else clean_up(text)
+        return clean_up(text) if self._cleans else text
 
     def join(self, tokens: list[str]) -> str:
         """Text of tokens."""
@@ -168,8 +188,8 @@ class Tokenizer:
         self.bos_token = bos_token
         self.eos_token = eos_token
         # A backend may clean up nothing, whatever is asked for.
-        cleans = clean_up_tokenization_spaces and self._backend.clean_up(_CLEANABLE) != _CLEANABLE
-        self.clean_up_tokenization_spaces = cleans
+        cleans = self.decoding == "whole" or self._backend.clean_up(_CLEANABLE) != _CLEANABLE
+        self.clean_up_tokenization_spaces = clean_up_tokenization_spaces and cleans
         self.model_max_length = model_max_length
         self.truncation_side = truncation_side
         self._bytes: dict[int, bytes] = {}
@@ -259,6 +279,62 @@ class Tokenizer:
                 return _BYTE_TOKEN.fullmatch(token) is not None
         return False
 
+    def is_special(self, token_id: int) -> bool:
+        """Whether `skip_special_tokens` leaves a token out."""
+        return self._backend.id_to_token(token_id) in self._special
+
+    def context(self, ids: Sequence[int], *, skip_special_tokens: bool) -> Sequence[int]:
+        """The end of some ids behind which the text of others does not depend on what was before; may be empty."""
+        if self.decoding == "bytes":
+            # A character has four bytes at most.
+            known = (self.token_bytes(token_id, skip_special_tokens=skip_special_tokens) for token_id in ids)
+            return ids if sum(map(len, known)) >= 4 else ids[:0]
+        if self._falls_back_to_bytes:
+            # Bytes in a row are decoded together, so that none may be cut off.
+            shown = (
+                place for place, token_id in enumerate(ids) if self._shows_text(token_id, skip_special_tokens)
+            )
+            ids = ids[next(shown, len(ids)) :]
+        return ids if self.decode(ids, skip_special_tokens=skip_special_tokens).strip() else ids[:0]
+
+    def _shows_text(self, token_id: int, skip_special_tokens: bool) -> bool:  # noqa: FBT001 (as it is called)
+        """Whether a token is shown and no byte."""
+        token = self._backend.id_to_token(token_id)
+        hidden = token is None or (skip_special_tokens and token in self._special)
+        return not hidden and _BYTE_TOKEN.fullmatch(token or "") is None
+
+    def stop_piece(self, token_id: int) -> str | bytes | None:
+        """What a token adds to a text, as transformers sees it where it looks for stop strings.
+
+        Returns:
+            Bytes in a vocabulary that spells bytes, else text; None beyond the vocabulary.
+        """
+        token = self._backend.id_to_token(token_id)
+        if token is None:
+            return None
+        spells = self._backend.spells_bytes
+        if spells == "table" and all(character in _BYTE_OF for character in token):
+            return bytes(_BYTE_OF[character] for character in token)
+        if spells == "hex" and _HEX_TOKEN.fullmatch(token):
+            return bytes([int(token[3:5], 16)])
+        # The first token of a text may be decoded in a way of its own, so that some text stands before it.
+        before = [
+            self._backend.id_to_token(index) or "" for index in self.encode(_BEFORE, add_special_tokens=False)
+        ]
+        text = self._backend.join([*before, token])
+        at = text.find(_BEFORE)
+        if at < 0:  # a vocabulary without these letters
+            without = self._backend.join(before) if before else ""
+            piece = text[common(text, without) :]
+        else:
+            piece = text[at + len(_BEFORE) :]
+        return piece if spells is None else piece.encode("utf-8", errors="replace")
+
+    @property
+    def spells_bytes(self) -> bool:
+        """Whether tokens may be parts of characters, so that stop strings are looked for in bytes."""
+        return self._backend.spells_bytes is not None
+
     def token_bytes(self, token_id: int, *, skip_special_tokens: bool) -> bytes:
         """Bytes of one token of a byte-level vocabulary."""
         if skip_special_tokens and self._backend.id_to_token(token_id) in self._special:
@@ -275,6 +351,9 @@ def token_limit(value: object) -> int | None:
     return int(value) if isinstance(value, (int, float)) and 0 < value < 10**15 else None
 
 
+# Letters that stand before a token whose text is asked for, as transformers chose them.
+_BEFORE = "abcdef"
+_HEX_TOKEN = re.compile(r"<0x[0-9A-Fa-f]{2}>")
 # Text that clean-up changes.
 _CLEANABLE = "a ."
 # A token that stands for one byte, in vocabularies that fall back to bytes.

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from .errors import TokenizerError
 from .families import TOKENIZER_CLASSES
 from .folder import bad_field, optional_json
-from .tokenizer import Tokenizer, token_limit
+from .tokenizer import LibraryBackend, Tokenizer, token_limit
 from .tokenizer_bpe import BYTE_LEVEL
 from .tokenizer_class import tokenizer_class
 from .tokenizer_parts import Files, errors_of, find_files, malformed, read_content, refuse_pointer
@@ -198,7 +198,10 @@ def _built(cls: str, files: Files, values: dict[str, Any]) -> Tokenizer:
     add_tokens(backend, values[ADDED], named, extra)
     _finish(cls, backend, files, values, named, extra)
     backend.encode_special_tokens = bool(values.get("split_special_tokens"))
-    return Tokenizer(backend, **_shown(values, named))
+    shown = _shown(values, named)
+    if values.get("clean_up_tokenization_spaces_for_bpe_even_though_it_will_corrupt_output"):
+        return Tokenizer(LibraryBackend(backend, cleans_bpe=True), given=backend, **shown)
+    return Tokenizer(backend, **shown)
 
 
 def _backend(cls: str, files: Files, values: dict[str, Any]) -> tokenizers.Tokenizer:

@@ -15,7 +15,7 @@ from .tokenizer import LibraryBackend, Tokenizer, token_limit
 from .tokenizer_files import read_file, read_folder
 
 if TYPE_CHECKING:
-    from .tokenizer import Decoding
+    from .tokenizer import BytesIn, Decoding
 
 _EXPECTED = "a folder with a tokenizer, a tokenizer.json, or an object of tokenizers or transformers"
 # What every tokenizer of transformers has, and what one of the tokenizers library has.
@@ -99,10 +99,22 @@ class TransformersBackend:
         self._unknown: set[int] = set()
         self.decoding: Decoding = "any"
         library: Any = getattr(given, "backend_tokenizer", None)
-        if _has(library, _LIBRARY) and _decodes_as_all(given) and "decode" not in vars(library):
+        if getattr(given, "clean_up_tokenization_spaces", False) and not _as_all(
+            given, "clean_up_tokenization"
+        ):
+            self.decoding = "whole"
+        elif (
+            _has(library, _LIBRARY) and _as_all(given, "decode", "_decode") and "decode" not in vars(library)
+        ):
             self.decoding = LibraryBackend(library).decoding
         elif type(given).__name__ == "ByT5Tokenizer":
             self.decoding = "pieces"
+
+    @property
+    def spells_bytes(self) -> BytesIn:
+        """How tokens spell bytes; transformers sees that only in classes over the tokenizers library."""
+        library: Any = getattr(self._given, "backend_tokenizer", None)
+        return LibraryBackend(library).spells_bytes if _has(library, _LIBRARY) else None
 
     @property
     def special_tokens(self) -> frozenset[str]:
@@ -177,9 +189,6 @@ class TransformersBackend:
         return None if token is None else str(token)
 
 
-def _decodes_as_all(given: object) -> bool:
-    """Whether the object decodes as transformers' classes over the tokenizers library do, and in no way of its own."""
-    return all(
-        getattr(getattr(type(given), name, None), "__module__", None) in _BASES
-        for name in ("decode", "_decode", "clean_up_tokenization")
-    )
+def _as_all(given: object, *names: str) -> bool:
+    """Whether the object has these methods from the classes that all tokenizers of transformers come from."""
+    return all(getattr(getattr(type(given), name, None), "__module__", None) in _BASES for name in names)

@@ -91,7 +91,15 @@ def test_the_file_is_honoured(option: str, value: object, expected: object) -> N
 
 
 def test_stop_strings_of_the_file_are_honoured() -> None:
-    assert resolved(file={"stop_strings": ["\n", "END"]}).stop == ("\n", "END")
+    file = {"stop_strings": ["\n", "END"]}
+    assert (resolved(file=file).stop_strings, resolved(file=file).stop) == (("\n", "END"), ())
+    for stop, expected in (("x", ("x",)), (None, ()), ([], ())):
+        assert (resolved({"stop": stop}, file).stop_strings, resolved({"stop": stop}, file).stop) == (
+            (),
+            expected,
+        )
+    with pytest.raises(errors.OptionError, match="stop: expected none with num_beams above 1"):
+        resolved({"num_beams": 2}, file)
 
 
 @pytest.mark.parametrize(

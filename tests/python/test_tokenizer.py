@@ -12,7 +12,7 @@ import pytest
 import tiny
 import tokenizers
 from fastdecode import errors
-from fastdecode.detokenizer import StopText
+from fastdecode.stops import StopText
 from fastdecode.tokenizer import Tokenizer
 from fastdecode.tokenizer_files import read_folder
 from fastdecode.tokenizer_objects import as_tokenizer
@@ -313,7 +313,7 @@ def test_pieces_of_other_decoders_join_too(name: str, ids: list[int]) -> None:
 )
 def test_stop_text(stops: list[str], pieces: list[str], given_out: list[str], *, stopped: bool) -> None:
     cutter = StopText(stops)
-    assert [cutter.push(piece) for piece in pieces] == given_out
+    assert [cutter.push(piece, piece) for piece in pieces] == given_out
     assert cutter.stopped == stopped
 
 
@@ -327,7 +327,7 @@ def test_stop_text_is_cut_before_the_first_stop(text: str, stops: list[str], cut
     places = [0, *sorted(min(cut, len(text)) for cut in cuts), len(text)]
     out = ""
     for begin, end in itertools.pairwise(places):
-        out += cutter.push(text[begin:end])
+        out += cutter.push(text[begin:end], text[begin:end])
         if cutter.stopped:
             break
     out += cutter.finish()
