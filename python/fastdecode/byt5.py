@@ -55,7 +55,9 @@ class ByT5Backend:
         split_special_tokens: bool = False,
     ) -> None:
         self.decoding: Decoding = "pieces"
-        self.spells_bytes: BytesIn = None  # its tokens are characters in the place of bytes, half ones included
+        self.spells_bytes: BytesIn = (
+            None  # its tokens are characters in the place of bytes, half ones included
+        )
         self.special_tokens = frozenset(special)
         self._by_id = dict(added)
         self._ids = {cut.content: index for index, cut in added.items()}

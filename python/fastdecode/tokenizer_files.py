@@ -38,7 +38,7 @@ def read_file(file: Path) -> Tokenizer:
     refuse_pointer(file)
     if file.suffix == ".model":
         return _built("T5Tokenizer", Files(file.parent, None, None, file), {ADDED: {}})
-    return _built(GENERIC, Files(file.parent, file), {ADDED: {}})
+    return _built(GENERIC, Files(file.parent, file), {ADDED: {}}, _from_file(file))
 
 
 def read_folder(folder: Path, config: Mapping[str, Any]) -> Tokenizer | None:
@@ -84,10 +84,9 @@ def read_folder(folder: Path, config: Mapping[str, Any]) -> Tokenizer | None:
         }
         if cls not in (GENERIC, "ByT5Tokenizer"):
             files = files._replace(content=read_content(files.json))
-    listed = None
-    if ADDED not in settings and files.json is not None:
-        listed = _listed(cls, files)
-    return _built(cls, files, gather(folder, settings, listed))
+    whole = _from_file(files.json) if cls == GENERIC and files.json is not None else None
+    listed = _listed(files, whole) if ADDED not in settings and files.json is not None else None
+    return _built(cls, files, gather(folder, settings, listed), whole)
 
 
 def _has_files(cls: str, files: Files) -> bool:
@@ -146,16 +145,19 @@ def _other_files(folder: Path, cls: str, other: str) -> TokenizerError:
     )
 
 
-def _listed(cls: str, files: Files) -> list[Any]:
-    """What tokenizer.json has under added_tokens."""
+def _listed(files: Files, whole: tokenizers.Tokenizer | None) -> list[Any]:
+    """What tokenizer.json has under added_tokens.
+
+    Args:
+        files: Files of the folder.
+        whole: What the library has read of that file, which it does faster than Python.
+    """
     assert files.json is not None
-    if cls == GENERIC:
-        # The library reads a large file faster than Python does.
-        tokens = _from_file(files.json).get_added_tokens_decoder()
+    if whole is not None:
         flags = ("single_word", "lstrip", "rstrip", "normalized", "special")
         return [
             {"id": index, "content": token.content} | {name: getattr(token, name) for name in flags}
-            for index, token in tokens.items()
+            for index, token in whole.get_added_tokens_decoder().items()
         ]
     held = files.content if files.content is not None else read_content(files.json)
     listed = held.get("added_tokens")
@@ -170,19 +172,22 @@ def _from_file(file: Path) -> tokenizers.Tokenizer:
     raise AssertionError  # unreachable: the errors above pass on
 
 
-def _built(cls: str, files: Files, values: dict[str, Any]) -> Tokenizer:
+def _built(
+    cls: str, files: Files, values: dict[str, Any], whole: tokenizers.Tokenizer | None = None
+) -> Tokenizer:
     """The tokenizer of a class.
 
     Args:
         cls: A key of `TOKENIZER_CLASSES`, or `GENERIC`.
         files: Files of the folder.
         values: Its settings and tokens, as `gather` makes them.
+        whole: The tokenizer.json for `GENERIC`, where there is one.
     """
     where = files.folder / "tokenizer_config.json"
     defaults = TOKENIZER_CLASSES[cls].tokens if cls in TOKENIZER_CLASSES else {}
     if cls == "ByT5Tokenizer":
         return _byt5(values, defaults, where)
-    backend = _backend(cls, files, values)
+    backend = _backend(cls, files, values) if whole is None else whole
     held = backend if files.content is None else _parts_of(files)
     if (padding := held.padding) is not None and "pad_token" not in defaults:
         values.setdefault("pad_token", padding["pad_token"])
@@ -217,8 +222,6 @@ def _backend(cls: str, files: Files, values: dict[str, Any]) -> tokenizers.Token
         return tokenizer_wordpiece.bert(files, values)
     if cls in tokenizer_bpe.OTHERS:
         return tokenizer_bpe.OTHERS[cls](files, values)
-    if files.json is not None:
-        return _from_file(files.json)
     assert files.pieces is not None
     return tokenizer_pieces.of_pieces(files.pieces, values)
 

@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any
 from .detokenizer import clean_up
 from .errors import OptionError
 from .tokenizer import LibraryBackend, Tokenizer, token_limit
-from .tokenizer_files import read_file, read_folder
 
 if TYPE_CHECKING:
     from .tokenizer import BytesIn, Decoding
@@ -57,6 +56,7 @@ def _from_path(given: str | os.PathLike[str]) -> Tokenizer | None:
     from pathlib import Path
 
     from .folder import optional_json
+    from .tokenizer_files import read_file, read_folder
 
     path = Path(given)
     if path.is_dir():

@@ -45,6 +45,8 @@ def test_tokenizer_classes_are_those_of_transformers(model_type: str) -> None:
 
 def test_texts_name_every_family() -> None:
     assert families.titles() == "GPT-2, T5, mT5 and UMT5"
-    assert families.tokenizer_files() == "tokenizer.json, vocab.json and merges.txt, spiece.model, or vocab.txt"
+    assert (
+        families.tokenizer_files() == "tokenizer.json, vocab.json and merges.txt, spiece.model, or vocab.txt"
+    )
     assert families.model_types(has_encoder=True) == "t5, mt5, umt5"
     assert families.model_types(has_encoder=False) == "gpt2"
