@@ -46,6 +46,13 @@ _BYTES = ("vocab.json", "merges.txt")
 _END_OF_TEXT = "<|endoftext|>"
 _USUAL = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}
 _MASKED = {**_USUAL, "sep_token": "</s>", "pad_token": "<pad>", "cls_token": "<s>", "mask_token": "<mask>"}
+_BRACKETS = {
+    "unk_token": "[UNK]",
+    "sep_token": "[SEP]",
+    "pad_token": "[PAD]",
+    "cls_token": "[CLS]",
+    "mask_token": "[MASK]",
+}
 _PADDED = {"eos_token": "</s>", "unk_token": "<unk>", "pad_token": "<pad>"}
 
 # Tokenizers that are built as their class has it; `tokenizer_table` has other names of some.
@@ -57,17 +64,14 @@ TOKENIZER_CLASSES: dict[str, TokenizerClass] = {
     "T5Tokenizer": TokenizerClass(files=("spiece.model",), tokens=_PADDED),
     "BertTokenizer": TokenizerClass(
         files=("vocab.txt",),
-        tokens={
-            "unk_token": "[UNK]",
-            "sep_token": "[SEP]",
-            "pad_token": "[PAD]",
-            "cls_token": "[CLS]",
-            "mask_token": "[MASK]",
-        },
+        tokens=_BRACKETS,
     ),
     "ByT5Tokenizer": TokenizerClass(files=(), tokens=_PADDED),
     "RobertaTokenizer": TokenizerClass(files=_BYTES, tokens=_MASKED),
     "BlenderbotTokenizer": TokenizerClass(files=_BYTES, tokens=_MASKED),
+    "DebertaTokenizer": TokenizerClass(
+        files=_BYTES, tokens={"bos_token": "[CLS]", "eos_token": "[SEP]", **_BRACKETS}
+    ),
     "CodeGenTokenizer": TokenizerClass(
         files=_BYTES,
         tokens=dict.fromkeys(("bos_token", "eos_token", "unk_token"), _END_OF_TEXT) | {"pad_token": None},

@@ -1,8 +1,8 @@
 """Classes of tokenizers over BPE, as transformers 5.24 builds them: GPT-2's and its kin over bytes, and three others.
 
 Each takes vocabulary and merges from tokenizer.json, or from vocab.json and merges.txt, and sets everything else by
-itself; most keep the file's post-processor. (models/gpt2, roberta, blenderbot, codegen, gpt_neox, qwen2, llama, gemma
-and openai there, each in its tokenization_*.py.)
+itself; most keep the file's post-processor. (models/gpt2, roberta, deberta, blenderbot, codegen, gpt_neox, qwen2,
+llama, gemma and openai there, each in its tokenization_*.py.)
 """
 
 from __future__ import annotations
@@ -55,6 +55,7 @@ BYTE_LEVEL = {
     "GPT2Tokenizer": _Class(),
     "RobertaTokenizer": _Class(),
     "BlenderbotTokenizer": _Class(prefix_space=True),
+    "DebertaTokenizer": _Class(),
     "CodeGenTokenizer": _Class(),
     "GPTNeoXTokenizer": _Class(composes=True),
     "Qwen2Tokenizer": _Class(pattern=_QWEN2, composes=True),
@@ -125,13 +126,18 @@ def finish_byte_level(
     keep_or_ask(backend, values, named)
     if cls == "GPTNeoXTokenizer":
         begin_and_end(backend, values, named)
-    elif cls == "RobertaTokenizer":
+    elif cls in ("RobertaTokenizer", "DebertaTokenizer"):
         sep, first = (content(named.get(name)) for name in ("sep_token", "cls_token"))
         if sep is None or first is None:
-            expected = "a sep_token and a cls_token for a RobertaTokenizer"
+            expected = f"a sep_token and a cls_token for a {cls}"
             raise malformed(files.folder / "tokenizer_config.json", "null", expected)
-        backend.post_processor = processors.RobertaProcessing(
-            (sep, known_id(backend, sep)), (first, known_id(backend, first))
+        ends = (sep, known_id(backend, sep)), (first, known_id(backend, first))
+        backend.post_processor = (
+            processors.RobertaProcessing(*ends)
+            if cls == "RobertaTokenizer"
+            else processors.TemplateProcessing(
+                single=[first, "$A", sep], pair=[first, "$A", sep, sep, "$B", sep], special_tokens=[*ends]
+            )
         )
     elif cls == "Qwen2Tokenizer":
         # The class names its special tokens once more, so that flags of theirs are lost.

@@ -66,13 +66,13 @@ def read_folder(folder: Path, config: Mapping[str, Any]) -> Tokenizer | None:
 
     cls = tokenizer_class(settings, config, name=str(folder), is_byte_level=is_byte_level)
     if cls != GENERIC and cls not in TOKENIZER_CLASSES:
-        return _refuse(files, cls)
+        return _none_for(files, cls)
     if not _has_files(cls, files):
         # transformers finds no vocabulary here. What no file declares may be what the files say.
         found = _by_files(files)
         if found is None:
             # Two classes are built from a tokenizer.json alone.
-            return None if cls == GENERIC or TOKENIZER_CLASSES[cls].files else _refuse(files, cls)
+            return None if cls == GENERIC or TOKENIZER_CLASSES[cls].files else _none_for(files, cls)
         if cls != GENERIC and (settings.get("tokenizer_class") or config.get("tokenizer_class")):
             raise _other_files(folder, cls, found)
         cls = found
@@ -112,14 +112,14 @@ def _by_files(files: Files) -> str | None:
     )
 
 
-def _refuse(files: Files, cls: str) -> None:
+def _none_for(files: Files, cls: str) -> Tokenizer | None:
     """Raises for a class that is not built here, unless the folder has nothing that it could be made of."""
     folder = files.folder
     told = ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
     parts = ("tokenizer", "vocab", "merges", "piece", "spm", ".model", ".codes", "dict.txt")
     names = [path.name for path in folder.iterdir() if path.name not in told]
     if not any(part in name and "safetensors" not in name for name in names for part in parts):
-        return
+        return None
     without = "" if cls not in TOKENIZER_CLASSES else " without a tokenizer.json"
     expected = (
         f"one of {', '.join(sorted(TOKENIZER_CLASSES))}, or a tokenizer.json for PreTrainedTokenizerFast; or give the "

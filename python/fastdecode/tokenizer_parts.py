@@ -59,7 +59,7 @@ def find_files(folder: Path, settings: Mapping[str, Any]) -> Files:
         name = match.string
     file = folder / name
     # Any name that holds it counts as the file's being there, as in transformers.
-    listing = "\n".join(path.name for path in folder.iterdir())
+    listing = "\n".join(path.name for path in folder.iterdir()) if folder.is_dir() else ""
     pieces = None
     if name not in listing and (
         found := re.search(r"tekken\.json|tokenizer\.model\.*|tiktoken\.model", listing)

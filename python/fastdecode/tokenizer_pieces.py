@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from .errors import TokenizerError
-from .tokenizer_parts import errors_of, known_id, malformed
+from .tokenizer_parts import errors_of, known_id, malformed, refuse_pointer
 from .tokenizer_tokens import ADDED, OLD_EXTRA, content
 
 if TYPE_CHECKING:
@@ -87,6 +87,7 @@ def read_pieces(file: Path) -> Any:  # noqa: ANN401 (a message of protobuf)
         ) from error
     from google.protobuf.message import DecodeError
 
+    refuse_pointer(file)
     model = sentencepiece_model_pb2.ModelProto()
     try:
         model.ParseFromString(file.read_bytes())

@@ -314,21 +314,18 @@ def test_pieces_of_any_type_are_t5s(tmp_path: Path, kind: int) -> None:
 
 def test_a_model_without_a_usable_class_computes_ids(tmp_path: Path, folder: Path) -> None:
     made = shutil.copytree(folder, tmp_path / "model")
-    write(made, tokenizer_config={"tokenizer_class": "DebertaTokenizer"})
+    write(made, tokenizer_config={"tokenizer_class": "DebertaV2Tokenizer"})
     model = fastdecode.load(made, num_threads=1)
-    with pytest.warns(errors.FastdecodeWarning, match="DebertaTokenizer") as warned:
+    with pytest.warns(errors.FastdecodeWarning, match="DebertaV2Tokenizer") as warned:
         outputs = [model.run([1, 2, 3], max_new_tokens=2) for _ in range(2)]
     assert len(warned) == 1
     assert [output.text for output in outputs] == [None, None]
-    for call in (
-        lambda: model.generate("text", max_new_tokens=2),
-        lambda: model.run([1, 2, 3], max_new_tokens=2, stop="x"),
-    ):
-        with pytest.raises(
-            errors.TokenizerError, match=r"DebertaTokenizer.*tokenizer=transformers\.AutoTokenizer"
-        ):
-            call()
-    with pytest.raises(errors.TokenizerError, match="DebertaTokenizer"):
+    wanted = r"DebertaV2Tokenizer.*tokenizer=transformers\.AutoTokenizer"
+    with pytest.raises(errors.TokenizerError, match=wanted):
+        model.generate("text", max_new_tokens=2)
+    with pytest.raises(errors.TokenizerError, match=wanted):
+        model.run([1, 2, 3], max_new_tokens=2, stop="x")
+    with pytest.raises(errors.TokenizerError, match="DebertaV2Tokenizer"):
         fastdecode.load(made, tokenizer=made)
 
 

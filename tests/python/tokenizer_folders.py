@@ -58,18 +58,21 @@ TOKENS = [
         "A",
     ),
 ]
-BYTE_CLASSES = ["GPT2Tokenizer", "RobertaTokenizer", "BartTokenizer", "LongformerTokenizer", "LEDTokenizer"]
-BYTE_CLASSES += [
-    "MvpTokenizer",
-    "BlenderbotTokenizer",
-    "CodeGenTokenizer",
-    "GPTNeoXTokenizer",
-    "Qwen2Tokenizer",
+BYTE_CLASSES: list[str | None] = [
+    *(
+        "GPT2Tokenizer",
+        "RobertaTokenizer",
+        "BartTokenizer",
+        "LongformerTokenizer",
+        "LEDTokenizer",
+        "MvpTokenizer",
+    ),
+    *("BlenderbotTokenizer", "CodeGenTokenizer", "GPTNeoXTokenizer", "Qwen2Tokenizer", "DebertaTokenizer"),
 ]
 # Groups of what goes together: classes, files.
 KINDS: list[tuple[list[str | None], str]] = [
     (["GPT2Tokenizer", None], "bytes"),
-    ([*BYTE_CLASSES], "bytes"),
+    (BYTE_CLASSES, "bytes"),
     (["T5Tokenizer", None], "pieces"),
     (["T5Tokenizer"], "unigram"),
     (["T5Tokenizer", None], "spiece.model"),
@@ -78,7 +81,7 @@ KINDS: list[tuple[list[str | None], str]] = [
     (["ByT5Tokenizer"], "none"),
     (["PreTrainedTokenizerFast", "PreTrainedTokenizer", "TokenizersBackend", "NoSuchTokenizer", None], "any"),
     (["LlamaTokenizer", "GemmaTokenizer", "OpenAIGPTTokenizer"], "json"),
-    (["AlbertTokenizer", "XLNetTokenizer", "DebertaTokenizer", "PegasusTokenizer"], "pieces"),
+    (["AlbertTokenizer", "XLNetTokenizer", "DebertaV2Tokenizer", "PegasusTokenizer"], "pieces"),
 ]
 MODEL_TYPES = ["gpt2", "gpt2", "t5", "t5", "mt5", "umt5", "bert", "roberta", "qwen2", "no-such-type", ""]
 
@@ -148,7 +151,7 @@ def write_pieces(file: Path, chooser: random.Random) -> None:
 def trained(kind: str, size: int, specials: tuple[str, ...]) -> str:
     """Returns a tokenizer of the library as text: BPE over bytes, over characters, or WordPiece."""
     if kind == "words":
-        tokenizer = tokenizers.Tokenizer(tokenizers.models.WordPiece(unk_token="[UNK]"))  # type: ignore[call-arg]
+        tokenizer = tokenizers.Tokenizer(tokenizers.models.WordPiece(unk_token="[UNK]"))
         tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.BertPreTokenizer()
         trainer: Any = tokenizers.trainers.WordPieceTrainer(
             vocab_size=size, special_tokens=list(specials), show_progress=False
@@ -273,7 +276,7 @@ def settings(cls: str | None, chooser: random.Random, size: int) -> dict[str, An
         values["extra_special_tokens"] = {"image_token": chooser.choice(TOKENS), "x": chooser.choice(TOKENS)}
     if chooser.random() < 0.15:
         values["context_token"] = named_token(chooser, in_map=False)
-    for name, kinds in {
+    choices: dict[str, list[Any]] = {
         "add_prefix_space": [True, False],
         "add_bos_token": [True, False],
         "add_eos_token": [True, False],
@@ -289,7 +292,8 @@ def settings(cls: str | None, chooser: random.Random, size: int) -> dict[str, An
         "truncation_side": ["left", "right"],
         "legacy": [True, False],
         "clean_up_tokenization_spaces_for_bpe_even_though_it_will_corrupt_output": [True, False],
-    }.items():
+    }
+    for name, kinds in choices.items():
         if chooser.random() < 0.15:
             values[name] = chooser.choice(kinds)
     if chooser.random() < 0.3:
@@ -332,7 +336,10 @@ def draw(folder: Path, seed: int) -> str:
         made = library(kind, chooser)
         size = made.get_vocab_size(with_added_tokens=True)
         if with_json or (kind in ("letters", "unigram")):
-            made.save(str(folder / "tokenizer.json"))
+            content = json.loads(made.to_str())
+            if chooser.random() < 0.2:
+                older(content)
+            dump(folder, "tokenizer.json", content)
         else:
             write_parts(folder, made, kind, chooser)
     # Files of another class, which must not count.
@@ -365,11 +372,21 @@ def draw(folder: Path, seed: int) -> str:
         for key in ("additional_special_tokens", "extra_special_tokens"):
             if chooser.random() < 0.2:
                 of_map[key] = token_list(chooser, is_t5=cls == "T5Tokenizer")
+        if chooser.random() < 0.1:
+            of_map |= {"add_prefix_space": True, "do_lower_case": False, "clean_up_tokenization_spaces": True}
         dump(folder, "special_tokens_map.json", of_map)
     if chooser.random() < 0.25:
         names = chooser.sample(TOKENS, chooser.choice([1, 2, 4]))
-        dump(folder, "added_tokens.json", {token: size + place for place, token in enumerate(names)})
+        first = chooser.choice([size, size, size + 3, 7])
+        dump(folder, "added_tokens.json", {token: first + place for place, token in enumerate(names)})
     return f"seed {seed}: {cls} over {kind}, {sorted(path.name for path in folder.iterdir())}"
+
+
+def older(content: dict[str, Any]) -> None:
+    """Makes a tokenizer.json one of an older version: the model names no type, merges are strings."""
+    model = content["model"]
+    if model.pop("type") == "BPE":
+        model["merges"] = [pair if isinstance(pair, str) else " ".join(pair) for pair in model["merges"]]
 
 
 def dump(folder: Path, name: str, value: object) -> None:
