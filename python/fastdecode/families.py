@@ -30,15 +30,11 @@ class Family(NamedTuple):
     Attributes:
         title: Its name in texts for people.
         has_encoder: Whether its models are encoder-decoders.
-        tokenizer_class: Class of its tokenizer where the folder declares none; None for tokenizer.json as it is.
-        keeps_tokenizer_file: Whether tokenizer.json is taken as it is, whatever class the folder declares.
         special_tokens: Ids of special tokens that its models have where config.json names none.
     """
 
     title: str
     has_encoder: bool = False
-    tokenizer_class: str | None = None
-    keeps_tokenizer_file: bool = False
     special_tokens: Mapping[str, int] = MappingProxyType({})
 
 
@@ -100,28 +96,24 @@ TOKENIZER_CLASSES: dict[str, TokenizerClass] = {
     "OpenAIGPTTokenizer": TokenizerClass(files=_BYTES, tokens={"unk_token": "<unk>"}),
 }
 
-# Special tokens are those of the configuration classes of transformers 5.24, and tokenizer classes those of its
-# models/auto/tokenization_auto.py. Two differ on purpose: GPT2Config has 50256 as its first and last token, which means
-# nothing in another vocabulary than OpenAI's, and OpenAI's folders name it themselves; and transformers takes the
-# tokenizer.json of UMT5 as it is.
+# Special tokens are those of the configuration classes of transformers 5.24. One differs on purpose: GPT2Config has
+# 50256 as its first and last token, which means nothing in another vocabulary than OpenAI's, and OpenAI's folders name
+# it themselves. Which class of tokenizers a model_type has, `tokenizer_table` says.
 FAMILIES: dict[str, Family] = {
-    "gpt2": Family("GPT-2", tokenizer_class="GPT2Tokenizer"),
+    "gpt2": Family("GPT-2"),
     "t5": Family(
         "T5",
         has_encoder=True,
-        tokenizer_class="T5Tokenizer",
         special_tokens={"pad_token_id": 0, "eos_token_id": 1},
     ),
     "mt5": Family(
         "mT5",
         has_encoder=True,
-        tokenizer_class="T5Tokenizer",
         special_tokens={"pad_token_id": 0, "eos_token_id": 1, "decoder_start_token_id": 0},
     ),
     "umt5": Family(
         "UMT5",
         has_encoder=True,
-        keeps_tokenizer_file=True,
         special_tokens={"pad_token_id": 0, "eos_token_id": 1, "decoder_start_token_id": 0},
     ),
 }

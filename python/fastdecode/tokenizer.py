@@ -154,6 +154,7 @@ class Tokenizer:
         backend: A tokenizer of the `tokenizers` library, or a `Backend`.
         bos_token: Token that begins a text, or None.
         eos_token: Token that ends a text, or None.
+        pad_token: Token that fills shorter texts up, or None.
         clean_up_tokenization_spaces: Take away spaces before marks and contractions in decoded text (not for
             BPE, as in transformers).
         model_max_length: Tokens that truncation leaves, or None where the folder names no limit.
@@ -175,6 +176,7 @@ class Tokenizer:
         *,
         bos_token: str | None = None,
         eos_token: str | None = None,
+        pad_token: str | None = None,
         clean_up_tokenization_spaces: bool = False,
         model_max_length: int | None = None,
         truncation_side: str = "right",
@@ -187,6 +189,7 @@ class Tokenizer:
         self.backend: Any = backend if given is None else given
         self.bos_token = bos_token
         self.eos_token = eos_token
+        self.pad_token = pad_token
         # A backend may clean up nothing, whatever is asked for.
         cleans = self.decoding == "whole" or self._backend.clean_up(_CLEANABLE) != _CLEANABLE
         self.clean_up_tokenization_spaces = clean_up_tokenization_spaces and cleans
@@ -209,6 +212,11 @@ class Tokenizer:
     def eos_token_id(self) -> int | None:
         """Id of the token that ends a text, or None."""
         return None if self.eos_token is None else self._backend.token_to_id(self.eos_token)
+
+    @property
+    def pad_token_id(self) -> int | None:
+        """Id of the token that fills shorter texts up, or None."""
+        return None if self.pad_token is None else self._backend.token_to_id(self.pad_token)
 
     @property
     def vocab_size(self) -> int:

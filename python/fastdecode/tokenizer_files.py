@@ -76,6 +76,8 @@ def read_folder(folder: Path, config: Mapping[str, Any]) -> Tokenizer | None:
         if cls != GENERIC and (settings.get("tokenizer_class") or config.get("tokenizer_class")):
             raise _other_files(folder, cls, found)
         cls = found
+    if not _takes_pieces(cls, files):
+        files = files._replace(pieces=None)
     if files.json is not None:
         refuse_pointer(files.json)
         # What begins and ends a text is then in that file.
@@ -93,14 +95,19 @@ def _has_files(cls: str, files: Files) -> bool:
     """Whether the folder has what the class asks for; the names of one entry are needed together."""
     if files.json is not None or cls == "ByT5Tokenizer":
         return True
-    if files.pieces is not None:
-        return files.pieces.is_file() and (cls in (GENERIC, "T5Tokenizer") or cls in BYTE_LEVEL)
+    if _takes_pieces(cls, files):
+        return True
     known = TOKENIZER_CLASSES.get(cls)
     if known is None or not known.files:
         return False
     for name in known.files:
         refuse_pointer(files.folder / name)
     return all((files.folder / name).is_file() for name in known.files)
+
+
+def _takes_pieces(cls: str, files: Files) -> bool:
+    """Whether a tokenizer.model counts before the files of the class."""
+    return files.pieces is not None and (cls in (GENERIC, "T5Tokenizer") or cls in BYTE_LEVEL)
 
 
 def _by_files(files: Files) -> str | None:
@@ -291,6 +298,7 @@ def _shown(values: Mapping[str, Any], named: Mapping[str, Any]) -> dict[str, Any
     return {
         "bos_token": content(named.get("bos_token")),
         "eos_token": content(named.get("eos_token")),
+        "pad_token": content(named.get("pad_token")),
         "clean_up_tokenization_spaces": bool(values.get("clean_up_tokenization_spaces")),
         "model_max_length": token_limit(values.get("model_max_length", values.get("max_len"))),
         "truncation_side": values.get("truncation_side") or "right",

@@ -67,7 +67,7 @@ def _from_path(given: str | os.PathLike[str]) -> Tokenizer | None:
 def _from_object(given: Any) -> Tokenizer | None:  # noqa: ANN401 (known by its methods)
     if _has(given, _TRANSFORMERS):
         backend = TransformersBackend(given)
-        named = {name: getattr(given, name, None) for name in ("bos_token", "eos_token")}
+        named = {name: getattr(given, name, None) for name in ("bos_token", "eos_token", "pad_token")}
         return Tokenizer(
             backend,
             **{name: str(token) for name, token in named.items() if token is not None},

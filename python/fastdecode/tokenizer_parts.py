@@ -64,7 +64,8 @@ def find_files(folder: Path, settings: Mapping[str, Any]) -> Files:
     if name not in listing and (
         found := re.search(r"tekken\.json|tokenizer\.model\.*|tiktoken\.model", listing)
     ):
-        pieces = folder / found[0]
+        # A longer name leads to none that is there.
+        pieces = folder / found[0] if (folder / found[0]).is_file() else None
     return Files(folder, file if file.is_file() else None, None, pieces)
 
 

@@ -451,6 +451,8 @@ def _differences(folder: Path, ours: Any, theirs: Any) -> Any:
     shown = {
         "bos": (ours.bos_token, theirs.bos_token),
         "eos": (ours.eos_token, theirs.eos_token),
+        "pad": (ours.pad_token, theirs.pad_token),
+        "pad id": (ours.pad_token_id, theirs.pad_token_id),
         "bos id": (ours.bos_token_id, theirs.bos_token_id),
         "eos id": (ours.eos_token_id, theirs.eos_token_id),
         "size": (ours.vocab_size, len(theirs)),
