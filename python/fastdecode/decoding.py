@@ -227,8 +227,10 @@ class _Text:
         if self._pieces is not None:
             self._ids = prompt_end(self._pieces.most)
             before = writer.tokenizer.decode(self._ids)
+        self._has_stops = bool(stops)
         self._stop = StopText(stops, before)
         self._new = 0
+        self._begins_with_space = False
 
     @property
     def stopped(self) -> bool:
@@ -242,14 +244,22 @@ class _Text:
             token: The id.
             last: Whether no more come.
         """
+        if not self._has_stops:
+            return _piece(self._shown, token, ends=last)
         covered = None
         if self._pieces is not None:
             self._new += 1
+            if self._new == 1:
+                self._begins_with_space = self._pieces.begins_with_space(token)
             self._ids = [*self._ids, token][-self._pieces.most :]
             covered = self._pieces.match(self._ids)
         ends = last or covered is not None
         shown = _piece(self._shown, token, ends=ends)
         searched = shown if self._searched is None else _piece(self._searched, token, ends=ends)
+        if searched and self._begins_with_space:
+            # The first token of a text may lose a space that a stop string has.
+            searched = searched if searched.startswith(" ") else " " + searched
+            self._begins_with_space = False
         if covered is not None:
             return self._stop.end(searched, shown, in_prompt=covered > self._new)
         text = self._stop.push(searched, shown, search=self._pieces is None)

@@ -71,7 +71,7 @@ def after_prompt(
     if not ids:
         return inner
     inner.push(ids)
-    return _AfterPrompt(inner)
+    return _AfterPrompt(inner, held) if (held := inner.finish()) else inner
 
 
 # Tokens that stand before new ones when their text is asked for.
@@ -82,12 +82,13 @@ class _AfterPrompt(Detokenizer):
     """What another detokenizer gives behind a prompt, less what of it is the prompt's text.
 
     Args:
-        inner: A detokenizer that was given the prompt; what it holds back of that comes with the next ids.
+        inner: A detokenizer that was given the prompt.
+        held: What it holds back of the prompt's text, and gives with the next ids.
     """
 
-    def __init__(self, inner: Detokenizer) -> None:
+    def __init__(self, inner: Detokenizer, held: str) -> None:
         self._inner = inner
-        self._prompt = inner.finish()
+        self._prompt = held
 
     def push(self, token_ids: Sequence[int]) -> str:
         piece = self._inner.push(token_ids)

@@ -52,7 +52,7 @@ class StopText:
             return piece
         text = self._text()
         keep = max(_overlap(text, stop) for stop in self._stops)
-        return self._release(len(text) - keep)
+        return self._release(len(text) - keep) if keep else self.finish()
 
     def end(self, searched: str, shown: str, *, in_prompt: bool) -> str:
         """Takes the last piece of a text that is known to end with a stop string.
@@ -76,17 +76,19 @@ class StopText:
 
     def finish(self) -> str:
         """What was held back when no more text comes."""
-        held = "".join(shown for _, shown in self._held)
+        held = [shown for _, shown in self._held]
         self._held.clear()
-        return held
+        return held[0] if len(held) == 1 else "".join(held)
 
     def _text(self) -> str:
+        if len(self._held) == 1:
+            return self._held[0][0]
         return "".join(searched for searched, _ in self._held)
 
     def _cut(self, stops: Sequence[str]) -> str | None:
         """The held text before the first of some strings; None where there is none of them."""
         text = self._text()
-        found = [at for at in (text.find(stop) for stop in stops) if at >= 0]
+        found = [text.index(stop) for stop in stops if stop in text]
         if not found:
             return None
         self.stopped = True
@@ -149,6 +151,10 @@ class StopPieces:
         """
         matches = (self._covered(ids, stop) for stop in self._stops)
         return min((count for count in matches if count is not None), default=None)
+
+    def begins_with_space(self, token_id: int) -> bool:
+        """Whether a token adds a space, and what follows it, to a text."""
+        return (self._piece(token_id) or "")[:1] in (" ", b" ")
 
     def _piece(self, token_id: int) -> Any:  # noqa: ANN401 (text or bytes, as the strings are)
         if token_id not in self._pieces:

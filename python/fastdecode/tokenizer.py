@@ -195,12 +195,13 @@ class Tokenizer:
         self.clean_up_tokenization_spaces = clean_up_tokenization_spaces and cleans
         self.model_max_length = model_max_length
         self.truncation_side = truncation_side
+        # Bytes of tokens by their ids: as they are, and without special ones.
         self._bytes: dict[int, bytes] = {}
+        self._shown_bytes: dict[int, bytes] = {}
         self._special = self._backend.special_tokens
         self._falls_back_to_bytes = False
-        with contextlib.suppress(
-            TypeError, ValueError, LookupError
-        ):  # a token that the backend does not know
+        # Classes in pure Python may refuse a token that they do not have.
+        with contextlib.suppress(TypeError, ValueError, LookupError):
             self._falls_back_to_bytes = self._backend.join(["<0x41>"]) == "A"
 
     @property
@@ -345,12 +346,12 @@ class Tokenizer:
 
     def token_bytes(self, token_id: int, *, skip_special_tokens: bool) -> bytes:
         """Bytes of one token of a byte-level vocabulary."""
-        if skip_special_tokens and self._backend.id_to_token(token_id) in self._special:
-            return b""
-        known = self._bytes.get(token_id)
+        kept = self._shown_bytes if skip_special_tokens else self._bytes
+        known = kept.get(token_id)
         if known is None:
-            known = _byte_level(self._backend.id_to_token(token_id) or "")
-            self._bytes[token_id] = known
+            token = self._backend.id_to_token(token_id) or ""
+            hidden = skip_special_tokens and token in self._special
+            known = kept[token_id] = b"" if hidden else _byte_level(token)
         return known
 
 

@@ -97,6 +97,8 @@ class TransformersBackend:
     def __init__(self, given: Any) -> None:  # noqa: ANN401 (of any class)
         self._given = given
         self._unknown: set[int] = set()
+        self._tokens: dict[int, str] = {}  # of a class in pure Python, when it had so many
+        self._count = -1
         self.decoding: Decoding = "any"
         library: Any = getattr(given, "backend_tokenizer", None)
         if getattr(given, "clean_up_tokenization_spaces", False) and not _as_all(
@@ -182,11 +184,14 @@ class TransformersBackend:
 
     def id_to_token(self, token_id: int) -> str | None:
         """Token of an id, or None."""
-        try:
-            token = self._given.convert_ids_to_tokens(token_id)
-        except Exception:  # as in decode
-            return None
-        return None if token is None else str(token)
+        library: Any = getattr(self._given, "backend_tokenizer", None)
+        if _has(library, _LIBRARY):
+            return LibraryBackend(library).id_to_token(token_id)
+        # Classes in pure Python make up tokens for ids that they do not have.
+        if self._count != len(self._given):
+            self._count = len(self._given)
+            self._tokens = {index: str(token) for token, index in self._given.get_vocab().items()}
+        return self._tokens.get(token_id)
 
 
 def _as_all(given: object, *names: str) -> bool:

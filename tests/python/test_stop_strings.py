@@ -185,6 +185,27 @@ def test_where_the_text_is_cut(gpt2: Path) -> None:
         assert stopping.run(prompt, stop=other, **options).text == text
 
 
+def test_the_space_of_a_first_token(t5: Path) -> None:
+    """Decoding leaves it out, and transformers counts it."""
+    plain = fastdecode.load(t5, num_threads=1)
+    tokenizer: Any = plain.tokenizer
+    options: Any = {"max_new_tokens": 6, "eos_token_id": None}
+    found = 0
+    for number in range(3, tokenizer.vocab_size):
+        new = plain.run([number], [0], **options)
+        pieces = [str(tokenizer.stop_piece(token)) for token in new.token_ids]
+        if len(pieces[0]) < 2 or pieces[0][0] != " ":
+            continue
+        found += 1
+        for stop in (pieces[0], pieces[0] + pieces[1][:2]):
+            expected = generated(t5, [number], [0], stop_strings=[stop])[:6]
+            output = with_stops(t5, [stop]).run([number], [0], **options)
+            assert (output.token_ids, output.text, output.finish_reason) == (expected, "", "stop")
+            chunks = with_stops(t5, [stop]).stream([number], [0], **options)
+            assert "".join(map(str, chunks)) == ""
+    assert found > 0
+
+
 def test_folder_strings_do_not_go_with_beams(gpt2: Path) -> None:
     with pytest.raises(errors.OptionError, match="stop: expected none with num_beams above 1"):
         with_stops(gpt2, ["x"]).run([5], num_beams=2)
