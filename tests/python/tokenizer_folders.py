@@ -1,30 +1,18 @@
 """Folders with tokenizers of every kind, drawn at random: classes, files, keys, lists and flags, old layouts and new.
 
-`draw` writes one by a seed; `compare` tells how fastdecode's tokenizer of a folder differs from transformers' own. Run
-as a program, it draws many and counts:
-
-    python tests/python/tokenizer_folders.py --folders 1000 [--first 0]
+`draw` writes one by a seed; tokenizer_compare.py compares.
 """
 
 from __future__ import annotations
 
-import argparse
-import contextlib
 import functools
 import json
 import random
-import sys
-import tempfile
-import warnings
-from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import tiny
 import tokenizers
-from fastdecode.errors import FastdecodeError
-from fastdecode.folder import optional_json
-from fastdecode.tokenizer_files import read_folder
 
 GOLDEN = Path(__file__).resolve().parent.parent / "golden" / "t5-tokenizer"
 
@@ -84,18 +72,6 @@ KINDS: list[tuple[list[str | None], str]] = [
     (["AlbertTokenizer", "XLNetTokenizer", "DebertaV2Tokenizer", "PegasusTokenizer"], "pieces"),
 ]
 MODEL_TYPES = ["gpt2", "gpt2", "t5", "t5", "mt5", "umt5", "bert", "roberta", "qwen2", "no-such-type", ""]
-
-TEXTS = [
-    "",
-    " ",
-    "Hello world, it's a wolf's house.",
-    "  two  spaces \n and\ttabs ",
-    "Il était une fois À l'orée; Großmutter ﬁn ①",
-    "昔々、ある所に🙂 naïve café 中文字",
-    "don't , do . it ? we 're n't",
-    "\u200b\ufeff\u00a0x\u3000e\u0301",
-    "12345 Ünïcode ABC",
-]
 
 
 @functools.cache
@@ -406,117 +382,3 @@ def write_parts(folder: Path, made: tokenizers.Tokenizer, kind: str, chooser: ra
     dump(folder, "vocab.json", model["vocab"])
     merges = [pair if isinstance(pair, str) else " ".join(pair) for pair in model["merges"]]
     (folder / "merges.txt").write_text("#version: 0.2\n" + "\n".join(merges) + "\n", encoding="utf-8")
-
-
-def texts_for(folder: Path) -> list[str]:
-    """Returns texts that hold the tokens which the folder may name."""
-    chooser = random.Random(str(sorted(path.name for path in folder.iterdir())))
-    mixed = [
-        "".join(chooser.choice([*TOKENS, " ", "a", " wolf", "X", "é"]) for _ in range(8)) for _ in range(6)
-    ]
-    return [*TEXTS, " ".join(TOKENS), "".join(TOKENS), *mixed]
-
-
-def compare(folder: Path) -> tuple[str, list[str]]:
-    """How fastdecode's tokenizer of a folder differs from transformers'.
-
-    Returns:
-        What became of it ("equal", "different", "refused", "theirs raises", "theirs has no vocabulary"), and the
-        differences.
-    """
-    from transformers import AutoTokenizer
-
-    try:
-        theirs: Any = AutoTokenizer.from_pretrained(folder)
-        theirs("a")
-    except Exception as error:
-        with contextlib.suppress(FastdecodeError):
-            read_folder(folder, optional_json(folder / "config.json"))
-        return "theirs raises", [f"{type(error).__name__}: {error}"[:200]]
-    try:
-        ours = read_folder(folder, optional_json(folder / "config.json"))
-    except FastdecodeError as error:
-        if "which is not supported" in str(error):
-            return "refused", [str(error)]
-        if len(theirs) < 250 and "for a" in str(error):
-            return "theirs has no vocabulary", [str(error)]
-        return "different", [f"{type(error).__name__}: {error}"]
-    if ours is None or (len(theirs) < 250 < ours.vocab_size):
-        return ("theirs has no vocabulary" if len(theirs) < 250 else "different"), ["ours is none"]
-    differences = list(_differences(folder, ours, theirs))
-    return "different" if differences else "equal", differences
-
-
-def _differences(folder: Path, ours: Any, theirs: Any) -> Any:
-    shown = {
-        "bos": (ours.bos_token, theirs.bos_token),
-        "eos": (ours.eos_token, theirs.eos_token),
-        "pad": (ours.pad_token, theirs.pad_token),
-        "pad id": (ours.pad_token_id, theirs.pad_token_id),
-        "bos id": (ours.bos_token_id, theirs.bos_token_id),
-        "eos id": (ours.eos_token_id, theirs.eos_token_id),
-        "size": (ours.vocab_size, len(theirs)),
-        "side": (ours.truncation_side, theirs.truncation_side),
-        "limit": (
-            ours.model_max_length,
-            theirs.model_max_length if theirs.model_max_length < 10**15 else None,
-        ),
-    }
-    yield from (f"{name}: {a!r} instead of {b!r}" for name, (a, b) in shown.items() if a != b)
-    chooser = random.Random(0)
-    rows: list[list[int]] = [
-        [chooser.randrange(len(theirs)) for _ in range(length)] for length in (1, 2, 5, 20, 60)
-    ]
-    rows.append(list(range(len(theirs) - min(len(theirs), 30), len(theirs))))
-    rows.append([*range(6), *range(6)])
-    for text in texts_for(folder):
-        for special in (True, False):
-            try:
-                ids = list(theirs(text, add_special_tokens=special)["input_ids"])
-            except Exception:  # the library's own, where a vocabulary has no token for what is unknown
-                with contextlib.suppress(FastdecodeError):
-                    ours.encode(text, add_special_tokens=special)
-                continue
-            if (mine := ours.encode(text, add_special_tokens=special)) != ids:
-                yield f"ids of {text!r} ({special}): {mine} instead of {ids}"
-            rows.append(ids)
-    for ids in rows:
-        for skip in (False, True):
-            try:
-                whole = theirs.decode(ids, skip_special_tokens=skip)
-            except ValueError:  # ByT5's, for an id between its bytes and its added tokens
-                ours.decode(ids, skip_special_tokens=skip)
-                continue
-            if (text := ours.decode(ids, skip_special_tokens=skip)) != whole:
-                yield f"text of {ids} ({skip}): {text!r} instead of {whole!r}"
-            pieces = ours.detokenizer(skip_special_tokens=skip)
-            joined = "".join(pieces.push([token]) for token in ids) + pieces.finish()
-            if joined != whole:
-                yield f"stream of {ids} ({skip}): {joined!r} instead of {whole!r}"
-
-
-def main() -> int:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--folders", type=int, default=1000)
-    parser.add_argument("--first", type=int, default=0)
-    parsed = parser.parse_args()
-    import transformers
-
-    warnings.simplefilter("ignore")
-    transformers.logging.set_verbosity(transformers.logging.CRITICAL)
-    outcomes: Counter[str] = Counter()
-    for seed in range(parsed.first, parsed.first + parsed.folders):
-        with tempfile.TemporaryDirectory() as name:
-            described = draw(Path(name), seed)
-            outcome, details = compare(Path(name))
-            outcomes[outcome] += 1
-            if outcome == "different":
-                print(described, *(line[:300] for line in details[:4]), sep="\n  ", flush=True)
-    print(f"{parsed.folders} folders: {dict(outcomes)}")
-    return 1 if outcomes["different"] else 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())
