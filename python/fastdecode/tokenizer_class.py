@@ -51,7 +51,7 @@ def tokenizer_class(
     if not _has_code_of_its_own(settings):
         if any(fnmatch.fnmatchcase(name.lower(), pattern) for pattern in GENERIC_IDS):
             return GENERIC
-        misdeclared = model_type in MISDECLARED or config.get("model_name") in MISDECLARED
+        misdeclared = model_type in MISDECLARED or str(config.get("model_name")) in MISDECLARED
         is_llama = either is not None and either.removesuffix("Fast") == "LlamaTokenizer"
         if is_llama and not misdeclared and is_byte_level():
             return GENERIC

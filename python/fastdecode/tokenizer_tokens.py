@@ -161,12 +161,25 @@ def _from_json(token: object, file: str, field: str, **flags: bool) -> tokenizer
     text = content(token) if isinstance(token, Mapping) else None
     if not isinstance(token, Mapping) or text is None:
         raise bad_field(file, field, "tokens as objects with a content", repr(token))
-    return AddedToken(text, **{name: bool(token[name]) for name in _FLAGS if name in token} | flags)
+    return AddedToken(
+        _text(text, file, field), **{name: bool(token[name]) for name in _FLAGS if name in token} | flags
+    )
+
+
+def _text(token: str, file: str, field: str) -> str:
+    """The token, of which every character is one."""
+    try:
+        token.encode()
+    except UnicodeEncodeError:
+        raise bad_field(file, field, "tokens without lone surrogates", repr(token)) from None
+    return token
 
 
 def _as_token(token: object, file: str, field: str) -> Any:  # noqa: ANN401 (str or AddedToken)
-    if isinstance(token, str) or _is_added(token):
+    if _is_added(token):
         return token
+    if isinstance(token, str):
+        return _text(token, file, field)
     return _from_json(token, file, field)
 
 
@@ -209,6 +222,8 @@ def _read_added(file: Path, values: Mapping[str, Any]) -> dict[int, Any]:
     known = [*(values.get(name) for name in NAMED), *(values.get(EXTRA) or [])]
     special = {str(token) for token in known if token}
     return {
-        _index(index, str(file)): AddedToken(text, special=text in special, normalized=text not in special)
+        _index(index, str(file)): AddedToken(
+            _text(text, str(file), "a token"), special=text in special, normalized=text not in special
+        )
         for text, index in optional_json(file).items()
     }
