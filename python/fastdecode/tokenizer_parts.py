@@ -163,9 +163,20 @@ def post_processor(files: Files) -> processors.PostProcessor | None:
 
 
 def known_id(backend: tokenizers.Tokenizer, token: str) -> int:
-    """Id of a token that has been added, so that there is one."""
+    """Id of a token that has been added.
+
+    Raises:
+        TokenizerError: There is none, since the token has no characters.
+    """
     found = backend.token_to_id(token)
-    assert found is not None, token
+    if found is None:
+        expected = "special tokens of at least one character"
+        raise TokenizerError(
+            f"tokenizer_config.json: expected {expected}, got {token!r}",
+            file="tokenizer_config.json",
+            expected=expected,
+            got=repr(token),
+        )
     return found
 
 
