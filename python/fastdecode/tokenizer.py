@@ -240,7 +240,10 @@ class Tokenizer:
             return self._backend.encode(text, add_special_tokens=add_special_tokens)
         except (TypeError, UnicodeEncodeError) as error:
             raise _bad_text("a string with a lone surrogate, which is no character") from error
-        except Exception as error:  # the library's own, where a vocabulary has no token for what is unknown
+        except BaseException as error:
+            # The library's own, where a vocabulary has no token for what is unknown; its panics are no `Exception`.
+            if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+                raise
             expected = "a vocabulary that has a token for every text"
             raise TokenizerError(
                 f"tokenizer: expected {expected}, got: {error}", expected=expected, got=str(error)

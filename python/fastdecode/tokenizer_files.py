@@ -279,10 +279,12 @@ def _byt5(values: dict[str, Any], defaults: Mapping[str, str | None], where: Pat
         values[OLD_EXTRA] = sentinels(count)
     named, extra = special_tokens(values, defaults)
     first = [named.get(name) for name in ("pad_token", "eos_token", "unk_token")]
-    if any(token is None for token in first):
-        raise malformed(where, "null", "a pad_token, an eos_token and an unk_token for a ByT5Tokenizer")
-    added = {index: cut(token, lstrip=True, rstrip=True) for index, token in enumerate(first)}
+    added = {
+        index: cut(token, lstrip=True, rstrip=True) for index, token in enumerate(first) if token is not None
+    }
     added |= {index: cut(token) for index, token in values[ADDED].items()}
+    if named.get("eos_token") is None or not {0, 1, 2} <= added.keys():
+        raise malformed(where, "null", "a pad_token, an eos_token and an unk_token for a ByT5Tokenizer")
     special = [content(token) or "" for token in [*named.values(), *extra]]
     backend = ByT5Backend(
         added,
