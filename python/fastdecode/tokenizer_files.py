@@ -65,15 +65,20 @@ def read_folder(folder: Path, config: Mapping[str, Any]) -> Tokenizer | None:
         return files.json is not None and '"ByteLevel"' in files.json.read_text(encoding="utf-8")
 
     cls = tokenizer_class(settings, config, name=str(folder), is_byte_level=is_byte_level)
+    declared = bool(settings.get("tokenizer_class") or config.get("tokenizer_class"))
     if cls != GENERIC and cls not in TOKENIZER_CLASSES:
-        return _none_for(files, cls)
+        return _none_for(files, cls, declared=declared)
     if not _has_files(cls, files):
         # transformers finds no vocabulary here. What no file declares may be what the files say.
         found = _by_files(files)
         if found is None:
             # Two classes are built from a tokenizer.json alone.
-            return None if cls == GENERIC or TOKENIZER_CLASSES[cls].files else _none_for(files, cls)
-        if cls != GENERIC and (settings.get("tokenizer_class") or config.get("tokenizer_class")):
+            return (
+                None
+                if cls == GENERIC or TOKENIZER_CLASSES[cls].files
+                else _none_for(files, cls, declared=declared)
+            )
+        if cls != GENERIC and declared:
             raise _other_files(folder, cls, found)
         cls = found
     if not _takes_pieces(cls, files):
@@ -119,13 +124,13 @@ def _by_files(files: Files) -> str | None:
     )
 
 
-def _none_for(files: Files, cls: str) -> Tokenizer | None:
-    """Raises for a class that is not built here, unless the folder has nothing that it could be made of."""
+def _none_for(files: Files, cls: str, *, declared: bool) -> Tokenizer | None:
+    """Raises for a class that is not built here, unless nothing declares it and it could be made of nothing."""
     folder = files.folder
     told = ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
     parts = ("tokenizer", "vocab", "merges", "piece", "spm", ".model", ".codes", "dict.txt")
     names = [path.name for path in folder.iterdir() if path.name not in told]
-    if not any(part in name and "safetensors" not in name for name in names for part in parts):
+    if not declared and not any(part in name for name in names for part in parts):
         return None
     without = "" if cls not in TOKENIZER_CLASSES else " without a tokenizer.json"
     expected = (

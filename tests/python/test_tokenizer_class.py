@@ -14,6 +14,7 @@ import tokenizers
 from families import FAMILIES
 from fastdecode import errors
 from fastdecode.tokenizer_class import tokenizer_class
+from fastdecode.tokenizer_files import read_folder
 from fastdecode.tokenizer_objects import as_tokenizer
 from fastdecode.tokenizer_table import ALIASES, CLASS_OF_TYPE, CLASSES, GENERIC, GENERIC_IDS, MISDECLARED
 from tokenizer_compare import GPT2, T5, check, load, pieces, vocabulary, write
@@ -299,3 +300,15 @@ def test_a_byt5_model_writes_text(tmp_path: Path) -> None:
     ids = theirs("h\u00e9llo")["input_ids"]
     assert model.run(ids, seed=2, **options).token_ids == output.token_ids
     assert pickle.loads(pickle.dumps(model.tokenizer)).encode("h\u00e9llo") == ids
+
+
+@pytest.mark.parametrize("cls", ["XLMRobertaTokenizer", "LlamaTokenizer"])
+def test_a_declared_class_is_named_even_where_its_files_are_missing(tmp_path: Path, cls: str) -> None:
+    write(tmp_path, config=GPT2, tokenizer_config={"tokenizer_class": cls})
+    with pytest.raises(
+        errors.TokenizerError, match=rf"class is {cls}.*tokenizer=transformers\.AutoTokenizer"
+    ):
+        load(tmp_path)
+    # Where nothing is declared and nothing is there, there is no tokenizer, and nothing to say.
+    write(tmp_path, config={"model_type": "xlm-roberta"}, tokenizer_config={})
+    assert read_folder(tmp_path, {"model_type": "xlm-roberta"}) is None
