@@ -7,6 +7,7 @@ is imported here: an object is known by its methods. Nothing here knows models o
 from __future__ import annotations
 
 import os
+from inspect import Parameter, signature
 from typing import TYPE_CHECKING, Any
 
 from .detokenizer import clean_up
@@ -14,6 +15,8 @@ from .errors import OptionError
 from .tokenizer import LibraryBackend, Tokenizer, token_limit
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from .tokenizer import BytesIn, Decoding
 
 _EXPECTED = "a folder with a tokenizer, a tokenizer.json, or an object of tokenizers or transformers"
@@ -96,6 +99,8 @@ class TransformersBackend:
 
     def __init__(self, given: Any) -> None:  # noqa: ANN401 (of any class)
         self._given = given
+        self._quiet = _taken(given.__call__, verbose=False)
+        self._plain = _taken(given.decode, clean_up_tokenization_spaces=False)
         self._unknown: set[int] = set()
         self._tokens: dict[int, str] = {}  # of a class in pure Python, when it had so many
         self._count = -1
@@ -133,17 +138,14 @@ class TransformersBackend:
 
     def encode(self, text: str, *, add_special_tokens: bool) -> list[int]:
         """Ids of a text."""
-        encoded = self._given(text, add_special_tokens=add_special_tokens, verbose=False)
+        encoded = self._given(text, add_special_tokens=add_special_tokens, **self._quiet)
         return [int(token_id) for token_id in encoded["input_ids"]]
 
     def decode(self, ids: list[int], *, skip_special_tokens: bool) -> str:
         """Text of ids, without any clean-up."""
 
         def text(known: list[int]) -> str:
-            decoded = self._given.decode(
-                known, skip_special_tokens=skip_special_tokens, clean_up_tokenization_spaces=False
-            )
-            return str(decoded)
+            return str(self._given.decode(known, skip_special_tokens=skip_special_tokens, **self._plain))
 
         try:
             return text([token_id for token_id in ids if token_id not in self._unknown])
@@ -192,6 +194,15 @@ class TransformersBackend:
             self._count = len(self._given)
             self._tokens = {index: str(token) for token, index in self._given.get_vocab().items()}
         return self._tokens.get(token_id)
+
+
+def _taken(method: Callable[..., Any], **options: bool) -> dict[str, bool]:
+    """Those of some options that a method takes; one of the caller's own class may take fewer than transformers'."""
+    known = signature(method).parameters.values()
+    if any(parameter.kind is Parameter.VAR_KEYWORD for parameter in known):
+        return options
+    names = {parameter.name for parameter in known}
+    return {name: value for name, value in options.items() if name in names}
 
 
 def _as_all(given: object, *names: str) -> bool:

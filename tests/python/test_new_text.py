@@ -94,7 +94,7 @@ def t5(tmp_path_factory: pytest.TempPathFactory) -> Any:
     theirs = vocabularies.t5(folder)
     config = FAMILIES["t5"].tiny_config(vocab_size=len(theirs), decoder_start_token_id=0)
     weights = FAMILIES["t5"].tiny_weights(config)
-    return fastdecode.Seq2SeqLM.from_tensors(config, weights, tokenizer=theirs)
+    return fastdecode.Seq2SeqLM.from_tensors(config, weights, tokenizer=theirs, num_threads=1)
 
 
 @pytest.mark.parametrize("skip", [True, False])
@@ -146,7 +146,7 @@ def test_behind_a_start_token_alone_a_text_begins_as_any_does(t5: Any, *, skip: 
 def test_a_causal_model_with_pieces(tmp_path: Path) -> None:
     theirs = vocabularies.byte_fallback(tmp_path)
     config = tiny.config(vocab_size=len(theirs), bos_token_id=1, eos_token_id=2)
-    model = fastdecode.CausalLM.from_tensors(config, tiny.weights(config), tokenizer=theirs)
+    model = fastdecode.CausalLM.from_tensors(config, tiny.weights(config), tokenizer=theirs, num_threads=1)
     for seed in range(10):
         options = OPTIONS | {"do_sample": True, "temperature": 5.0, "seed": seed}
         output = model.run("a b", **options)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from typing import TYPE_CHECKING, Any
 
 import fastdecode
@@ -48,7 +49,9 @@ def test_ids_text_and_settings(theirs: Any, ours: Tokenizer) -> None:
             assert ours.encode(text, add_special_tokens=special) == ids
         for skip in (True, False):
             assert ours.decode(ids, skip_special_tokens=skip) == theirs.decode(ids, skip_special_tokens=skip)
-            for clean in (True, False):
+            # A class of the caller's own may not know the option.
+            known = "kwargs" in inspect.signature(theirs.decode).parameters
+            for clean in (True, False) if known else ():
                 assert ours.decode(
                     ids, skip_special_tokens=skip, clean_up_tokenization_spaces=clean
                 ) == theirs.decode(ids, skip_special_tokens=skip, clean_up_tokenization_spaces=clean)
@@ -89,7 +92,7 @@ def test_byt5_holds_back_half_characters_and_drops_what_is_none(tmp_path: Path) 
 def test_a_model_with_a_tokenizer_in_python(tmp_path: Path) -> None:
     theirs = vocabularies.byt5(tmp_path)
     config = tiny.config() | {"vocab_size": 384}
-    model = fastdecode.CausalLM.from_tensors(config, tiny.weights(config), tokenizer=theirs)
+    model = fastdecode.CausalLM.from_tensors(config, tiny.weights(config), tokenizer=theirs, num_threads=1)
     text = "Il était une fois"
     options: Any = {
         "max_new_tokens": 24,
