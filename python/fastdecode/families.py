@@ -96,9 +96,9 @@ TOKENIZER_CLASSES: dict[str, TokenizerClass] = {
     "OpenAIGPTTokenizer": TokenizerClass(files=_BYTES, tokens={"unk_token": "<unk>"}),
 }
 
-# Special tokens are those of the configuration classes of transformers 5.24. GPT2Config has 50256 as its first and last token; for
-# models in memory that is left out on purpose, since it means nothing in other vocabularies, and of a folder transformers reads
-# the files alone. Which class of tokenizers a model_type has, `tokenizer_table` says.
+# Special tokens are those of the configuration classes of transformers 5.24. GPT2Config has 50256 as its first and last
+# token; for models in memory that is left out on purpose, since it means nothing in other vocabularies, and of a folder
+# transformers reads the files alone. Which class of tokenizers a model_type has, `tokenizer_table` says.
 FAMILIES: dict[str, Family] = {
     "gpt2": Family("GPT-2"),
     "t5": Family(
