@@ -22,8 +22,8 @@ _SAVE = "AutoModel...from_pretrained(folder, {}) and save_pretrained of transfor
 _OTHERS = (
     (
         "adapter_model.*",
-        "an adapter (PEFT)",
-        "merge it into its base model with merge_and_unload() of peft, and",
+        "an adapter (PEFT) without its adapter_config.json",
+        "put that beside it, or",
     ),
     ("tf_model*.h5", "TensorFlow weights", f"{_SAVE.format('from_tf=True')}"),
     ("flax_model*.msgpack", "Flax weights", f"{_SAVE.format('from_flax=True')}"),
@@ -31,6 +31,11 @@ _OTHERS = (
     ("*.onnx", "an ONNX graph", "take the repository that it was exported from, or"),
     ("onnx/*.onnx", "an ONNX graph", "take the repository that it was exported from, or"),
 )
+
+
+def has_weights(folder: Path) -> bool:
+    """Whether a folder has weights of a model that are read, as one file or as shards."""
+    return any((folder / name).exists() for name in (*_WEIGHTS, *_INDEXES))
 
 
 def refuse_foreign(folder: Path) -> None:
@@ -54,7 +59,7 @@ def refuse_foreign(folder: Path) -> None:
             raise CheckpointError(
                 f"{file}: expected {expected}, got {got}", file=file, expected=expected, got=got
             )
-    if not any((folder / name).exists() for name in (*_WEIGHTS, *_INDEXES)):
+    if not has_weights(folder):
         _refuse_others(folder)
     _refuse_quantized(config_file)
 

@@ -19,6 +19,10 @@ if TYPE_CHECKING:
 # Bundled models; each is a folder of this name under demo/.
 DEMOS = ("demo-stories", "demo-en-fr")
 
+# Of an adapter (PEFT), and where it has no safetensors.
+_ADAPTER = ("adapter_config.json", "adapter_model.safetensors")
+_ADAPTER_BIN = "adapter_model.bin"
+
 # One constant list: huggingface_hub (1.x and later) takes a snapshot for incomplete, offline, when other
 # patterns are asked for than at the download. Repositories also hold the same weights in forms that are not
 # read.
@@ -32,11 +36,15 @@ _PATTERNS = (
     "tokenizer_config.json",
     "special_tokens_map.json",
     "added_tokens.json",
+    *_ADAPTER,
     *(name for entry in TOKENIZER_CLASSES.values() for name in entry.files),
 )
 
 # Asked for only where a repository has no safetensors.
-_BIN_PATTERNS = ("pytorch_model.bin", "pytorch_model-?????-of-?????.bin", "pytorch_model.bin.index.json")
+_BIN_PATTERNS = ("pytorch_model.bin", "pytorch_model-?????-of-?????.bin", "pytorch_model.bin.index.json", _ADAPTER_BIN)
+
+# Files of an adapter whose base is another repository: no weights but its own.
+_WITHOUT_MODEL = tuple(name for name in _PATTERNS if not name.startswith("model"))
 
 # A name, or owner/name; the hub's own rule, without which a mistyped path would become a request.
 _HUB_ID = r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?"
@@ -63,6 +71,7 @@ def locate(
     token: str | bool | None = None,
     cache_dir: str | os.PathLike[str] | None = None,
     local_files_only: bool = False,
+    adapter: bool = False,
 ) -> Source:
     """The folder of a model, downloaded if need be.
 
@@ -75,6 +84,7 @@ def locate(
         token: Access token of the hub; True for the one that is stored on this machine.
         cache_dir: Where downloads are kept, instead of the hub's usual place.
         local_files_only: Use only what has been downloaded before.
+        adapter: Whether an adapter is wanted: of a repository its weights only, none of a model beside them.
 
     Raises:
         ModelNotFoundError: It is none of these, or the hub does not give it out.
@@ -98,7 +108,8 @@ def locate(
             raise _not_found(
                 path, "a folder with config.json and model.safetensors (or pytorch_model.bin)", "a file"
             )
-        if revision is not None:
+        # The revision that is given with a local adapter is that of its base.
+        if revision is not None and not (folder / _ADAPTER[0]).is_file():
             raise OptionError(
                 f"revision: expected none for a local folder, got {revision!r} for {path}",
                 option="revision",
@@ -111,7 +122,7 @@ def locate(
             path, "an existing folder, one of " + ", ".join(DEMOS) + ", or a hub id", "no such folder"
         )
     cache = None if cache_dir is None else Path(cache_dir)
-    return _download(path, revision, cache, token=token, local_files_only=local_files_only)
+    return _download(path, revision, cache, token=token, local_files_only=local_files_only, adapter=adapter)
 
 
 def _not_found(model: str, expected: str, got: str) -> ModelNotFoundError:
@@ -127,6 +138,7 @@ def _download(
     *,
     token: str | bool | None,
     local_files_only: bool,
+    adapter: bool,
 ) -> Source:
     from pathlib import Path
 
@@ -157,9 +169,15 @@ def _download(
         return Path(folder)
 
     try:
-        path = snapshot(_PATTERNS)
-        if not any(path.glob("*.safetensors")):
-            path = snapshot(_PATTERNS + _BIN_PATTERNS)
+        if adapter:
+            path = snapshot(_WITHOUT_MODEL)
+            if not (path / _ADAPTER[1]).exists():
+                path = snapshot((*_WITHOUT_MODEL, _ADAPTER_BIN))
+        else:
+            path = snapshot(_PATTERNS)
+            # An adapter's safetensors say nothing about the form of the weights beside them.
+            if not any(path.glob("model*.safetensors")) and not _is_adapter_alone(path):
+                path = snapshot(_PATTERNS + _BIN_PATTERNS)
     except GatedRepoError as error:
         expected = (
             "access to it (accept its licence on the hub, then pass token= or log in with `hf auth login`)"
@@ -182,6 +200,10 @@ def _download(
         raise _not_found(name, expected, f"{type(error).__name__}: {_first_line(error)}") from error
     commit = path.name if path.parent.name == "snapshots" else revision
     return Source(path, name, commit)
+
+
+def _is_adapter_alone(folder: Path) -> bool:
+    return all((folder / name).exists() for name in _ADAPTER) and not (folder / "config.json").exists()
 
 
 def _http_error() -> type[Exception]:

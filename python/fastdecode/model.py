@@ -51,6 +51,7 @@ class LoadOptions(TypedDict, total=False):
     token: str | bool | None
     cache_dir: str | os.PathLike[str] | None
     local_files_only: bool
+    adapter: object
 
 
 class AnyLoadOptions(LoadOptions, PassedOverInLoading, total=False):
@@ -91,16 +92,29 @@ def read_model(classes: Sequence[type[M]], model: str | os.PathLike[str], given:
         cache_dir=options.get("cache_dir"),
         local_files_only=options.get("local_files_only", False),
     )
+    found = None
+    if options.get("adapter") is not None or (source.folder / "adapter_config.json").is_file():
+        from . import adapters
+
+        found = adapters.find(source, options)
+        source = found.base
     refuse_foreign(source.folder)
+    read = () if found is None else [adapters.read_adapter(item.folder, source.folder) for item in found.adapters]
     # Before config.json is read here: the native side says best what is wrong with a folder.
-    core = _core.Model.load(str(source.folder), *native)
+    core = _core.Model.load(str(source.folder), *native, read)
     fitting = [cls for cls in classes if cls.has_encoder == core.has_encoder]
     if not fitting:
         raise classes[0].refusal(core, str(source.folder))
     config = read_json(source.folder / "config.json")
     kept = {key: value for key, value in options.items() if key != "token"} | {"revision": source.revision}
     defaults = folder_defaults(source.folder, config)
-    loaded = fitting[0](core, config, defaults, source.folder, tokenizer, (source.name, kept))
+    folder = source.folder
+    if found is not None:
+        config["vocab_size"] = core.vocab_size  # which an adapter may have changed
+        kept["adapter"] = found.added
+        folder = found.tokenizer
+    loaded = fitting[0](core, config, defaults, folder, tokenizer, (source.name, kept))
+    loaded._adapters = [] if found is None else [item.name for item in found.adapters]
     loaded._load_seconds = time.perf_counter() - began
     return loaded
 
@@ -173,6 +187,7 @@ class LanguageModel:
         self._folder = folder
         self._source = source
         self._load_seconds = 0.0
+        self._adapters: list[str] = []
         self._tokenizer = tokenizer
         self._tokenizer_read = tokenizer is not None
         self._tokenizer_damaged = False
@@ -294,12 +309,13 @@ class LanguageModel:
             `architecture`, `parameters` (tied ones counted once), `weight_bytes` (packed), `step_weight_bytes`
             (those that a step of decoding reads), `cache_bytes_per_token`, `dtype`, `compute_dtype`, `isa`,
             `num_threads`, `cache_bytes` (what running requests may reserve; None without a limit), `max_rows`,
-            `context_length`, `vocab_size`, `unknown_tensors` (names) and `load_seconds`; and, in bytes at this
+            `context_length`, `vocab_size`, `unknown_tensors` (names), `adapters` (folders or hub ids, in the order in
+            which they were applied) and `load_seconds`; and, in bytes at this
             moment, `cache_bytes_live` (keys and values that sequences, states and memories of this model hold),
             `cache_bytes_held` (those and free ones that are kept for reuse) and `activation_bytes` (of running and
             coming steps of all models in this process).
         """
-        return self._core.info() | {"load_seconds": self._load_seconds}
+        return self._core.info() | {"adapters": list(self._adapters), "load_seconds": self._load_seconds}
 
     def _start(self, items: Collection[Any], options: Mapping[str, Any]) -> Decoding:
         """Resolves the options of a call and reads its items; nothing is computed yet.
