@@ -62,7 +62,8 @@ class AdapterConfig:
     Attributes:
         base: The model that it was made for, or None.
         revision: The revision of that on the hub, or None.
-        tokens: Whether single rows of an embedding are replaced.
+        tokens: Ids whose rows of an embedding are replaced, all of them or by the embedding's name; None for no rows.
+        is_tied: Whether it was trained with matrices that are the same for tied modules.
     """
 
     def __init__(self, values: dict[str, Any], file: str) -> None:
@@ -80,6 +81,7 @@ class AdapterConfig:
             key: self._number("alpha_pattern", value) for key, value in self._patterns("alpha_pattern").items()
         }
         self._stabilized = self._checked("use_rslora", _is_flag, "true or false") or False
+        self.is_tied = self._checked("ensure_weight_tying", _is_flag, "true or false") or False
         bias = self._checked("bias", _is_text, "a text")
         if bias not in (None, "none", "all", "lora_only"):
             raise self._bad("bias", '"none", "all" or "lora_only"')

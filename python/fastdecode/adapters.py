@@ -208,6 +208,11 @@ class _Reading:
                 copies.append((f"{match['module']}.{match['rest']}", name))
             else:
                 self._sort(key, name)
+        if config.is_tied:
+            # The file repeats the embedding's matrices for what was tied to it in training. peft leaves the repetition
+            # out when it loads: weights that are tied would take it twice.
+            for key in [key for key in self._matrices if not config.is_target(key[0])]:
+                del self._matrices[key]
         for target, name in copies:
             # A file may hold a saved module twice, the second time as it lay in training.
             if target not in self._saved:

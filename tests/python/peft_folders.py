@@ -148,7 +148,7 @@ def recipes(draw: st.DrawFn, family: Family, vocab: int) -> Recipe:
     for name, values in (("rank_pattern", (1, 4, 5)), ("alpha_pattern", (1, 3, 32))):
         if draw(st.booleans()):
             keys = draw(st.lists(st.sampled_from(patterns), min_size=1, max_size=3, unique=True))
-            config[name] = {key: one(*values) for key in keys}
+            config[name] = {key: one(*values) for key in sorted(keys)}  # the order in which peft saves them
     if one(False, False, True):
         chosen = draw(st.lists(st.sampled_from(saved), min_size=1, max_size=2, unique=True))
         config["modules_to_save"] = [name for name in chosen if name not in config["target_modules"]] or None

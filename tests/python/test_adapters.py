@@ -325,7 +325,9 @@ class TestMerge:
             {"trainable_token_indices": {"lm_head": [3, 7]}},
             {"init_lora_weights": "gaussian"},
             {"ensure_weight_tying": True, "modules_to_save": ["wte"]},
+            {"ensure_weight_tying": True, "modules_to_save": ["lm_head"]},
             {"ensure_weight_tying": True, "target_modules": ["lm_head"]},
+            {"ensure_weight_tying": True, "target_modules": ["wte", "lm_head", "c_fc"]},
         ],
         ids=str,
     )
@@ -348,6 +350,9 @@ class TestMerge:
             {"modules_to_save": ["embed_tokens", "final_layer_norm"]},
             {"modules_to_save": ["encoder"], "target_modules": ["decoder.block.0.layer.0.SelfAttention.q"]},
             {"trainable_token_indices": [3, 7]},
+            {"ensure_weight_tying": True, "target_modules": ["lm_head", "q"]},
+            {"ensure_weight_tying": True, "target_modules": ["embed_tokens"]},
+            {"ensure_weight_tying": True, "modules_to_save": ["lm_head"]},
         ],
         ids=str,
     )
