@@ -270,7 +270,8 @@ impl Continuations {
         &self.list
     }
 
-    /// `count` different ones, drawn among `width` places by the softmax of their scores, in the order of the draw.
+    /// `count` different ones, drawn among `width` places by the softmax of their scores, best first; of equal ones the one that was
+    /// drawn first.
     ///
     /// # Errors
     /// `Unusable` where no probabilities exist.
@@ -294,6 +295,7 @@ impl Continuations {
         {
             self.drawn.push((place, f32::NEG_INFINITY));
         }
+        self.drawn.sort_by(|a, b| b.1.partial_cmp(&a.1).unwrap_or(std::cmp::Ordering::Equal));
         Ok(&self.drawn)
     }
 }

@@ -161,16 +161,15 @@ fn activation(file: &ConfigFile, default: &str) -> Result<(Activation, bool)> {
     Ok((activation, gated))
 }
 
-/// Whether the decoder's output is scaled. In T5 `scale_decoder_outputs` says so, else `tie_word_embeddings` unless it is
-/// false (T5 1.1 is saved like this); the weights are tied all the same. mT5 never scales, and UMT5 always does.
+/// Whether the decoder's output is scaled. `scale_decoder_outputs` says so, else `tie_word_embeddings` unless it is false (T5 1.1 is
+/// saved like this); the weights are tied all the same. mT5 never scales.
 fn scaled(relative: Relative, file: &ConfigFile) -> Result<bool> {
     match relative {
         Relative::Mt5 => Ok(false),
-        Relative::Umt5 => Ok(true),
-        Relative::T5 if file.value("scale_decoder_outputs").is_some() => {
+        _ if file.value("scale_decoder_outputs").is_some() => {
             Ok(file.bool_opt("scale_decoder_outputs")?.unwrap_or(false))
         }
-        Relative::T5 => Ok(file.bool_opt("tie_word_embeddings")?.unwrap_or(true)),
+        _ => Ok(file.bool_opt("tie_word_embeddings")?.unwrap_or(true)),
     }
 }
 

@@ -5,7 +5,8 @@ reference's where the reference itself gives ours
 
 - when its log-probabilities are shaken by the tolerance of law 4, or by a part of it; or
 - scores that are as good: each of ours, scored anew by the reference, is within the tolerance of its own result of that
-  rank.
+  rank. (Drawn candidates are sorted by their scores, too, so that equal ones decide which beams a draw goes on from; a
+  draw that went another way for another reason comes to other scores.)
 
 Where the reference had to draw more candidates than have a probability above zero in float32, `torch.multinomial` takes
 any of the others, so that the ids of that source are arbitrary. What is asked of them is asked of every result that
@@ -202,7 +203,7 @@ class BeamReference:
 
         def as_good(own: range) -> bool:
             good = (near.score(true[row], want.scores[row], len(got.ids[row])) for row in own)
-            return not options.get("do_sample") and all(good)
+            return all(good)
 
         still = {at for at in parted - want.drawn_from_nothing if not as_good(rows[at])}
         # A seed's draws stay the same, so that a shaken run differs by its scores alone.
