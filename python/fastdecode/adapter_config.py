@@ -48,7 +48,9 @@ def read_config(folder: Path) -> AdapterConfig:
     """
     path = folder / CONFIG
     if not path.is_file():
-        raise FileMissingError(f"{path}: expected the configuration of an adapter (PEFT), got none", file=str(path))
+        raise FileMissingError(
+            f"{path}: expected the configuration of an adapter (PEFT), got none", file=str(path)
+        )
     return AdapterConfig(read_json(path), str(path))
 
 
@@ -78,7 +80,8 @@ class AdapterConfig:
             key: self._size("rank_pattern", value) for key, value in self._patterns("rank_pattern").items()
         }
         self._alphas = {
-            key: self._number("alpha_pattern", value) for key, value in self._patterns("alpha_pattern").items()
+            key: self._number("alpha_pattern", value)
+            for key, value in self._patterns("alpha_pattern").items()
         }
         self._stabilized = self._checked("use_rslora", _is_flag, "true or false") or False
         self.is_tied = self._checked("ensure_weight_tying", _is_flag, "true or false") or False
@@ -136,7 +139,9 @@ class AdapterConfig:
         raise bad_field(self._file, field, "a finite number", f"{value!r:.80}")
 
     def _patterns(self, field: str) -> dict[str, Any]:
-        patterns: dict[str, Any] = self._checked(field, lambda value: isinstance(value, dict), "an object") or {}
+        patterns: dict[str, Any] = (
+            self._checked(field, lambda value: isinstance(value, dict), "an object") or {}
+        )
         for pattern in patterns:
             self._compiled(field, rf"(.*\.)?({pattern})$", pattern)
         return patterns
@@ -182,7 +187,9 @@ class AdapterConfig:
         if module in self._targets or self._layers is None or self._layers == []:
             return True
         layer = self._layer(module)
-        return layer is not None and (layer in self._layers if isinstance(self._layers, list) else layer == self._layers)
+        return layer is not None and (
+            layer in self._layers if isinstance(self._layers, list) else layer == self._layers
+        )
 
     def _layer(self, module: str) -> int | None:
         if not self._layer_patterns:

@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from . import _core
 from .adapter_config import CONFIG, AdapterConfig, read_config
 from .arrays import bad_option
-from .errors import CheckpointError, ConfigError, FileMissingError, ModelNotFoundError, OptionError
+from .errors import CheckpointError, FileMissingError, ModelNotFoundError, OptionError
 from .families import TOKENIZER_CLASSES
 from .folder import bad_field
 from .foreign import has_weights
-from .hub import Source, locate
+from .hub import DEMOS, Source, locate
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -92,12 +92,18 @@ def find(source: Source, options: Mapping[str, Any]) -> Found:
 
 
 def _listed(given: object) -> list[str | os.PathLike[str]]:
-    items = list(given) if isinstance(given, (list, tuple)) else [] if given is None else [given]
+    items: list[Any] = list(given) if isinstance(given, (list, tuple)) else [] if given is None else [given]
     for item in items:
         if not isinstance(item, (str, os.PathLike)) or not os.fspath(item):
-            expected = "a folder with adapter_config.json, a hub id (owner/name or owner/name@revision), or a list of them"
+            expected = "a folder with adapter_config.json, a hub id (owner/name@revision), or a list of them"
             raise bad_option("adapter", expected, f"{item!r:.80}")
     return items
+
+
+def _is_local(name: str) -> bool:
+    from pathlib import Path
+
+    return name in DEMOS or Path(name).expanduser().exists()
 
 
 def _spelt(source: Source) -> str:
@@ -108,7 +114,7 @@ def _spelt(source: Source) -> str:
 def _locate(name: str | os.PathLike[str], place: Mapping[str, Any]) -> Source:
     """The folder of an adapter."""
     wanted, revision = name, None
-    if isinstance(name, str) and "@" in name and not os.path.exists(os.path.expanduser(name)):
+    if isinstance(name, str) and "@" in name and not _is_local(name):
         wanted, _, revision = name.rpartition("@")
     try:
         source = locate(wanted, revision=revision, adapter=True, **place)
@@ -118,7 +124,9 @@ def _locate(name: str | os.PathLike[str], place: Mapping[str, Any]) -> Source:
         ) from error
     if not (source.folder / CONFIG).is_file():
         file = str(source.folder / CONFIG)
-        raise FileMissingError(f"{file}: expected the configuration of an adapter (PEFT), got no such file", file=file)
+        raise FileMissingError(
+            f"{file}: expected the configuration of an adapter (PEFT), got no such file", file=file
+        )
     return source
 
 
@@ -145,9 +153,9 @@ def _base(adapter: Source, revision: str | None, place: Mapping[str, Any]) -> So
     if not name:
         expected = "the folder or hub id of a model; or load that, with adapter= this folder"
         raise bad_field(file, "base_model_name_or_path", expected, "none" if name is None else repr(name))
-    # Of a local adapter the caller's revision can mean the base only; one that training noted means nothing in a folder.
+    # With a local adapter the caller's revision can only be the base's; that of the training means nothing in a folder.
     chosen = revision if is_local else None
-    if chosen is None and not os.path.exists(os.path.expanduser(name)):
+    if chosen is None and not _is_local(name):
         chosen = config.revision
     try:
         base = locate(name, revision=chosen, **place)
@@ -160,7 +168,9 @@ def _base(adapter: Source, revision: str | None, place: Mapping[str, Any]) -> So
             got=error.got,
         ) from error
     if (base.folder / CONFIG).is_file() and not has_weights(base.folder):
-        raise bad_field(file, "base_model_name_or_path", "a model with weights", f"{name!r}, an adapter alone")
+        raise bad_field(
+            file, "base_model_name_or_path", "a model with weights", f"{name!r}, an adapter alone"
+        )
     return base
 
 
@@ -211,8 +221,8 @@ class _Reading:
         if config.is_tied:
             # The file repeats the embedding's matrices for what was tied to it in training. peft leaves the repetition
             # out when it loads: weights that are tied would take it twice.
-            for key in [key for key in self._matrices if not config.is_target(key[0])]:
-                del self._matrices[key]
+            kept = {key: names for key, names in self._matrices.items() if config.is_target(key[0])}
+            self._matrices = kept
         for target, name in copies:
             # A file may hold a saved module twice, the second time as it lay in training.
             if target not in self._saved:
@@ -237,7 +247,9 @@ class _Reading:
             self._note(self._replaced, f"{match['module']}.{match['rest']}", name)
         elif ".lora_" in key or ".modules_to_save" in key or not key.endswith((".weight", ".bias")):
             got = "a part of DoRA, which is not done" if "lora_magnitude_vector" in key else "another tensor"
-            raise self._malformed(name, "lora_A, lora_B, lora_embedding_A, lora_embedding_B, or a weight or bias", got)
+            raise self._malformed(
+                name, "lora_A, lora_B, lora_embedding_A, lora_embedding_B, or a weight or bias", got
+            )
         else:
             saved = self._config.is_saved(key.rpartition(".")[0])
             self._note(self._saved if saved else self._replaced, key, name)
@@ -264,7 +276,9 @@ class _Reading:
                     raise self._malformed(other, f"{module}.{letter} beside it", "no such tensor")
         for module in self._biases:
             if (module, False) not in self._matrices:
-                raise self._malformed(self._biases[module], f"lora_A and lora_B of {module} beside it", "neither")
+                raise self._malformed(
+                    self._biases[module], f"lora_A and lora_B of {module} beside it", "neither"
+                )
         have = {_own(module) for module, _ in self._matrices}
         saved = {_own(name) for name in self._saved}
         # An adapter for the model without its head names its modules without the prefix, and its patterns may, too.
@@ -283,10 +297,9 @@ class _Reading:
 
     def edits(self) -> list[_Edit]:
         """What the tensors do, in the order in which peft does it: what it loads first, then what it merges."""
-        edits: list[_Edit] = []
         # The head is a model's last module, and the last one that is loaded counts for all that are tied.
-        for target in sorted(self._replaced, key=lambda name: (name.startswith("lm_head."), name)):
-            edits.append((target, self._replaced[target], False))
+        loaded = sorted(self._replaced.items(), key=lambda item: (item[0].startswith("lm_head."), item[0]))
+        edits: list[_Edit] = [(target, name, False) for target, name in loaded]
         edits.extend((target, name, True) for target, name in self._saved.items())
         for module, name in self._tokens.items():
             edits.append((f"{module}.weight", name, self._config.token_rows(module, self._file, name)))

@@ -41,7 +41,12 @@ _PATTERNS = (
 )
 
 # Asked for only where a repository has no safetensors.
-_BIN_PATTERNS = ("pytorch_model.bin", "pytorch_model-?????-of-?????.bin", "pytorch_model.bin.index.json", _ADAPTER_BIN)
+_BIN_PATTERNS = (
+    "pytorch_model.bin",
+    "pytorch_model-?????-of-?????.bin",
+    "pytorch_model.bin.index.json",
+    _ADAPTER_BIN,
+)
 
 # Files of an adapter whose base is another repository: no weights but its own.
 _WITHOUT_MODEL = tuple(name for name in _PATTERNS if not name.startswith("model"))

@@ -99,7 +99,11 @@ def read_model(classes: Sequence[type[M]], model: str | os.PathLike[str], given:
         found = adapters.find(source, options)
         source = found.base
     refuse_foreign(source.folder)
-    read = () if found is None else [adapters.read_adapter(item.folder, source.folder) for item in found.adapters]
+    read = (
+        ()
+        if found is None
+        else [adapters.read_adapter(item.folder, source.folder) for item in found.adapters]
+    )
     # Before config.json is read here: the native side says best what is wrong with a folder.
     core = _core.Model.load(str(source.folder), *native, read)
     fitting = [cls for cls in classes if cls.has_encoder == core.has_encoder]

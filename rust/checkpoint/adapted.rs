@@ -156,7 +156,10 @@ impl Overlay<'_> {
             Edit::Replace { target, tensor, apart } => {
                 let new = tensors.stored(tensor)?;
                 let at = self.cell(target, &new.info)?;
-                self.resized |= self.is_resized(target, &new.info, &self.cells[at].stored.info)?;
+                if self.is_resized(target, &new.info, &self.cells[at].stored.info)? {
+                    self.resized = true;
+                    self.tie(at);
+                }
                 let file = Some(new.info.file.clone());
                 let cell = Cell { stored: new, changes: Vec::new(), file };
                 if *apart {
@@ -273,6 +276,13 @@ impl Overlay<'_> {
             self.names.extend(absent.into_iter().map(|name| (name.to_owned(), at)));
         }
         Ok(())
+    }
+
+    /// Makes one tensor of the vocabulary what was one or several: where tied tables get other rows, transformers ties them anew.
+    fn tie(&mut self, at: usize) {
+        if self.layout.tied {
+            self.names.extend(self.layout.vocabulary.iter().map(|name| ((*name).to_owned(), at)));
+        }
     }
 
     /// Checks what takes a tensor's place; a tensor of the vocabulary may come with other rows. Whether it does.

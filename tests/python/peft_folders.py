@@ -1,22 +1,28 @@
-"""Adapters as peft makes them: configurations drawn by hypothesis, trained at random, saved, and merged as the reference.
+"""Adapters as peft makes them: drawn by hypothesis, trained at random, saved, and merged as the reference.
 
 Owns what peft 0.21.2 gives, and knows nothing of fastdecode's own rules. Without the pinned peft the import fails.
 """
 
 from __future__ import annotations
 
+import json
 import warnings
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from families import Family
+from families import FAMILIES, Family
+from families.gpt2 import GPT2Recipe
+from families.gpt2 import config as gpt2_config
+from families.t5 import T5Recipe
+from families.t5 import config as t5_config
 from hypothesis import strategies as st
-from reference import Reference, torch
+from reference import Reference
 from reference_seq2seq import Seq2SeqReference
 
 try:
     import peft
+    import torch
     from safetensors.torch import load_file, save_file
 except ImportError as missing:
     message = f"the tests of adapters need {missing.name}, but it is absent: pip install 'fastdecode[test]'"
@@ -26,6 +32,7 @@ PINNED = "0.21.2"
 if peft.__version__ != PINNED:
     raise RuntimeError(f"adapters are claimed to be those of peft {PINNED}, got {peft.__version__}")
 
+CONFIG = "adapter_config.json"
 SAFE, BIN = "adapter_model.safetensors", "adapter_model.bin"
 
 
@@ -51,7 +58,7 @@ class Recipe:
 
 
 def base_of(family: Family, folder: Path, more: int = 0) -> Any:
-    """transformers' model of a folder in float32, with a vocabulary of another size where asked for."""
+    """The model of a folder in transformers, in float32, with a vocabulary of another size where asked for."""
     auto = (Seq2SeqReference if family.has_encoder else Reference).auto
     return resized(auto.from_pretrained(folder, dtype=torch.float32), more)
 
@@ -73,7 +80,7 @@ def make(model: Any, recipe: Recipe, folder: Path) -> Path:
             for parameter in adapted.parameters():
                 if parameter.requires_grad:
                     parameter += torch.randn(parameter.shape, generator=random) * recipe.spread
-        adapted.save_pretrained(folder, safe_serialization=recipe.file == SAFE)
+        adapted.save_pretrained(str(folder), safe_serialization=recipe.file == SAFE)
     if recipe.dtype != "float32":
         dtype: torch.dtype = getattr(torch, recipe.dtype)
         rewrite(folder, lambda named: {name: tensor.to(dtype) for name, tensor in named.items()})
@@ -83,8 +90,9 @@ def make(model: Any, recipe: Recipe, folder: Path) -> Path:
 def tensors(folder: Path) -> dict[str, torch.Tensor]:
     """The tensors of an adapter's file."""
     if (folder / SAFE).exists():
-        return load_file(folder / SAFE)
-    named: dict[str, torch.Tensor] = torch.load(folder / BIN, weights_only=True)
+        named: dict[str, torch.Tensor] = load_file(folder / SAFE)
+    else:
+        named = torch.load(folder / BIN, weights_only=True)
     return named
 
 
@@ -109,6 +117,26 @@ def reference(family: Family, folder: Path, adapters: list[Path], more: int = 0)
     return theirs
 
 
+def gpt2(folder: Path, *, head: str = "tied, absent", **changes: Any) -> Path:
+    return FAMILIES["gpt2"].write(GPT2Recipe(gpt2_config(vocab=50, **changes), head=head, seed=5), folder)
+
+
+def t5(folder: Path, model_type: str = "t5") -> Path:
+    return FAMILIES["t5"].write(T5Recipe(t5_config(vocab=50) | {"model_type": model_type}, seed=6), folder)
+
+
+def adapter(base: Path, folder: Path, family: Family = FAMILIES["gpt2"], **recipe: Any) -> Path:
+    """An adapter of a folder, by the fields of its recipe."""
+    drawn = Recipe(**recipe)
+    return make(base_of(family, base, drawn.more), drawn, folder)
+
+
+def change(folder: Path, file: str = CONFIG, **values: Any) -> None:
+    """Changes values of a JSON file."""
+    path = folder / file
+    path.write_text(json.dumps(json.loads(path.read_text()) | values))
+
+
 # What can be a target, by whether it is a linear layer, and what can be saved whole.
 _GPT2 = (
     ["c_attn", "c_fc", "attn.c_proj", "mlp.c_proj", "c_proj", "lm_head", "transformer.h.0.mlp.c_fc"],
@@ -116,9 +144,27 @@ _GPT2 = (
     ["lm_head", "wte", "wpe", "ln_f", "mlp", "h.0.ln_1"],
 )
 _T5 = (
-    ["q", "k", "v", "o", "wo", "SelfAttention.q", "EncDecAttention.v", "lm_head", "encoder.block.0.layer.0.SelfAttention.o"],
+    [
+        "q",
+        "k",
+        "v",
+        "o",
+        "wo",
+        "SelfAttention.q",
+        "EncDecAttention.v",
+        "lm_head",
+        "encoder.block.0.layer.0.SelfAttention.o",
+    ],
     ["shared", "embed_tokens", "relative_attention_bias"],
-    ["lm_head", "shared", "embed_tokens", "final_layer_norm", "DenseReluDense", "encoder", "decoder.block.0.layer.0"],
+    [
+        "lm_head",
+        "shared",
+        "embed_tokens",
+        "final_layer_norm",
+        "DenseReluDense",
+        "encoder",
+        "decoder.block.0.layer.0",
+    ],
 )
 _TOKENS = {"lm_head", "wte", "shared", "embed_tokens", "encoder"}
 
@@ -163,12 +209,12 @@ def recipes(draw: st.DrawFn, family: Family, vocab: int) -> Recipe:
     elif form == "excluded":
         config["exclude_modules"] = one([f"0.{linears[1]}"], rf".*\.1\..*{linears[1]}")
     whole = set(config.get("modules_to_save") or [])
-    if isinstance(config["target_modules"], list) and not family.has_encoder:
-        if not set(config["target_modules"]) & {"lm_head", "wte", "wpe"} and one(False, False, True):
-            config["lora_bias"] = True
+    aimed = set(config["target_modules"]) if isinstance(config["target_modules"], list) else set()
+    without_bias = aimed & {"lm_head", "wte", "wpe"} or not aimed or family.has_encoder
+    if not without_bias and one(False, False, True):
+        config["lora_bias"] = True
     if one(False, False, True):
         config["ensure_weight_tying"] = True
-    aimed = set(config["target_modules"]) if isinstance(config["target_modules"], list) else set()
     if not (whole | aimed) & _TOKENS and one(False, False, True):
         rows = draw(st.lists(st.integers(0, vocab - 1), min_size=1, max_size=3, unique=True))
         table = "shared" if family.has_encoder else "wte"
