@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 # The preferred one first.
 _WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")
 _PREFIX = "base_model.model."
+# Characters of a tensor's name; those of real models have a hundred.
+_LONGEST = 1000
 # What stands before the names of GPT-2's modules, unless an adapter was made for the model without its head.
 _INNER = "transformer."
 
@@ -213,6 +215,10 @@ class _Reading:
         self._saved: dict[str, str] = {}
         copies = []
         for name, _ in tensors:
+            if len(name) > _LONGEST:
+                raise self._malformed(
+                    f"{name[:_LONGEST]}...", f"names of at most {_LONGEST} characters", "more"
+                )
             key = name.removeprefix(_PREFIX)
             if match := _SAVED.fullmatch(key):
                 copies.append((f"{match['module']}.{match['rest']}", name))

@@ -67,6 +67,7 @@ class TestNothingIsPassedOver:
             ("base_model.model.transformer.h.0.attn.c_attn.ia3_l", (1, 48)),
             ("base_model.model.transformer.h.0.ln_1.base_layer.bias", (49,)),
             ("prompt_embeddings", (4, 48)),
+            (999 * "a." + "weight", (1,)),
             ("base_model.model.transformer.wte.token_adapter.trainable_tokens_delta", (2, 48)),
         ],
     )
@@ -77,7 +78,7 @@ class TestNothingIsPassedOver:
         made.rewrite(one, lambda named: named | more)
         with pytest.raises((errors.CheckpointError, errors.ConfigError)) as caught:
             fastdecode.load(base, adapter=one)
-        assert name.removesuffix(".other.weight") in str(caught.value)
+        assert name.removesuffix(".other.weight")[:900] in str(caught.value)
 
     @pytest.mark.parametrize("shape", [(7, 48), (8, 47), (8,), (8, 48, 1), (0, 48)])
     def test_shapes(self, base: Path, one: Path, shape: tuple[int, ...]) -> None:
@@ -195,9 +196,6 @@ class TestNothingIsPassedOver:
     )
     def test_values_that_cannot_be_used(self, base: Path, one: Path, field: str, value: Any) -> None:
         change(one, **{field: value})
-        if value == {}:
-            fastdecode.load(base, adapter=one)  # asks for nothing
-            return
         with pytest.raises(errors.ConfigError) as caught:
             fastdecode.load(base, adapter=one)
         assert caught.value.field == field

@@ -122,7 +122,7 @@ def test_a_quantization_of_nothing(broken: Path, quantization: object) -> None:
         (["model.onnx"], "an ONNX graph", "exported from"),
         (["onnx/model.onnx"], "an ONNX graph", "exported from"),
         (["q4.gguf", "q8.gguf"], "a GGUF file", "made from"),
-        (["adapter_model.safetensors", "adapter_config.json"], "an adapter", "merge_and_unload"),
+        (["adapter_model.safetensors"], "an adapter", "adapter_config.json"),
     ],
 )
 @pytest.mark.parametrize("configured", [True, False])
