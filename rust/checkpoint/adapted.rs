@@ -5,7 +5,7 @@
 //! Knows tensors and their shapes; what the names of an adapter's file mean is for its reader to say, and which names a
 //! model ties is for `models`.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use super::merged::{Change, Merged, Stored};
@@ -114,6 +114,8 @@ struct Overlay<'a> {
     cells: Vec<Cell>,
     /// Cell of each name that something was done to, and of what is tied to it.
     names: BTreeMap<String, usize>,
+    /// Whether the tensors of the vocabulary are still tied, as peft sees it when it applies the adapter at hand.
+    tied: bool,
     /// Whether a tensor of the vocabulary came with other rows.
     resized: bool,
 }
@@ -126,9 +128,12 @@ impl Checkpoint {
     /// # Errors
     /// `Checkpoint` where a tensor is not there, or of another shape, kind or type; `Io`, `OutOfMemory`.
     pub fn adapted(self, layout: &Layout<'_>, adapters: &[Adapter]) -> Result<(Self, Option<usize>)> {
-        let mut overlay =
-            Overlay { base: self, layout, cells: Vec::new(), names: BTreeMap::new(), resized: false };
-        for adapter in adapters {
+        let (cells, names) = (Vec::new(), BTreeMap::new());
+        let mut overlay = Overlay { base: self, layout, cells, names, tied: layout.tied, resized: false };
+        for (place, adapter) in adapters.iter().enumerate() {
+            if place > 0 {
+                overlay.see_ties(&adapter.edits)?;
+            }
             for edit in &adapter.edits {
                 overlay.apply(&adapter.tensors, edit)?;
             }
@@ -210,8 +215,17 @@ impl Overlay<'_> {
                 // Of a row that comes twice the later one counts.
                 let pairs: BTreeMap<usize, usize> =
                     rows.iter().enumerate().map(|(n, &row)| (row, n)).collect();
-                let (rows, values) = (pairs.into_iter().collect(), new.values()?.into());
-                self.change(at, Change::Rows { rows, values }, new.info.file);
+                let (rows, values): (Arc<[_]>, Arc<[f32]>) =
+                    (pairs.into_iter().collect(), new.values()?.into());
+                // Rows of the input embedding are those of what is tied to it, even where the file has other values for that.
+                let all = self.tied && self.layout.vocabulary.first() == Some(&self.layout.own(target));
+                let tied = self.layout.vocabulary.iter().filter_map(|name| self.names.get(*name)).copied();
+                let fits = |&cell: &usize| all && self.cells[cell].stored.info.shape == [count, columns];
+                let cells: BTreeSet<usize> = tied.filter(fits).chain([at]).collect();
+                for at in cells {
+                    let (rows, values) = (rows.clone(), values.clone());
+                    self.change(at, Change::Rows { rows, values }, new.info.file.clone());
+                }
             }
         }
         Ok(())
@@ -278,9 +292,22 @@ impl Overlay<'_> {
         Ok(())
     }
 
+    /// Looks, before another adapter is applied, whether the one before has left embedding and head apart, where that matters.
+    fn see_ties(&mut self, edits: &[Edit]) -> Result<()> {
+        let matters = |edit: &Edit| matches!(edit, Edit::Rows { .. } | Edit::Replace { .. });
+        if self.tied && edits.iter().any(matters) {
+            if !self.layout.vocabulary.iter().any(|name| self.names.contains_key(*name)) {
+                self.open_vocabulary()?;
+            }
+            let cell = |name: Option<&&str>| name.and_then(|name| self.names.get(*name));
+            self.tied = cell(self.layout.vocabulary.first()) == cell(self.layout.vocabulary.last());
+        }
+        Ok(())
+    }
+
     /// Makes one tensor of the vocabulary what was one or several: where tied tables get other rows, transformers ties them anew.
     fn tie(&mut self, at: usize) {
-        if self.layout.tied {
+        if self.tied {
             self.names.extend(self.layout.vocabulary.iter().map(|name| ((*name).to_owned(), at)));
         }
     }

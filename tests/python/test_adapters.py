@@ -38,13 +38,17 @@ def load(*where: Any, **options: Any) -> Any:
         return fastdecode.load(*where, num_threads=1, **options)
 
 
-def hold(ours: Any, theirs: Reference, family: Family, vocab: int, what: str = "") -> None:
+def hold(
+    ours: Any, theirs: Reference, family: Family, vocab: int, what: str = "", **for_transformers: Any
+) -> None:
     """Holds logits and greedy ids against the reference."""
     rows = np.random.default_rng(3).integers(0, vocab, (2, 8)).tolist()
     item = Input([0, *rows[0]], rows[1]) if family.has_encoder else Input(rows[0])
     assert_close(Subject(ours).answers(item), theirs, item, what)
-    options = {"do_sample": False, "max_new_tokens": 5}
-    assert_same_ids(theirs.generate(rows, **options), ids(ours.run(rows, **options)), what)
+    options: dict[str, Any] = {"do_sample": False, "max_new_tokens": 5}
+    assert_same_ids(
+        theirs.generate(rows, **options, **for_transformers), ids(ours.run(rows, **options)), what
+    )
 
 
 def check(base: Path, adapters: list[Path], family: Family = GPT2, vocab: int = 50, **recipe: Any) -> Any:
@@ -76,7 +80,8 @@ def test_any_adapter_gives_what_peft_gives(family: Family) -> None:
                 ours = fastdecode.load(folder, adapter=paths)
             what = f"{drawn} over {base}"
             assert ours.config["vocab_size"] == base.vocab + drawn[0].more
-            hold(ours, theirs, family, base.vocab + min(drawn[0].more, 0), what)
+            vocab = base.vocab + min(drawn[0].more, 0)
+            hold(ours, theirs, family, vocab, what, **base.for_transformers)
 
     hold_any()
 

@@ -178,6 +178,23 @@ fn what_was_saved_whole_comes_apart_from_what_was_tied_to_it() {
 }
 
 #[test]
+fn rows_of_the_embedding_are_those_of_a_tied_head_whatever_it_holds() {
+    let rows = || Edit::Rows { target: "embed.weight".into(), tensor: "rows".into(), rows: vec![1] };
+    let row = numbers(2, 5);
+    let heads = |tied: bool, edits: Vec<Vec<Edit>>| {
+        let one = |edits| adapter(&[("rows", &[1, 2], 5), ("new", &[4, 2], 8)], edits);
+        let adapters: Vec<Adapter> = edits.into_iter().map(one).collect();
+        let (merged, _) = filled(&[EMBED, OTHER]).adapted(&layout(tied), &adapters).unwrap();
+        assert_eq!(read(&merged, "model.embed.weight")[2..4], row);
+        read(&merged, "head.weight")[2..4] == row
+    };
+    assert!(heads(true, vec![vec![rows()]]));
+    assert!(!heads(false, vec![vec![rows()]]));
+    // The merge of an adapter before has seen that they are two.
+    assert!(!heads(true, vec![vec![], vec![rows()]]));
+}
+
+#[test]
 fn a_vocabulary_may_come_with_other_rows() {
     for rows in [3, 6] {
         let shape = [rows, 2];
