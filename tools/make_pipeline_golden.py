@@ -3,20 +3,23 @@
     pip install --target OLD transformers==4.57.6
     PYTHONPATH=OLD python tools/make_pipeline_golden.py
 
-Needs torch. The models are random; every vocabulary entry is a piece of the texts below.
+Needs torch. Folders that are there are kept; the models are random; every vocabulary entry is a piece of the texts below.
 """
 
 from __future__ import annotations
 
 import json
 import shutil
+import tempfile
 import warnings
+from collections import UserDict
 from pathlib import Path
 from typing import Any
 
 import torch
 import transformers
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+from transformers.pipelines import text2text_generation, text_generation
 
 GOLDEN = Path(__file__).resolve().parent.parent / "tests" / "golden" / "pipelines"
 VERSION = "4.57.6"
@@ -80,6 +83,61 @@ CASES: list[Case] = [
     ("text-generation", NEW, "the king", {**GREEDY, "prefix": "The wolf thought: "}),
     ("text-generation", NEW, "the king", {**GREEDY, "stop_sequence": "e"}),
     ("text-generation", NEW, "", GREEDY),
+    ("text-generation", NEW, TEXTS[3], {**GREEDY, "truncation": True, "max_length": 6, "max_new_tokens": 5}),
+    (
+        "text-generation",
+        {**NEW, "truncation": True},
+        TEXTS[3],
+        {**GREEDY, "max_length": 9, "return_tensors": True},
+    ),
+    ("text2text-generation", {**NEW, "truncation": True}, " ".join(TEXTS), {"num_return_sequences": 2}),
+    (
+        "summarization",
+        NEW,
+        TEXTS[2],
+        {"return_tensors": True, "num_return_sequences": 2, "max_new_tokens": 7},
+    ),
+]
+
+# The same with other settings in tokenizer_config.json.
+LEFT = {"truncation_side": "left"}
+SET_CASES: list[tuple[dict[str, Any], Case]] = [
+    (LEFT, ("summarization", {**NEW, "truncation": True}, " ".join(TEXTS), {})),
+    (LEFT, ("text2text-generation", NEW, " ".join(TEXTS), {"truncation": True, "return_tensors": True})),
+    (LEFT, ("text-generation", NEW, TEXTS[3], {**GREEDY, "truncation": True, "max_length": 6})),
+    ({**LEFT, "model_max_length": 7}, ("text-generation", NEW, TEXTS[2], {**GREEDY, "truncation": True})),
+]
+
+# What is done by hand: task, input, options of preprocess, of forward and of postprocess.
+Steps = tuple[str, str, dict[str, Any], dict[str, Any], dict[str, Any]]
+STEPS: list[Steps] = [
+    ("text-generation", "the king", {}, {**NEW, **GREEDY}, {}),
+    (
+        "text-generation",
+        "the king",
+        {"prefix": "The wolf: "},
+        {**NEW, **GREEDY},
+        {"skip_special_tokens": False},
+    ),
+    ("text-generation", "", {}, {**NEW, **GREEDY}, {}),
+    (
+        "text-generation",
+        "the",
+        {},
+        {**NEW, **GREEDY, "num_beams": 3, "num_return_sequences": 2},
+        {"return_type": 1},
+    ),
+    (
+        "text-generation",
+        TEXTS[3],
+        {"truncation": True, "max_length": 6},
+        {**NEW, **GREEDY},
+        {"return_type": 0},
+    ),
+    ("translation_en_to_de", "the king", {}, NEW, {}),
+    ("translation_en_to_fr", "the king", {}, {**NEW, "num_beams": 4, "num_return_sequences": 3}, {}),
+    ("summarization", TEXTS[3], {"truncation": True}, NEW, {"return_type": 0}),
+    ("text2text-generation", "little one , where ?", {}, NEW, {"clean_up_tokenization_spaces": True}),
 ]
 
 
@@ -160,27 +218,53 @@ def plain(value: Any) -> Any:
     """Returns an answer as JSON can hold it."""
     if isinstance(value, torch.Tensor):
         return value.tolist()
+    if isinstance(value, UserDict):
+        value = value.data
     if isinstance(value, dict):
         return {key: plain(item) for key, item in value.items()}
     return [plain(item) for item in value] if isinstance(value, list) else value
+
+
+def folder_of(task: str) -> Path:
+    return GOLDEN / ("gpt2" if task == "text-generation" else "t5")
+
+
+def answer(settings: dict[str, Any], case: Case) -> dict[str, Any]:
+    """Returns what a pipeline answers, with changes of tokenizer_config.json."""
+    task, created, inputs, call = case
+    with tempfile.TemporaryDirectory() as copy:
+        shutil.copytree(folder_of(task), copy, dirs_exist_ok=True)
+        file = Path(copy, "tokenizer_config.json")
+        file.write_text(json.dumps(json.loads(file.read_text()) | settings))
+        pipe = transformers.pipeline(task, model=copy, **created)
+        answer = plain(pipe(inputs, **call))
+    kept = {"task": task, "created": created, "inputs": inputs, "call": call, "answer": answer}
+    return kept | ({"tokenizer_config": settings} if settings else {})
+
+
+def by_hand(steps: Steps) -> dict[str, Any]:
+    """Returns what each step of a pipeline gives."""
+    task, text, before, options, after = steps
+    pipe = transformers.pipeline(task, model=str(folder_of(task)))
+    inputs = pipe.preprocess(text, **before)
+    kept = {"task": task, "text": text, "options": [before, options, after], "inputs": plain(inputs)}
+    outputs = pipe.forward(inputs, **options)
+    if "return_type" in after:
+        module = text_generation if task == "text-generation" else text2text_generation
+        after = {"return_type": module.ReturnType(after["return_type"])}
+    return kept | {"outputs": plain(outputs), "records": plain(pipe.postprocess(outputs, **after))}
 
 
 def main() -> None:
     if transformers.__version__ != VERSION:
         raise SystemExit(f"transformers {VERSION} is needed, got {transformers.__version__}")
     transformers.utils.logging.set_verbosity_error()
-    shutil.rmtree(GOLDEN, ignore_errors=True)
-    write_t5(GOLDEN / "t5")
-    write_gpt2(GOLDEN / "gpt2")
-    cases = []
-    for task, created, inputs, call in CASES:
-        folder = GOLDEN / ("gpt2" if task == "text-generation" else "t5")
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            pipe = transformers.pipeline(task, model=str(folder), **created)
-            answer = plain(pipe(inputs, **call))
-        cases.append({"task": task, "created": created, "inputs": inputs, "call": call, "answer": answer})
-    expected = {"transformers": VERSION, "cases": cases}
+    for name, write in (("t5", write_t5), ("gpt2", write_gpt2)):
+        if not (GOLDEN / name).exists():  # training gives other scores every time
+            write(GOLDEN / name)
+    warnings.simplefilter("ignore")
+    cases = [answer({}, case) for case in CASES] + [answer(*case) for case in SET_CASES]
+    expected = {"transformers": VERSION, "cases": cases, "steps": [by_hand(steps) for steps in STEPS]}
     text = json.dumps(expected, indent=1, ensure_ascii=False)
     (GOLDEN / "expected.json").write_text(text + "\n", encoding="utf-8")
 

@@ -36,9 +36,9 @@ class PassedOver(TypedDict, total=False):
     compile_config: Any
     continuous_batching_config: None
     custom_generate: None
+    decoder_attention_mask: Any
     decoder_start_token_id: int | None
     disable_compile: bool | None
-    generation_config: None
     is_assistant: bool | None
     logits_processor: Any
     low_memory: bool | None
@@ -53,6 +53,8 @@ class PassedOver(TypedDict, total=False):
     output_logits: bool | None
     output_scores: bool | None
     pad_token_id: int | None
+    past_key_values: None
+    position_ids: None
     prefill_chunk_size: int | None
     prefix_allowed_tokens_fn: None
     return_dict_in_generate: bool | None
@@ -62,8 +64,10 @@ class PassedOver(TypedDict, total=False):
     streamer: None
     synced_gpus: bool | None
     target_lookbehind: Any
+    token_type_ids: None
     tokenizer: None
     transformers_version: str | None
+    trust_remote_code: bool | None
     use_cache: bool | None
     use_model_defaults: bool | None
     use_mtp: bool | None
@@ -75,18 +79,26 @@ class PassedOverInLoading(TypedDict, total=False):
     torch_dtype: Any
     device_map: Any
     adapter_kwargs: Any
+    adapter_name: str | None
+    allow_all_kernels: bool | None
     attn_implementation: str | None
     code_revision: str | None
     config: None
+    device_mesh: None
+    distributed_config: None
+    experts_implementation: str | None
     force_download: bool | None
     from_flax: bool | None
     from_tf: bool | None
+    gguf_file: None
     ignore_mismatched_sizes: bool | None
+    kernel_config: None
     key_mapping: None
     load_in_4bit: bool | None
     load_in_8bit: bool | None
     low_cpu_mem_usage: bool | None
     max_memory: Any
+    mirror: None
     offload_buffers: bool | None
     offload_folder: Any
     offload_state_dict: bool | None
@@ -96,6 +108,9 @@ class PassedOverInLoading(TypedDict, total=False):
     resume_download: bool | None
     state_dict: None
     subfolder: str | None
+    tp_plan: None
+    tp_size: None
+    tqdm_class: Any
     trust_remote_code: bool | None
     use_auth_token: None
     use_fast: bool | None
@@ -171,8 +186,8 @@ _GENERATE: dict[str, _Rule] = {
     "compile_config": _ANYTHING,
     "continuous_batching_config": _NONE,
     "custom_generate": _NONE,
+    "decoder_attention_mask": (_hides_nothing, "None or ones alone (prompts are taken as they are)"),
     "disable_compile": _FLAG,
-    "generation_config": _none_but("give its values as options"),
     "is_assistant": _NOT,
     "logits_processor": (_is_none_or_empty, "None or an empty list"),
     "low_memory": _FLAG,
@@ -187,6 +202,8 @@ _GENERATE: dict[str, _Rule] = {
     "output_logits": _not_but("logits gives them"),
     "output_scores": _not_but("logprobs=N gives log-probabilities, Output.score the score of a beam"),
     "pad_token_id": _WHOLE,
+    "past_key_values": _none_but("a State from prefill is gone on from by hand"),
+    "position_ids": _NONE,
     "prefill_chunk_size": _WHOLE,
     "prefix_allowed_tokens_fn": _NONE,
     "return_dict_in_generate": _not_but("run gives an Output with everything about a sequence"),
@@ -195,8 +212,10 @@ _GENERATE: dict[str, _Rule] = {
     "streamer": _none_but("stream gives the text in pieces"),
     "synced_gpus": _NOT,
     "target_lookbehind": _ANYTHING,
+    "token_type_ids": _NONE,
     "transformers_version": _ANYTHING,
     "tokenizer": _none_but("the model has its own; load takes another one"),
+    "trust_remote_code": _not_but("no code of a repository is ever run"),
     "use_cache": _FLAG,
     "use_model_defaults": _one_of([True]),
     "use_mtp": _NOT,
@@ -204,18 +223,26 @@ _GENERATE: dict[str, _Rule] = {
 
 _LOAD: dict[str, _Rule] = {
     "adapter_kwargs": (_is_none_or_empty, "None or nothing in it"),
+    "adapter_name": _one_of(["default"]),
+    "allow_all_kernels": _NOT,
     "attn_implementation": _one_of(["eager", "sdpa"]),
     "code_revision": _ANYTHING,
     "config": _none_but("the folder's config.json counts"),
+    "device_mesh": _NONE,
+    "distributed_config": _NONE,
+    "experts_implementation": _ANYTHING,
     "force_download": _NOT,
     "from_flax": _NOT,
     "from_tf": _NOT,
+    "gguf_file": _none_but("GGUF is not read"),
     "ignore_mismatched_sizes": _NOT,
+    "kernel_config": _NONE,
     "key_mapping": _NONE,
     "load_in_4bit": _NOT,
     "load_in_8bit": _NOT,
     "low_cpu_mem_usage": _FLAG,
     "max_memory": _ANYTHING,
+    "mirror": _none_but("the environment's HF_ENDPOINT counts"),
     "offload_buffers": _FLAG,
     "offload_folder": _ANYTHING,
     "offload_state_dict": _FLAG,
@@ -225,6 +252,9 @@ _LOAD: dict[str, _Rule] = {
     "resume_download": _FLAG,
     "state_dict": _none_but("from_tensors takes weights in memory"),
     "subfolder": _one_of([""]),
+    "tp_plan": _NONE,
+    "tp_size": _NONE,
+    "tqdm_class": _ANYTHING,
     "trust_remote_code": _not_but("no code of a repository is ever run"),
     "use_auth_token": _none_but("give it as token="),
     "use_fast": _FLAG,
@@ -235,23 +265,29 @@ _LOAD: dict[str, _Rule] = {
 }
 
 _PIPELINE: dict[str, _Rule] = {
+    "args_parser": _ANYTHING,
     "binary_output": _FLAG,
     "feature_extractor": _NONE,
     "framework": _one_of(["pt"]),
     "image_processor": _NONE,
+    "modelcard": _ANYTHING,
     "num_workers": _WHOLE,
     "pipeline_class": _NONE,
     "processor": _NONE,
+    "video_processor": _NONE,
 }
 
 # In a call of a pipeline; `padding` changes no id, since nothing is padded.
 _PIPELINE_CALL: dict[str, _Rule] = {
-    "handle_long_generation": _NONE,
+    "continue_final_message": _FLAG,
+    "documents": _NONE,
     "num_workers": _WHOLE,
     "padding": _one_of([True, False, "longest", "max_length", "do_not_pad"]),
+    "tokenizer_encode_kwargs": (_is_none_or_empty, "None or nothing in it (give its values as options)"),
+    "tools": _NONE,
 }
 # In a call of a pipeline that never shows its input.
-_WITHOUT_ECHO: dict[str, _Rule] = {"return_full_text": _FLAG}
+_WITHOUT_ECHO: dict[str, _Rule] = {"handle_long_generation": _NONE, "return_full_text": _FLAG}
 
 _DTYPES = ("float32", "float16", "bfloat16")
 

@@ -48,8 +48,8 @@ class CausalLM(LanguageModel):
             **options: See `GenerateOptions`.
 
         Returns:
-            The new text without the prompt; for a list of prompts, or `num_return_sequences` above 1, a list
-            of texts, prompt by prompt.
+            The new text, which is what it adds to the prompt's; for a list of prompts, or `num_return_sequences`
+            above 1, a list of texts, prompt by prompt.
 
         Raises:
             TokenizerMissing: The model has no tokenizer.

@@ -63,12 +63,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         warnings.showwarning = _show_warning
         try:
             parsed.command(parsed)
-        except (errors.FastdecodeError, OSError) as error:
+        except (errors.FastdecodeError, OSError, MemoryError) as error:
             if isinstance(error, BrokenPipeError):
                 # The reader of the text has gone; what is still buffered goes nowhere.
                 os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             else:
-                print(f"fastdecode: error: {error}", file=sys.stderr)
+                print(f"fastdecode: error: {str(error) or 'out of memory'}", file=sys.stderr)
             return 1
         except KeyboardInterrupt:
             print(file=sys.stderr)
@@ -130,15 +130,19 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _at_least_one(text: str) -> int:
-    if (number := int(text)) < 1:
-        raise ValueError
+    try:
+        number = int(text)
+    except ValueError:
+        number = 0
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"expected an integer of at least 1, got {text!r}")
     return number
 
 
 def _early_stopping(text: str) -> bool | str:
     words: dict[str, bool | str] = {"true": True, "false": False, "never": "never"}
     if text.lower() not in words:
-        raise ValueError
+        raise argparse.ArgumentTypeError(f"expected true, false or never, got {text!r}")
     return words[text.lower()]
 
 
@@ -161,6 +165,12 @@ def _add_model(parser: argparse.ArgumentParser, *, optional: bool = False) -> No
     parser.add_argument(
         "--tokenizer", metavar="PATH", help="folder or tokenizer.json, instead of the model's"
     )
+    parser.add_argument(
+        "--adapter",
+        action="append",
+        metavar="FOLDER",
+        help="adapter (LoRA of PEFT) to apply, a folder or hub id (may be repeated)",
+    )
     parser.add_argument("--revision", help="branch, tag or commit on the hub")
     parser.add_argument("--cache-dir", metavar="FOLDER", help="where downloads are kept")
     parser.add_argument("--local-files-only", action="store_true", help="download nothing")
@@ -174,6 +184,7 @@ def _load(parsed: argparse.Namespace) -> LanguageModel:
         "cache_bytes",
         "max_rows",
         "tokenizer",
+        "adapter",
         "revision",
         "cache_dir",
         "local_files_only",
@@ -198,13 +209,14 @@ def _load_with_decoder(parsed: argparse.Namespace) -> CausalLM | Seq2SeqLM:
 
 
 def _run(parsed: argparse.Namespace) -> None:
-    prompt = parsed.prompt
-    if prompt == "-":
-        prompt = _read_stdin()
+    locale = sys.getfilesystemencoding()
+    prompt = _read_stdin() if parsed.prompt == "-" else _as_text("prompt", parsed.prompt, locale)
     names = [*(name for name, _, _ in _NUMBERS), "do_sample", "early_stopping", "stop"]
     options: dict[str, Any] = {
         name: getattr(parsed, name) for name in names if getattr(parsed, name) is not None
     }
+    if "stop" in options:
+        options["stop"] = [_as_text("stop", text, locale) for text in options["stop"]]
     model = _load_with_decoder(parsed)
     began = time.perf_counter()
     stream = _pieces(model, prompt, options)
@@ -232,10 +244,25 @@ def _run(parsed: argparse.Namespace) -> None:
 
 
 def _read_stdin() -> str:
+    if sys.stdin is None:
+        raise bad_option("prompt", "text from stdin", "a stdin that is closed")
     try:
-        return sys.stdin.read().removesuffix("\n")
+        text = sys.stdin.read().removesuffix("\n")
     except UnicodeDecodeError as error:
         raise bad_option("prompt", f"text in {sys.stdin.encoding}", str(error)) from error
+    return _as_text("prompt", text, sys.stdin.encoding)
+
+
+def _as_text(option: str, text: str, encoding: str) -> str:
+    """Text whose bytes Python could not read in the locale's encoding, and kept as surrogates: UTF-8, mostly."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        try:
+            return text.encode(encoding, "surrogateescape").decode()
+        except UnicodeError as error:
+            raise bad_option(option, "text in utf-8", str(error)) from error
+    return text
 
 
 def _pieces(model: CausalLM | Seq2SeqLM, prompt: str, options: dict[str, Any]) -> Iterable[Chunk]:

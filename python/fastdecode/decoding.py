@@ -9,14 +9,16 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING, Any
 
-from .detokenizer import StopText
+from .detokenizer import after_prompt
 from .errors import OptionError
 from .results import Chunk, Output, Timings, TokenLogprob, Usage
+from .stops import StopPieces, StopText
 
 if TYPE_CHECKING:
-    from collections.abc import Generator
+    from collections.abc import Callable, Generator
 
     from . import _core
+    from .detokenizer import Detokenizer
     from .options import Options
     from .results import FinishReason
     from .tokenizer import Tokenizer
@@ -52,7 +54,9 @@ class Decoding:
         self._began = time.perf_counter()
         self._load_seconds = load_seconds
         self._options = options
-        self._tokenizer = tokenizer
+        self._writer = (
+            None if tokenizer is None else _Writer(tokenizer, options, has_encoder=core.has_encoder)
+        )
         self._count = len(prompts) * options.num_return_sequences
         # Sequences that have begun and are not finished.
         self._rows: dict[int, _Row] = {}
@@ -104,8 +108,7 @@ class Decoding:
             if row is None:
                 # A search gives out its tokens only at its end.
                 first = now if first_seconds is None else min(now, self._began + first_seconds)
-                prompt_tokens = self._generation.prompt_tokens(index)
-                row = self._rows[index] = _Row(index, prompt_tokens, self._options, self._tokenizer, first)
+                row = self._rows[index] = self._begin(index, first)
             if logprob is not None:
                 row.logprobs.append(TokenLogprob(token, logprob, top or []))
             row.score = score
@@ -121,6 +124,16 @@ class Decoding:
             if outputs is not None:
                 outputs[index] = row.output(self._began, self._load_seconds)
         return chunks
+
+    def _begin(self, index: int, first: float) -> _Row:
+        """A sequence that has its first token."""
+
+        def prompt_end(most: int) -> list[int]:
+            return self._generation.prompt_end(index, most)
+
+        text = None if self._writer is None else _Text(self._writer, prompt_end)
+        prompt_tokens = self._generation.prompt_tokens(index)
+        return _Row(index, prompt_tokens, text, first, want_logprobs=self._options.logprobs is not None)
 
     def cancel(self) -> None:
         """Stops a step that is running in another thread, and every later one."""
@@ -169,21 +182,107 @@ class Decoding:
         return outputs
 
 
+class _Writer:
+    """What makes the texts of a call.
+
+    Args:
+        tokenizer: Makes the text.
+        options: Resolved options of the call.
+        has_encoder: Whether every prompt begins with the model's start token.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, options: Options, *, has_encoder: bool) -> None:
+        self.tokenizer = tokenizer
+        self.options = options
+        self.pieces = StopPieces(tokenizer, options.stop_strings) if options.stop_strings else None
+        self._has_encoder = has_encoder
+
+    def detokenizer(
+        self, prompt_end: Callable[[int], list[int]], *, skip_special_tokens: bool
+    ) -> Detokenizer:
+        """A detokenizer for new ids: behind a start token alone, a text begins as any text does."""
+        start = prompt_end(2)
+        if len(start) == 1 and (self._has_encoder or self.tokenizer.is_special(start[0])):
+            return self.tokenizer.detokenizer(skip_special_tokens=skip_special_tokens)
+        return after_prompt(self.tokenizer, prompt_end, skip_special_tokens=skip_special_tokens)
+
+
+class _Text:
+    """The text of one sequence on its way: what is held back, and what ends it.
+
+    Args:
+        writer: What it is made with.
+        prompt_end: Gives the last ids of the prompt.
+    """
+
+    def __init__(self, writer: _Writer, prompt_end: Callable[[int], list[int]]) -> None:
+        options, self._pieces = writer.options, writer.pieces
+        stops = options.stop or options.stop_strings
+        self._shown = writer.detokenizer(prompt_end, skip_special_tokens=options.skip_special_tokens)
+        # What ends a text does not depend on what is shown.
+        self._searched = None
+        if stops and options.skip_special_tokens:
+            self._searched = writer.detokenizer(prompt_end, skip_special_tokens=False)
+        before = ""
+        if self._pieces is not None:
+            self._ids = prompt_end(self._pieces.most)
+            before = writer.tokenizer.decode(self._ids)
+        self._has_stops = bool(stops)
+        self._stop = StopText(stops, before)
+        self._new = 0
+        self._begins_with_space = False
+
+    @property
+    def stopped(self) -> bool:
+        """Whether a stop string has ended the text."""
+        return self._stop.stopped
+
+    def push(self, token: int, *, last: bool) -> str:
+        """Text that the next id completes.
+
+        Args:
+            token: The id.
+            last: Whether no more come.
+        """
+        if not self._has_stops:
+            return _piece(self._shown, token, ends=last)
+        covered = None
+        if self._pieces is not None:
+            self._new += 1
+            if self._new == 1:
+                self._begins_with_space = self._pieces.begins_with_space(token)
+            self._ids = [*self._ids, token][-self._pieces.most :]
+            covered = self._pieces.match(self._ids)
+        ends = last or covered is not None
+        shown = _piece(self._shown, token, ends=ends)
+        searched = shown if self._searched is None else _piece(self._searched, token, ends=ends)
+        if searched and self._begins_with_space:
+            # The first token of a text may lose a space that a stop string has.
+            searched = searched if searched.startswith(" ") else " " + searched
+            self._begins_with_space = False
+        if covered is not None:
+            return self._stop.end(searched, shown, in_prompt=covered > self._new)
+        text = self._stop.push(searched, shown, search=self._pieces is None)
+        return text + self._stop.finish() if last else text
+
+
+def _piece(detokenizer: Detokenizer, token: int, *, ends: bool) -> str:
+    piece = detokenizer.push([token])
+    return piece + detokenizer.finish() if ends else piece
+
+
 class _Row:
     """One sequence: its ids, its text so far and what is being held back."""
 
     def __init__(
-        self, index: int, prompt_tokens: int, options: Options, tokenizer: Tokenizer | None, first: float
+        self, index: int, prompt_tokens: int, text: _Text | None, first: float, *, want_logprobs: bool
     ) -> None:
         self._index = index
         self._prompt_tokens = prompt_tokens
-        self._want_logprobs = options.logprobs is not None
+        self._want_logprobs = want_logprobs
         self.logprobs: list[TokenLogprob] = []
         self.score: float | None = None
-        self._detokenizer = None
-        if tokenizer is not None:
-            self._detokenizer = tokenizer.detokenizer(skip_special_tokens=options.skip_special_tokens)
-        self._stop = StopText(options.stop)
+        self._text = text
         self._ids: list[int] = []
         self._texts: list[str] = []
         self._given = 0  # ids that are in a chunk already
@@ -200,8 +299,10 @@ class _Row:
         """
         self._last = now
         self._ids.append(token)
-        text = None if self._detokenizer is None else self._text(token, last=reason is not None)
-        self.reason = "stop" if self._stop.stopped else reason
+        text, self.reason = None, reason
+        if self._text is not None:
+            text = self._text.push(token, last=reason is not None)
+            self.reason = "stop" if self._text.stopped else reason
         if text == "" and self.reason is None:
             return None
         ids = self._ids[self._given :]
@@ -210,21 +311,13 @@ class _Row:
             self._texts.append(text)
         return Chunk(text, ids, self._index, self.reason)
 
-    def _text(self, token: int, *, last: bool) -> str:
-        assert self._detokenizer is not None
-        piece = self._detokenizer.push([token])
-        if not last:
-            return self._stop.push(piece)
-        text = self._stop.push(piece + self._detokenizer.finish())
-        return text + self._stop.finish()
-
     def output(self, began: float, load_seconds: float) -> Output:
         """The finished sequence."""
         assert self.reason is not None
         new = len(self._ids)
         decode = self._last - self._first
         return Output(
-            text=None if self._detokenizer is None else "".join(self._texts),
+            text=None if self._text is None else "".join(self._texts),
             token_ids=self._ids,
             finish_reason=self.reason,
             logprobs=self.logprobs if self._want_logprobs else None,

@@ -1,7 +1,7 @@
-"""Ids to text as they come: pieces that join to the whole text, never end within a character, and stop in time.
+"""Ids to text as they come: pieces that join to the whole text and never end within a character.
 
-What may still change (half a character, a space that clean-up may remove, the beginning of a stop string) is
-held back until it is certain. Nothing here knows files, models or options.
+What may still change (half a character, a space that clean-up may remove) is held back until it is certain. Nothing
+here knows files, models or options.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import codecs
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from .tokenizer import Tokenizer
 
@@ -23,7 +23,7 @@ class Detokenizer:
         raise NotImplementedError
 
     def finish(self) -> str:
-        """What is left when no more ids come."""
+        """What is left where no more ids come; changes nothing, so that more may come."""
         raise NotImplementedError
 
 
@@ -34,10 +34,79 @@ def detokenizer(tokenizer: Tokenizer, *, skip_special_tokens: bool) -> Detokeniz
         tokenizer: Whose ids will come.
         skip_special_tokens: Leave special tokens out.
     """
-    if type(tokenizer.backend.decoder).__name__ == "ByteLevel":
-        return _ByteLevelDetokenizer(tokenizer, skip_special_tokens=skip_special_tokens)
-    window = _WindowDetokenizer(tokenizer, skip_special_tokens=skip_special_tokens)
-    return _CleaningDetokenizer(window) if tokenizer.clean_up_tokenization_spaces else window
+    if tokenizer.decoding == "whole":
+        return _WholeDetokenizer(tokenizer, skip_special_tokens=skip_special_tokens)
+    if tokenizer.decoding == "bytes":
+        plain: Detokenizer = _ByteLevelDetokenizer(tokenizer, skip_special_tokens=skip_special_tokens)
+    elif tokenizer.decoding == "pieces":
+        plain = _WindowDetokenizer(tokenizer, skip_special_tokens=skip_special_tokens)
+    else:
+        plain = _LateDetokenizer(tokenizer, skip_special_tokens=skip_special_tokens)
+    return _CleaningDetokenizer(plain) if tokenizer.clean_up_tokenization_spaces else plain
+
+
+def after_prompt(
+    tokenizer: Tokenizer, prompt_end: Callable[[int], Sequence[int]], *, skip_special_tokens: bool
+) -> Detokenizer:
+    """A detokenizer for the ids behind a prompt: its pieces are what they add to the prompt's text.
+
+    Where the prompt ends within a character, the character is whole in the text of the ids that complete it.
+
+    Args:
+        tokenizer: Whose ids will come.
+        prompt_end: Gives the last ids of the prompt, as many as asked for or all that there are. The first ones of a
+            long prompt do not matter.
+        skip_special_tokens: Leave special tokens out.
+    """
+    most = 2 * _KEPT
+    while True:
+        ids = prompt_end(most)
+        if len(ids) < most:  # all of it
+            break
+        if known := tokenizer.context(ids, skip_special_tokens=skip_special_tokens):
+            ids = known
+            break
+        most *= 8
+    inner = detokenizer(tokenizer, skip_special_tokens=skip_special_tokens)
+    if not ids:
+        return inner
+    inner.push(ids)
+    return _AfterPrompt(inner, held) if (held := inner.finish()) else inner
+
+
+# Tokens that stand before new ones when their text is asked for.
+_KEPT = 8
+
+
+class _AfterPrompt(Detokenizer):
+    """What another detokenizer gives behind a prompt, less what of it is the prompt's text.
+
+    Args:
+        inner: A detokenizer that was given the prompt.
+        held: What it holds back of the prompt's text, and gives with the next ids.
+    """
+
+    def __init__(self, inner: Detokenizer, held: str) -> None:
+        self._inner = inner
+        self._prompt = held
+
+    def push(self, token_ids: Sequence[int]) -> str:
+        piece = self._inner.push(token_ids)
+        same = common(piece, self._prompt)
+        self._prompt = self._prompt[same:] if same == len(piece) else ""
+        return piece[same:]
+
+    def finish(self) -> str:
+        rest = self._inner.finish()
+        return rest[common(rest, self._prompt) :]
+
+
+def common(one: str, other: str) -> int:
+    """Length of the longest beginning that two texts have in common."""
+    length = min(len(one), len(other))
+    if one[:length] == other[:length]:
+        return length
+    return next(place for place in range(length) if one[place] != other[place])
 
 
 class _ByteLevelDetokenizer(Detokenizer):
@@ -55,7 +124,8 @@ class _ByteLevelDetokenizer(Detokenizer):
         return self._utf8.decode(piece)
 
     def finish(self) -> str:
-        return self._utf8.decode(b"", final=True)
+        half, _ = self._utf8.getstate()
+        return half.decode("utf-8", errors="replace")
 
 
 class _WindowDetokenizer(Detokenizer):
@@ -64,8 +134,6 @@ class _WindowDetokenizer(Detokenizer):
     The window begins some tokens back, since a decoder may treat the first token of a text in a way of its
     own.
     """
-
-    _KEPT = 8
 
     def __init__(self, tokenizer: Tokenizer, *, skip_special_tokens: bool) -> None:
         self._tokenizer = tokenizer
@@ -89,7 +157,7 @@ class _WindowDetokenizer(Detokenizer):
         if after.endswith("\ufffd") or not after.startswith(before) or len(after) == len(before):
             return ""  # half a character, or a token that changes the text before it: wait for the next one
         self._read = len(self._ids)
-        start = max(self._start, self._read - self._KEPT)
+        start = max(self._start, self._read - _KEPT)
         if self._text(start, self._read):  # or the next token would look like the first of a text
             self._start = start
         self._given.append(after[len(before) :])
@@ -99,6 +167,65 @@ class _WindowDetokenizer(Detokenizer):
         given = "".join(self._given)
         full = self._text(0, len(self._ids))
         return full[len(given) :] if full.startswith(given) else ""
+
+
+class _LateDetokenizer(Detokenizer):
+    """For a decoder of which nothing is known: text is given out when the next ids have left it as it was."""
+
+    def __init__(self, tokenizer: Tokenizer, *, skip_special_tokens: bool) -> None:
+        self._tokenizer = tokenizer
+        self._skip = skip_special_tokens
+        self._ids: list[int] = []
+        self._start = 0  # first id of the window
+        self._seen = ""  # text of the window, up to the last push
+        self._out = 0  # characters of it that were given out
+        self._given: list[str] = []
+
+    def _text(self, start: int) -> str:
+        return self._tokenizer.decode(
+            self._ids[start:], skip_special_tokens=self._skip, clean_up_tokenization_spaces=False
+        )
+
+    def push(self, token_ids: Sequence[int]) -> str:
+        self._ids.extend(token_ids)
+        text = self._text(self._start)
+        if text == self._seen:  # ids that show nothing make nothing certain
+            return ""
+        certain = text[: common(text, self._seen)].rstrip("\ufffd")
+        piece = certain[self._out :]
+        self._out += len(piece)
+        self._seen = text
+        self._given.append(piece)
+        if len(self._ids) - self._start > 4 * _KEPT:
+            self._move(len(self._ids) - 2 * _KEPT)
+        return piece
+
+    def _move(self, start: int) -> None:
+        """Lets the window begin later, where that leaves the text that is still to come as it is."""
+        text, rest = self._text(start), self._seen[self._out :]
+        if len(text) > len(rest) and text.endswith(rest):
+            self._start, self._seen, self._out = start, text, len(text) - len(rest)
+
+    def finish(self) -> str:
+        given = "".join(self._given)
+        full = self._text(0)
+        return full[len(given) :] if full.startswith(given) else self._seen[self._out :]
+
+
+class _WholeDetokenizer(Detokenizer):
+    """For text that any later token may change: all of it comes at the end."""
+
+    def __init__(self, tokenizer: Tokenizer, *, skip_special_tokens: bool) -> None:
+        self._tokenizer = tokenizer
+        self._skip = skip_special_tokens
+        self._ids: list[int] = []
+
+    def push(self, token_ids: Sequence[int]) -> str:
+        self._ids.extend(token_ids)
+        return ""
+
+    def finish(self) -> str:
+        return self._tokenizer.decode(self._ids, skip_special_tokens=self._skip)
 
 
 # What clean-up replaces, in this order (PreTrainedTokenizerBase.clean_up_tokenization of transformers 5.24).
@@ -150,47 +277,4 @@ class _CleaningDetokenizer(Detokenizer):
         return next((begun for begun in _BEGINNINGS if self._held.endswith(begun, 0, stop)), None)
 
     def finish(self) -> str:
-        rest, self._held = self._held + self._inner.finish(), ""
-        return clean_up(rest)
-
-
-class StopText:
-    """Cuts a text that comes in pieces before the first of some strings.
-
-    Args:
-        stops: Strings, none of them empty.
-    """
-
-    def __init__(self, stops: Sequence[str]) -> None:
-        self._stops = tuple(stops)
-        self._held = ""
-        self.stopped = False
-
-    def push(self, piece: str) -> str:
-        """Text that can be given out; what may begin a stop string is held back until it is known."""
-        if self.stopped:
-            return ""
-        if not self._stops:
-            return piece
-        text = self._held + piece
-        found = [at for at in (text.find(stop) for stop in self._stops) if at >= 0]
-        if found:
-            self.stopped = True
-            self._held = ""
-            return text[: min(found)]
-        keep = max(_overlap(text, stop) for stop in self._stops)
-        self._held = text[len(text) - keep :]
-        return text[: len(text) - keep]
-
-    def finish(self) -> str:
-        """What was held back when no more text comes."""
-        held, self._held = self._held, ""
-        return held
-
-
-def _overlap(text: str, stop: str) -> int:
-    """Length of the longest end of `text` that begins `stop` and is not all of it."""
-    for length in range(min(len(text), len(stop) - 1), 0, -1):
-        if text.endswith(stop[:length]):
-            return length
-    return 0
+        return clean_up(self._held + self._inner.finish())

@@ -149,16 +149,17 @@ def folder_defaults(folder: Path, config: Mapping[str, Any]) -> Defaults:
     """
     file = folder / "generation_config.json"
     if not file.is_file():
-        return config_defaults(config, str(folder / "config.json"))
+        # What the class of the configuration would add is not read from there by transformers, an end token, say.
+        return _defaults(config, str(folder / "config.json"), config)
     return _defaults(read_json(file), str(file), config)
 
 
 def config_defaults(config: Mapping[str, Any], file: str) -> Defaults:
-    """What a config.json asks for by itself.
+    """What a configuration in memory asks for by itself, with the special tokens of its class.
 
     Args:
-        config: Contents of config.json.
-        file: Its path, for error messages.
+        config: What config.json would hold.
+        file: Its name, for error messages.
     """
     return _defaults(with_class_defaults(config), file, config)
 
@@ -180,6 +181,6 @@ def _token(values: Mapping[str, Any], config: Mapping[str, Any], file: str, fiel
         return None
     try:
         # One token for each sequence of a batch; a list of one serves any batch.
-        return operator.index(value[0] if isinstance(value, list) and len(value) == 1 else value)
+        return operator.index(as_whole(value[0] if isinstance(value, list) and len(value) == 1 else value))
     except TypeError:
         raise bad_field(file, field, "an integer or null", repr(value)) from None

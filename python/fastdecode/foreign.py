@@ -12,6 +12,7 @@ from .errors import CheckpointError, ConfigError, FastdecodeError, FileMissingEr
 from .folder import POINTER, bad_field, is_pointer, optional_json
 
 if TYPE_CHECKING:
+    from collections.abc import Collection
     from pathlib import Path
 
 _WEIGHTS = ("model.safetensors", "pytorch_model.bin")
@@ -19,18 +20,32 @@ _INDEXES = tuple(f"{name}.index.json" for name in _WEIGHTS)
 
 # Files of other programs: pattern, whose it is, what to do.
 _SAVE = "AutoModel...from_pretrained(folder, {}) and save_pretrained of transformers 4 make"
+_SOURCE = "take the repository that it was made from, or"
 _OTHERS = (
     (
         "adapter_model.*",
-        "an adapter (PEFT)",
-        "merge it into its base model with merge_and_unload() of peft, and",
+        "an adapter (PEFT) without its adapter_config.json",
+        "put that beside it, or",
     ),
     ("tf_model*.h5", "TensorFlow weights", f"{_SAVE.format('from_tf=True')}"),
     ("flax_model*.msgpack", "Flax weights", f"{_SAVE.format('from_flax=True')}"),
-    ("*.gguf", "a GGUF file of llama.cpp", "take the repository that it was made from, or"),
+    ("*.gguf", "a GGUF file of llama.cpp", _SOURCE),
+    ("ggml-model*.bin", "a GGML file of llama.cpp", _SOURCE),
     ("*.onnx", "an ONNX graph", "take the repository that it was exported from, or"),
     ("onnx/*.onnx", "an ONNX graph", "take the repository that it was exported from, or"),
+    ("model.*.safetensors", "weights of a variant", "rename it to model.safetensors, or"),
+    ("pytorch_model.*.bin", "weights of a variant", "rename it to pytorch_model.bin, or"),
+    ("openvino_model.*", "an OpenVINO graph", "take the repository that it was exported from, or"),
+    ("rust_model.ot", "weights of rust-bert", _SOURCE),
+    ("*.ckpt", "a training checkpoint", "load it in the program that wrote it, and"),
+    ("model.ckpt*.index", "a TensorFlow checkpoint", "convert it with transformers 4, and"),
+    ("*.tflite", "a TensorFlow Lite file", _SOURCE),
 )
+
+
+def has_weights(folder: Path) -> bool:
+    """Whether a folder has weights of a model that are read, as one file or as shards."""
+    return any((folder / name).exists() for name in (*_WEIGHTS, *_INDEXES))
 
 
 def refuse_foreign(folder: Path) -> None:
@@ -54,22 +69,42 @@ def refuse_foreign(folder: Path) -> None:
             raise CheckpointError(
                 f"{file}: expected {expected}, got {got}", file=file, expected=expected, got=got
             )
-    if not any((folder / name).exists() for name in (*_WEIGHTS, *_INDEXES)):
+    if not has_weights(folder):
         _refuse_others(folder)
     _refuse_quantized(config_file)
 
 
 def _refuse_others(folder: Path) -> None:
+    names = [path.name for path in folder.iterdir()] if folder.is_dir() else []
+    names += [f"onnx/{path.name}" for path in (folder / "onnx").glob("*")]
+    refuse_others(str(folder), names)
+
+
+def refuse_others(where: str, names: Collection[str]) -> None:
+    """Looks at the names of the files beside which there are no weights that are read.
+
+    Args:
+        where: The folder or repository that has the files.
+        names: Their paths in it.
+
+    Raises:
+        FileMissingError: There are weights of another kind among them.
+    """
+    from fnmatch import fnmatchcase
+
     for pattern, what, advice in _OTHERS:
-        found = sorted(path.relative_to(folder).as_posix() for path in folder.glob(pattern))
+        # A pattern names no folder but its own.
+        found = sorted(
+            name for name in names if fnmatchcase(name, pattern) and name.count("/") == pattern.count("/")
+        )
         if not found:
             continue
-        names = found[0] if len(found) == 1 else f"{found[0]} and {len(found) - 1} more"
+        shown = found[0] if len(found) == 1 else f"{found[0]} and {len(found) - 1} more"
         expected = f"{' or '.join(_WEIGHTS)} (or shards of one)"
         raise FileMissingError(
-            f"{folder}: no weights that are read: expected {expected}, got {names}, {what}; "
+            f"{where}: no weights that are read: expected {expected}, got {shown}, {what}; "
             f"{advice} save the model as safetensors",
-            file=str(folder),
+            file=where,
         )
 
 

@@ -11,13 +11,17 @@ import re
 from typing import TYPE_CHECKING, NamedTuple
 
 from .errors import ModelNotFoundError, OptionError
-from .families import TOKENIZER_CLASSES
+from .foreign import refuse_others
 
 if TYPE_CHECKING:
     from pathlib import Path
 
 # Bundled models; each is a folder of this name under demo/.
 DEMOS = ("demo-stories", "demo-en-fr")
+
+# Of an adapter (PEFT), and where it has no safetensors.
+_ADAPTER = ("adapter_config.json", "adapter_model.safetensors")
+_ADAPTER_BIN = "adapter_model.bin"
 
 # One constant list: huggingface_hub (1.x and later) takes a snapshot for incomplete, offline, when other
 # patterns are asked for than at the download. Repositories also hold the same weights in forms that are not
@@ -32,11 +36,27 @@ _PATTERNS = (
     "tokenizer_config.json",
     "special_tokens_map.json",
     "added_tokens.json",
-    *(name for entry in TOKENIZER_CLASSES.values() for name in entry.files),
+    "chat_template.*",
+    # Of every class of tokenizers, so that one that is not built is refused by its name, and not for a missing file.
+    "vocab.json",
+    "merges.txt",
+    "vocab.txt",
+    "spiece.model",
+    "sentencepiece.bpe.model",
+    "tokenizer.model",
+    *_ADAPTER,
 )
 
 # Asked for only where a repository has no safetensors.
-_BIN_PATTERNS = ("pytorch_model.bin", "pytorch_model-?????-of-?????.bin", "pytorch_model.bin.index.json")
+_BIN_PATTERNS = (
+    "pytorch_model.bin",
+    "pytorch_model-?????-of-?????.bin",
+    "pytorch_model.bin.index.json",
+    _ADAPTER_BIN,
+)
+
+# Files of an adapter whose base is another repository: no weights but its own.
+_WITHOUT_MODEL = tuple(name for name in _PATTERNS if not name.startswith("model"))
 
 # A name, or owner/name; the hub's own rule, without which a mistyped path would become a request.
 _HUB_ID = r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?"
@@ -63,6 +83,7 @@ def locate(
     token: str | bool | None = None,
     cache_dir: str | os.PathLike[str] | None = None,
     local_files_only: bool = False,
+    adapter: bool = False,
 ) -> Source:
     """The folder of a model, downloaded if need be.
 
@@ -75,9 +96,11 @@ def locate(
         token: Access token of the hub; True for the one that is stored on this machine.
         cache_dir: Where downloads are kept, instead of the hub's usual place.
         local_files_only: Use only what has been downloaded before.
+        adapter: Whether an adapter is wanted: of a repository its weights only, none of a model beside them.
 
     Raises:
         ModelNotFoundError: It is none of these, or the hub does not give it out.
+        FileMissingError: The repository has weights, but none that are read.
         OptionError: `model` is not a name, or an option of the hub is given for a local model.
     """
     if not isinstance(model, (str, os.PathLike)) or isinstance(path := os.fspath(model), bytes) or not path:
@@ -98,7 +121,8 @@ def locate(
             raise _not_found(
                 path, "a folder with config.json and model.safetensors (or pytorch_model.bin)", "a file"
             )
-        if revision is not None:
+        # The revision that is given with a local adapter is that of its base.
+        if revision is not None and not (folder / _ADAPTER[0]).is_file():
             raise OptionError(
                 f"revision: expected none for a local folder, got {revision!r} for {path}",
                 option="revision",
@@ -111,7 +135,7 @@ def locate(
             path, "an existing folder, one of " + ", ".join(DEMOS) + ", or a hub id", "no such folder"
         )
     cache = None if cache_dir is None else Path(cache_dir)
-    return _download(path, revision, cache, token=token, local_files_only=local_files_only)
+    return _download(path, revision, cache, token=token, local_files_only=local_files_only, adapter=adapter)
 
 
 def _not_found(model: str, expected: str, got: str) -> ModelNotFoundError:
@@ -127,10 +151,11 @@ def _download(
     *,
     token: str | bool | None,
     local_files_only: bool,
+    adapter: bool,
 ) -> Source:
     from pathlib import Path
 
-    from huggingface_hub import snapshot_download
+    from huggingface_hub import HfApi, snapshot_download
     from huggingface_hub.errors import (
         GatedRepoError,
         HFValidationError,
@@ -156,10 +181,23 @@ def _download(
         )
         return Path(folder)
 
+    others: list[str] = []
     try:
-        path = snapshot(_PATTERNS)
-        if not any(path.glob("*.safetensors")):
-            path = snapshot(_PATTERNS + _BIN_PATTERNS)
+        if adapter:
+            path = snapshot(_WITHOUT_MODEL)
+            if not (path / _ADAPTER[1]).exists():
+                path = snapshot((*_WITHOUT_MODEL, _ADAPTER_BIN))
+        else:
+            path = snapshot(_PATTERNS)
+            # An adapter's safetensors say nothing about the form of the weights beside them.
+            if not _has(path, "model*.safetensors") and not _is_adapter_alone(path):
+                path = snapshot(_PATTERNS + _BIN_PATTERNS)
+        commit = path.name if path.parent.name == "snapshots" else revision
+        if not any(_has(path, pattern) for pattern in ("*.safetensors", "*.bin")) and not _is_offline(
+            local_files_only
+        ):
+            # What else there is says the list of the repository's files; none of it is fetched.
+            others = HfApi(token=token).list_repo_files(name, revision=commit)
     except GatedRepoError as error:
         expected = (
             "access to it (accept its licence on the hub, then pass token= or log in with `hf auth login`)"
@@ -179,9 +217,34 @@ def _download(
         raise _not_found(name, "an existing folder or a valid hub id", _first_line(error)) from error
     except (OSError, _http_error()) as error:
         expected = "the hub to answer (a model downloaded before also loads with local_files_only=True)"
+        if _is_not_written(error):
+            expected = "a folder for downloads that can be written to (cache_dir=, or HF_HOME)"
         raise _not_found(name, expected, f"{type(error).__name__}: {_first_line(error)}") from error
-    commit = path.name if path.parent.name == "snapshots" else revision
+    refuse_others(name, others)
     return Source(path, name, commit)
+
+
+def _has(folder: Path, pattern: str) -> bool:
+    return any(folder.glob(pattern))
+
+
+def _is_offline(local_files_only: bool) -> bool:  # noqa: FBT001 (as the hub's own functions take it)
+    from huggingface_hub import constants
+
+    return local_files_only or bool(constants.HF_HUB_OFFLINE)
+
+
+def _is_not_written(error: Exception) -> bool:
+    """Whether the file system does not keep a download."""
+    import errno
+
+    names = ("EACCES", "EPERM", "EROFS", "ENOSPC", "EDQUOT", "ENOTDIR", "EEXIST")
+    number = getattr(error, "errno", None)
+    return number is not None and errno.errorcode.get(number) in names
+
+
+def _is_adapter_alone(folder: Path) -> bool:
+    return all((folder / name).exists() for name in _ADAPTER) and not (folder / "config.json").exists()
 
 
 def _http_error() -> type[Exception]:

@@ -17,7 +17,6 @@ from .families import FAMILIES, model_types, tokenizer_files
 from .folder import NO_DEFAULTS, Config, config_defaults, folder_defaults, read_json
 from .foreign import refuse_foreign
 from .hub import locate
-from .tokenizer_files import as_tokenizer, read_folder
 
 if TYPE_CHECKING:
     import os
@@ -51,6 +50,7 @@ class LoadOptions(TypedDict, total=False):
     token: str | bool | None
     cache_dir: str | os.PathLike[str] | None
     local_files_only: bool
+    adapter: object
 
 
 class AnyLoadOptions(LoadOptions, PassedOverInLoading, total=False):
@@ -80,7 +80,7 @@ def read_model(classes: Sequence[type[M]], model: str | os.PathLike[str], given:
     began = time.perf_counter()
     options = of_load(given, LOADING)
     own = options.get("tokenizer")
-    tokenizer = None if own is None else as_tokenizer(own)
+    tokenizer = None if own is None else _given_tokenizer(own)
     native = load_options(
         options.get("dtype", "auto"),
         options.get("compute_dtype"),
@@ -95,16 +95,33 @@ def read_model(classes: Sequence[type[M]], model: str | os.PathLike[str], given:
         cache_dir=options.get("cache_dir"),
         local_files_only=options.get("local_files_only", False),
     )
+    found = None
+    if options.get("adapter") is not None or (source.folder / "adapter_config.json").is_file():
+        from . import adapters
+
+        found = adapters.find(source, options)
+        source = found.base
     refuse_foreign(source.folder)
     part = classes[0]._part if len(classes) == 1 else "folder"
+    read = (
+        ()
+        if found is None
+        else [adapters.read_adapter(item.folder, source.folder) for item in found.adapters]
+    )
     # Before config.json is read here: the native side says best what is wrong with a folder.
     core, loaded_as = _built(
-        classes, lambda: _core.Model.load(str(source.folder), *native, part), str(source.folder)
+        classes, lambda: _core.Model.load(str(source.folder), *native, part, read), str(source.folder)
     )
     config = read_json(source.folder / "config.json")
     kept = {key: value for key, value in options.items() if key != "token"} | {"revision": source.revision}
     defaults = folder_defaults(source.folder, config) if core.has_decoder else NO_DEFAULTS
-    loaded = loaded_as(core, config, defaults, source.folder, tokenizer, (source.name, kept))
+    folder = source.folder
+    if found is not None:
+        config["vocab_size"] = core.vocab_size  # which an adapter may have changed
+        kept["adapter"] = found.added
+        folder = found.tokenizer
+    loaded = loaded_as(core, config, defaults, folder, tokenizer, (source.name, kept))
+    loaded._adapters = [] if found is None else [item.name for item in found.adapters]
     loaded._load_seconds = time.perf_counter() - began
     return loaded
 
@@ -125,6 +142,12 @@ def _built(
         if (cls.has_encoder, cls.has_decoder) == parts:
             return core, cls
     raise classes[0].refusal(core.info()["architecture"], parts, file)
+
+
+def _given_tokenizer(own: object) -> Tokenizer:
+    from .tokenizer_objects import as_tokenizer
+
+    return as_tokenizer(own)
 
 
 def _reload(cls: type[LanguageModel], name: str, keywords: dict[str, Any]) -> LanguageModel:
@@ -198,6 +221,7 @@ class LanguageModel:
         self._folder = folder
         self._source = source
         self._load_seconds = 0.0
+        self._adapters: list[str] = []
         self._tokenizer = tokenizer
         self._tokenizer_read = tokenizer is not None
         self._tokenizer_damaged = False
@@ -242,7 +266,7 @@ class LanguageModel:
 
         began = time.perf_counter()
         options = load_options(dtype, compute_dtype, num_threads, cache_bytes, max_rows)
-        given = None if tokenizer is None else as_tokenizer(tokenizer)
+        given = None if tokenizer is None else _given_tokenizer(tokenizer)
         try:
             text = json.dumps(dict(config))
         except (TypeError, ValueError) as error:
@@ -312,6 +336,8 @@ class LanguageModel:
         """The model's tokenizer, read when first asked for; None where the folder has none."""
         if not self._tokenizer_read:
             if self._folder is not None:
+                from .tokenizer_files import read_folder
+
                 self._tokenizer = read_folder(self._folder, self._config)
             self._tokenizer_read = True
         return self._tokenizer
@@ -323,12 +349,13 @@ class LanguageModel:
             `architecture`, `parameters` (tied ones counted once), `weight_bytes` (packed), `step_weight_bytes`
             (those that a step of decoding reads, or a source in an encoder alone), `cache_bytes_per_token`,
             `dtype`, `compute_dtype`, `isa`, `num_threads`, `cache_bytes` (what running requests may reserve; None
-            without a limit), `max_rows`, `context_length`, `vocab_size`, `unknown_tensors` (names) and
-            `load_seconds`; and, in bytes at this moment, `cache_bytes_live` (keys and values that sequences, states
-            and memories of this model hold), `cache_bytes_held` (those and free ones that are kept for reuse) and
-            `activation_bytes` (of running and coming steps of all models in this process).
+            without a limit), `max_rows`, `context_length`, `vocab_size`, `unknown_tensors` (names), `adapters`
+            (folders or hub ids, in the order in which they were applied) and `load_seconds`; and, in bytes at this
+            moment, `cache_bytes_live` (keys and values that sequences, states and memories of this model hold),
+            `cache_bytes_held` (those and free ones that are kept for reuse) and `activation_bytes` (of running and
+            coming steps of all models in this process).
         """
-        return self._core.info() | {"load_seconds": self._load_seconds}
+        return self._core.info() | {"adapters": list(self._adapters), "load_seconds": self._load_seconds}
 
     def _start(self, items: Collection[Any], options: Mapping[str, Any]) -> Decoding:
         """Resolves the options of a call and reads its items; nothing is computed yet.
@@ -341,7 +368,7 @@ class LanguageModel:
         from .options import resolve
 
         resolved = resolve(options, self._defaults, len(items), self._core.context_limit)
-        if resolved.stop:
+        if resolved.stop or resolved.stop_strings:
             self._need_tokenizer("stop")
         prompts = self._core.prompts()
         for item in items:

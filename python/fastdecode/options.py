@@ -1,26 +1,26 @@
 """What a call of generate, run or stream asks for, and the one place where it is resolved.
 
-Precedence: the call, then the folder's generation_config.json (or, where that is missing, the same keys of
-config.json, as transformers 5 does it), then the defaults of transformers. Two things differ from
-transformers, on purpose: without any length 256 new tokens are made (or what the context leaves) instead of
+Precedence: the call, then its generation_config, then the folder's generation_config.json (or, where that is
+missing, the same keys of config.json, as transformers 5 does it), then the defaults of transformers. Two things
+differ from transformers, on purpose: without any length 256 new tokens are made (or what the context leaves) instead of
 20, and a length given in the call wins over any length in the file. Nothing here knows models, text or the
 native module.
 """
 
 from __future__ import annotations
 
-import math
-import operator
 import warnings
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from .accepted import PassedOver, of_generate
+from .checks import CHECKS
 from .errors import FastdecodeWarning, OptionError, UnknownOptionError
 from .folder import as_whole, bad_field
 
 if TYPE_CHECKING:
+    from .checks import EarlyStopping
     from .folder import Defaults
 
 DEFAULT_NEW_TOKENS = 256
@@ -28,7 +28,6 @@ DEFAULT_NEW_TOKENS = 256
 MAX_SEQUENCES = 2**24
 
 LimitKind = Literal["new_tokens", "length", "up_to_new_tokens"]
-EarlyStopping = bool | Literal["never"]
 
 
 class GenerateOptions(PassedOver, total=False):
@@ -67,10 +66,13 @@ class GenerateOptions(PassedOver, total=False):
         no_repeat_ngram_size: No n-gram of this many tokens comes twice, the prompt counted; 0 means off.
         encoder_no_repeat_ngram_size: No n-gram of this many tokens of the source comes; 0 means off.
         eos_token_id: Token id or ids that end a sequence.
-        stop: String or strings at which the text ends; the text is cut before it, token_ids are not.
+        stop: String or strings at which the new text ends (special tokens count, shown or not), instead of the
+            folder's `stop_strings`, which end it as in transformers; the text is cut before it, token_ids are not.
         stop_token_ids: Token id or ids that end a sequence like eos does, with finish_reason "stop".
         logprobs: Report the log-probability of every new token and of this many best tokens; 0 or more.
         skip_special_tokens: Leave special tokens out of the text; default True.
+        generation_config: A GenerationConfig of transformers, or a dict of its values. Those that are not None stand
+            between the call's other options and the model's folder.
     """
 
     max_new_tokens: int | None
@@ -96,6 +98,7 @@ class GenerateOptions(PassedOver, total=False):
     stop_token_ids: int | Sequence[int] | None
     logprobs: int | None
     skip_special_tokens: bool
+    generation_config: object
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,6 +108,7 @@ class Options:
     Attributes:
         limit: "new_tokens" or "length" (prompt included): exactly this, or an error where the context is
             smaller; "up_to_new_tokens": this, or what the context leaves.
+        stop_strings: Those of the folder; none where the call has `stop`.
     """
 
     limit: tuple[LimitKind, int]
@@ -126,6 +130,7 @@ class Options:
     encoder_no_repeat_ngram_size: int
     eos_token_id: tuple[int, ...]
     stop: tuple[str, ...]
+    stop_strings: tuple[str, ...]
     stop_token_ids: tuple[int, ...]
     logprobs: int | None
     skip_special_tokens: bool
@@ -136,112 +141,6 @@ def _bad_option(option: str, expected: str, got: object) -> OptionError:
         f"{option}: expected {expected}, got {got}", option=option, expected=expected, got=str(got)
     )
 
-
-def _whole(value: object) -> int:
-    if isinstance(value, bool) or not hasattr(value, "__index__"):
-        raise ValueError
-    return operator.index(value)
-
-
-def _at_least(smallest: int) -> Callable[[object], int]:
-    def check(value: object) -> int:
-        number = _whole(value)
-        if not smallest <= number < 2**63:
-            raise ValueError
-        return number
-
-    return check
-
-
-def _real(accepts: Callable[[float], bool]) -> Callable[[object], float]:
-    def check(value: object) -> float:
-        if isinstance(value, (bool, str, bytes, bytearray)) or not hasattr(value, "__float__"):
-            raise ValueError
-        number = float(value)
-        if not math.isfinite(number) or not accepts(number):
-            raise ValueError
-        return number
-
-    return check
-
-
-def _boolean(value: object) -> bool:
-    if isinstance(value, bool):
-        return value
-    raise ValueError
-
-
-def _early_stopping(value: object) -> EarlyStopping:
-    return "never" if isinstance(value, str) and value == "never" else _boolean(value)
-
-
-def _ids(value: object) -> tuple[int, ...]:
-    if isinstance(value, (str, bytes)):
-        raise ValueError
-    items = value if isinstance(value, Iterable) else (value,)
-    ids = tuple(_whole(item) for item in items)
-    if not all(0 <= item < 2**32 for item in ids):
-        raise ValueError
-    return ids
-
-
-def _strings(value: object) -> tuple[str, ...]:
-    items = (value,) if isinstance(value, str) else value
-    if not isinstance(items, (Sequence, set, frozenset)) or isinstance(items, bytes):
-        raise ValueError
-    if not all(isinstance(item, str) and item for item in items):
-        raise ValueError
-    return tuple(items)
-
-
-def _seed(value: object) -> int | tuple[int, ...]:
-    if isinstance(value, str):
-        raise ValueError
-    if isinstance(value, Iterable):
-        return tuple(_one_seed(item) for item in value)
-    return _one_seed(value)
-
-
-def _one_seed(value: object) -> int:
-    number = _whole(value)
-    if not -(2**63) <= number < 2**64:
-        raise ValueError
-    return number % 2**64  # torch.manual_seed maps negative seeds in this way.
-
-
-_PROBABILITY = _real(lambda x: 0 <= x <= 1)
-_POSITIVE = _real(lambda x: x > 0)
-_FINITE = _real(lambda _: True)
-
-# Option -> (check that returns the value or raises ValueError, what it accepts). None is handled before.
-_CHECKS: dict[str, tuple[Callable[[object], Any], str]] = {
-    "max_new_tokens": (_at_least(1), "an integer of at least 1"),
-    "max_length": (_at_least(1), "an integer of at least 1"),
-    "min_new_tokens": (_at_least(0), "an integer of at least 0"),
-    "min_length": (_at_least(0), "an integer of at least 0"),
-    "do_sample": (_boolean, "True or False"),
-    "temperature": (
-        _POSITIVE,
-        "a number above 0 (for the most probable token at every step, do_sample=False)",
-    ),
-    "top_k": (_at_least(0), "an integer of at least 0 (0 means all tokens)"),
-    "top_p": (_PROBABILITY, "a number from 0 to 1"),
-    "min_p": (_PROBABILITY, "a number from 0 to 1"),
-    "seed": (_seed, "an integer from -2**63 to 2**64 - 1, or a list of them, one per prompt"),
-    "num_return_sequences": (_at_least(1), "an integer of at least 1"),
-    "num_beams": (_at_least(1), "an integer of at least 1 (1 means no beams)"),
-    "length_penalty": (_FINITE, "a finite number"),
-    "early_stopping": (_early_stopping, 'True, False or "never"'),
-    "repetition_penalty": (_POSITIVE, "a number above 0"),
-    "encoder_repetition_penalty": (_POSITIVE, "a number above 0"),
-    "no_repeat_ngram_size": (_at_least(0), "an integer of at least 0 (0 means off)"),
-    "encoder_no_repeat_ngram_size": (_at_least(0), "an integer of at least 0 (0 means off)"),
-    "eos_token_id": (_ids, "a token id or a list of token ids"),
-    "stop": (_strings, "a string that is not empty, or a list of them"),
-    "stop_token_ids": (_ids, "a token id or a list of token ids"),
-    "logprobs": (_at_least(0), "an integer of at least 0"),
-    "skip_special_tokens": (_boolean, "True or False"),
-}
 
 # Values of transformers 5.24 (generation/configuration_utils.py), but for the lengths; see the top of this
 # file.
@@ -310,7 +209,8 @@ _UNSUPPORTED: dict[str, tuple[Any, ...]] = {
     "num_beam_groups": (None, 1),
     "penalty_alpha": (None, 0.0),
     "prompt_lookup_num_tokens": (None,),
-    "remove_invalid_values": (None, False),
+    # All logits are finite, or a model's weights are not.
+    "remove_invalid_values": (None, True, False),
     "renormalize_logits": (None, False),
     "sequence_bias": (None, {}, []),
     "suppress_tokens": (None, []),
@@ -319,8 +219,11 @@ _UNSUPPORTED: dict[str, tuple[Any, ...]] = {
     "typical_p": (None, 1.0),
     "watermarking_config": (None,),
 }
-OPTION_NAMES = frozenset((*_CHECKS, *_UNSUPPORTED))
+OPTION_NAMES = frozenset((*CHECKS, *_UNSUPPORTED))
 _UNSUPPORTED_SAMPLING = frozenset({"epsilon_cutoff", "eta_cutoff", "top_h", "typical_p"})
+
+# Options of a call that no generation_config has.
+_OF_CALLS_ALONE = frozenset({"logprobs", "seed", "skip_special_tokens", "stop", "stop_token_ids"})
 
 # Names that other libraries use.
 _ALIASES = {
@@ -353,13 +256,16 @@ def resolve(
         OptionError: An option has a value that it cannot have, or one that has no effect with the others.
         ConfigError: The same for a value from the folder.
     """
-    call = of_generate(call, defaults)
+    config = config_values(call.get("generation_config"))
+    call = of_generate({name: value for name, value in call.items() if name != "generation_config"}, defaults)
     _check_names(call)
+    if config:
+        defaults = _with_config(config, call, defaults)
     do_sample = bool(_value("do_sample", call, defaults))
     _check_unsupported(call, defaults, do_sample=do_sample)
     values: dict[str, Any] = {}
     beams: int = _value("num_beams", call, defaults)
-    for name in _CHECKS:
+    for name in CHECKS:
         if name in _SAMPLING and not do_sample:
             _refuse(
                 name, call, _SAMPLING[name], "do_sample=True beside it (without sampling it has no effect)"
@@ -377,7 +283,79 @@ def resolve(
     if isinstance(seed, tuple) and len(seed) != prompts:
         raise _bad_option("seed", f"one seed per prompt, {prompts} in all", f"{len(seed)} seeds")
     limit = _limit(values.pop("max_new_tokens"), values.pop("max_length"), call, context_limit)
+    values |= {"stop_strings": ()} if "stop" in call else {"stop_strings": values["stop"], "stop": ()}
     return Options(limit=limit, **values)
+
+
+def config_values(config: object) -> dict[str, Any]:
+    """What a generation_config sets: its values that are not None.
+
+    Args:
+        config: A GenerationConfig of transformers (or anything with its `to_diff_dict` or `to_dict`), a dict, or None.
+
+    Raises:
+        OptionError: It is something else.
+    """
+    values = config
+    for method in ("to_diff_dict", "to_dict"):
+        if not isinstance(config, (Mapping, type)) and callable(getattr(config, method, None)):
+            values = getattr(config, method)()
+            break
+    if values is None:
+        return {}
+    if not isinstance(values, Mapping) or not all(isinstance(name, str) for name in values):
+        expected = "a GenerationConfig of transformers, a dict of its values, or None"
+        raise _bad_option("generation_config", expected, f"{config!r:.80}")
+    return {name: as_whole(value) for name, value in values.items() if value is not None}
+
+
+def _with_config(config: Mapping[str, Any], call: Mapping[str, Any], defaults: Defaults) -> Defaults:
+    """The folder's defaults, with the values of a generation_config before them.
+
+    Raises:
+        UnknownOptionError: A generation_config has no such field.
+        OptionError: A value cannot be used; one that has no effect with the others is passed over, as in the folder.
+    """
+    kept = of_generate({name: value for name, value in config.items() if name != "stop_strings"}, defaults)
+    kept = {name: value for name, value in kept.items() if not name.startswith("_")}
+    _check_names(kept)
+    for name in kept:
+        if name in _OF_CALLS_ALONE:
+            message = f"{name}: no field of a generation_config; expected it as an option of the call"
+            raise UnknownOptionError(message, option=name, expected="an option of the call")
+    if "stop_strings" in config:
+        kept["stop_strings"] = config["stop_strings"]
+    draws = bool({**defaults.values, **kept, **call}.get("do_sample"))
+    checked = {}
+    for name, value in kept.items():
+        if name in _UNSUPPORTED:
+            unread = name in call or name in _unread({**defaults.values, **kept}, do_sample=draws)
+            if not unread and value not in _UNSUPPORTED[name]:
+                raise _unsupported(name, value)
+        else:
+            option = "stop" if name == "stop_strings" else name
+            if option == "eos_token_id":
+                value = _without_none(value)
+            checked[name] = value if option in call else _checked(option, value)
+    unsupported = {name: value for name, value in kept.items() if name in _UNSUPPORTED}
+    return defaults._replace(values={**defaults.values, **unsupported, **checked})
+
+
+def _without_none(eos: Any) -> list[Any]:  # noqa: ANN401 (a value of a file or of a caller)
+    """End tokens without -1, which transformers takes for "none" (it matches nothing)."""
+    return [as_whole(item) for item in (eos if isinstance(eos, (list, tuple)) else [eos]) if item != -1]
+
+
+def _unread(values: Mapping[str, Any], *, do_sample: bool) -> frozenset[str]:
+    """Options that are not supported, and which transformers does not read with the others of a file."""
+    unread = frozenset() if do_sample else _UNSUPPORTED_SAMPLING
+    # transformers 5 has no search that knows groups, and looks at this option nowhere else.
+    return unread | {"diversity_penalty"} if values.get("num_beam_groups") in (None, 1) else unread
+
+
+def _unsupported(name: str, value: object) -> OptionError:
+    neutral = _UNSUPPORTED[name]
+    return _bad_option(name, f"{neutral[-1]!r} (this version does not support the option)", repr(value))
 
 
 def _check_sequences(values: Mapping[str, Any], prompts: int) -> None:
@@ -434,13 +412,13 @@ def _settle_minimum(values: dict[str, Any], call: Mapping[str, Any]) -> None:
 
 def _check_names(call: Mapping[str, Any]) -> None:
     for name in call:
-        if name in _CHECKS or name in _UNSUPPORTED:
+        if name in CHECKS or name in _UNSUPPORTED:
             continue
         import difflib
 
-        close = difflib.get_close_matches(name, _CHECKS, n=1)
+        close = difflib.get_close_matches(name, CHECKS, n=1)
         meant = _ALIASES.get(name) or (close[0] if close else None)
-        expected = meant if meant is not None else ", ".join(_CHECKS)
+        expected = meant if meant is not None else ", ".join(CHECKS)
         hint = f"did you mean {meant}?" if meant is not None else f"the options are: {expected}"
         raise UnknownOptionError(f"unknown option {name!r}; {hint}", option=name, expected=expected)
 
@@ -449,11 +427,9 @@ def _check_unsupported(call: Mapping[str, Any], defaults: Defaults, *, do_sample
     for name, neutral in _UNSUPPORTED.items():
         if name in call:
             if call[name] not in neutral:
-                raise _bad_option(
-                    name, f"{neutral[-1]!r} (this version does not support the option)", repr(call[name])
-                )
+                raise _unsupported(name, call[name])
         elif defaults.values.get(name) is not None and defaults.values[name] not in neutral:
-            if name in _UNSUPPORTED_SAMPLING and not do_sample:
+            if name in _unread(defaults.values, do_sample=do_sample):
                 continue
             raise bad_field(
                 defaults.file,
@@ -471,7 +447,7 @@ def _refuse(name: str, call: Mapping[str, Any], harmless: tuple[Any, ...], expec
 
 
 def _checked(name: str, value: object) -> Any:  # noqa: ANN401 (each option has a type of its own)
-    check, expected = _CHECKS[name]
+    check, expected = CHECKS[name]
     try:
         return check(value)
     except (ValueError, TypeError, OverflowError):
@@ -489,9 +465,8 @@ def _value(name: str, call: Mapping[str, Any], defaults: Defaults) -> Any:  # no
     if value is None or name in ("seed", "logprobs", "skip_special_tokens", "stop_token_ids"):
         return _FALLBACKS[name]
     if name == "eos_token_id":
-        # transformers takes a negative id for "none" (it matches nothing).
-        value = [item for item in (value if isinstance(value, list) else [value]) if item != -1]
-    check, expected = _CHECKS[name]
+        value = _without_none(value)
+    check, expected = CHECKS[name]
     try:
         return check(as_whole(value))
     except (ValueError, TypeError, OverflowError):

@@ -61,7 +61,9 @@ class Output:
     """One generated sequence.
 
     Attributes:
-        text: New text only, cut before a stop string; None without a tokenizer.
+        text: New text only: what the new ids add to the prompt's text, so that the two join to the text of all ids;
+            cut before a stop string. Where the prompt ends within a character, the whole character is in it. None
+            without a tokenizer.
         token_ids: New ids only, an end token included.
         finish_reason: "eos" (an end token), "stop" (a stop string or stop token) or "length".
         logprobs: With `logprobs=N`, one entry per new token; None otherwise.
@@ -89,7 +91,7 @@ class Chunk:
     """The next piece of a generated sequence.
 
     Attributes:
-        text: New text; the texts of a sequence join to all of it. None without a tokenizer.
+        text: New text, as in `Output`; the texts of a sequence join to all of it. None without a tokenizer.
         token_ids: The new ids since the chunk before, an end token included.
         index: Which sequence of the call it belongs to, prompt by prompt.
         finish_reason: None until the last chunk of the sequence; then as in `Output`.

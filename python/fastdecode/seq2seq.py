@@ -114,8 +114,8 @@ class Seq2SeqLM(LanguageModel):
             **options: See `GenerateOptions`.
 
         Returns:
-            The new text, without the decoder's prompt; for a list of sources, memories or prompts, or
-            `num_return_sequences` above 1, a list of texts, source by source.
+            The new text, which is what it adds to that of the decoder's prompt; for a list of sources, memories
+            or prompts, or `num_return_sequences` above 1, a list of texts, source by source.
 
         Raises:
             TokenizerMissing: The model has no tokenizer.

@@ -1,35 +1,169 @@
-"""Text to ids and ids to text: a tokenizer of the `tokenizers` library with what transformers adds to it.
+"""Text to ids and ids to text: one interface over whatever makes them, with what transformers adds to it.
 
-Nothing here knows files (`tokenizer_files` puts tokenizers together), models or options.
+A tokenizer of the `tokenizers` library is used as it is; everything else is a `Backend`. Nothing here knows files
+(`tokenizer_files` puts tokenizers together), objects of transformers (`tokenizer_objects`), models or options.
 """
 
 from __future__ import annotations
 
+import contextlib
 import re
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
-from .detokenizer import clean_up, detokenizer
-from .errors import OptionError
+from .detokenizer import clean_up, common, detokenizer
+from .errors import OptionError, TokenizerError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Sequence
 
     import tokenizers
 
     from .detokenizer import Detokenizer
+    from .encodings import Encoding
+
+# What may happen to the text of tokens when another token follows:
+# "bytes": nothing, since each token is a run of bytes, written in GPT-2's table.
+# "pieces": only half a character at its end becomes a whole one (and what runs of byte tokens say changes).
+# "any": the next token may change the end of it.
+# "whole": any later token may change all of it.
+Decoding = Literal["bytes", "pieces", "any", "whole"]
+BytesIn = Literal["table", "hex"] | None
+
+
+class Backend(Protocol):
+    """What a `Tokenizer` needs of the object that does its work, where that is none of the `tokenizers` library.
+
+    Attributes:
+        decoding: What may happen to text when another token follows; it decides what a stream holds back.
+    """
+
+    decoding: Decoding
+
+    @property
+    def spells_bytes(self) -> BytesIn:
+        """How tokens spell bytes: "table" (GPT-2's characters), "hex" (`<0x0A>`), or None where they are text."""
+        ...
+
+    @property
+    def special_tokens(self) -> frozenset[str]:
+        """Tokens that `skip_special_tokens` leaves out."""
+        ...
+
+    @property
+    def vocab_size(self) -> int:
+        """Number of tokens, added ones included."""
+        ...
+
+    def encode(self, text: str, *, add_special_tokens: bool) -> list[int]:
+        """Ids of a text; a UnicodeEncodeError or TypeError for a lone surrogate."""
+        ...
+
+    def decode(self, ids: list[int], *, skip_special_tokens: bool) -> str:
+        """Text of ids, without any clean-up; ids beyond the vocabulary are nothing."""
+        ...
+
+    def clean_up(self, text: str) -> str:
+        """Text with its spaces cleaned up, where that is asked for."""
+        ...
+
+    def join(self, tokens: list[str]) -> str:
+        """Text of tokens: `convert_tokens_to_string` in transformers."""
+        ...
+
+    def token_to_id(self, token: str) -> int | None:
+        """Id of a token, or None where there is no such token."""
+        ...
+
+    def id_to_token(self, token_id: int) -> str | None:
+        """Token of an id, or None beyond the vocabulary."""
+        ...
+
+
+class LibraryBackend:
+    """A tokenizer of the `tokenizers` library as a `Backend`.
+
+    Args:
+        library: The tokenizer.
+        cleans_bpe: Whether spaces are cleaned up over BPE, too, where that is asked for.
+    """
+
+    def __init__(self, library: tokenizers.Tokenizer, *, cleans_bpe: bool = False) -> None:
+        self.library = library
+        self.decoding: Decoding = "bytes" if type(library.decoder).__name__ == "ByteLevel" else "pieces"
+        self._cleans = cleans_bpe or type(library.model).__name__ != "BPE"
+
+    @property
+    def spells_bytes(self) -> BytesIn:
+        """How tokens spell bytes, by the steps of the decoder."""
+        decoder = self.library.decoder
+        if decoder is None:
+            return None
+        state = bytes(decoder.__getstate__())
+        # ByteFallback counts where a decoder has both, as in transformers.
+        if b'"type":"ByteFallback"' in state:
+            return "hex"
+        return "table" if b'"type":"ByteLevel"' in state else None
+
+    @property
+    def special_tokens(self) -> frozenset[str]:
+        """Tokens that `skip_special_tokens` leaves out."""
+        tokens = self.library.get_added_tokens_decoder().items()
+        return frozenset(
+            token.content for index, token in tokens if token.special or self._is_left_out(index)
+        )
+
+    def _is_left_out(self, token_id: int) -> bool:
+        """Whether the library leaves a token out; one that was special before its flags changed stays so there."""
+        shown, left = (self.library.decode([token_id], skip_special_tokens=skip) for skip in (False, True))
+        return shown != "" == left
+
+    @property
+    def vocab_size(self) -> int:
+        """Number of tokens, added ones included."""
+        return int(self.library.get_vocab_size(with_added_tokens=True))
+
+    def encode(self, text: str, *, add_special_tokens: bool) -> list[int]:
+        """Ids of a text."""
+        return list(self.library.encode(text, add_special_tokens=add_special_tokens).ids)
+
+    def decode(self, ids: list[int], *, skip_special_tokens: bool) -> str:
+        """Text of ids, without any clean-up."""
+        return str(self.library.decode(ids, skip_special_tokens=skip_special_tokens))
+
+    def clean_up(self, text: str) -> str:
+        """Text with its spaces cleaned up, where the class does so."""
+        return clean_up(text) if self._cleans else text
+
+    def join(self, tokens: list[str]) -> str:
+        """Text of tokens."""
+        decoder = self.library.decoder
+        return " ".join(tokens) if decoder is None else str(decoder.decode(tokens))
+
+    def token_to_id(self, token: str) -> int | None:
+        """Id of a token, or None."""
+        return self.library.token_to_id(token)
+
+    def id_to_token(self, token_id: int) -> str | None:
+        """Token of an id, or None."""
+        return self.library.id_to_token(token_id)
 
 
 class Tokenizer:
-    """A model's tokenizer: the library's own object, with the settings that transformers would give it.
+    """A model's tokenizer: the object that does the work, with the settings that transformers would give it.
 
     Args:
-        backend: The tokenizer of the `tokenizers` library.
+        backend: A tokenizer of the `tokenizers` library, or a `Backend`.
         bos_token: Token that begins a text, or None.
         eos_token: Token that ends a text, or None.
+        pad_token: Token that fills shorter texts up, or None.
         clean_up_tokenization_spaces: Take away spaces before marks and contractions in decoded text (not for
             BPE, as in transformers).
         model_max_length: Tokens that truncation leaves, or None where the folder names no limit.
         truncation_side: Where truncation takes tokens away: "right" or "left".
+        given: What the attribute `backend` shows, where that is not the one that does the work.
+
+    Attributes:
+        backend: The object that was given: of the `tokenizers` library, of transformers, or a `Backend`.
 
     Example:
         >>> tokenizer = fastdecode.load("demo-stories").tokenizer
@@ -39,41 +173,57 @@ class Tokenizer:
 
     def __init__(
         self,
-        backend: tokenizers.Tokenizer,
+        backend: tokenizers.Tokenizer | Backend,
         *,
         bos_token: str | None = None,
         eos_token: str | None = None,
+        pad_token: str | None = None,
         clean_up_tokenization_spaces: bool = False,
         model_max_length: int | None = None,
         truncation_side: str = "right",
+        given: object = None,
     ) -> None:
-        self.backend = backend
+        worker: Any = backend
+        self._backend: Backend = (
+            LibraryBackend(worker) if hasattr(worker, "get_added_tokens_decoder") else worker
+        )
+        self.backend: Any = backend if given is None else given
         self.bos_token = bos_token
         self.eos_token = eos_token
-        self._is_bpe = type(backend.model).__name__ == "BPE"
-        self.clean_up_tokenization_spaces = clean_up_tokenization_spaces and not self._is_bpe
+        self.pad_token = pad_token
+        # A backend may clean up nothing, whatever is asked for.
+        cleans = self.decoding == "whole" or self._backend.clean_up(_CLEANABLE) != _CLEANABLE
+        self.clean_up_tokenization_spaces = clean_up_tokenization_spaces and cleans
         self.model_max_length = model_max_length
         self.truncation_side = truncation_side
+        # Bytes of tokens by their ids: as they are, and without special ones.
         self._bytes: dict[int, bytes] = {}
-        self._falls_back_to_bytes = backend.decoder is not None and backend.decoder.decode(["<0x41>"]) == "A"
-        self._special = frozenset(
-            token.content for token in backend.get_added_tokens_decoder().values() if token.special
-        )
+        self._shown_bytes: dict[int, bytes] = {}
+        self._special = self._backend.special_tokens
+        self._falls_back_to_bytes = False
+        # Classes in pure Python may refuse a token that they do not have.
+        with contextlib.suppress(TypeError, ValueError, LookupError):
+            self._falls_back_to_bytes = self._backend.join(["<0x41>"]) == "A"
 
     @property
     def bos_token_id(self) -> int | None:
         """Id of the token that begins a text, or None."""
-        return None if self.bos_token is None else self.backend.token_to_id(self.bos_token)
+        return None if self.bos_token is None else self._backend.token_to_id(self.bos_token)
 
     @property
     def eos_token_id(self) -> int | None:
         """Id of the token that ends a text, or None."""
-        return None if self.eos_token is None else self.backend.token_to_id(self.eos_token)
+        return None if self.eos_token is None else self._backend.token_to_id(self.eos_token)
+
+    @property
+    def pad_token_id(self) -> int | None:
+        """Id of the token that fills shorter texts up, or None."""
+        return None if self.pad_token is None else self._backend.token_to_id(self.pad_token)
 
     @property
     def vocab_size(self) -> int:
         """Number of tokens, added ones included."""
-        return int(self.backend.get_vocab_size(with_added_tokens=True))
+        return self._backend.vocab_size
 
     def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
         """Ids of a text, with the special tokens that the tokenizer adds by itself (GPT-2: none; T5: `</s>`).
@@ -88,9 +238,17 @@ class Tokenizer:
         if not isinstance(text, str):
             raise _bad_text(f"a {type(text).__name__}")
         try:
-            return list(self.backend.encode(text, add_special_tokens=add_special_tokens).ids)
+            return self._backend.encode(text, add_special_tokens=add_special_tokens)
         except (TypeError, UnicodeEncodeError) as error:
             raise _bad_text("a string with a lone surrogate, which is no character") from error
+        except BaseException as error:
+            # The library's own, where a vocabulary has no token for what is unknown; its panics are no `Exception`.
+            if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+                raise
+            expected = "a vocabulary that has a token for every text"
+            raise TokenizerError(
+                f"tokenizer: expected {expected}, got: {error}", expected=expected, got=str(error)
+            ) from error
 
     def decode(
         self,
@@ -99,7 +257,9 @@ class Tokenizer:
         skip_special_tokens: bool = False,
         clean_up_tokenization_spaces: bool | None = None,
     ) -> str:
-        """Text of ids; bytes that are not UTF-8 become U+FFFD, ids beyond the vocabulary become nothing.
+        """Text of ids.
+
+        Bytes that are not UTF-8 become U+FFFD (in ByT5 nothing); ids beyond the vocabulary are left out.
 
         Args:
             ids: Token ids, 0 or above.
@@ -107,11 +267,81 @@ class Tokenizer:
             clean_up_tokenization_spaces: Take away spaces before marks and contractions; None for what the
                 tokenizer's folder says.
         """
-        text = str(self.backend.decode([int(i) for i in ids], skip_special_tokens=skip_special_tokens))
+        text = self._backend.decode([int(i) for i in ids], skip_special_tokens=skip_special_tokens)
         clean = clean_up_tokenization_spaces
         if clean is None:
             clean = self.clean_up_tokenization_spaces
-        return clean_up(text) if clean and not self._is_bpe else text
+        return self._backend.clean_up(text) if clean else text
+
+    @property
+    def decoding(self) -> Decoding:
+        """What may happen to text when another token follows."""
+        return self._backend.decoding
+
+    def __call__(
+        self,
+        text: str | Sequence[str],
+        *,
+        add_special_tokens: bool = True,
+        padding: bool = False,
+        truncation: bool = False,
+        max_length: int | None = None,
+        return_tensors: str | None = None,
+    ) -> Encoding:
+        """Ids and masks of a text or of a list of texts, as a tokenizer of transformers gives them.
+
+        Args:
+            text: A text, or a list of them.
+            add_special_tokens: As in `encode`.
+            padding: Fill shorter texts of a list up with the pad token, on the right; their mask is 0 there.
+            truncation: Take ids away beyond `max_length`, on the side of `truncation_side`.
+            max_length: Ids that truncation leaves; None for `model_max_length`.
+            return_tensors: "np" for arrays of int64 and of shape (N, S), or None for lists.
+
+        Returns:
+            A dictionary with `input_ids` and `attention_mask`, which are attributes, too.
+
+        Raises:
+            OptionError: An argument cannot be used, or texts of different lengths are to make an array.
+
+        Example:
+            >>> fastdecode.load("demo-stories").tokenizer("Once upon a time", return_tensors="np").input_ids.shape
+            (1, 4)
+        """
+        from .encodings import encoded
+
+        return encoded(
+            self,
+            text,
+            add_special_tokens=add_special_tokens,
+            padding=padding,
+            truncation=truncation,
+            max_length=max_length,
+            return_tensors=return_tensors,
+        )
+
+    def batch_decode(
+        self,
+        ids: Iterable[Iterable[int]],
+        *,
+        skip_special_tokens: bool = False,
+        clean_up_tokenization_spaces: bool | None = None,
+    ) -> list[str]:
+        """Texts of several lists of ids, or of the rows of an array; see `decode`.
+
+        Args:
+            ids: Lists of token ids.
+            skip_special_tokens: As in `decode`.
+            clean_up_tokenization_spaces: As in `decode`.
+        """
+        return [
+            self.decode(
+                row,
+                skip_special_tokens=skip_special_tokens,
+                clean_up_tokenization_spaces=clean_up_tokenization_spaces,
+            )
+            for row in ids
+        ]
 
     def detokenizer(self, *, skip_special_tokens: bool = False) -> Detokenizer:
         """A decoder for ids that come one at a time."""
@@ -122,22 +352,88 @@ class Tokenizer:
         if not self._falls_back_to_bytes:
             return False
         for token_id in reversed(ids):
-            token = self.backend.id_to_token(token_id)
+            token = self._backend.id_to_token(token_id)
             if token is not None and not (skip_special_tokens and token in self._special):
                 return _BYTE_TOKEN.fullmatch(token) is not None
         return False
 
+    def is_special(self, token_id: int) -> bool:
+        """Whether `skip_special_tokens` leaves a token out."""
+        return self._backend.id_to_token(token_id) in self._special
+
+    def context(self, ids: Sequence[int], *, skip_special_tokens: bool) -> Sequence[int]:
+        """The end of some ids behind which the text of others does not depend on what was before; may be empty."""
+        if self.decoding == "bytes":
+            # A character has four bytes at most.
+            known = (self.token_bytes(token_id, skip_special_tokens=skip_special_tokens) for token_id in ids)
+            return ids if sum(map(len, known)) >= 4 else ids[:0]
+        if self._falls_back_to_bytes:
+            # Bytes in a row are decoded together, so that none may be cut off.
+            shown = (
+                place for place, token_id in enumerate(ids) if self._shows_text(token_id, skip_special_tokens)
+            )
+            ids = ids[next(shown, len(ids)) :]
+        return ids if self.decode(ids, skip_special_tokens=skip_special_tokens).strip() else ids[:0]
+
+    def _shows_text(self, token_id: int, skip_special_tokens: bool) -> bool:  # noqa: FBT001 (as it is called)
+        """Whether a token is shown and no byte."""
+        token = self._backend.id_to_token(token_id)
+        hidden = token is None or (skip_special_tokens and token in self._special)
+        return not hidden and _BYTE_TOKEN.fullmatch(token or "") is None
+
+    def stop_piece(self, token_id: int) -> str | bytes | None:
+        """What a token adds to a text, as transformers sees it where it looks for stop strings.
+
+        Returns:
+            Bytes in a vocabulary that spells bytes, else text; None beyond the vocabulary.
+        """
+        token = self._backend.id_to_token(token_id)
+        if token is None:
+            return None
+        spells = self._backend.spells_bytes
+        if spells == "table" and all(character in _BYTE_OF for character in token):
+            return bytes(_BYTE_OF[character] for character in token)
+        if spells == "hex" and _HEX_TOKEN.fullmatch(token):
+            return bytes([int(token[3:5], 16)])
+        # The first token of a text may be decoded in a way of its own, so that some text stands before it.
+        before = [
+            self._backend.id_to_token(index) or "" for index in self.encode(_BEFORE, add_special_tokens=False)
+        ]
+        text = self._backend.join([*before, token])
+        at = text.find(_BEFORE)
+        if at < 0:  # a vocabulary without these letters
+            without = self._backend.join(before) if before else ""
+            piece = text[common(text, without) :]
+        else:
+            piece = text[at + len(_BEFORE) :]
+        return piece if spells is None else piece.encode("utf-8", errors="replace")
+
+    @property
+    def spells_bytes(self) -> bool:
+        """Whether tokens may be parts of characters, so that stop strings are looked for in bytes."""
+        return self._backend.spells_bytes is not None
+
     def token_bytes(self, token_id: int, *, skip_special_tokens: bool) -> bytes:
         """Bytes of one token of a byte-level vocabulary."""
-        if skip_special_tokens and self.backend.id_to_token(token_id) in self._special:
-            return b""
-        known = self._bytes.get(token_id)
+        kept = self._shown_bytes if skip_special_tokens else self._bytes
+        known = kept.get(token_id)
         if known is None:
-            known = _byte_level(self.backend.id_to_token(token_id) or "")
-            self._bytes[token_id] = known
+            token = self._backend.id_to_token(token_id) or ""
+            hidden = skip_special_tokens and token in self._special
+            known = kept[token_id] = b"" if hidden else _byte_level(token)
         return known
 
 
+def token_limit(value: object) -> int | None:
+    """Tokens that truncation leaves, by a model_max_length; transformers writes 10**30 for "no limit"."""
+    return int(value) if isinstance(value, (int, float)) and 0 < value < 10**15 else None
+
+
+# Letters that stand before a token whose text is asked for, as transformers chose them.
+_BEFORE = "abcdef"
+_HEX_TOKEN = re.compile(r"<0x[0-9A-Fa-f]{2}>")
+# Text that clean-up changes.
+_CLEANABLE = "a ."
 # A token that stands for one byte, in vocabularies that fall back to bytes.
 _BYTE_TOKEN = re.compile(r"<0x(?:[0-9A-Fa-f]{2}|\+[0-9A-Fa-f])>")
 

@@ -7,7 +7,7 @@ use super::call::{Call, ROOM};
 use super::lead::Engine;
 use super::options::{Limit, Options};
 use super::progress::Progress;
-use super::prompts::{Cursor, Prompts};
+use super::prompts::{Cursor, Entry, Prompts};
 use super::request::Request;
 use super::schedule::Ticket;
 use super::{Event, Hook};
@@ -41,8 +41,8 @@ where
     ticket: Arc<Ticket>,
     /// What was given out: a process that is forked in the middle begins again behind it.
     read: Progress,
-    /// Where the prompt is whose length was last asked for.
-    lengths: (Cursor, usize, usize),
+    /// The prompt that was last asked for, and the place behind it.
+    asked: (Cursor, Option<Entry>),
     events: Vec<Event>,
     is_over: bool,
 }
@@ -87,7 +87,7 @@ where
             request,
             ticket: Arc::default(),
             read: Progress::new(room),
-            lengths: (Cursor::default(), 0, 0),
+            asked: (Cursor::default(), None),
             events: Vec::new(),
             is_over: false,
         })
@@ -105,21 +105,34 @@ where
 
     /// Tokens of a row's prompt, and those of its source. Quick where rows are asked for in order.
     pub fn prompt_tokens(&mut self, row: usize) -> usize {
+        let Some(entry) = self.entry(row) else { return 0 };
+        entry.ids.len() + self.request.prompts.source_length(&entry.source)
+    }
+
+    /// The last ids of a row's prompt, `most` of them or all that there are. Quick where rows are asked for in order.
+    pub fn prompt_end(&mut self, row: usize, most: usize) -> &[u32] {
+        let Some(entry) = self.entry(row) else { return &[] };
+        let ids = self.request.prompts.ids(&entry.ids);
+        &ids[ids.len().saturating_sub(most)..]
+    }
+
+    /// Where the prompt of a row is; none where there is no such row.
+    fn entry(&mut self, row: usize) -> Option<Entry> {
         let place = row / self.request.rows_per_prompt();
-        let (cursor, of, length) = &mut self.lengths;
-        if cursor.place() > 0 && *of == place {
-            return *length;
-        }
-        if cursor.place() > place {
-            *cursor = Cursor::default();
-        }
-        while let Some(entry) = cursor.next(&self.request.prompts) {
-            if entry.place == place {
-                (*of, *length) = (place, entry.ids.len() + self.request.prompts.source_length(&entry.source));
-                return *length;
+        let (cursor, asked) = &mut self.asked;
+        if asked.as_ref().is_none_or(|entry| entry.place != place) {
+            if cursor.place() > place {
+                *cursor = Cursor::default();
+            }
+            *asked = None;
+            while let Some(entry) = cursor.next(&self.request.prompts) {
+                if entry.place == place {
+                    *asked = Some(entry);
+                    break;
+                }
             }
         }
-        0
+        asked.clone()
     }
 
     /// The next tokens, in the order in which they were chosen. Where there are none yet, waits for a step, or leads one for all

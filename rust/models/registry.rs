@@ -84,7 +84,8 @@ pub(super) struct Architecture {
     /// Before the names of tensors where a model was saved with its head, for all but the head.
     pub(super) prefix: &'static str,
     pub(super) record: Record,
-    has_encoder: bool,
+    /// Whether there is an encoder, whose models are saved without a prefix.
+    pub(super) has_encoder: bool,
 }
 
 /// The architecture of a config, of which `part` is to be loaded.

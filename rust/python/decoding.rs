@@ -96,6 +96,13 @@ impl Generation {
         detached(py, || Ok(generation.prompt_tokens(sequence)))
     }
 
+    /// The last ids of a sequence's prompt, `most` of them or all that there are.
+    fn prompt_end(&self, py: Python<'_>, sequence: usize, most: usize) -> PyResult<Vec<u32>> {
+        let mut held = self.generation.wait(py)?;
+        let generation = &mut *held;
+        detached(py, || Ok(generation.prompt_end(sequence, most).to_vec()))
+    }
+
     fn cancel(&self, py: Python<'_>) -> PyResult<()> {
         detached(py, || {
             self.canceller.cancel();

@@ -36,6 +36,12 @@ CALLS: list[dict[str, Any]] = [
     {"cache_implementation": "static", "max_cache_len": 64, "disable_compile": True},
     {"num_assistant_tokens": 5, "assistant_confidence_threshold": 0.4, "prefill_chunk_size": 2},
     {"logits_processor": [], "stopping_criteria": None, "streamer": None, "synced_gpus": False},
+    {
+        "decoder_attention_mask": [[1]],
+        "past_key_values": None,
+        "token_type_ids": None,
+        "trust_remote_code": False,
+    },
     {"stop_strings": None, "tokenizer": None, "generation_config": None, "transformers_version": "5.24.0"},
 ]
 
@@ -80,8 +86,11 @@ def test_the_types_list_what_is_taken() -> None:
         ({"attention_mask": "all"}, "ones alone"),
         ({"cache_implementation": "quantized"}, "dynamic"),
         ({"streamer": object()}, "stream gives"),
+        ({"past_key_values": object()}, "by hand"),
+        ({"trust_remote_code": True}, "no code"),
         ({"logits_processor": [print]}, "empty list"),
-        ({"generation_config": {}}, "give its values"),
+        ({"generation_config": "greedy"}, "a GenerationConfig of transformers, a dict"),
+        ({"generation_config": GenerationConfig}, "a GenerationConfig of transformers, a dict"),
         ({"bos_token_id": 99}, "the model's folder"),
         ({"decoder_start_token_id": 99}, "the model's folder"),
     ],
@@ -107,6 +116,7 @@ LOADS: list[dict[str, Any]] = [
     {"device_map": "auto", "trust_remote_code": False, "low_cpu_mem_usage": True},
     {"device_map": "cpu", "use_safetensors": True, "attn_implementation": "sdpa"},
     {"device_map": {"": "cpu"}, "attn_implementation": "eager", "variant": None, "subfolder": ""},
+    {"tp_plan": None, "gguf_file": None, "adapter_name": "default", "tqdm_class": None, "mirror": None},
     {"device_map": torch.device("cpu"), "quantization_config": None, "load_in_8bit": False},
 ]
 
@@ -149,6 +159,8 @@ def test_a_dtype_has_two_names(name: str, dtype: Any, folder: Path) -> None:
         {"quantization_config": {"load_in_4bit": True}},
         {"load_in_4bit": True},
         {"variant": "fp16"},
+        {"gguf_file": "q4.gguf"},
+        {"tp_plan": "auto"},
     ],
     ids=str,
 )
@@ -165,7 +177,7 @@ def test_an_unknown_argument_of_load(folder: Path) -> None:
     for load in (fastdecode.load, fastdecode.CausalLM.load):
         with pytest.raises(errors.UnknownOptionError, match="did you mean num_threads"):
             load(folder, num_thread=1)  # type: ignore[call-arg]
-        with pytest.raises(TypeError, match="the arguments of load are: cache_bytes"):
+        with pytest.raises(TypeError, match="the arguments of load are: adapter, cache_bytes"):
             load(folder, qqqq=1)  # type: ignore[call-arg]
 
 
@@ -178,7 +190,14 @@ def test_pipelines_take_them_too(folder: Path, t5: Path) -> None:
     assert tell(["a", "b", "c"], max_new_tokens=3, **call) == expected
     answer = fastdecode.pipeline("text2text-generation", t5, return_full_text=False, **made)
     assert answer("a", max_new_tokens=3, return_full_text=True, **call) == answer("a", max_new_tokens=3)
-    for call in ({"batch_size": 0}, {"num_workers": "2"}, {"padding": 3}, {"handle_long_generation": "hole"}):
+    with pytest.raises(errors.OptionError, match="handle_long_generation: expected None"):
+        answer("a", handle_long_generation="hole")
+    for call in (
+        {"batch_size": 0},
+        {"num_workers": "2"},
+        {"padding": 3},
+        {"tokenizer_encode_kwargs": {"a": 1}},
+    ):
         with pytest.raises(errors.OptionError, match=f"{next(iter(call))}: expected"):
             tell("a", **call)
     with pytest.raises(errors.OptionError, match="framework"):
@@ -189,5 +208,8 @@ def test_pipelines_take_them_too(folder: Path, t5: Path) -> None:
 
 def test_a_loaded_model_in_a_pipeline(model: Any) -> None:
     assert fastdecode.pipeline("text-generation", model, trust_remote_code=False, torch_dtype=None)
+    assert fastdecode.pipeline("text-generation", model, tokenizer=model.tokenizer, modelcard="a card")
+    with pytest.raises(errors.OptionError, match="tokenizer: expected nothing with a model that is loaded"):
+        fastdecode.pipeline("text-generation", model, tokenizer=object())
     with pytest.raises(errors.OptionError, match="dtype: expected nothing with a model that is loaded"):
         fastdecode.pipeline("text-generation", model, torch_dtype="float16")

@@ -313,6 +313,46 @@ def test_input_that_is_no_text(folder: Path) -> None:
     assert err.startswith(b"fastdecode: error: prompt: expected text in utf-8, got ")
 
 
+@pytest.mark.parametrize("how", ["argument", "stdin"])
+def test_text_in_utf_8_where_the_locale_says_ascii(folder: Path, how: str) -> None:
+    plain = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    for text, expected in (("été".encode(), 0), (b"caf\xe9", 1)):
+        prompt: bytes | str = text if how == "argument" else "-"
+        process = subprocess.run(
+            [sys.executable, "-m", "fastdecode", "run", str(folder), prompt, "--quiet", *LENGTH],
+            env=os.environ | plain,
+            input=text,
+            capture_output=True,
+            check=False,
+        )
+        assert (process.returncode, b"Traceback" in process.stderr) == (expected, False)
+        if expected:
+            assert process.stderr.startswith(b"fastdecode: error: prompt: expected text in utf-8, got ")
+
+
+def test_streams_that_are_closed_or_full(folder: Path) -> None:
+    call = f'"{sys.executable}" -m fastdecode run "{folder}"'
+    for line, status, message in (
+        (f"{call} - <&-", 1, "prompt: expected text from stdin, got a stdin that is closed"),
+        (f"{call} a {' '.join(LENGTH)} > /dev/full", 1, "No space left on device"),
+        (f"{call} a {' '.join(LENGTH)} >&-", 0, ""),
+    ):
+        done = subprocess.run(["sh", "-c", line], capture_output=True, text=True, check=False)
+        assert (done.returncode, "Traceback" in done.stderr) == (status, False)
+        assert message in done.stderr
+
+
+def test_flags_with_values_that_are_none(capsys: pytest.CaptureFixture[str], folder: Path) -> None:
+    for arguments, message in (
+        (["bench", str(folder), "--rounds", "x"], "expected an integer of at least 1, got 'x'"),
+        (["bench", str(folder), "--rounds", "0"], "expected an integer of at least 1, got '0'"),
+        (["run", str(folder), "--early-stopping", "maybe"], "expected true, false or never, got 'maybe'"),
+    ):
+        with pytest.raises(SystemExit, match="2"):
+            cli.main(arguments)
+        assert message in capsys.readouterr().err
+
+
 def test_the_help_tells_of_encoder_decoders(capsys: pytest.CaptureFixture[str]) -> None:
     for arguments in (["--help"], ["run", "--help"]):
         with pytest.raises(SystemExit):

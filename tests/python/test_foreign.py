@@ -122,7 +122,13 @@ def test_a_quantization_of_nothing(broken: Path, quantization: object) -> None:
         (["model.onnx"], "an ONNX graph", "exported from"),
         (["onnx/model.onnx"], "an ONNX graph", "exported from"),
         (["q4.gguf", "q8.gguf"], "a GGUF file", "made from"),
-        (["adapter_model.safetensors", "adapter_config.json"], "an adapter", "merge_and_unload"),
+        (["model.fp16.safetensors"], "weights of a variant", "rename it to model.safetensors"),
+        (["pytorch_model.fp16.bin"], "weights of a variant", "rename it to pytorch_model.bin"),
+        (["openvino_model.bin", "openvino_model.xml"], "an OpenVINO graph", "exported from"),
+        (["rust_model.ot"], "weights of rust-bert", "made from"),
+        (["epoch=3.ckpt"], "a training checkpoint", "wrote it"),
+        (["model.ckpt-9.index", "model.ckpt-9.meta"], "a TensorFlow checkpoint", "convert it"),
+        (["adapter_model.safetensors"], "an adapter", "adapter_config.json"),
     ],
 )
 @pytest.mark.parametrize("configured", [True, False])

@@ -91,7 +91,15 @@ def test_the_file_is_honoured(option: str, value: object, expected: object) -> N
 
 
 def test_stop_strings_of_the_file_are_honoured() -> None:
-    assert resolved(file={"stop_strings": ["\n", "END"]}).stop == ("\n", "END")
+    file = {"stop_strings": ["\n", "END"]}
+    assert (resolved(file=file).stop_strings, resolved(file=file).stop) == (("\n", "END"), ())
+    for stop, expected in (("x", ("x",)), (None, ()), ([], ())):
+        assert (resolved({"stop": stop}, file).stop_strings, resolved({"stop": stop}, file).stop) == (
+            (),
+            expected,
+        )
+    with pytest.raises(errors.OptionError, match="stop: expected none with num_beams above 1"):
+        resolved({"num_beams": 2}, file)
 
 
 @pytest.mark.parametrize(
@@ -290,7 +298,7 @@ def test_an_unknown_option_like_nothing_lists_all() -> None:
         ({"num_beams": "4"}, "num_beams"),
         ({"no_repeat_ngram_size": -3}, "no_repeat_ngram_size"),
         ({"num_beams": 2, "early_stopping": "always"}, "early_stopping"),
-        ({"diversity_penalty": 0.5}, "diversity_penalty"),
+        ({"diversity_penalty": 0.5, "num_beam_groups": 2}, "diversity_penalty"),
         ({"do_sample": True, "typical_p": 0.5}, "typical_p"),
         ({"max_new_tokens": "many"}, "max_new_tokens"),
         ({"eos_token_id": "</s>"}, "eos_token_id"),

@@ -12,9 +12,10 @@ import pytest
 import tiny
 import tokenizers
 from fastdecode import errors
-from fastdecode.detokenizer import StopText
+from fastdecode.stops import StopText
 from fastdecode.tokenizer import Tokenizer
-from fastdecode.tokenizer_files import as_tokenizer, read_folder
+from fastdecode.tokenizer_files import read_folder
+from fastdecode.tokenizer_objects import as_tokenizer
 from hypothesis import example, given
 from hypothesis import strategies as st
 
@@ -182,13 +183,16 @@ def test_other_malformed_files(tmp_path: Path, byte_level: tokenizers.Tokenizer)
         read_folder(tmp_path, {})
 
 
-def test_a_gpt2_tokenizer_must_be_bpe(tmp_path: Path) -> None:
-    words = tokenizers.Tokenizer(tokenizers.models.WordLevel({"a": 0}, unk_token="a"))
+def test_a_gpt2_tokenizer_takes_the_vocabulary_of_any_file(tmp_path: Path) -> None:
+    words = tokenizers.Tokenizer(tokenizers.models.WordLevel({"a": 0, "b": 1}, unk_token="a"))
     words.save(str(tmp_path / "tokenizer.json"))
-    with pytest.raises(errors.TokenizerError, match="BPE"):
-        read_folder(tmp_path, {})
+    assert check(tmp_path).encode("ab") == [0, 1]
     write(tmp_path, "tokenizer_config.json", {"tokenizer_class": "PreTrainedTokenizerFast"})
-    assert read_folder(tmp_path, {}) is not None
+    assert check(tmp_path).encode("ab") == [0]
+    (tmp_path / "tokenizer_config.json").unlink()
+    write(tmp_path, "tokenizer.json", {"model": {"type": "BPE", "merges": []}})
+    with pytest.raises(errors.TokenizerError, match="a model with a vocabulary"):
+        read_folder(tmp_path, tiny.config())
 
 
 def test_text_that_is_none(byte_level: tokenizers.Tokenizer) -> None:
@@ -309,7 +313,7 @@ def test_pieces_of_other_decoders_join_too(name: str, ids: list[int]) -> None:
 )
 def test_stop_text(stops: list[str], pieces: list[str], given_out: list[str], *, stopped: bool) -> None:
     cutter = StopText(stops)
-    assert [cutter.push(piece) for piece in pieces] == given_out
+    assert [cutter.push(piece, piece) for piece in pieces] == given_out
     assert cutter.stopped == stopped
 
 
@@ -323,7 +327,7 @@ def test_stop_text_is_cut_before_the_first_stop(text: str, stops: list[str], cut
     places = [0, *sorted(min(cut, len(text)) for cut in cuts), len(text)]
     out = ""
     for begin, end in itertools.pairwise(places):
-        out += cutter.push(text[begin:end])
+        out += cutter.push(text[begin:end], text[begin:end])
         if cutter.stopped:
             break
     out += cutter.finish()

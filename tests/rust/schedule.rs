@@ -327,6 +327,26 @@ fn over_sources(
 }
 
 #[test]
+fn the_end_of_a_prompt_is_known_in_any_order() {
+    let all = prompts(&[5, 1, 9]);
+    let options = Options { num_return_sequences: 2, ..sampled(2, 1) };
+    let mut generation = begin(&engine(fake()), &all, options);
+    for row in [0, 1, 4, 5, 2, 3, 0, 5] {
+        let ids = &all[row / 2];
+        for most in [0, 1, 3, 100] {
+            assert_eq!(generation.prompt_end(row, most), &ids[ids.len().saturating_sub(most)..]);
+        }
+        assert_eq!(generation.prompt_tokens(row), ids.len());
+    }
+    assert!(generation.prompt_end(6, 3).is_empty(), "no such row");
+    assert_eq!(generation.prompt_tokens(6), 0);
+
+    let mut generation = over_sources(&engine(fake()), &[(7, 4), (8, 2)], greedy(2));
+    assert_eq!(generation.prompt_end(1, 9), prompt(8, 3));
+    assert_eq!(generation.prompt_tokens(0), 3 + 4, "and those of its source");
+}
+
+#[test]
 fn sources_and_tokens_alternate_and_a_large_source_goes_alone() {
     let engine = engine(fake());
     let mut tokens = begin(&engine, &prompts(&[3]), greedy(60));
