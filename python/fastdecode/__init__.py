@@ -1,4 +1,4 @@
-"""Runs GPT-2 and T5 folders from Hugging Face on a CPU, fast, with exactly what transformers gives."""
+"""Runs GPT-2, Llama, T5 and like folders from Hugging Face on a CPU, fast, with exactly what transformers gives."""
 
 from typing import TYPE_CHECKING
 

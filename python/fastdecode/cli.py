@@ -85,7 +85,7 @@ def _parser() -> argparse.ArgumentParser:
 
     run = commands.add_parser(
         "run",
-        help="continue a prompt (GPT-2), or answer a source (encoder-decoders such as T5)",
+        help="continue a prompt (GPT-2, Llama and their like), or answer a source (encoder-decoders such as T5)",
         description="Continues a prompt. An encoder-decoder (T5, mT5, UMT5) reads it as its source and answers: it "
         "translates, sums up, whatever it was trained for.",
     )
