@@ -22,7 +22,9 @@ if TYPE_CHECKING:
 
 
 class CausalLM(LanguageModel):
-    """A causal language model (GPT-2, Llama, Qwen, Mistral, Phi, GPT-1), loaded by `load`, `CausalLM.load` or `CausalLM.from_tensors`.
+    """A causal language model, loaded by `load`, `CausalLM.load` or `CausalLM.from_tensors`.
+
+    GPT-2, Llama, Qwen 2 and 3, Mistral, Phi and GPT-1 are.
 
     Any number of threads may call it at once, and forked processes too. Pickling keeps where it was loaded
     from, and loads it again.

@@ -35,10 +35,10 @@ def load(
 ) -> Any:  # noqa: ANN401 (a union would have to be narrowed before every use)
     """Loads a model from a Hugging Face folder, the hub, or the package's own demo models.
 
-    The folder decides what it is: GPT-2, Llama, Qwen, Mistral, Phi and GPT-1 become a `CausalLM`; T5, mT5 and UMT5 become a `Seq2SeqLM`, or a
-    `TextEncoder` where there is no decoder (`T5EncoderModel` and its like). `CausalLM.load` and `Seq2SeqLM.load` take
-    the same arguments, refuse other kinds, and tell type checkers what they return; `TextEncoder.load` reads
-    the encoder of any T5, mT5 or UMT5.
+    The folder decides what it is: GPT-2, Llama, Qwen, Mistral, Phi and GPT-1 become a `CausalLM`; T5, mT5 and UMT5
+    become a `Seq2SeqLM`, or a `TextEncoder` where there is no decoder (`T5EncoderModel` and its like). `CausalLM.load`
+    and `Seq2SeqLM.load` take the same arguments, refuse other kinds, and tell type checkers what they return;
+    `TextEncoder.load` reads the encoder of any T5, mT5 or UMT5.
 
     Weights are read once, packed for this CPU and kept; the tokenizer is read when text first needs it.
 
