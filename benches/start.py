@@ -4,7 +4,7 @@
     python benches/start.py OTHER --models gpt2-bf16 --pairs 30
 
 Every measurement is a process of its own, and the two builds take turns; every second pair begins with the other build.
-Files are in the page cache: they are read once before. Printed are the medians of both, and of the differences of pairs.
+Files are in the page cache: they are read once before. Printed are medians: of both, and of differences of pairs.
 
     import    `import fastdecode`
     load      `fastdecode.load` of a folder of real size with random weights
