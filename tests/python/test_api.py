@@ -40,6 +40,7 @@ def test_signature_of_load_is_as_announced() -> None:
         "cache_bytes",
         "max_rows",
         "tokenizer",
+        "adapter",
         "revision",
         "token",
         "cache_dir",
