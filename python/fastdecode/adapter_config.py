@@ -112,7 +112,9 @@ class AdapterConfig:
             raise self._bad("peft_type", f'"LORA" (other methods are not read: {_SAVE})')
         for field, what in _NOT_DONE.items():
             value = self._values.get(field)
-            if value or isinstance(value, dict):  # an object asks for a method by its defaults, whatever is in it
+            if value or isinstance(
+                value, dict
+            ):  # an object asks for a method by its defaults, whatever is in it
                 raise self._bad(field, f"nothing ({what} is not done: {_SAVE})")
         start = self._values.get("init_lora_weights")
         if isinstance(start, str) and _CHANGES_BASE.fullmatch(start):
