@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 # The preferred one first.
 _WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")
 _PREFIX = "base_model.model."
-# Embeddings of T5 that are the module `shared` itself once the vocabulary has been resized: peft then adapts that alone.
+# Embeddings of T5 that are the module `shared` itself once the vocabulary was resized: peft then adapts that alone.
 _SHARED = ("encoder.embed_tokens", "decoder.embed_tokens")
 # Characters of a tensor's name; those of real models have a hundred.
 _LONGEST = 1000
