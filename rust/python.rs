@@ -3,6 +3,7 @@
 //! Every call into the engine runs detached from the interpreter, inside of one function that turns errors and panics
 //! into exceptions of `fastdecode.errors`; those that may take long end when Python hears a signal. Nothing here knows text; the Python side does.
 
+mod adapter;
 mod decoding;
 mod exceptions;
 mod interrupt;
@@ -23,6 +24,7 @@ use crate::error::Error;
 use crate::kernels::{self, Kernels};
 use crate::models::{self, Decoder, LoadOptions, Part, Pooling};
 use crate::{forks, limits, team};
+use adapter::{AdapterArgument, AdapterFile, adaptable_modules};
 use decoding::{Generation, Prompts};
 use exceptions::detached;
 use interrupt::{interruptible, interruptible_hook};
@@ -58,6 +60,7 @@ fn load_options(
         num_threads,
         cache_bytes,
         max_rows,
+        adapters: Vec::new(),
     }
 }
 
@@ -77,7 +80,7 @@ impl Model {
 #[pymethods]
 impl Model {
     #[staticmethod]
-    #[pyo3(signature = (folder, dtype, compute_dtype, num_threads, cache_bytes, max_rows, part = "folder"))]
+    #[pyo3(signature = (folder, dtype, compute_dtype, num_threads, cache_bytes, max_rows, part="folder", adapters=Vec::new()))]
     #[expect(clippy::too_many_arguments, reason = "one argument per option, as the stub lists them")]
     fn load(
         py: Python<'_>,
@@ -88,9 +91,12 @@ impl Model {
         cache_bytes: Option<u64>,
         max_rows: Option<usize>,
         part: &str,
+        adapters: Vec<AdapterArgument<'_>>,
     ) -> PyResult<Self> {
+        let adapters = adapter::adapters(adapters);
         interruptible(py, |cancel| {
             let options = load_options(dtype, compute_dtype, num_threads, cache_bytes, max_rows, part);
+            let options = LoadOptions { adapters, ..options };
             Ok(Self::of(models::Model::load(Path::new(folder), &options, cancel)?))
         })
     }
@@ -384,7 +390,10 @@ fn measure_limits(py: Python<'_>, size: usize, num_threads: Option<usize>) -> Py
 #[pymodule(gil_used = true)]
 mod _core {
     #[pymodule_export]
-    use super::{Generation, Memory, Model, Prompts, State, cpu_info, measure_limits, process_number};
+    use super::{
+        AdapterFile, Generation, Memory, Model, Prompts, State, adaptable_modules, cpu_info, measure_limits,
+        process_number,
+    };
 
     #[pymodule_export]
     #[expect(non_upper_case_globals, reason = "the name that Python expects")]

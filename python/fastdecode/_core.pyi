@@ -4,12 +4,14 @@ from collections.abc import Sequence
 from typing import Any, Literal, final
 
 __all__ = [
+    "AdapterFile",
     "Generation",
     "Memory",
     "Model",
     "Prompts",
     "State",
     "__version__",
+    "adaptable_modules",
     "cpu_info",
     "measure_limits",
     "process_number",
@@ -33,9 +35,25 @@ _Event = tuple[
 # Rows whose logits come back.
 _Wanted = Literal["last", "every"]
 
+# What an adapter does to a tensor of its base: puts one in its place (apart from what is tied to it, or not), adds one
+# times a factor, replaces rows, or adds the product of two (down, up; their rank, a factor, whether for an embedding).
+_Edit = (
+    tuple[str, str, bool]
+    | tuple[str, str, float]
+    | tuple[str, str, Sequence[int]]
+    | tuple[str, tuple[str, str], int, float, bool]
+)
+
+def adaptable_modules(folder: str) -> list[str]: ...
 def process_number() -> int: ...
 def cpu_info() -> dict[str, Any]: ...
 def measure_limits(size: int, num_threads: int | None = None) -> dict[str, Any]: ...
+
+@final
+class AdapterFile:
+    @staticmethod
+    def open(file: str) -> AdapterFile: ...
+    def tensors(self) -> list[tuple[str, list[int]]]: ...
 
 @final
 class Model:
@@ -48,6 +66,7 @@ class Model:
         cache_bytes: int | None,
         max_rows: int | None,
         part: Literal["folder", "whole", "encoder"] = "folder",
+        adapters: Sequence[tuple[AdapterFile, Sequence[_Edit]]] = ...,
     ) -> Model: ...
     @staticmethod
     def from_tensors(

@@ -165,6 +165,12 @@ def _add_model(parser: argparse.ArgumentParser, *, optional: bool = False) -> No
     parser.add_argument(
         "--tokenizer", metavar="PATH", help="folder or tokenizer.json, instead of the model's"
     )
+    parser.add_argument(
+        "--adapter",
+        action="append",
+        metavar="FOLDER",
+        help="adapter (LoRA of PEFT) to apply, a folder or hub id (may be repeated)",
+    )
     parser.add_argument("--revision", help="branch, tag or commit on the hub")
     parser.add_argument("--cache-dir", metavar="FOLDER", help="where downloads are kept")
     parser.add_argument("--local-files-only", action="store_true", help="download nothing")
@@ -178,6 +184,7 @@ def _load(parsed: argparse.Namespace) -> LanguageModel:
         "cache_bytes",
         "max_rows",
         "tokenizer",
+        "adapter",
         "revision",
         "cache_dir",
         "local_files_only",

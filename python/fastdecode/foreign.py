@@ -24,8 +24,8 @@ _SOURCE = "take the repository that it was made from, or"
 _OTHERS = (
     (
         "adapter_model.*",
-        "an adapter (PEFT)",
-        "merge it into its base model with merge_and_unload() of peft, and",
+        "an adapter (PEFT) without its adapter_config.json",
+        "put that beside it, or",
     ),
     ("tf_model*.h5", "TensorFlow weights", f"{_SAVE.format('from_tf=True')}"),
     ("flax_model*.msgpack", "Flax weights", f"{_SAVE.format('from_flax=True')}"),
@@ -41,6 +41,11 @@ _OTHERS = (
     ("model.ckpt*.index", "a TensorFlow checkpoint", "convert it with transformers 4, and"),
     ("*.tflite", "a TensorFlow Lite file", _SOURCE),
 )
+
+
+def has_weights(folder: Path) -> bool:
+    """Whether a folder has weights of a model that are read, as one file or as shards."""
+    return any((folder / name).exists() for name in (*_WEIGHTS, *_INDEXES))
 
 
 def refuse_foreign(folder: Path) -> None:
@@ -64,7 +69,7 @@ def refuse_foreign(folder: Path) -> None:
             raise CheckpointError(
                 f"{file}: expected {expected}, got {got}", file=file, expected=expected, got=got
             )
-    if not any((folder / name).exists() for name in (*_WEIGHTS, *_INDEXES)):
+    if not has_weights(folder):
         _refuse_others(folder)
     _refuse_quantized(config_file)
 

@@ -19,6 +19,10 @@ if TYPE_CHECKING:
 # Bundled models; each is a folder of this name under demo/.
 DEMOS = ("demo-stories", "demo-en-fr")
 
+# Of an adapter (PEFT), and where it has no safetensors.
+_ADAPTER = ("adapter_config.json", "adapter_model.safetensors")
+_ADAPTER_BIN = "adapter_model.bin"
+
 # One constant list: huggingface_hub (1.x and later) takes a snapshot for incomplete, offline, when other
 # patterns are asked for than at the download. Repositories also hold the same weights in forms that are not
 # read.
@@ -40,14 +44,19 @@ _PATTERNS = (
     "spiece.model",
     "sentencepiece.bpe.model",
     "tokenizer.model",
-    # An adapter (PEFT).
-    "adapter_config.json",
-    "adapter_model.safetensors",
+    *_ADAPTER,
 )
 
 # Asked for only where a repository has no safetensors.
-_BIN_PATTERNS = ("pytorch_model.bin", "pytorch_model-?????-of-?????.bin", "pytorch_model.bin.index.json")
-_ADAPTER_BIN_PATTERNS = ("adapter_model.bin",)
+_BIN_PATTERNS = (
+    "pytorch_model.bin",
+    "pytorch_model-?????-of-?????.bin",
+    "pytorch_model.bin.index.json",
+    _ADAPTER_BIN,
+)
+
+# Files of an adapter whose base is another repository: no weights but its own.
+_WITHOUT_MODEL = tuple(name for name in _PATTERNS if not name.startswith("model"))
 
 # A name, or owner/name; the hub's own rule, without which a mistyped path would become a request.
 _HUB_ID = r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?"
@@ -74,6 +83,7 @@ def locate(
     token: str | bool | None = None,
     cache_dir: str | os.PathLike[str] | None = None,
     local_files_only: bool = False,
+    adapter: bool = False,
 ) -> Source:
     """The folder of a model, downloaded if need be.
 
@@ -86,6 +96,7 @@ def locate(
         token: Access token of the hub; True for the one that is stored on this machine.
         cache_dir: Where downloads are kept, instead of the hub's usual place.
         local_files_only: Use only what has been downloaded before.
+        adapter: Whether an adapter is wanted: of a repository its weights only, none of a model beside them.
 
     Raises:
         ModelNotFoundError: It is none of these, or the hub does not give it out.
@@ -110,7 +121,8 @@ def locate(
             raise _not_found(
                 path, "a folder with config.json and model.safetensors (or pytorch_model.bin)", "a file"
             )
-        if revision is not None:
+        # The revision that is given with a local adapter is that of its base.
+        if revision is not None and not (folder / _ADAPTER[0]).is_file():
             raise OptionError(
                 f"revision: expected none for a local folder, got {revision!r} for {path}",
                 option="revision",
@@ -123,7 +135,7 @@ def locate(
             path, "an existing folder, one of " + ", ".join(DEMOS) + ", or a hub id", "no such folder"
         )
     cache = None if cache_dir is None else Path(cache_dir)
-    return _download(path, revision, cache, token=token, local_files_only=local_files_only)
+    return _download(path, revision, cache, token=token, local_files_only=local_files_only, adapter=adapter)
 
 
 def _not_found(model: str, expected: str, got: str) -> ModelNotFoundError:
@@ -139,6 +151,7 @@ def _download(
     *,
     token: str | bool | None,
     local_files_only: bool,
+    adapter: bool,
 ) -> Source:
     from pathlib import Path
 
@@ -170,12 +183,17 @@ def _download(
 
     others: list[str] = []
     try:
-        path = snapshot(_PATTERNS)
-        patterns: tuple[str, ...] = () if _has(path, "model*.safetensors") else _BIN_PATTERNS
-        if _has(path, "adapter_config.json") and not _has(path, "adapter_model.safetensors"):
-            patterns += _ADAPTER_BIN_PATTERNS
-        if patterns:
-            path = snapshot(_PATTERNS + patterns)
+        if adapter:
+            path = snapshot(_WITHOUT_MODEL)
+            if not (path / _ADAPTER[1]).exists():
+                path = snapshot((*_WITHOUT_MODEL, _ADAPTER_BIN))
+        else:
+            path = snapshot(_PATTERNS)
+            # An adapter's safetensors say nothing about the form of the weights beside them, nor the other way round.
+            if not _has(path, "model*.safetensors") and not _is_adapter_alone(path):
+                path = snapshot(_PATTERNS + _BIN_PATTERNS)
+            elif (path / _ADAPTER[0]).exists() and not (path / _ADAPTER[1]).exists():
+                path = snapshot((*_PATTERNS, _ADAPTER_BIN))
         commit = path.name if path.parent.name == "snapshots" else revision
         if not any(_has(path, pattern) for pattern in ("*.safetensors", "*.bin")) and not _is_offline(
             local_files_only
@@ -225,6 +243,10 @@ def _is_not_written(error: Exception) -> bool:
     names = ("EACCES", "EPERM", "EROFS", "ENOSPC", "EDQUOT", "ENOTDIR", "EEXIST")
     number = getattr(error, "errno", None)
     return number is not None and errno.errorcode.get(number) in names
+
+
+def _is_adapter_alone(folder: Path) -> bool:
+    return all((folder / name).exists() for name in _ADAPTER) and not (folder / "config.json").exists()
 
 
 def _http_error() -> type[Exception]:

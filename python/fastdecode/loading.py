@@ -10,6 +10,7 @@ from .seq2seq import Seq2SeqLM
 
 if TYPE_CHECKING:
     import os
+    from collections.abc import Sequence
     from typing import Unpack
 
     from .accepted import PassedOverInLoading
@@ -25,6 +26,7 @@ def load(
     cache_bytes: int | None = None,
     max_rows: int | None = None,
     tokenizer: object = None,
+    adapter: str | os.PathLike[str] | Sequence[str | os.PathLike[str]] | None = None,
     revision: str | None = None,
     token: str | bool | None = None,
     cache_dir: str | os.PathLike[str] | None = None,
@@ -42,7 +44,9 @@ def load(
 
     Args:
         model: A folder with config.json and weights (safetensors, or else pytorch_model.bin), a hub id, or
-            a bundled model: "demo-stories" (GPT-2) or "demo-en-fr" (T5, English to French).
+            a bundled model: "demo-stories" (GPT-2) or "demo-en-fr" (T5, English to French). An adapter (LoRA of
+            PEFT) alone is loaded over the base that its adapter_config.json names; one that lies beside the
+            weights is applied to them.
         dtype: How weights are stored. "auto" keeps the checkpoint's values exactly; "float32", "float16" and
             "bfloat16" round every tensor, as `.to(dtype)` in PyTorch does.
         compute_dtype: How products are formed: "float32" (the default), or "bfloat16" for bfloat16 weights,
@@ -59,7 +63,10 @@ def load(
             `TextEncoder` they are the sources that are read side by side. It does not change results.
         tokenizer: Used instead of the folder's: a folder, a tokenizer.json or spiece.model, a
             `tokenizers.Tokenizer`, or any tokenizer of transformers, whose ids and text are then its own.
-        revision: Branch, tag or commit on the hub.
+        adapter: An adapter (LoRA of PEFT) that is merged into the weights in float32, before `dtype` says how
+            they are stored: a folder, or a hub id ("owner/name" or "owner/name@revision"). Those of a list add up
+            in order. The last one that has a tokenizer brings it.
+        revision: Branch, tag or commit on the hub; of the base, where `model` is the folder of an adapter.
         token: Access token of the hub; True for the stored one.
         cache_dir: Where downloads are kept, instead of the hub's usual place.
         local_files_only: Use only what has been downloaded before.
@@ -92,6 +99,7 @@ def load(
         "cache_bytes": cache_bytes,
         "max_rows": max_rows,
         "tokenizer": tokenizer,
+        "adapter": adapter,
         "revision": revision,
         "token": token,
         "cache_dir": cache_dir,

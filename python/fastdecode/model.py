@@ -50,6 +50,7 @@ class LoadOptions(TypedDict, total=False):
     token: str | bool | None
     cache_dir: str | os.PathLike[str] | None
     local_files_only: bool
+    adapter: object
 
 
 class AnyLoadOptions(LoadOptions, PassedOverInLoading, total=False):
@@ -94,16 +95,33 @@ def read_model(classes: Sequence[type[M]], model: str | os.PathLike[str], given:
         cache_dir=options.get("cache_dir"),
         local_files_only=options.get("local_files_only", False),
     )
+    found = None
+    if options.get("adapter") is not None or (source.folder / "adapter_config.json").is_file():
+        from . import adapters
+
+        found = adapters.find(source, options)
+        source = found.base
     refuse_foreign(source.folder)
     part = classes[0]._part if len(classes) == 1 else "folder"
+    read = (
+        ()
+        if found is None
+        else [adapters.read_adapter(item.folder, source.folder) for item in found.adapters]
+    )
     # Before config.json is read here: the native side says best what is wrong with a folder.
     core, loaded_as = _built(
-        classes, lambda: _core.Model.load(str(source.folder), *native, part), str(source.folder)
+        classes, lambda: _core.Model.load(str(source.folder), *native, part, read), str(source.folder)
     )
     config = read_json(source.folder / "config.json")
     kept = {key: value for key, value in options.items() if key != "token"} | {"revision": source.revision}
     defaults = folder_defaults(source.folder, config) if core.has_decoder else NO_DEFAULTS
-    loaded = loaded_as(core, config, defaults, source.folder, tokenizer, (source.name, kept))
+    folder = source.folder
+    if found is not None:
+        config["vocab_size"] = core.vocab_size  # which an adapter may have changed
+        kept["adapter"] = found.added
+        folder = found.tokenizer
+    loaded = loaded_as(core, config, defaults, folder, tokenizer, (source.name, kept))
+    loaded._adapters = [] if found is None else [item.name for item in found.adapters]
     loaded._load_seconds = time.perf_counter() - began
     return loaded
 
@@ -203,6 +221,7 @@ class LanguageModel:
         self._folder = folder
         self._source = source
         self._load_seconds = 0.0
+        self._adapters: list[str] = []
         self._tokenizer = tokenizer
         self._tokenizer_read = tokenizer is not None
         self._tokenizer_damaged = False
@@ -330,12 +349,13 @@ class LanguageModel:
             `architecture`, `parameters` (tied ones counted once), `weight_bytes` (packed), `step_weight_bytes`
             (those that a step of decoding reads, or a source in an encoder alone), `cache_bytes_per_token`,
             `dtype`, `compute_dtype`, `isa`, `num_threads`, `cache_bytes` (what running requests may reserve; None
-            without a limit), `max_rows`, `context_length`, `vocab_size`, `unknown_tensors` (names) and
-            `load_seconds`; and, in bytes at this moment, `cache_bytes_live` (keys and values that sequences, states
-            and memories of this model hold), `cache_bytes_held` (those and free ones that are kept for reuse) and
-            `activation_bytes` (of running and coming steps of all models in this process).
+            without a limit), `max_rows`, `context_length`, `vocab_size`, `unknown_tensors` (names), `adapters`
+            (folders or hub ids, in the order in which they were applied) and `load_seconds`; and, in bytes at this
+            moment, `cache_bytes_live` (keys and values that sequences, states and memories of this model hold),
+            `cache_bytes_held` (those and free ones that are kept for reuse) and `activation_bytes` (of running and
+            coming steps of all models in this process).
         """
-        return self._core.info() | {"load_seconds": self._load_seconds}
+        return self._core.info() | {"adapters": list(self._adapters), "load_seconds": self._load_seconds}
 
     def _start(self, items: Collection[Any], options: Mapping[str, Any]) -> Decoding:
         """Resolves the options of a call and reads its items; nothing is computed yet.

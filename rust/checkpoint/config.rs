@@ -87,6 +87,11 @@ impl ConfigFile {
         }
     }
 
+    /// Puts a size in the place of the file's.
+    pub fn set_size(&mut self, field: &str, size: usize) {
+        self.values.insert(field.to_owned(), size.into());
+    }
+
     /// Name of the file, as errors give it.
     pub fn label(&self) -> &str {
         &self.label

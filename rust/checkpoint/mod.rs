@@ -1,13 +1,15 @@
 //! Bytes on disk to named tensors and config values: safetensors and files of `torch.save`, single and in shards, and
-//! config.json.
+//! config.json. Adapters lie over them: what they change is computed as it is read.
 //!
 //! Only headers are read when a checkpoint is opened; weights are read by position, piece by piece, by whoever packs
 //! them. Hostile input is an error that names file, tensor, expected and got. Knows names, types and shapes, but no
 //! model: what a tensor means is for `models` to say.
 
+mod adapted;
 pub mod config;
 mod dtype;
 mod folder;
+mod merged;
 mod pickle;
 mod safetensors;
 mod source;
@@ -19,6 +21,7 @@ use std::collections::{BTreeMap, HashSet};
 use std::path::Path;
 use std::sync::Arc;
 
+pub use adapted::{Adapter, Edit, Layout, ModuleKind};
 pub use dtype::Dtype;
 pub use source::SharedBytes;
 
@@ -83,7 +86,7 @@ pub struct MemoryTensor {
 #[derive(Debug)]
 pub struct Checkpoint {
     label: String,
-    sources: Vec<Source>,
+    sources: Vec<Arc<Source>>,
     tensors: BTreeMap<String, TensorInfo>,
 }
 
@@ -138,7 +141,7 @@ impl Checkpoint {
                 return Err(source.malformed(Some(&name), expected, format!("{} bytes", source.len())));
             };
             checkpoint.add(&source, Entry { name, dtype, shape, offset: 0, bytes: size });
-            checkpoint.sources.push(source);
+            checkpoint.sources.push(Arc::new(source));
         }
         Ok(checkpoint)
     }
@@ -152,7 +155,7 @@ impl Checkpoint {
         for entry in safetensors::read_header(&source)? {
             self.add(&source, entry);
         }
-        self.sources.push(source);
+        self.sources.push(Arc::new(source));
         Ok(())
     }
 
@@ -163,11 +166,11 @@ impl Checkpoint {
             self.add(&source, entry);
         }
         let label = source.label().clone();
-        self.sources.push(source);
+        self.sources.push(Arc::new(source));
         for (entry, bytes) in contents.in_memory {
             let source = Source::memory(&label, bytes);
             self.add(&source, entry);
-            self.sources.push(source);
+            self.sources.push(Arc::new(source));
         }
         Ok(())
     }

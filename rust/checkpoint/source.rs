@@ -1,4 +1,4 @@
-//! Where bytes come from: a regular file read by position, or memory handed in by the caller.
+//! Where bytes come from: a regular file read by position, memory handed in by the caller, or what is computed when it is read.
 //!
 //! Files are never mapped: a map counts as our memory, and a file that is cut short under a map kills the process. A
 //! short read is an error like any other. Nothing here knows what the bytes mean.
@@ -12,6 +12,12 @@ use crate::error::{Error, Result};
 /// Bytes in memory that outlive the call that handed them in.
 pub type SharedBytes = Arc<dyn AsRef<[u8]> + Send + Sync>;
 
+/// What computes its bytes when they are asked for.
+pub(super) trait Computed: Send + Sync {
+    /// Fills `buf` with the bytes from `offset` on.
+    fn read_at(&self, offset: u64, buf: &mut [u8]) -> Result<()>;
+}
+
 /// Something that can be read at any position by several threads at once.
 pub(super) struct Source {
     label: Arc<str>,
@@ -23,6 +29,7 @@ pub(super) struct Source {
 enum Bytes {
     File(File),
     Memory(SharedBytes),
+    Computed(Box<dyn Computed>),
 }
 
 impl std::fmt::Debug for Source {
@@ -58,6 +65,11 @@ impl Source {
         Self { label: label.into(), path: label.into(), len, bytes: Bytes::Memory(bytes) }
     }
 
+    /// `len` bytes that are computed when they are read; `label` stands for the file's name in errors.
+    pub(super) fn computed(label: &str, len: u64, computed: Box<dyn Computed>) -> Self {
+        Self { label: label.into(), path: label.into(), len, bytes: Bytes::Computed(computed) }
+    }
+
     /// Name of the file in errors.
     pub(super) fn label(&self) -> &Arc<str> {
         &self.label
@@ -74,6 +86,7 @@ impl Source {
     /// `Checkpoint` when the source ends before, `Io` when the system refuses the read.
     pub(super) fn read_at(&self, offset: u64, buf: &mut [u8], tensor: Option<&str>) -> Result<()> {
         let done = match &self.bytes {
+            Bytes::Computed(computed) => return computed.read_at(offset, buf),
             Bytes::File(file) => read_exact_at(file, offset, buf),
             Bytes::Memory(bytes) => {
                 let bytes: &[u8] = (**bytes).as_ref();

@@ -1,5 +1,6 @@
 //! Loaded models: the contract with the engine, the families, and what all of them share.
 
+mod adapters;
 pub mod decoder;
 mod encoder_decoder;
 pub mod gpt2;
@@ -29,6 +30,7 @@ use step::Bounds;
 
 pub use crate::execute::Activation;
 pub use crate::team::Cancel;
+pub use adapters::modules;
 pub use decoder::{CacheBlock, Decoder, Input, Limits, Segment, Sequence, Wanted};
 pub use encoder_decoder::Pooling;
 use options::option;
@@ -96,9 +98,11 @@ impl Model {
     /// # Errors
     /// Every kind: files missing or malformed, an architecture that is not supported, options out of range, memory refused.
     pub fn load(folder: &Path, options: &LoadOptions, cancel: &Cancel<'_>) -> Result<Self> {
-        let config = ConfigFile::open(folder)?;
+        let mut config = ConfigFile::open(folder)?;
         let architecture = registry::architecture(&config, options.part)?;
-        Self::build(architecture, config, &Checkpoint::open(folder)?, options, cancel)
+        let checkpoint =
+            adapters::adapted(architecture.name, &mut config, Checkpoint::open(folder)?, &options.adapters)?;
+        Self::build(architecture, config, &checkpoint, options, cancel)
     }
 
     /// Loads weights in memory under the configuration `config_json`.

@@ -1,6 +1,7 @@
 //! How a model is to be loaded, and the checks of what was asked for.
 
 use super::decoder::Limits;
+use crate::checkpoint::Adapter;
 use crate::error::{Error, Result};
 use crate::load::Rounding;
 use crate::packed::Storage;
@@ -38,6 +39,8 @@ pub struct LoadOptions {
     pub cache_bytes: Option<u64>,
     /// Sequences that decode side by side in one step; 64 where none is given.
     pub max_rows: Option<usize>,
+    /// Applied to the folder's weights, in order.
+    pub adapters: Vec<Adapter>,
 }
 
 impl LoadOptions {

@@ -177,7 +177,7 @@ def test_an_unknown_argument_of_load(folder: Path) -> None:
     for load in (fastdecode.load, fastdecode.CausalLM.load):
         with pytest.raises(errors.UnknownOptionError, match="did you mean num_threads"):
             load(folder, num_thread=1)  # type: ignore[call-arg]
-        with pytest.raises(TypeError, match="the arguments of load are: cache_bytes"):
+        with pytest.raises(TypeError, match="the arguments of load are: adapter, cache_bytes"):
             load(folder, qqqq=1)  # type: ignore[call-arg]
 
 

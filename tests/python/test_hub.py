@@ -31,13 +31,14 @@ SECRET = "hf_secret"
 
 
 class Hub(ThreadingHTTPServer):
-    """Answers what huggingface_hub asks for one repository, and remembers the questions."""
+    """Answers what huggingface_hub asks for one repository or several, and remembers the questions."""
 
     daemon_threads = True
 
     def __init__(self, repository: Path) -> None:
         super().__init__(("127.0.0.1", 0), Handler)
         self.repository = repository
+        self.repositories = {"org/tiny": repository}
         self.private = False
         self.requests: list[tuple[str, str, str | None]] = []
 
@@ -72,20 +73,25 @@ class Handler(BaseHTTPRequestHandler):
         self.server.requests.append((self.command, path, authorization))
         if self.server.private and authorization != f"Bearer {SECRET}":
             return self.send(401, b"", {"X-Error-Code": "RepoNotFound"})
-        files = sorted(file for file in self.server.repository.rglob("*") if file.is_file())
-        names = {str(file.relative_to(self.server.repository)): file.read_bytes() for file in files}
-        if match := re.fullmatch(r"/api/models/org/tiny/revision/(.+)", path):
+        named = re.match(r"/(?:api/models/)?(org/[a-z]+)/", path)
+        name = named[1] if named else ""
+        repository = self.server.repositories.get(name)
+        if repository is None:
+            return self.send(404, b"", {"X-Error-Code": "RepoNotFound"})
+        files = sorted(file for file in repository.rglob("*") if file.is_file())
+        names = {str(file.relative_to(repository)): file.read_bytes() for file in files}
+        if match := re.fullmatch(r"/api/models/org/[a-z]+/revision/(.+)", path):
             if match[1] not in ("main", "v1", COMMIT):
                 return self.send(404, b"", {"X-Error-Code": "RevisionNotFound"})
-            siblings = [{"rfilename": name} for name in names]
-            return self.send_json({"id": "org/tiny", "sha": COMMIT, "siblings": siblings})
-        if path.startswith("/api/models/org/tiny/tree/"):
+            siblings = [{"rfilename": file} for file in names]
+            return self.send_json({"id": name, "sha": COMMIT, "siblings": siblings})
+        if re.match(r"/api/models/org/[a-z]+/tree/", path):
             entries = [
-                {"type": "file", "path": name, "size": len(data), "oid": hashlib.sha1(data).hexdigest()}
-                for name, data in names.items()
+                {"type": "file", "path": file, "size": len(data), "oid": hashlib.sha1(data).hexdigest()}
+                for file, data in names.items()
             ]
             return self.send_json(entries)
-        match = re.fullmatch(r"/org/tiny/resolve/([^/]+)/(.+)", path)
+        match = re.fullmatch(r"/org/[a-z]+/resolve/([^/]+)/(.+)", path)
         if match and match[2] in names:
             data = names[match[2]]
             etag = {"ETag": f'"{hashlib.sha1(data).hexdigest()}"', "X-Repo-Commit": COMMIT}
@@ -366,6 +372,105 @@ def test_the_pieces_of_a_tokenizer_are_fetched(hub: Hub, tmp_path: Path) -> None
     shutil.copy(pieces, hub.repository)
     load(hub, tmp_path / "home")
     assert "spiece.model" in hub.downloads()
+
+
+@pytest.fixture
+def adapted(hub: Hub, tmp_path: Path) -> list[int]:
+    """A repository with an adapter of the other one, org/adapter; returns the ids that both give together."""
+    import peft_folders as made
+
+    folder = tmp_path / "adapter"
+    made.adapter(hub.repository, folder, spread=0.5)
+    made.change(folder, base_model_name_or_path="org/tiny")
+    hub.repositories["org/adapter"] = folder
+    both = fastdecode.load(hub.repository, adapter=folder, num_threads=1).run([5, 6], max_new_tokens=5)
+    assert (
+        both.token_ids
+        != fastdecode.load(hub.repository, num_threads=1).run([5, 6], max_new_tokens=5).token_ids
+    )
+    return list(both.token_ids)
+
+
+ADAPTER = {"adapter_config.json", "adapter_model.safetensors"}
+MODEL = {"config.json", "model.safetensors", "tokenizer.json"}
+
+
+def test_an_adapter_and_its_base_are_downloaded(hub: Hub, adapted: list[int], tmp_path: Path) -> None:
+    first, second, source = load(hub, tmp_path / "home", name="org/adapter", again=True)
+    assert first == second == adapted
+    assert f"org/adapter@{COMMIT}" in source
+    assert "'org/tiny'" in source
+    assert hub.downloads() == ADAPTER | MODEL
+    hub.requests.clear()
+    for how in ({"local_files_only": True}, {"variables": {"HF_HUB_OFFLINE": "1"}}):
+        assert load(hub, tmp_path / "home", name="org/adapter", **how)[0] == adapted
+    assert hub.requests == []
+
+
+def test_revisions_of_an_adapter_and_of_its_base(hub: Hub, adapted: list[int], tmp_path: Path) -> None:
+    import peft_folders as made
+
+    def asked() -> set[str]:
+        found = {path for _, path, _ in hub.requests if "/revision/" in path}
+        hub.requests.clear()
+        return {path.removeprefix("/api/models/org/") for path in found}
+
+    home = tmp_path / "home"
+    assert load(hub, home, name="org/adapter", revision="v1")[0] == adapted
+    assert asked() == {"adapter/revision/v1", "tiny/revision/main"}
+    made.change(tmp_path / "adapter", revision="v1")
+    assert load(hub, tmp_path / "other", name="org/adapter")[0] == adapted
+    assert asked() == {"adapter/revision/main", "tiny/revision/v1"}
+    local = str(tmp_path / "adapter")
+    assert load(hub, home, name=local)[0] == adapted
+    assert asked() == {"tiny/revision/v1"}
+    assert load(hub, home, name=local, revision="main")[0] == adapted
+    assert asked() == {"tiny/revision/main"}
+    assert load(hub, home, name=str(hub.repository), adapter="org/adapter@v1")[0] == adapted
+    assert asked() == {"adapter/revision/v1"}
+    kind, message, _, _ = load(hub, home, adapter="org/adapter@v9")
+    assert kind == "ModelNotFoundError"
+    assert "adapter" in message
+    assert "v9" in message
+
+
+def test_of_an_adapter_only_its_own_weights_are_downloaded(
+    hub: Hub, adapted: list[int], tmp_path: Path
+) -> None:
+    import peft_folders as made
+    import torch
+
+    folder = hub.repositories["org/adapter"]
+    for name in ("model.safetensors", "pytorch_model.bin", "adapter_model.bin"):
+        (folder / name).write_bytes(b"not wanted")
+    name = str(hub.repository)
+    assert load(hub, tmp_path / "home", name=name, adapter=["org/adapter"])[0] == adapted
+    assert hub.downloads() == ADAPTER
+    torch.save(made.tensors(folder), folder / "adapter_model.bin")
+    (folder / "adapter_model.safetensors").unlink()
+    hub.requests.clear()
+    assert load(hub, tmp_path / "other", name=name, adapter=["org/adapter"])[0] == adapted
+    assert hub.downloads() == {"adapter_config.json", "adapter_model.bin"}
+
+
+def test_weights_beside_an_adapter_of_the_hub_are_not_its_base(
+    hub: Hub, adapted: list[int], tmp_path: Path
+) -> None:
+    folder = hub.repositories["org/adapter"]
+    shutil.copy(hub.repository / "config.json", folder)
+    (folder / "model.safetensors").write_bytes(b"not read")
+    assert load(hub, tmp_path / "home", name="org/adapter")[0] == adapted
+
+
+def test_an_adapter_whose_base_is_private_or_gone(hub: Hub, adapted: list[int], tmp_path: Path) -> None:
+    hub.private = True
+    assert load(hub, tmp_path / "home", name="org/adapter", token=SECRET)[0] == adapted
+    hub.private = False
+    del hub.repositories["org/tiny"]
+    kind, message, model, _ = load(hub, tmp_path / "other", name="org/adapter")
+    assert (kind, model) == ("ModelNotFoundError", "org/tiny")
+    assert "base_model_name_or_path" in message
+    assert "adapter=" in message
 
 
 @pytest.mark.parametrize(

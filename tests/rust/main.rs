@@ -3,6 +3,7 @@
 mod allocation;
 mod architecture;
 mod attention;
+mod checkpoint_adapted;
 mod checkpoint_config;
 mod checkpoint_folder;
 mod checkpoint_fuzz;

@@ -1,0 +1,482 @@
+"""Adapters of PEFT: any that peft makes gives what its merge gives, and nothing in one is passed over."""
+
+from __future__ import annotations
+
+import json
+import pickle
+import shutil
+import tempfile
+import warnings
+from pathlib import Path
+from typing import Any
+
+import fastdecode
+import numpy as np
+import peft_folders as made
+import pytest
+import torch
+from families import FAMILIES, Family, Input
+from families import Recipe as Base
+from families.gpt2 import GPT2Recipe
+from families.gpt2 import config as gpt2_config
+from fastdecode import errors
+from hypothesis import given, reject, settings
+from hypothesis import strategies as st
+from parity import EXAMPLES, PHASES, ids
+from peft_folders import BIN, CONFIG, SAFE, adapter, change, gpt2, t5
+from reference import Reference, assert_close, assert_same_ids
+from subject import Subject
+
+GPT2, T5 = FAMILIES["gpt2"], FAMILIES["t5"]
+EVERY = pytest.mark.parametrize("family", FAMILIES.values(), ids=FAMILIES)
+
+
+def load(*where: Any, **options: Any) -> Any:
+    """Loads, and sees to it that nothing is warned about."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        return fastdecode.load(*where, num_threads=1, **options)
+
+
+def hold(
+    ours: Any, theirs: Reference, family: Family, vocab: int, what: str = "", **for_transformers: Any
+) -> None:
+    """Holds logits and greedy ids against the reference."""
+    rows = np.random.default_rng(3).integers(0, vocab, (2, 8)).tolist()
+    item = Input([0, *rows[0]], rows[1]) if family.has_encoder else Input(rows[0])
+    assert_close(Subject(ours).answers(item), theirs, item, what)
+    options: dict[str, Any] = {"do_sample": False, "max_new_tokens": 5}
+    assert_same_ids(
+        theirs.generate(rows, **options, **for_transformers), ids(ours.run(rows, **options)), what
+    )
+
+
+def check(base: Path, adapters: list[Path], family: Family = GPT2, vocab: int = 50, **recipe: Any) -> Any:
+    """Loads a base with adapters, and holds it against the reference."""
+    ours = load(base, adapter=adapters)
+    hold(ours, made.reference(family, base, adapters, **recipe), family, vocab)
+    return ours
+
+
+@EVERY
+def test_any_adapter_gives_what_peft_gives(family: Family) -> None:
+    @settings(max_examples=20 * EXAMPLES, phases=PHASES)
+    @given(base=family.recipes(), data=st.data(), second=st.sampled_from([False, False, False, True]))
+    def hold_any(base: Base, data: st.DataObject, second: bool) -> None:
+        drawn = [data.draw(made.recipes(family, base.vocab)) for _ in range(1 + second)]
+        if second:
+            drawn = [made.without_size(one) for one in drawn]
+        with tempfile.TemporaryDirectory() as tmp:
+            folder = family.write(base, Path(tmp) / "base")
+            paths = [Path(tmp) / f"adapter-{n}" for n in range(len(drawn))]
+            try:
+                for recipe, path in zip(drawn, paths, strict=True):
+                    made.make(made.base_of(family, folder, recipe.more), recipe, path)
+            except (ValueError, TypeError, AttributeError):
+                reject()  # what peft refuses or fails to make, nobody has
+            if drawn[0].more and not made.has_vocabulary(paths[0]):
+                reject()  # the file says nothing of the new size, and the rows are not in it
+            if drawn[0].more and made.lacks_embedding(base, paths[0]):
+                with pytest.raises(errors.CheckpointError, match="rows"):
+                    fastdecode.load(folder, adapter=paths)
+                return
+            try:
+                theirs = made.reference(family, folder, paths, drawn[0].more)
+            except (KeyError, AttributeError):
+                reject()  # of tied modules that are inside of a saved one peft misses tensors that it did not save
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", errors.FastdecodeWarning)
+                ours = fastdecode.load(folder, adapter=paths)
+            what = f"{drawn} over {base}"
+            assert ours.config["vocab_size"] == base.vocab + drawn[0].more
+            vocab = base.vocab + min(drawn[0].more, 0)
+            hold(ours, theirs, family, vocab, what, **base.for_transformers)
+
+    hold_any()
+
+
+class TestWhere:
+    """Which base and which adapters a folder stands for."""
+
+    def test_an_adapter_alone_names_its_base(self, tmp_path: Path) -> None:
+        base = gpt2(tmp_path / "base")
+        one = adapter(base, tmp_path / "one", config={"target_modules": ["c_attn"]})
+        ours = load(one)
+        hold(ours, made.reference(GPT2, base, [one]), GPT2, 50)
+        assert isinstance(ours, fastdecode.CausalLM)
+        assert ours.info()["adapters"] == [str(one.resolve())]
+        # transformers itself follows the name in the same way.
+        theirs = Reference(one)
+        hold(ours, theirs, GPT2, 50)
+
+    def test_the_class_methods_take_adapters(self, tmp_path: Path) -> None:
+        base = t5(tmp_path / "base")
+        one = adapter(base, tmp_path / "one", T5)
+        theirs = made.reference(T5, base, [one])
+        hold(fastdecode.Seq2SeqLM.load(one), theirs, T5, 50)
+        hold(fastdecode.Seq2SeqLM.load(base, adapter=str(one)), theirs, T5, 50)
+        with pytest.raises(errors.UnsupportedModelError):
+            fastdecode.CausalLM.load(one)
+
+    def test_a_relative_base_is_relative_to_the_current_folder(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        base = gpt2(tmp_path / "base")
+        one = adapter(base, tmp_path / "one")
+        change(one, base_model_name_or_path="base")
+        monkeypatch.chdir(tmp_path)
+        theirs = made.reference(GPT2, base, [one])
+        ours = load("one")
+        hold(ours, theirs, GPT2, 50)
+        hold(ours, Reference(Path("one")), GPT2, 50)
+        # A pickle names the base where it was, whatever the current folder is.
+        dumped = pickle.dumps(ours)
+        monkeypatch.chdir(one)
+        hold(pickle.loads(dumped), theirs, GPT2, 50)
+        with pytest.raises(errors.ModelNotFoundError, match="base_model_name_or_path"):
+            fastdecode.load(".")
+
+    def test_an_adapter_beside_the_weights_is_applied_to_them(self, tmp_path: Path) -> None:
+        base = gpt2(tmp_path / "base")
+        one = adapter(base, tmp_path / "one")
+        both = shutil.copytree(base, tmp_path / "both")
+        for name in (CONFIG, SAFE):
+            shutil.copy(one / name, both)
+        change(both, base_model_name_or_path=str(tmp_path / "nowhere"))
+        ours = load(both)
+        hold(ours, Reference(both), GPT2, 50)
+        hold(ours, made.reference(GPT2, base, [one]), GPT2, 50)
+        assert ours.info()["adapters"] == [str(both.resolve())]
+        again = pickle.loads(pickle.dumps(ours))
+        assert again.info()["adapters"] == ours.info()["adapters"]
+        np.testing.assert_array_equal(again.logits([1, 2, 3]), ours.logits([1, 2, 3]))
+
+    def test_a_given_adapter_comes_after_the_one_in_the_folder(self, tmp_path: Path) -> None:
+        base = gpt2(tmp_path / "base")
+        one, two = (adapter(base, tmp_path / name, seed=n) for n, name in enumerate(("one", "two")))
+        ours = load(one, adapter=two)
+        hold(ours, made.reference(GPT2, base, [one, two]), GPT2, 50)
+        assert ours.info()["adapters"] == [str(one.resolve()), str(two.resolve())]
+        again = pickle.loads(pickle.dumps(ours))
+        np.testing.assert_array_equal(again.logits([1, 2, 3]), ours.logits([1, 2, 3]))
+
+    def test_without_an_adapter_none_is_named(self, tmp_path: Path) -> None:
+        assert load(gpt2(tmp_path)).info()["adapters"] == []
+
+    def test_a_bundled_model_is_a_base(self, tmp_path: Path) -> None:
+        demo = Path(fastdecode.__file__).parent / "demo" / "demo-stories"
+        one = adapter(demo, tmp_path / "one")
+        change(one, base_model_name_or_path="demo-stories")
+        ours = load(one)
+        hold(ours, made.reference(GPT2, demo, [one]), GPT2, 300)
+        assert ours.generate("Once upon a time", max_new_tokens=3)
+
+    @pytest.mark.parametrize("name", [None, "", "demo-nothing-here/at all"])
+    def test_a_base_that_is_none(self, tmp_path: Path, name: str | None) -> None:
+        base = gpt2(tmp_path / "base")
+        one = adapter(base, tmp_path / "one")
+        change(one, base_model_name_or_path=name)
+        with pytest.raises((errors.ConfigError, errors.ModelNotFoundError), match="base_model_name_or_path"):
+            fastdecode.load(one)
+        hold(load(base, adapter=one), made.reference(GPT2, base, [one]), GPT2, 50)
+
+    def test_a_base_that_is_an_adapter(self, tmp_path: Path) -> None:
+        base = gpt2(tmp_path / "base")
+        one = adapter(base, tmp_path / "one")
+        for name in (tmp_path / "one", tmp_path / "two"):
+            two = shutil.copytree(one, tmp_path / "two", dirs_exist_ok=True)
+            change(two, base_model_name_or_path=str(name))
+            with pytest.raises(errors.ConfigError, match="an adapter alone"):
+                fastdecode.load(two)
+
+    def test_a_base_without_weights_or_quantized(self, tmp_path: Path) -> None:
+        base = gpt2(tmp_path / "base")
+        one = adapter(base, tmp_path / "one")
+        change(
+            base, "config.json", quantization_config={"quant_method": "bitsandbytes", "load_in_4bit": True}
+        )
+        with pytest.raises(errors.ConfigError, match="4 bits"):
+            fastdecode.load(one)
+        change(base, "config.json", quantization_config=None)
+        (base / "model.safetensors").unlink()
+        with pytest.raises(errors.FileMissingError):
+            fastdecode.load(one)
+
+    @pytest.mark.parametrize("given", [3, [3], "", [""], b"one", {"a": 1}])
+    def test_what_is_no_adapter(self, tmp_path: Path, given: Any) -> None:
+        with pytest.raises(errors.OptionError, match="adapter"):
+            fastdecode.load(gpt2(tmp_path), adapter=given)
+
+    def test_a_folder_that_is_no_adapter(self, tmp_path: Path) -> None:
+        base = gpt2(tmp_path / "base")
+        with pytest.raises(errors.FileMissingError, match=CONFIG):
+            fastdecode.load(base, adapter=base)
+        with pytest.raises(errors.ModelNotFoundError, match="adapter"):
+            fastdecode.load(base, adapter=tmp_path / "nowhere")
+
+    def test_a_revision_needs_something_on_the_hub(self, tmp_path: Path) -> None:
+        base = gpt2(tmp_path / "base")
+        one = adapter(base, tmp_path / "one")
+        change(one, revision="main")  # what training noted means nothing for a folder
+        load(one)
+        with pytest.raises(errors.OptionError, match="revision"):
+            fastdecode.load(one, revision="main")
+        for name in (CONFIG, SAFE):
+            shutil.copy(one / name, base)
+        with pytest.raises(errors.OptionError, match="revision"):
+            fastdecode.load(base, revision="main")
+
+
+class TestText:
+    """Tokenizer and generation defaults."""
+
+    def test_the_adapters_tokenizer_wins(self, tmp_path: Path, byte_level: Any) -> None:
+        base = gpt2(tmp_path / "base", vocab_size=320)
+        one = adapter(base, tmp_path / "one")
+        assert load(one).tokenizer is None
+        byte_level.save(str(base / "tokenizer.json"))
+        own = load(one)
+        assert own.tokenizer is not None
+        changed = json.loads((base / "tokenizer.json").read_text())
+        changed["post_processor"] = {
+            "type": "TemplateProcessing",
+            "single": [
+                {"Sequence": {"id": "A", "type_id": 0}},
+                {"SpecialToken": {"id": "<|endoftext|>", "type_id": 0}},
+            ],
+            "pair": [{"Sequence": {"id": "A", "type_id": 0}}, {"Sequence": {"id": "B", "type_id": 0}}],
+            "special_tokens": {
+                "<|endoftext|>": {"id": "<|endoftext|>", "ids": [0], "tokens": ["<|endoftext|>"]}
+            },
+        }
+        (one / "tokenizer.json").write_text(json.dumps(changed))
+        (one / "tokenizer_config.json").write_text('{"tokenizer_class": "PreTrainedTokenizerFast"}')
+        theirs = load(one)
+        assert theirs.tokenizer.encode("a") == [*own.tokenizer.encode("a"), 0]
+        two = adapter(base, tmp_path / "two")
+        assert load(base, adapter=[one, two]).tokenizer.encode("a") == theirs.tokenizer.encode("a")
+        assert load(one, tokenizer=byte_level).tokenizer.encode("a") == own.tokenizer.encode("a")
+
+    def test_defaults_are_those_of_the_base(self, tmp_path: Path) -> None:
+        base = gpt2(tmp_path / "base")
+        one = adapter(base, tmp_path / "one")
+        (base / "generation_config.json").write_text('{"max_new_tokens": 3}')
+        (one / "generation_config.json").write_text('{"max_new_tokens": 7}')
+        assert len(load(one).run([1, 2]).token_ids) == 3
+        assert Reference(one).model.generation_config.max_new_tokens == 3
+
+    def test_the_command(self, tmp_path: Path, byte_level: Any, capsys: pytest.CaptureFixture[str]) -> None:
+        from fastdecode.cli import main
+
+        base = gpt2(tmp_path / "base", vocab_size=320)
+        byte_level.save(str(base / "tokenizer.json"))
+        paths = [adapter(base, tmp_path / name, seed=n, spread=0.5) for n, name in enumerate(("one", "two"))]
+        wanted = load(base, adapter=paths).generate("The wolf", max_new_tokens=8, do_sample=False)
+        flags = [text for path in paths for text in ("--adapter", str(path))]
+        assert main(["run", str(base), "The wolf", "--max-new-tokens", "8", "--quiet", *flags]) == 0
+        assert capsys.readouterr().out.rstrip("\n") == wanted.rstrip("\n")
+        assert main(["info", str(base), "--json", *flags]) == 0
+        shown = json.loads(capsys.readouterr().out)
+        assert shown["model"]["adapters"] == [str(path.resolve()) for path in paths]
+        (paths[1] / SAFE).unlink()
+        assert main(["run", str(base), "The wolf", *flags]) == 1
+        assert "adapter_model.safetensors" in capsys.readouterr().err
+
+    def test_a_pipeline(self, tmp_path: Path, byte_level: Any) -> None:
+        base = gpt2(tmp_path / "base", vocab_size=320)
+        byte_level.save(str(base / "tokenizer.json"))
+        one = adapter(base, tmp_path / "one", spread=0.5)
+        options: dict[str, Any] = {"max_new_tokens": 8, "do_sample": False}
+        tell = fastdecode.pipeline("text-generation", base, adapter=one, **options)
+        wanted = "The wolf" + load(base, adapter=one).generate("The wolf", **options)
+        assert tell("The wolf") == [{"generated_text": wanted}]
+        with pytest.raises(errors.OptionError, match="adapter"):
+            fastdecode.pipeline("text-generation", load(base), adapter=one)
+
+
+class TestMerge:
+    """Each thing that a configuration may ask for, by itself."""
+
+    @pytest.mark.parametrize(
+        "config",
+        [
+            {"r": 3, "lora_alpha": 7, "use_rslora": True},
+            {"rank_pattern": {"0.attn.c_attn": 5}, "alpha_pattern": {r".*\.1\.attn.*": 64}},
+            {"rank_pattern": {"c_attn": 2, r"h\.0.*": 4}},
+            {"fan_in_fan_out": False},
+            {"target_modules": ["c_proj"]},  # square, so that only its kind says how it lies
+            {"target_modules": ["wte"]},
+            {"target_modules": ["wpe", "c_fc"]},
+            {"target_modules": ["lm_head"]},
+            {"target_modules": ["lm_head", "wte", "c_attn"]},
+            {"target_modules": "all-linear"},
+            {"bias": "all"},
+            {"bias": "lora_only"},
+            {"lora_bias": True, "use_rslora": True},
+            {"modules_to_save": ["lm_head"]},
+            {"modules_to_save": ["wte"]},
+            {"modules_to_save": ["wte", "lm_head"]},
+            {"modules_to_save": ["ln_f", "mlp"]},
+            {"modules_to_save": ["wte"], "target_modules": ["lm_head"]},
+            {"trainable_token_indices": [3, 7]},
+            {"trainable_token_indices": {"lm_head": [3, 7]}},
+            {"init_lora_weights": "gaussian"},
+            {"ensure_weight_tying": True, "modules_to_save": ["wte"]},
+            {"ensure_weight_tying": True, "modules_to_save": ["lm_head"]},
+            {"ensure_weight_tying": True, "target_modules": ["lm_head"]},
+            {"ensure_weight_tying": True, "target_modules": ["wte", "lm_head", "c_fc"]},
+        ],
+        ids=str,
+    )
+    @pytest.mark.parametrize("head", ["tied, absent", "tied, equal", "untied"])
+    def test_gpt2(self, tmp_path: Path, config: dict[str, Any], head: str) -> None:
+        base = gpt2(tmp_path / "base", head=head, tie_word_embeddings=head != "untied")
+        one = adapter(base, tmp_path / "one", config={"target_modules": ["c_attn"], **config})
+        check(base, [one])
+
+    @pytest.mark.parametrize(
+        "config",
+        [
+            {},
+            {"target_modules": ["q", "k", "v", "o", "wi", "wi_0", "wi_1", "wo"]},
+            {"target_modules": ["shared"]},
+            {"target_modules": ["embed_tokens", "lm_head"]},
+            {"target_modules": ["relative_attention_bias", "q"]},
+            {"modules_to_save": ["shared"]},
+            {"modules_to_save": ["lm_head"]},
+            {"modules_to_save": ["embed_tokens", "final_layer_norm"]},
+            {"modules_to_save": ["encoder"], "target_modules": ["decoder.block.0.layer.0.SelfAttention.q"]},
+            {"trainable_token_indices": [3, 7]},
+            {"ensure_weight_tying": True, "target_modules": ["lm_head", "q"]},
+            {"ensure_weight_tying": True, "target_modules": ["embed_tokens"]},
+            {"ensure_weight_tying": True, "modules_to_save": ["lm_head"]},
+        ],
+        ids=str,
+    )
+    @pytest.mark.parametrize("model_type", ["t5", "mt5", "umt5"])
+    def test_t5(self, tmp_path: Path, config: dict[str, Any], model_type: str) -> None:
+        base = t5(tmp_path / "base", model_type)
+        one = adapter(base, tmp_path / "one", T5, config={"target_modules": ["q", "v"], **config})
+        check(base, [one], T5)
+
+    @pytest.mark.parametrize("more", [6, -4])
+    @pytest.mark.parametrize("family", [GPT2, T5], ids=str)
+    @pytest.mark.parametrize("embedding", [False, True])
+    def test_another_vocabulary(self, tmp_path: Path, family: Family, more: int, embedding: bool) -> None:
+        base = (gpt2 if family is GPT2 else t5)(tmp_path / "base")
+        aimed = [("wte" if family is GPT2 else "shared")] if embedding else []
+        config = {"target_modules": ["c_attn" if family is GPT2 else "q", *aimed]}
+        one = adapter(base, tmp_path / "one", family, more=more, config=config)
+        ours = load(base, adapter=one)
+        hold(ours, made.reference(family, base, [one], more), family, 50 + more)
+        assert ours.config["vocab_size"] == ours.info()["vocab_size"] == 50 + more
+        with pytest.raises(errors.OptionError):
+            ours.run([50 + more])
+
+    @pytest.mark.parametrize("head", ["tied, absent", "untied"])
+    def test_a_vocabulary_whose_new_rows_are_not_all_there(self, tmp_path: Path, head: str) -> None:
+        base = gpt2(tmp_path / "base", head=head, tie_word_embeddings=head != "untied")
+        one = adapter(base, tmp_path / "one", more=6, config={"modules_to_save": ["wte"]})
+        made.rewrite(
+            one, lambda named: {k: v for k, v in named.items() if "lm_head" not in k and "original" not in k}
+        )
+        with pytest.raises(errors.CheckpointError, match="56 rows"):
+            fastdecode.load(base, adapter=one)
+
+    @pytest.mark.parametrize("file", [SAFE, BIN])
+    @pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16", "float64"])
+    def test_files_and_types(self, tmp_path: Path, file: str, dtype: str) -> None:
+        base = gpt2(tmp_path / "base")
+        config = {"target_modules": ["c_attn", "wte"], "modules_to_save": ["ln_f"], "bias": "all"}
+        one = adapter(base, tmp_path / "one", config=config, file=file, dtype=dtype)
+        assert (one / file).is_file()
+        check(base, [one])
+
+    def test_safetensors_go_before_a_pickle(self, tmp_path: Path) -> None:
+        base = gpt2(tmp_path / "base")
+        one = adapter(base, tmp_path / "one")
+        (one / BIN).write_bytes(b"no pickle")
+        check(base, [one])
+
+    def test_several_add_up_in_order(self, tmp_path: Path) -> None:
+        base = gpt2(tmp_path / "base")
+        configs: list[dict[str, Any]] = [
+            {"target_modules": ["c_attn", "lm_head"], "modules_to_save": ["ln_f"]},
+            {"target_modules": ["c_attn", "wte"], "r": 2, "bias": "lora_only"},
+            {"modules_to_save": ["lm_head", "ln_f"], "target_modules": ["c_fc"]},
+        ]
+        paths = [adapter(base, tmp_path / str(n), seed=n, config=c) for n, c in enumerate(configs)]
+        for order in (paths, paths[::-1], paths[1:], [paths[0], paths[0]]):
+            check(base, order)
+        assert not np.allclose(
+            load(base, adapter=paths).logits([1, 2]), load(base, adapter=paths[::-1]).logits([1, 2])
+        )
+
+    @pytest.mark.parametrize("stored", ["float32", "float16", "bfloat16"])
+    @pytest.mark.parametrize("dtype", ["auto", "float32", "float16", "bfloat16"])
+    def test_what_is_merged_is_then_stored_as_dtype_says(
+        self, tmp_path: Path, stored: str, dtype: str
+    ) -> None:
+        recipe = GPT2Recipe(gpt2_config(vocab=50), dtype=stored, seed=5)
+        base = GPT2.write(recipe, tmp_path / "base")
+        one = adapter(base, tmp_path / "one")
+        ours = load(base, adapter=one, dtype=dtype)
+        theirs = made.reference(GPT2, base, [one])
+        if dtype != "auto":
+            theirs.model = theirs.model.to(getattr(torch, dtype)).float()
+            assert ours.info()["dtype"] == dtype
+        else:
+            # What was merged keeps every bit, and so does what no adapter touched, in its own type.
+            assert set(ours.info()["dtype"].split(", ")) == {"float32", stored}
+        hold(ours, theirs, GPT2, 50)
+
+    def test_products_in_bfloat16(self, tmp_path: Path) -> None:
+        base = gpt2(tmp_path / "base")
+        one = adapter(base, tmp_path / "one")
+        ours = load(one, dtype="bfloat16", compute_dtype="bfloat16")
+        assert ours.info()["compute_dtype"] == "bfloat16"
+        with pytest.raises(errors.OptionError, match="compute_dtype"):
+            fastdecode.load(one, compute_dtype="bfloat16")
+
+    def test_threads_do_not_change_results(self, tmp_path: Path) -> None:
+        base = gpt2(tmp_path / "base")
+        one = adapter(base, tmp_path / "one", config={"target_modules": "all-linear"})
+        single, several = (fastdecode.load(one, num_threads=n).logits([1, 2, 3]) for n in (1, 3))
+        np.testing.assert_array_equal(single, several)
+
+    def test_names_as_older_versions_and_other_classes_write_them(self, tmp_path: Path) -> None:
+        base = gpt2(tmp_path / "base")
+        config = {"target_modules": ["c_attn", "wpe"], "modules_to_save": ["lm_head"]}
+        one = adapter(base, tmp_path / "one", config=config)
+        theirs = made.reference(GPT2, base, [one])
+
+        def renamed(name: str) -> str:
+            for part in ("lora_A", "lora_B", "lora_embedding_A", "lora_embedding_B"):
+                name = name.replace(f".{part}", f".{part}.default")
+            return name.replace("lm_head.", "lm_head.modules_to_save.default.")
+
+        for rename in (
+            renamed,
+            lambda name: name.replace(".transformer.", "."),  # of GPT2Model
+            lambda name: name.removeprefix("base_model.model."),
+            lambda name: name.replace("lm_head.", "lm_head.modules_to_save."),
+        ):
+            two = shutil.copytree(one, tmp_path / "two", dirs_exist_ok=True)
+            made.rewrite(two, lambda named, rename=rename: {rename(name): x for name, x in named.items()})
+            hold(load(base, adapter=two), theirs, GPT2, 50)
+            shutil.copytree(one, two, dirs_exist_ok=True)
+
+    def test_configurations_of_older_versions_have_fewer_fields(self, tmp_path: Path) -> None:
+        base = gpt2(tmp_path / "base")
+        one = adapter(base, tmp_path / "one", config={"r": 8, "lora_alpha": 8})
+        theirs = made.reference(GPT2, base, [one])
+        kept = {"peft_type": "LORA", "target_modules": ["c_attn"], "base_model_name_or_path": str(base)}
+        (one / CONFIG).write_text(json.dumps(kept))
+        hold(load(one), theirs, GPT2, 50)
+        change(one, target_modules=None, layers_pattern=None, rank_pattern=None, a_field_to_come={"x": 1})
+        hold(load(one), theirs, GPT2, 50)
+
+    def test_modules_that_the_base_does_not_have_are_no_targets(self, tmp_path: Path) -> None:
+        base = gpt2(tmp_path / "base")
+        names = {"target_modules": ["c_attn", "q_proj"], "modules_to_save": ["score", "embed_tokens"]}
+        check(base, [adapter(base, tmp_path / "one", config=names)])
