@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 # The preferred one first.
 _WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")
 _PREFIX = "base_model.model."
+# Embeddings of T5 that are the module `shared` itself once the vocabulary was resized: peft then adapts that alone.
+_SHARED = ("encoder.embed_tokens", "decoder.embed_tokens")
 # Characters of a tensor's name; those of real models have a hundred.
 _LONGEST = 1000
 # What stands before the names of a causal model's modules, unless an adapter was made for the model without its head.
@@ -292,7 +294,7 @@ class _Reading:
         for module in modules:
             known = _own(module) if bare else module
             own = _own(module)
-            if own not in have and self._config.is_target(known):
+            if own not in have and own not in _SHARED and self._config.is_target(known):
                 raise self._malformed(None, f"lora_A and lora_B of {module}, a target", "no such tensors")
             if f"{own}.weight" not in saved and self._config.is_saved(known):
                 raise self._malformed(None, f"{module}.weight, of a module to save", "no such tensor")

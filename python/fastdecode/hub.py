@@ -189,9 +189,11 @@ def _download(
                 path = snapshot((*_WITHOUT_MODEL, _ADAPTER_BIN))
         else:
             path = snapshot(_PATTERNS)
-            # An adapter's safetensors say nothing about the form of the weights beside them.
+            # An adapter's safetensors say nothing about the form of the weights beside them, nor the other way round.
             if not _has(path, "model*.safetensors") and not _is_adapter_alone(path):
                 path = snapshot(_PATTERNS + _BIN_PATTERNS)
+            elif (path / _ADAPTER[0]).exists() and not (path / _ADAPTER[1]).exists():
+                path = snapshot((*_PATTERNS, _ADAPTER_BIN))
         commit = path.name if path.parent.name == "snapshots" else revision
         if not any(_has(path, pattern) for pattern in ("*.safetensors", "*.bin")) and not _is_offline(
             local_files_only

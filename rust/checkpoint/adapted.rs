@@ -314,13 +314,14 @@ impl Overlay<'_> {
 
     /// Checks what takes a tensor's place; a tensor of the vocabulary may come with other rows. Whether it does.
     fn is_resized(&self, target: &str, new: &TensorInfo, old: &TensorInfo) -> Result<bool> {
-        if self.layout.vocabulary.contains(&self.layout.own(target)) {
-            if let ([rows, width], [before, columns]) = (new.shape.as_slice(), old.shape.as_slice()) {
-                if width == columns && *rows > 0 {
-                    new.expect(&new.shape)?;
-                    return Ok(rows != before);
-                }
-            }
+        let is_table = self.layout.vocabulary.contains(&self.layout.own(target));
+        if let (true, [rows, width], [before, columns]) =
+            (is_table, new.shape.as_slice(), old.shape.as_slice())
+            && width == columns
+            && *rows > 0
+        {
+            new.expect(&new.shape)?;
+            return Ok(rows != before);
         }
         new.expect(&old.shape)?;
         Ok(false)

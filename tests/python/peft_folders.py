@@ -137,6 +137,21 @@ def change(folder: Path, file: str = CONFIG, **values: Any) -> None:
     path.write_text(json.dumps(json.loads(path.read_text()) | values))
 
 
+def has_vocabulary(folder: Path) -> bool:
+    """Whether an adapter brings an embedding or a head."""
+    tables = ("wte.", "shared.", "lm_head.")
+    return any(
+        table in name and name.endswith("weight") and "lora" not in name
+        for name in tensors(folder)
+        for table in tables
+    )
+
+
+def lacks_embedding(base: Any, folder: Path) -> bool:
+    """Whether a head came with another vocabulary, and no embedding: peft leaves it out where the head is a target."""
+    return getattr(base, "head", "") == "untied" and not any(".wte." in name for name in tensors(folder))
+
+
 # What can be a target, by whether it is a linear layer, and what can be saved whole.
 _GPT2 = (
     ["c_attn", "c_fc", "attn.c_proj", "mlp.c_proj", "c_proj", "lm_head", "transformer.h.0.mlp.c_fc"],

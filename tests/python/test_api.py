@@ -40,6 +40,7 @@ def test_signature_of_load_is_as_announced() -> None:
         "cache_bytes",
         "max_rows",
         "tokenizer",
+        "adapter",
         "revision",
         "token",
         "cache_dir",
@@ -47,7 +48,7 @@ def test_signature_of_load_is_as_announced() -> None:
         "transformers",
     ]
     kinds = [parameter.kind for parameter in signature.parameters.values()]
-    assert kinds[1:-1] == [inspect.Parameter.KEYWORD_ONLY] * 10
+    assert kinds[1:-1] == [inspect.Parameter.KEYWORD_ONLY] * 11
     assert kinds[-1] is inspect.Parameter.VAR_KEYWORD
     assert signature.parameters["dtype"].default == "auto"
 
