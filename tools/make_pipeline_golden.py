@@ -3,7 +3,7 @@
     pip install --target OLD transformers==4.57.6
     PYTHONPATH=OLD python tools/make_pipeline_golden.py
 
-Needs torch. Folders that are there are kept; the models are random; every vocabulary entry is a piece of the texts below.
+Needs torch. Folders that are there are kept; models are random; every vocabulary entry is a piece of the texts below.
 """
 
 from __future__ import annotations
