@@ -54,6 +54,10 @@ def read_config(folder: Path) -> AdapterConfig:
     return AdapterConfig(read_json(path), str(path))
 
 
+# Names that peft takes for an embedding or a head (its `EMBEDDING_LAYER_NAMES`).
+_TABLES = ("embed_tokens", "lm_head")
+
+
 class AdapterConfig:
     """The configuration of an adapter.
 
@@ -173,6 +177,19 @@ class AdapterConfig:
         parts = module.split(".")
         around = (".".join(parts[: end + 1]) for end in range(len(parts)))
         return any(name.endswith(saved) for name in around for saved in self._saved)
+
+    @property
+    def repeats(self) -> bool:
+        """Whether matrices that were tied in training are applied once for each of the tied modules.
+
+        peft ties them again when it loads, and merges them into tied weights once for each, where a target has the name
+        of an embedding or a head; else it leaves the repetition out.
+        """
+        if any(saved.split(".")[-1] in _TABLES for saved in self._saved):
+            return False
+        if isinstance(self._targets, str):
+            return any(re.fullmatch(self._targets, name) for name in _TABLES)
+        return any(target.split(".")[-1] in _TABLES for target in self._targets)
 
     def is_target(self, module: str) -> bool:
         """Whether a module takes matrices, if it can take any."""

@@ -226,9 +226,8 @@ class _Reading:
                 copies.append((f"{match['module']}.{match['rest']}", name))
             else:
                 self._sort(key, name)
-        if config.is_tied:
-            # The file repeats the embedding's matrices for what was tied to it in training. peft leaves the repetition
-            # out when it loads: weights that are tied would take it twice.
+        if config.is_tied and not config.repeats:
+            # The file repeats the embedding's matrices for what was tied to it in training.
             kept = {key: names for key, names in self._matrices.items() if config.is_target(key[0])}
             self._matrices = kept
         for target, name in copies:

@@ -139,7 +139,7 @@ def change(folder: Path, file: str = CONFIG, **values: Any) -> None:
 
 def has_vocabulary(folder: Path) -> bool:
     """Whether an adapter brings an embedding or a head."""
-    tables = ("wte.", "shared.", "lm_head.")
+    tables = ("wte.", "embed_tokens.", "tokens_embed.", "shared.", "lm_head.")
     return any(
         table in name and name.endswith("weight") and "lora" not in name
         for name in tensors(folder)
@@ -149,7 +149,10 @@ def has_vocabulary(folder: Path) -> bool:
 
 def lacks_embedding(base: Any, folder: Path) -> bool:
     """Whether a head came with another vocabulary, and no embedding: peft leaves it out where the head is a target."""
-    return getattr(base, "head", "") == "untied" and not any(".wte." in name for name in tensors(folder))
+    tables = (".wte.", ".embed_tokens.", ".tokens_embed.")
+    return getattr(base, "head", "") == "untied" and not any(
+        table in name for name in tensors(folder) for table in tables
+    )
 
 
 # What can be a target, by whether it is a linear layer, and what can be saved whole.
@@ -181,7 +184,39 @@ _T5 = (
         "decoder.block.0.layer.0",
     ],
 )
-_TOKENS = {"lm_head", "wte", "shared", "embed_tokens", "encoder"}
+_GPT1 = (
+    [name for name in _GPT2[0] if name != "transformer.h.0.mlp.c_fc"],
+    ["tokens_embed", "positions_embed"],
+    ["lm_head", "tokens_embed", "positions_embed", "ln_2", "mlp", "h.0.ln_1"],
+)
+_LLAMA = (
+    [
+        "q_proj",
+        "up_proj",
+        "k_proj",
+        "v_proj",
+        "o_proj",
+        "gate_proj",
+        "lm_head",
+        "model.layers.0.mlp.down_proj",
+    ],
+    ["embed_tokens"],
+    ["lm_head", "embed_tokens", "norm", "mlp", "layers.0.input_layernorm"],
+)
+_PHI = (
+    ["q_proj", "fc1", "k_proj", "v_proj", "dense", "lm_head", "model.layers.0.mlp.fc2"],
+    ["embed_tokens"],
+    ["lm_head", "embed_tokens", "final_layernorm", "mlp", "layers.0.input_layernorm"],
+)
+# Targets and modules to save, a target that every adapter has, another one, and the embedding, by family.
+_NAMES = {
+    "gpt2": (_GPT2, "c_attn", "c_fc", "wte"),
+    "llama": (_LLAMA, "q_proj", "up_proj", "embed_tokens"),
+    "phi": (_PHI, "q_proj", "fc1", "embed_tokens"),
+    "openai-gpt": (_GPT1, "c_attn", "c_fc", "tokens_embed"),
+    "t5": (_T5, "v", "wo", "shared"),
+}
+_TOKENS = {"lm_head", "wte", "shared", "embed_tokens", "tokens_embed", "encoder"}
 
 
 @st.composite
@@ -191,8 +226,7 @@ def recipes(draw: st.DrawFn, family: Family, vocab: int) -> Recipe:
     def one(*values: Any) -> Any:
         return draw(st.sampled_from(values))
 
-    linears, embeddings, saved = _T5 if family.has_encoder else _GPT2
-    sure = "v" if family.has_encoder else "c_attn"
+    (linears, embeddings, saved), sure, other, table = _NAMES[family.name]
     targets = draw(st.lists(st.sampled_from(linears), max_size=3, unique=True))
     targets += draw(st.lists(st.sampled_from(embeddings), max_size=1)) if one(False, False, True) else []
     config: dict[str, Any] = {
@@ -216,7 +250,7 @@ def recipes(draw: st.DrawFn, family: Family, vocab: int) -> Recipe:
         config["target_modules"] = [name for name in config["target_modules"] if name not in chosen]
     form = one("list", "list", "list", "regex", "all-linear", "layers", "excluded")
     if form == "regex":
-        config["target_modules"] = rf".*\.({sure}|{'wo' if family.has_encoder else 'c_fc'})"
+        config["target_modules"] = rf".*\.({sure}|{other})"
     elif form == "all-linear":
         config["target_modules"] = "all-linear"
     elif form == "layers":
@@ -225,18 +259,20 @@ def recipes(draw: st.DrawFn, family: Family, vocab: int) -> Recipe:
         config["exclude_modules"] = one([f"0.{linears[1]}"], rf".*\.1\..*{linears[1]}")
     whole = set(config.get("modules_to_save") or [])
     aimed = set(config["target_modules"]) if isinstance(config["target_modules"], list) else set()
-    without_bias = aimed & {"lm_head", "wte", "wpe"} or not aimed or family.has_encoder
+    tables = {"lm_head", "wte", "wpe", "embed_tokens", "tokens_embed", "positions_embed"}
+    without_bias = aimed & tables or not aimed or family.name in ("t5", "llama")
     if not without_bias and one(False, False, True):
         config["lora_bias"] = True
     if one(False, False, True):
         config["ensure_weight_tying"] = True
     if not (whole | aimed) & _TOKENS and one(False, False, True):
         rows = draw(st.lists(st.integers(0, vocab - 1), min_size=1, max_size=3, unique=True))
-        table = "shared" if family.has_encoder else "wte"
         config["trainable_token_indices"] = one(rows, {table: rows})
+    # A head with a bias keeps its size: an adapter of another vocabulary is an error that names the bias.
+    resizes = not whole & _TOKENS and "trainable_token_indices" not in config and family.name != "phi"
     return Recipe(
         config,
-        more=one(0, 0, 0, 5, -1) if not whole & _TOKENS and "trainable_token_indices" not in config else 0,
+        more=one(0, 0, 0, 5, -1) if resizes else 0,
         spread=one(0.05, 0.2),
         dtype=one("float32", "float32", "bfloat16", "float16"),
         file=one(SAFE, SAFE, BIN),
