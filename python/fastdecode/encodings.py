@@ -39,8 +39,8 @@ def encoded(
     Raises:
         OptionError: An argument cannot be used.
     """
-    if return_tensors not in (None, "np"):
-        raise bad_option("return_tensors", '"np" or None', repr(return_tensors))
+    if return_tensors is not None and not (isinstance(return_tensors, str) and return_tensors == "np"):
+        raise bad_option("return_tensors", '"np" or None', f"{return_tensors!r:.80}")
     for name, value in (("padding", padding), ("truncation", truncation)):
         if not isinstance(value, bool):
             raise bad_option(name, "True or False", repr(value))

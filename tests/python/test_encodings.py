@@ -83,6 +83,7 @@ def test_shorter_texts_are_filled_up() -> None:
         ({"text": b"the"}, "text"),
         ({"text": [3]}, "prompt"),
         ({"text": "a", "return_tensors": "pt"}, "return_tensors"),
+        ({"text": "a", "return_tensors": np.array(["np", "np"])}, "return_tensors"),
         ({"text": "a", "padding": "longest"}, "padding"),
         ({"text": "a", "truncation": 3}, "truncation"),
         ({"text": "a", "max_length": 0}, "max_length"),
