@@ -6,7 +6,7 @@ Everything else about an architecture is in the native module. Nothing here read
 from __future__ import annotations
 
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -17,11 +17,11 @@ class TokenizerClass(NamedTuple):
 
     Attributes:
         files: Files from which it is made where the folder has no tokenizer.json.
-        tokens: Special tokens that it has where the folder names none.
+        tokens: Special tokens that it has where the folder names none; None where it takes none from elsewhere either.
     """
 
     files: tuple[str, ...]
-    tokens: Mapping[str, Any]
+    tokens: Mapping[str, str | None]
 
 
 class Family(NamedTuple):
@@ -30,51 +30,90 @@ class Family(NamedTuple):
     Attributes:
         title: Its name in texts for people.
         has_encoder: Whether its models are encoder-decoders.
-        tokenizer_class: Class of its tokenizer where the folder declares none; None for tokenizer.json as it is.
-        keeps_tokenizer_file: Whether tokenizer.json is taken as it is, whatever class the folder declares.
         special_tokens: Ids of special tokens that its models have where config.json names none.
     """
 
     title: str
     has_encoder: bool = False
-    tokenizer_class: str | None = None
-    keeps_tokenizer_file: bool = False
     special_tokens: Mapping[str, int] = MappingProxyType({})
 
 
+_BYTES = ("vocab.json", "merges.txt")
+_END_OF_TEXT = "<|endoftext|>"
+_USUAL = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}
+_MASKED = {**_USUAL, "sep_token": "</s>", "pad_token": "<pad>", "cls_token": "<s>", "mask_token": "<mask>"}
+_BRACKETS = {
+    "unk_token": "[UNK]",
+    "sep_token": "[SEP]",
+    "pad_token": "[PAD]",
+    "cls_token": "[CLS]",
+    "mask_token": "[MASK]",
+}
+_PADDED = {"eos_token": "</s>", "unk_token": "<unk>", "pad_token": "<pad>"}
+
+# Tokenizers that are built as their class has it; `tokenizer_table` has other names of some.
 TOKENIZER_CLASSES: dict[str, TokenizerClass] = {
     "GPT2Tokenizer": TokenizerClass(
-        files=("vocab.json", "merges.txt"),
-        tokens=dict.fromkeys(("bos_token", "eos_token", "unk_token"), "<|endoftext|>"),
+        files=_BYTES,
+        tokens=dict.fromkeys(("bos_token", "eos_token", "unk_token"), _END_OF_TEXT) | {"pad_token": None},
     ),
-    "T5Tokenizer": TokenizerClass(
-        files=("spiece.model",),
-        tokens={"eos_token": "</s>", "unk_token": "<unk>", "pad_token": "<pad>"},
+    "T5Tokenizer": TokenizerClass(files=("spiece.model",), tokens=_PADDED),
+    "BertTokenizer": TokenizerClass(
+        files=("vocab.txt",),
+        tokens=_BRACKETS,
     ),
+    "ByT5Tokenizer": TokenizerClass(files=(), tokens=_PADDED),
+    "RobertaTokenizer": TokenizerClass(files=_BYTES, tokens=_MASKED),
+    "BlenderbotTokenizer": TokenizerClass(files=_BYTES, tokens=_MASKED),
+    "DebertaTokenizer": TokenizerClass(
+        files=_BYTES, tokens={"bos_token": "[CLS]", "eos_token": "[SEP]", **_BRACKETS}
+    ),
+    "CodeGenTokenizer": TokenizerClass(
+        files=_BYTES,
+        tokens=dict.fromkeys(("bos_token", "eos_token", "unk_token"), _END_OF_TEXT) | {"pad_token": None},
+    ),
+    "GPTNeoXTokenizer": TokenizerClass(
+        files=_BYTES,
+        tokens=dict.fromkeys(("bos_token", "eos_token", "unk_token"), _END_OF_TEXT)
+        | {"pad_token": "<|padding|>"},
+    ),
+    "Qwen2Tokenizer": TokenizerClass(
+        files=_BYTES,
+        tokens=dict.fromkeys(("eos_token", "unk_token", "pad_token"), _END_OF_TEXT) | {"bos_token": None},
+    ),
+    # These two only from a tokenizer.json.
+    "LlamaTokenizer": TokenizerClass(files=(), tokens=_USUAL),
+    "GemmaTokenizer": TokenizerClass(
+        files=(),
+        tokens={
+            "unk_token": "<unk>",
+            "bos_token": "<bos>",
+            "eos_token": "<eos>",
+            "pad_token": "<pad>",
+            "mask_token": "<mask>",
+        },
+    ),
+    "OpenAIGPTTokenizer": TokenizerClass(files=_BYTES, tokens={"unk_token": "<unk>"}),
 }
 
-# Special tokens are those of the configuration classes of transformers 5.24, and tokenizer classes those of its
-# models/auto/tokenization_auto.py. GPT2Config has 50256 as its first and last token; for models in memory that is left
-# out on purpose, since it means nothing in other vocabularies, and of a folder transformers reads the files alone. It
-# takes the tokenizer.json of UMT5 as it is.
+# Special tokens are those of the configuration classes of transformers 5.24. GPT2Config has 50256 as its first and last
+# token; for models in memory that is left out on purpose, since it means nothing in other vocabularies, and of a folder
+# transformers reads the files alone. Which class of tokenizers a model_type has, `tokenizer_table` says.
 FAMILIES: dict[str, Family] = {
-    "gpt2": Family("GPT-2", tokenizer_class="GPT2Tokenizer"),
+    "gpt2": Family("GPT-2"),
     "t5": Family(
         "T5",
         has_encoder=True,
-        tokenizer_class="T5Tokenizer",
         special_tokens={"pad_token_id": 0, "eos_token_id": 1},
     ),
     "mt5": Family(
         "mT5",
         has_encoder=True,
-        tokenizer_class="T5Tokenizer",
         special_tokens={"pad_token_id": 0, "eos_token_id": 1, "decoder_start_token_id": 0},
     ),
     "umt5": Family(
         "UMT5",
         has_encoder=True,
-        keeps_tokenizer_file=True,
         special_tokens={"pad_token_id": 0, "eos_token_id": 1, "decoder_start_token_id": 0},
     ),
 }
@@ -100,5 +139,6 @@ def titles() -> str:
 
 def tokenizer_files() -> str:
     """The files that make a tokenizer, for error messages."""
-    *first, last = (" and ".join(entry.files) for entry in TOKENIZER_CLASSES.values())
+    sets = dict.fromkeys(" and ".join(entry.files) for entry in TOKENIZER_CLASSES.values() if entry.files)
+    *first, last = sets
     return f"{', '.join(('tokenizer.json', *first))}, or {last}"

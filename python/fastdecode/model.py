@@ -17,7 +17,6 @@ from .families import FAMILIES, model_types, tokenizer_files
 from .folder import NO_DEFAULTS, Config, config_defaults, folder_defaults, read_json
 from .foreign import refuse_foreign
 from .hub import locate
-from .tokenizer_files import read_folder
 
 if TYPE_CHECKING:
     import os
@@ -320,6 +319,8 @@ class LanguageModel:
         """The model's tokenizer, read when first asked for; None where the folder has none."""
         if not self._tokenizer_read:
             if self._folder is not None:
+                from .tokenizer_files import read_folder
+
                 self._tokenizer = read_folder(self._folder, self._config)
             self._tokenizer_read = True
         return self._tokenizer

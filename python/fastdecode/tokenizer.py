@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from .arrays import bad_option
 from .detokenizer import clean_up, common, detokenizer
-from .errors import OptionError
+from .errors import OptionError, TokenizerError
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -85,12 +85,13 @@ class LibraryBackend:
 
     Args:
         library: The tokenizer.
+        cleans_bpe: Whether spaces are cleaned up over BPE, too, where that is asked for.
     """
 
-    def __init__(self, library: tokenizers.Tokenizer) -> None:
+    def __init__(self, library: tokenizers.Tokenizer, *, cleans_bpe: bool = False) -> None:
         self.library = library
         self.decoding: Decoding = "bytes" if type(library.decoder).__name__ == "ByteLevel" else "pieces"
-        self._is_bpe = type(library.model).__name__ == "BPE"
+        self._cleans = cleans_bpe or type(library.model).__name__ != "BPE"
 
     @property
     def spells_bytes(self) -> BytesIn:
@@ -107,8 +108,15 @@ class LibraryBackend:
     @property
     def special_tokens(self) -> frozenset[str]:
         """Tokens that `skip_special_tokens` leaves out."""
-        tokens = self.library.get_added_tokens_decoder().values()
-        return frozenset(token.content for token in tokens if token.special)
+        tokens = self.library.get_added_tokens_decoder().items()
+        return frozenset(
+            token.content for index, token in tokens if token.special or self._is_left_out(index)
+        )
+
+    def _is_left_out(self, token_id: int) -> bool:
+        """Whether the library leaves a token out; one that was special before its flags changed stays so there."""
+        shown, left = (self.library.decode([token_id], skip_special_tokens=skip) for skip in (False, True))
+        return shown != "" == left
 
     @property
     def vocab_size(self) -> int:
@@ -125,7 +133,7 @@ class LibraryBackend:
 
     def clean_up(self, text: str) -> str:
         """Text with its spaces cleaned up, where the class does so."""
-        return text if self._is_bpe else clean_up(text)
+        return clean_up(text) if self._cleans else text
 
     def join(self, tokens: list[str]) -> str:
         """Text of tokens."""
@@ -148,6 +156,7 @@ class Tokenizer:
         backend: A tokenizer of the `tokenizers` library, or a `Backend`.
         bos_token: Token that begins a text, or None.
         eos_token: Token that ends a text, or None.
+        pad_token: Token that fills shorter texts up, or None.
         clean_up_tokenization_spaces: Take away spaces before marks and contractions in decoded text (not for
             BPE, as in transformers).
         model_max_length: Tokens that truncation leaves, or None where the folder names no limit.
@@ -169,6 +178,7 @@ class Tokenizer:
         *,
         bos_token: str | None = None,
         eos_token: str | None = None,
+        pad_token: str | None = None,
         clean_up_tokenization_spaces: bool = False,
         model_max_length: int | None = None,
         truncation_side: str = "right",
@@ -181,6 +191,7 @@ class Tokenizer:
         self.backend: Any = backend if given is None else given
         self.bos_token = bos_token
         self.eos_token = eos_token
+        self.pad_token = pad_token
         # A backend may clean up nothing, whatever is asked for.
         cleans = self.decoding == "whole" or self._backend.clean_up(_CLEANABLE) != _CLEANABLE
         self.clean_up_tokenization_spaces = clean_up_tokenization_spaces and cleans
@@ -206,6 +217,11 @@ class Tokenizer:
         return None if self.eos_token is None else self._backend.token_to_id(self.eos_token)
 
     @property
+    def pad_token_id(self) -> int | None:
+        """Id of the token that fills shorter texts up, or None."""
+        return None if self.pad_token is None else self._backend.token_to_id(self.pad_token)
+
+    @property
     def vocab_size(self) -> int:
         """Number of tokens, added ones included."""
         return self._backend.vocab_size
@@ -226,6 +242,14 @@ class Tokenizer:
             return self._backend.encode(text, add_special_tokens=add_special_tokens)
         except (TypeError, UnicodeEncodeError) as error:
             raise _bad_text("a string with a lone surrogate, which is no character") from error
+        except BaseException as error:
+            # The library's own, where a vocabulary has no token for what is unknown; its panics are no `Exception`.
+            if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+                raise
+            expected = "a vocabulary that has a token for every text"
+            raise TokenizerError(
+                f"tokenizer: expected {expected}, got: {error}", expected=expected, got=str(error)
+            ) from error
 
     def decode(
         self,

@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any
 from .detokenizer import clean_up
 from .errors import OptionError
 from .tokenizer import LibraryBackend, Tokenizer, token_limit
-from .tokenizer_files import read_file, read_folder
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -60,6 +59,7 @@ def _from_path(given: str | os.PathLike[str]) -> Tokenizer | None:
     from pathlib import Path
 
     from .folder import optional_json
+    from .tokenizer_files import read_file, read_folder
 
     path = Path(given)
     if path.is_dir():
@@ -70,7 +70,7 @@ def _from_path(given: str | os.PathLike[str]) -> Tokenizer | None:
 def _from_object(given: Any) -> Tokenizer | None:  # noqa: ANN401 (known by its methods)
     if _has(given, _TRANSFORMERS):
         backend = TransformersBackend(given)
-        named = {name: getattr(given, name, None) for name in ("bos_token", "eos_token")}
+        named = {name: getattr(given, name, None) for name in ("bos_token", "eos_token", "pad_token")}
         return Tokenizer(
             backend,
             **{name: str(token) for name, token in named.items() if token is not None},

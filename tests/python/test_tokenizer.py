@@ -184,13 +184,16 @@ def test_other_malformed_files(tmp_path: Path, byte_level: tokenizers.Tokenizer)
         read_folder(tmp_path, {})
 
 
-def test_a_gpt2_tokenizer_must_be_bpe(tmp_path: Path) -> None:
-    words = tokenizers.Tokenizer(tokenizers.models.WordLevel({"a": 0}, unk_token="a"))
+def test_a_gpt2_tokenizer_takes_the_vocabulary_of_any_file(tmp_path: Path) -> None:
+    words = tokenizers.Tokenizer(tokenizers.models.WordLevel({"a": 0, "b": 1}, unk_token="a"))
     words.save(str(tmp_path / "tokenizer.json"))
-    with pytest.raises(errors.TokenizerError, match="BPE"):
-        read_folder(tmp_path, {})
+    assert check(tmp_path).encode("ab") == [0, 1]
     write(tmp_path, "tokenizer_config.json", {"tokenizer_class": "PreTrainedTokenizerFast"})
-    assert read_folder(tmp_path, {}) is not None
+    assert check(tmp_path).encode("ab") == [0]
+    (tmp_path / "tokenizer_config.json").unlink()
+    write(tmp_path, "tokenizer.json", {"model": {"type": "BPE", "merges": []}})
+    with pytest.raises(errors.TokenizerError, match="a model with a vocabulary"):
+        read_folder(tmp_path, tiny.config())
 
 
 def test_text_that_is_none(byte_level: tokenizers.Tokenizer) -> None:
