@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from .accepted import of_pipeline_call
 from .arrays import bad_option
-from .encodings import Encoding, truncated
+from .encodings import Encoding, truncated, truncates
 from .errors import FastdecodeWarning, OptionError
 from .folder import as_whole, bad_field
 
@@ -436,18 +436,3 @@ def _texts_at_once(given: object, usual: int) -> int:
     if isinstance(given, bool) or not isinstance(given, int) or given < 1:
         raise bad_option("batch_size", "an integer of at least 1", repr(given))
     return min(given, sys.maxsize)  # no list is longer
-
-
-def truncates(value: object) -> bool:
-    """Whether this value of `truncation` cuts.
-
-    Raises:
-        OptionError: It is none of those that there are.
-    """
-    if value in (None, False, "do_not_truncate"):
-        return False
-    if value in (True, "longest_first", "only_first"):
-        return True
-    raise bad_option(
-        "truncation", 'True, False, "longest_first", "only_first" or "do_not_truncate"', repr(value)
-    )

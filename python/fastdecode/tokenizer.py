@@ -291,8 +291,8 @@ class Tokenizer:
         text: str | Sequence[str],
         *,
         add_special_tokens: bool = True,
-        padding: bool = False,
-        truncation: bool = False,
+        padding: bool | str = False,
+        truncation: bool | str = False,
         max_length: int | None = None,
         return_tensors: str | None = None,
     ) -> Encoding:
@@ -301,8 +301,10 @@ class Tokenizer:
         Args:
             text: A text, or a list of them.
             add_special_tokens: As in `encode`.
-            padding: Fill shorter texts of a list up with the pad token, on the right; their mask is 0 there.
-            truncation: Take ids away beyond `max_length`, on the side of `truncation_side`.
+            padding: Fill shorter texts up with the pad token, on the right, where their mask is 0: True or "longest"
+                up to the longest of a list, "max_length" up to `max_length`; False or "do_not_pad" for none.
+            truncation: Take ids away beyond `max_length`, on the side of `truncation_side`: True, "longest_first" or
+                "only_first"; False or "do_not_truncate" for no.
             max_length: Ids that truncation leaves; None for `model_max_length`.
             return_tensors: "np" for arrays of int64 and of shape (N, S), or None for lists.
 
