@@ -180,6 +180,8 @@ def load_options(
     """
     if dtype not in ("auto", "float32", "float16", "bfloat16"):
         raise bad_option("dtype", '"auto", "float32", "float16" or "bfloat16"', repr(dtype))
+    if compute_dtype is not None and not isinstance(compute_dtype, str):
+        raise bad_option("compute_dtype", 'None, "float32" or "bfloat16"', f"{compute_dtype!r:.80}")
     if compute_dtype not in (None, "float32", "bfloat16"):
         raise bad_option("compute_dtype", 'None, "float32" or "bfloat16"', repr(compute_dtype))
     for name, value, most, expected in (
