@@ -392,7 +392,8 @@ def is_cpu(device: object) -> bool:
     """Whether this is what a caller names the CPU, a device of torch included."""
     if isinstance(device, bool):
         return False
-    return device is None or device == -1 or str(device) in ("cpu", "cpu:0")
+    name = str(device)
+    return device is None or name in ("cpu", "cpu:0") or (name == "-1" and not isinstance(device, str))
 
 
 def _is_cpu(device_map: object) -> bool:

@@ -53,7 +53,10 @@ def is_one(prompt: object, option: str = "prompt") -> bool:
     """Whether this is one prompt, and not a list of them (an empty list is a list of none)."""
     if isinstance(prompt, str):
         return True
-    if isinstance(prompt, (bytes, bytearray, Mapping, set, frozenset)) or not isinstance(prompt, Iterable):
+    unfit = isinstance(prompt, (bytes, bytearray, Mapping, set, frozenset)) or not isinstance(
+        prompt, Iterable
+    )
+    if unfit or getattr(prompt, "ndim", 1) == 0:  # an array of one number alone says that it is iterable
         raise bad_option(option, "a string, a list of token ids, or a list of such", f"{prompt!r:.80}")
     if not isinstance(prompt, Sequence) and not hasattr(prompt, "ndim"):
         return False  # an iterator: of prompts, as its first item cannot be looked at

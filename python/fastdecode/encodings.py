@@ -29,8 +29,8 @@ def encoded(
     text: str | Sequence[str],
     *,
     add_special_tokens: bool,
-    padding: bool,
-    truncation: bool,
+    padding: bool | str,
+    truncation: bool | str,
     max_length: int | None,
     return_tensors: str | None,
 ) -> Encoding:
@@ -39,11 +39,9 @@ def encoded(
     Raises:
         OptionError: An argument cannot be used.
     """
-    if return_tensors not in (None, "np"):
-        raise bad_option("return_tensors", '"np" or None', repr(return_tensors))
-    for name, value in (("padding", padding), ("truncation", truncation)):
-        if not isinstance(value, bool):
-            raise bad_option(name, "True or False", repr(value))
+    if return_tensors is not None and not (isinstance(return_tensors, str) and return_tensors == "np"):
+        raise bad_option("return_tensors", '"np" or None', f"{return_tensors!r:.80}")
+    cuts, fills = truncates(truncation), _fills(padding)
     if max_length is not None and (
         isinstance(max_length, bool) or not isinstance(max_length, int) or max_length < 1
     ):
@@ -51,20 +49,24 @@ def encoded(
     if not isinstance(text, str) and (not isinstance(text, Sequence) or isinstance(text, (bytes, bytearray))):
         raise bad_option("text", "a text or a list of texts", f"{text!r:.80}")
     texts = [text] if isinstance(text, str) else text
-    limit = (tokenizer.model_max_length if max_length is None else max_length) if truncation else None
-    rows = [truncated(tokenizer, one, limit, add_special_tokens=add_special_tokens) for one in texts]
+    limit = tokenizer.model_max_length if max_length is None else max_length
+    rows = [
+        truncated(tokenizer, one, limit if cuts else None, add_special_tokens=add_special_tokens)
+        for one in texts
+    ]
     masks = [[1] * len(row) for row in rows]
-    longest = max(map(len, rows), default=0)
-    if padding and any(len(row) < longest for row in rows):
+    length = max(map(len, rows), default=0) if fills == "longest" else limit if fills else None
+    if length is not None and any(len(row) < length for row in rows):
         pad = getattr(tokenizer, "pad_token_id", None)
         if pad is None:
-            raise bad_option("padding", "False with a tokenizer that has no pad token", "True")
+            raise bad_option("padding", "False with a tokenizer that has no pad token", repr(padding))
         for row, mask in zip(rows, masks, strict=True):
-            row += [pad] * (longest - len(row))
-            mask += [0] * (longest - len(mask))
+            row += [pad] * (length - len(row))
+            mask += [0] * (length - len(mask))
     if return_tensors is None:
         alone = isinstance(text, str)
         return Encoding(input_ids=rows[0] if alone else rows, attention_mask=masks[0] if alone else masks)
+    longest = max(map(len, rows), default=0)
     if any(len(row) < longest for row in rows):
         raise bad_option(
             "return_tensors", "None where texts have different numbers of tokens (or padding=True)", '"np"'
@@ -76,6 +78,30 @@ def encoded(
         input_ids=np.array(rows, dtype=np.int64).reshape(shape),
         attention_mask=np.array(masks, dtype=np.int64).reshape(shape),
     )
+
+
+def _fills(value: object) -> str | None:
+    """Up to which length this value of `padding` fills texts up: "longest", "max_length" or None."""
+    names: dict[object, str | None] = {False: None, "do_not_pad": None, True: "longest"}
+    names |= {"longest": "longest", "max_length": "max_length"}
+    if isinstance(value, (bool, str)) and value in names:
+        return names[value]
+    raise bad_option("padding", 'True, False, "longest", "max_length" or "do_not_pad"', f"{value!r:.80}")
+
+
+def truncates(value: object) -> bool:
+    """Whether this value of `truncation` cuts.
+
+    Raises:
+        OptionError: It is none of those that there are.
+    """
+    if not getattr(value, "ndim", 0):
+        if value in (None, False, "do_not_truncate"):
+            return False
+        if value in (True, "longest_first", "only_first"):
+            return True
+    expected = 'True, False, "longest_first", "only_first" or "do_not_truncate"'
+    raise bad_option("truncation", expected, f"{value!r:.80}")
 
 
 def truncated(

@@ -180,6 +180,8 @@ def load_options(
     """
     if dtype not in ("auto", "float32", "float16", "bfloat16"):
         raise bad_option("dtype", '"auto", "float32", "float16" or "bfloat16"', repr(dtype))
+    if compute_dtype is not None and not isinstance(compute_dtype, str):
+        raise bad_option("compute_dtype", 'None, "float32" or "bfloat16"', f"{compute_dtype!r:.80}")
     if compute_dtype not in (None, "float32", "bfloat16"):
         raise bad_option("compute_dtype", 'None, "float32" or "bfloat16"', repr(compute_dtype))
     for name, value, most, expected in (
@@ -403,7 +405,16 @@ class LanguageModel:
         """Ids of one prompt, which may be none."""
         if isinstance(prompt, str):
             tokenizer = self._need_tokenizer(f"a {option} of text")
-            return tokenizer.encode(prompt, add_special_tokens=add_special_tokens)
+            ids = tokenizer.encode(prompt, add_special_tokens=add_special_tokens)
+            if ids and (highest := max(ids)) >= self._core.vocab_size:
+                # A caller of text has not seen ids, so that the error is about the two vocabularies.
+                expected = (
+                    f"a text within the model's vocabulary of {self._core.vocab_size} tokens; give the model its own "
+                    "tokenizer, load(..., tokenizer=...), or resize its embedding where tokens were added"
+                )
+                got = f"{tokenizer.decode([highest])!r}, id {highest} of a tokenizer of {tokenizer.vocab_size} tokens"
+                raise bad_option(option, expected, got)
+            return ids
         if not is_empty(prompt) and not is_one(prompt, option):
             raise bad_option(option, "one string or one list of token ids", f"{prompt!r:.80}")
         return as_ids(prompt, self._core.vocab_size, option)

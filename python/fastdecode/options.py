@@ -330,13 +330,13 @@ def _with_config(config: Mapping[str, Any], call: Mapping[str, Any], defaults: D
     for name, value in kept.items():
         if name in _UNSUPPORTED:
             unread = name in call or name in _unread({**defaults.values, **kept}, do_sample=draws)
-            if not unread and value not in _UNSUPPORTED[name]:
+            if not unread and not _is_among(value, _UNSUPPORTED[name]):
                 raise _unsupported(name, value)
         else:
             option = "stop" if name == "stop_strings" else name
             if option == "eos_token_id":
                 value = _without_none(value)
-            checked[name] = value if option in call else _checked(option, value)
+            checked[name] = value if option in call else checked_value(option, value)
     unsupported = {name: value for name, value in kept.items() if name in _UNSUPPORTED}
     return defaults._replace(values={**defaults.values, **unsupported, **checked})
 
@@ -426,7 +426,7 @@ def _check_names(call: Mapping[str, Any]) -> None:
 def _check_unsupported(call: Mapping[str, Any], defaults: Defaults, *, do_sample: bool) -> None:
     for name, neutral in _UNSUPPORTED.items():
         if name in call:
-            if call[name] not in neutral:
+            if not _is_among(call[name], neutral):
                 raise _unsupported(name, call[name])
         elif defaults.values.get(name) is not None and defaults.values[name] not in neutral:
             if name in _unread(defaults.values, do_sample=do_sample):
@@ -440,13 +440,25 @@ def _check_unsupported(call: Mapping[str, Any], defaults: Defaults, *, do_sample
             )
 
 
+def _is_among(value: object, values: tuple[Any, ...]) -> bool:
+    try:
+        return value in values
+    except (ValueError, TypeError, RuntimeError):  # an array, whose comparison has many answers
+        return False
+
+
 def _refuse(name: str, call: Mapping[str, Any], harmless: tuple[Any, ...], expected: str) -> None:
     value = call.get(name)
-    if value is not None and (value := _checked(name, value)) not in harmless:
+    if value is not None and (value := checked_value(name, value)) not in harmless:
         raise _bad_option(name, expected, value)
 
 
-def _checked(name: str, value: object) -> Any:  # noqa: ANN401 (each option has a type of its own)
+def checked_value(name: str, value: object) -> Any:  # noqa: ANN401 (each option has a type of its own)
+    """The value of an option of a call, as `Options` has it.
+
+    Raises:
+        OptionError: The option cannot have this value.
+    """
     check, expected = CHECKS[name]
     try:
         return check(value)
@@ -459,7 +471,7 @@ def _value(name: str, call: Mapping[str, Any], defaults: Defaults) -> Any:  # no
         value = call[name]
         if value is None:
             return _OFF.get(name, _FALLBACKS[name])
-        return _checked(name, value)
+        return checked_value(name, value)
     key = "stop_strings" if name == "stop" else name
     value = defaults.values.get(key)
     if value is None or name in ("seed", "logprobs", "skip_special_tokens", "stop_token_ids"):

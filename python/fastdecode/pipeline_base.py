@@ -10,13 +10,14 @@ higher layer wins over any length of a lower one (there, the default of 256 new 
 from __future__ import annotations
 
 import itertools
+import sys
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from .accepted import of_pipeline_call
 from .arrays import bad_option
-from .encodings import Encoding, truncated
+from .encodings import Encoding, truncated, truncates
 from .errors import FastdecodeWarning, OptionError
 from .folder import as_whole, bad_field
 
@@ -253,12 +254,15 @@ class Pipeline:
         call = of_pipeline_call(call, shows_input=not self.has_encoder)
         given = {**self._options, **call}
         own = {name: given.get(name) for name in self._own}
+        for name, value in own.items():
+            if getattr(value, "ndim", 0):
+                raise bad_option(name, "one value", f"an array, {value!r:.80}")
         own["batch_size"] = _texts_at_once(given.get("batch_size"), self._batch_size)
         return own, {name: value for name, value in call.items() if name not in own}
 
     def _settled(self, call: Mapping[str, Any], entry: Entry) -> dict[str, Any]:
         """Options of generate from all layers but the folder's, which generate itself looks up; checked."""
-        from .options import BEAM_OPTIONS, SAMPLING_OPTIONS, config_values
+        from .options import BEAM_OPTIONS, SAMPLING_OPTIONS, checked_value, config_values
 
         every = {name: value for name, value in self._options.items() if name not in self._own}
         config = config_values(call.get("generation_config"))
@@ -293,6 +297,8 @@ class Pipeline:
                 if not asked:
                     settled.pop(name, None)
         self._check(settled, Entry(entry.task, entry.prefix, of_task), call)
+        if settled.get("seed") is not None:
+            settled["seed"] = checked_value("seed", settled["seed"])
         return settled
 
     def _check(self, settled: Mapping[str, Any], entry: Entry, call: Mapping[str, Any]) -> None:
@@ -340,7 +346,9 @@ class Pipeline:
         """Answers of a text or of a list of texts as a list, and of an iterator of them as one, batch by batch."""
         if isinstance(inputs, str):
             return next(self._batches([inputs], asked))
-        if not isinstance(inputs, Iterable) or isinstance(inputs, (bytes, Mapping)):
+        # An array without dimensions says that it is iterable.
+        alone = getattr(inputs, "ndim", 1) == 0
+        if alone or not isinstance(inputs, Iterable) or isinstance(inputs, (bytes, Mapping)):
             raise bad_option("inputs", "a text, or a list or an iterator of texts", f"{inputs!r:.80}")
         if isinstance(inputs, Iterator):
             return self._batches(inputs, asked)
@@ -427,19 +435,4 @@ def _texts_at_once(given: object, usual: int) -> int:
         return usual
     if isinstance(given, bool) or not isinstance(given, int) or given < 1:
         raise bad_option("batch_size", "an integer of at least 1", repr(given))
-    return given
-
-
-def truncates(value: object) -> bool:
-    """Whether this value of `truncation` cuts.
-
-    Raises:
-        OptionError: It is none of those that there are.
-    """
-    if value in (None, False, "do_not_truncate"):
-        return False
-    if value in (True, "longest_first", "only_first"):
-        return True
-    raise bad_option(
-        "truncation", 'True, False, "longest_first", "only_first" or "do_not_truncate"', repr(value)
-    )
+    return min(given, sys.maxsize)  # no list is longer

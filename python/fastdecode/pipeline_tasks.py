@@ -11,9 +11,9 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from .arrays import bad_option
-from .encodings import Encoding
+from .encodings import Encoding, truncates
 from .errors import FastdecodeWarning
-from .pipeline_base import Asked, Entry, Pipeline, Record, matrix, stacked, truncates
+from .pipeline_base import Asked, Entry, Pipeline, Record, matrix, stacked
 
 if TYPE_CHECKING:
     from .results import Output

@@ -91,11 +91,13 @@ def pipeline(
 
 
 def _kind(task: object) -> type[Pipeline]:
+    if not isinstance(task, str):
+        raise bad_option("task", _TASKS, f"{task!r:.80}")
     if task == "text-generation":
         return TextGenerationPipeline
     if task in ("translation", "summarization", "text2text-generation"):
         return Seq2SeqPipeline
-    match task.split("_") if isinstance(task, str) else []:
+    match task.split("_"):
         case ["translation", source, "to", target] if source and target:
             return Seq2SeqPipeline
     raise bad_option("task", _TASKS, repr(task))

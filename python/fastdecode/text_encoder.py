@@ -77,8 +77,8 @@ class TextEncoder(LanguageModel):
             >>> bool((means[1] == encoder.encode("Good day", pooling="mean")).all())
             True
         """
-        if pooling not in (None, "mean"):
-            raise bad_option("pooling", 'None or "mean"', repr(pooling))
+        if pooling is not None and not (isinstance(pooling, str) and pooling == "mean"):
+            raise bad_option("pooling", 'None or "mean"', f"{pooling!r:.80}")
         import numpy as np
 
         one = is_one(source, "source")

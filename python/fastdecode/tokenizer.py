@@ -10,6 +10,7 @@ import contextlib
 import re
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
+from .arrays import bad_option
 from .detokenizer import clean_up, common, detokenizer
 from .errors import OptionError, TokenizerError
 
@@ -252,7 +253,7 @@ class Tokenizer:
 
     def decode(
         self,
-        ids: Iterable[int],
+        ids: Iterable[int] | int,
         *,
         skip_special_tokens: bool = False,
         clean_up_tokenization_spaces: bool | None = None,
@@ -262,12 +263,19 @@ class Tokenizer:
         Bytes that are not UTF-8 become U+FFFD (in ByT5 nothing); ids beyond the vocabulary are left out.
 
         Args:
-            ids: Token ids, 0 or above.
+            ids: Token ids, 0 or above, or one of them.
             skip_special_tokens: Leave special tokens out.
             clean_up_tokenization_spaces: Take away spaces before marks and contractions; None for what the
                 tokenizer's folder says.
+
+        Raises:
+            OptionError: These are no token ids.
         """
-        text = self._backend.decode([int(i) for i in ids], skip_special_tokens=skip_special_tokens)
+        plain = _plain(ids)
+        try:
+            text = self._backend.decode(plain, skip_special_tokens=skip_special_tokens)
+        except OverflowError as error:
+            raise _bad_ids(ids) from error
         clean = clean_up_tokenization_spaces
         if clean is None:
             clean = self.clean_up_tokenization_spaces
@@ -283,8 +291,8 @@ class Tokenizer:
         text: str | Sequence[str],
         *,
         add_special_tokens: bool = True,
-        padding: bool = False,
-        truncation: bool = False,
+        padding: bool | str = False,
+        truncation: bool | str = False,
         max_length: int | None = None,
         return_tensors: str | None = None,
     ) -> Encoding:
@@ -293,8 +301,10 @@ class Tokenizer:
         Args:
             text: A text, or a list of them.
             add_special_tokens: As in `encode`.
-            padding: Fill shorter texts of a list up with the pad token, on the right; their mask is 0 there.
-            truncation: Take ids away beyond `max_length`, on the side of `truncation_side`.
+            padding: Fill shorter texts up with the pad token, on the right, where their mask is 0: True or "longest"
+                up to the longest of a list, "max_length" up to `max_length`; False or "do_not_pad" for none.
+            truncation: Take ids away beyond `max_length`, on the side of `truncation_side`: True, "longest_first" or
+                "only_first"; False or "do_not_truncate" for no.
             max_length: Ids that truncation leaves; None for `model_max_length`.
             return_tensors: "np" for arrays of int64 and of shape (N, S), or None for lists.
 
@@ -333,7 +343,12 @@ class Tokenizer:
             ids: Lists of token ids.
             skip_special_tokens: As in `decode`.
             clean_up_tokenization_spaces: As in `decode`.
+
+        Raises:
+            OptionError: These are no lists of token ids.
         """
+        if isinstance(ids, (str, bytes)) or not hasattr(ids, "__iter__") or getattr(ids, "ndim", 2) < 2:
+            raise bad_option("ids", "lists of token ids (decode takes one)", f"{ids!r:.80}")
         return [
             self.decode(
                 row,
@@ -422,6 +437,22 @@ class Tokenizer:
             hidden = skip_special_tokens and token in self._special
             known = kept[token_id] = b"" if hidden else _byte_level(token)
         return known
+
+
+def _plain(ids: Any) -> list[int]:  # noqa: ANN401 (ids, or what a caller takes for them)
+    try:
+        if isinstance(ids, (str, bytes)):
+            raise TypeError
+        # Arrays of any size have __index__, too.
+        if hasattr(ids, "__index__") and not getattr(ids, "ndim", 0):
+            return [int(ids)]
+        return [int(token) for token in ids]
+    except (TypeError, ValueError, OverflowError) as error:
+        raise _bad_ids(ids) from error
+
+
+def _bad_ids(got: object) -> OptionError:
+    return bad_option("ids", "a token id or a list of them, each 0 or above", f"{got!r:.80}")
 
 
 def token_limit(value: object) -> int | None:

@@ -15,6 +15,7 @@ from .tokenizer_table import (
     CLASS_BY_CONFIG,
     CLASS_OF_TYPE,
     CLASSES,
+    FORMER,
     GENERIC,
     GENERIC_IDS,
     MISDECLARED,
@@ -66,6 +67,23 @@ def tokenizer_class(
     if registered is None or model_type in WITHOUT_CONFIG:
         return GENERIC
     return _known(CLASS_BY_CONFIG.get(model_type, registered))
+
+
+def declared_class(settings: Mapping[str, Any], config: Mapping[str, Any]) -> str | None:
+    """What a folder declares, whether or not it counts: a class under its one name, or a name that no class has.
+
+    Args:
+        settings: Contents of tokenizer_config.json.
+        config: Contents of config.json.
+
+    Returns:
+        The name without "Fast"; None where nothing is declared.
+    """
+    name = settings.get("tokenizer_class") or config.get("tokenizer_class")
+    if not name:
+        return None
+    name = str(name).removesuffix("Fast")
+    return FORMER.get(name) or ALIASES.get(name, name)
 
 
 def _text(values: Mapping[str, Any], file: str) -> str | None:

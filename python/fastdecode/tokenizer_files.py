@@ -14,7 +14,7 @@ from .families import TOKENIZER_CLASSES
 from .folder import bad_field, optional_json
 from .tokenizer import LibraryBackend, Tokenizer, token_limit
 from .tokenizer_bpe import BYTE_LEVEL
-from .tokenizer_class import tokenizer_class
+from .tokenizer_class import declared_class, tokenizer_class
 from .tokenizer_parts import Files, errors_of, find_files, malformed, read_content, refuse_pointer
 from .tokenizer_table import GENERIC
 from .tokenizer_tokens import ADDED, OLD_EXTRA, add_tokens, content, gather, special_tokens
@@ -38,7 +38,8 @@ def read_file(file: Path) -> Tokenizer:
     refuse_pointer(file)
     if file.suffix == ".model":
         return _built("T5Tokenizer", Files(file.parent, None, None, file), {ADDED: {}})
-    return _built(GENERIC, Files(file.parent, file), {ADDED: {}}, _from_file(file))
+    expected = "a tokenizer.json or a SentencePiece model (*.model); for other files their folder"
+    return _built(GENERIC, Files(file.parent, file), {ADDED: {}}, _from_file(file, expected))
 
 
 def read_folder(folder: Path, config: Mapping[str, Any]) -> Tokenizer | None:
@@ -65,12 +66,16 @@ def read_folder(folder: Path, config: Mapping[str, Any]) -> Tokenizer | None:
         return files.json is not None and '"ByteLevel"' in files.json.read_text(encoding="utf-8")
 
     cls = tokenizer_class(settings, config, name=str(folder), is_byte_level=is_byte_level)
-    declared = bool(settings.get("tokenizer_class") or config.get("tokenizer_class"))
+    name = declared_class(settings, config)
+    declared = name is not None
     if cls != GENERIC and cls not in TOKENIZER_CLASSES:
         return _none_for(files, cls, declared=declared)
     if not _has_files(cls, files):
         # transformers finds no vocabulary here. What no file declares may be what the files say.
         found = _by_files(files)
+        if cls == GENERIC and name not in (None, GENERIC, found):
+            # The rules of that class, which may be code of the folder's own, are not those of the files.
+            return _none_for(files, name, declared=True)
         if found is None:
             # Two classes are built from a tokenizer.json alone.
             return (
@@ -176,10 +181,12 @@ def _listed(files: Files, whole: tokenizers.Tokenizer | None) -> list[Any]:
     return listed if isinstance(listed, list) else []
 
 
-def _from_file(file: Path) -> tokenizers.Tokenizer:
+def _from_file(
+    file: Path, expected: str = "a tokenizer that the tokenizers library reads"
+) -> tokenizers.Tokenizer:
     import tokenizers
 
-    with errors_of(file):
+    with errors_of(file, expected):
         return tokenizers.Tokenizer.from_file(str(file))
     raise AssertionError  # unreachable: the errors above pass on
 

@@ -31,6 +31,9 @@ ALIASES = {
     "Phi3Tokenizer": "LlamaTokenizer",
 }
 
+# Classes that older versions had, and that read the files of another class in the same way.
+FORMER = {"MT5Tokenizer": "T5Tokenizer"}
+
 _REGISTERED = {
     "AlbertTokenizer": "albert yoso",
     "BartTokenizer": "florence2",

@@ -17,7 +17,7 @@ mod torch;
 mod torch_legacy;
 mod torch_zip;
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::path::Path;
 use std::sync::Arc;
 
@@ -88,6 +88,8 @@ pub struct Checkpoint {
     label: String,
     sources: Vec<Arc<Source>>,
     tensors: BTreeMap<String, TensorInfo>,
+    /// Names of values beside the tensors, which nothing reads.
+    others: BTreeSet<String>,
 }
 
 impl Checkpoint {
@@ -147,7 +149,7 @@ impl Checkpoint {
     }
 
     fn empty(label: String) -> Self {
-        Self { label, sources: Vec::new(), tensors: BTreeMap::new() }
+        Self { label, sources: Vec::new(), tensors: BTreeMap::new(), others: BTreeSet::new() }
     }
 
     /// Adds every tensor of a safetensors file.
@@ -162,6 +164,7 @@ impl Checkpoint {
     /// Adds every tensor of a file of torch.
     fn add_torch(&mut self, source: Source) -> Result<()> {
         let contents = torch::read_contents(&source)?;
+        self.others.extend(contents.others);
         for entry in contents.in_file {
             self.add(&source, entry);
         }
@@ -226,11 +229,12 @@ impl Checkpoint {
         Ok(info)
     }
 
-    /// Names of the tensors that are not among `used`, in alphabetical order.
+    /// Names of the tensors that are not among `used`, and of values that are no tensors, each in alphabetical order.
     pub fn unknown<S: AsRef<str>>(&self, used: impl IntoIterator<Item = S>) -> Vec<String> {
         let used: Vec<S> = used.into_iter().collect();
         let used: HashSet<&str> = used.iter().map(AsRef::as_ref).collect();
-        self.names().filter(|name| !used.contains(name)).map(str::to_owned).collect()
+        let tensors = self.names().filter(|name| !used.contains(name));
+        tensors.chain(self.others.iter().map(String::as_str)).map(str::to_owned).collect()
     }
 
     /// Reads `buf.len()` bytes of a tensor of this checkpoint, from its byte `start` on.
@@ -290,4 +294,10 @@ impl TensorInfo {
             got: got.into(),
         }
     }
+}
+
+/// Whether a file begins as HTML or JSON does, which a server answers where there is no such file.
+fn is_answer(start: &[u8]) -> bool {
+    let printable = |byte: &u8| byte.is_ascii_graphic() || byte.is_ascii_whitespace();
+    matches!(start.first(), Some(b'<' | b'{')) && start.iter().all(printable)
 }

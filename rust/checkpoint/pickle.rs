@@ -36,11 +36,19 @@ pub(super) struct StoredTensor {
     pub(super) strides: Vec<usize>,
 }
 
-/// Runs the pickle in `bytes` and gives the tensors of the dict that it builds.
+/// What a pickle's dict holds.
+#[derive(Debug)]
+pub(super) struct StateDict {
+    pub(super) tensors: BTreeMap<String, StoredTensor>,
+    /// Names of values that are no tensors, such as a number of steps; transformers passes over them.
+    pub(super) others: Vec<String>,
+}
+
+/// Runs the pickle in `bytes` and gives what the dict that it builds holds.
 ///
 /// # Errors
-/// `Checkpoint` when it is malformed, names anything but tensors, or builds anything but a flat dict of them.
-pub(super) fn read_state_dict(source: &Source, bytes: &[u8]) -> Result<BTreeMap<String, StoredTensor>> {
+/// `Checkpoint` when it is malformed, calls for anything but tensors, or builds anything but a dict with some of them.
+pub(super) fn read_state_dict(source: &Source, bytes: &[u8]) -> Result<StateDict> {
     let mut machine = Machine::new(source, bytes, 0, Form::Archive);
     let root = machine.run()?;
     machine.state_dict(root)
@@ -95,7 +103,7 @@ impl<'a> Stream<'a> {
     ///
     /// # Errors
     /// As for [`read_state_dict`].
-    pub(super) fn state_dict(&mut self) -> Result<(BTreeMap<String, StoredTensor>, Declared)> {
+    pub(super) fn state_dict(&mut self) -> Result<(StateDict, Declared)> {
         let (mut machine, root) = self.next()?;
         let declared = std::mem::take(&mut machine.declared);
         Ok((machine.state_dict(root)?, declared))

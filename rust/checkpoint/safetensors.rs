@@ -8,9 +8,9 @@ use std::collections::HashMap;
 
 use serde::Deserialize;
 
-use super::Entry;
 use super::dtype::Dtype;
 use super::source::Source;
+use super::{Entry, is_answer};
 use crate::error::{Error, Result};
 
 /// Longest header that the reference reader accepts, in bytes.
@@ -99,6 +99,10 @@ fn read_text(source: &Source) -> Result<(String, u64)> {
     if &length == LFS_POINTER {
         let expected = "a safetensors file; fetch the contents with `git lfs pull`";
         return Err(source.malformed(None, expected, "a text file, as Git LFS leaves in their place"));
+    }
+    if is_answer(&length) {
+        let got = "text, as a server answers where there is no such file; download it again";
+        return Err(source.malformed(None, "a safetensors file", got));
     }
     let length = u64::from_le_bytes(length);
     if length > MAX_HEADER {

@@ -3,12 +3,11 @@
 //! A tensor that is contiguous in its storage is read from the file like any other; one that is a strided view of it is
 //! put in order in memory.
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use super::pickle::StoredTensor;
+use super::pickle::{StateDict, StoredTensor};
 use super::source::{SharedBytes, Source};
-use super::{Entry, torch_legacy, torch_zip};
+use super::{Entry, is_answer, torch_legacy, torch_zip};
 use crate::error::{Error, Result};
 
 /// Longest pickle that is read, in bytes: enough for 100,000 tensors.
@@ -24,13 +23,15 @@ pub(super) struct Contents {
     pub(super) in_file: Vec<Entry>,
     /// Tensors that had to be put in order; their offset is 0.
     pub(super) in_memory: Vec<(Entry, SharedBytes)>,
+    /// Names of values that are no tensors.
+    pub(super) others: Vec<String>,
 }
 
 /// Reads what describes the tensors of `source`, and puts in order those that need it.
 ///
 /// # Errors
-/// `Checkpoint` when it is of another form, cut short, compressed, or holds anything but tensors; `Io` when the system
-/// refuses a read.
+/// `Checkpoint` when it is of another form, cut short, compressed, or without tensors; `Io` when the system refuses a
+/// read.
 pub(super) fn read_contents(source: &Source) -> Result<Contents> {
     let mut start = [0; 4];
     let length = source.len().min(4) as usize;
@@ -44,6 +45,10 @@ pub(super) fn read_contents(source: &Source) -> Result<Contents> {
     let expected = "a zip archive as torch.save writes it, or the stream that it wrote before torch 1.6";
     let got = if &start == b"vers" {
         "a text file, as Git LFS leaves in the place of contents; run `git lfs pull`"
+    } else if length == 0 {
+        "an empty file; download it again"
+    } else if is_answer(&start) {
+        "text, as a server answers where there is no such file; download it again"
     } else {
         "something else"
     };
@@ -53,10 +58,10 @@ pub(super) fn read_contents(source: &Source) -> Result<Contents> {
 /// Finds each tensor's bytes; `locate` gives position and size of a storage, by its key and for the tensor of a name.
 pub(super) fn arrange(
     source: &Source,
-    tensors: BTreeMap<String, StoredTensor>,
+    StateDict { tensors, others }: StateDict,
     mut locate: impl FnMut(&str, &str) -> Result<(u64, u64)>,
 ) -> Result<Contents> {
-    let mut contents = Contents { in_file: Vec::new(), in_memory: Vec::new() };
+    let mut contents = Contents { in_file: Vec::new(), in_memory: Vec::new(), others };
     let mut budget = source.len().saturating_mul(MAX_REREADS);
     for (name, tensor) in tensors {
         let (start, bytes) = locate(&tensor.storage, &name)?;

@@ -39,7 +39,7 @@ pub(super) fn after_magic(source: &Source) -> Result<Option<usize>> {
 /// Reads the pickles behind the magic number, which ends at `start`, and finds the storages.
 ///
 /// # Errors
-/// `Checkpoint` when it is cut short, or holds anything but tensors; `Io` when the system refuses a read.
+/// `Checkpoint` when it is cut short, or without tensors; `Io` when the system refuses a read.
 pub(super) fn read_contents(source: &Source, start: usize) -> Result<Contents> {
     // How long the pickles are is known when they have been run; what follows them is weights, and far longer.
     let mut bytes = allocate(source, source.len().min(MAX_PICKLE) as usize)?;
@@ -51,7 +51,7 @@ pub(super) fn read_contents(source: &Source, start: usize) -> Result<Contents> {
         return Err(source.malformed(None, expected, version.to_string()));
     }
     stream.skip()?; // The machine that wrote it: byte order and sizes of C's integers, on which nothing below depends.
-    let (tensors, declared) = stream.state_dict()?;
+    let (state, declared) = stream.state_dict()?;
     let keys = stream.names()?;
 
     let mut at = stream.at as u64;
@@ -84,7 +84,7 @@ pub(super) fn read_contents(source: &Source, start: usize) -> Result<Contents> {
         storages.insert(key, (first, bytes));
         at = end;
     }
-    arrange(source, tensors, |key, name| {
+    arrange(source, state, |key, name| {
         storages.get(key).copied().ok_or_else(|| {
             let expected = format!("storage {key} in the list of storages");
             source.malformed(Some(name), expected, "a list without it")

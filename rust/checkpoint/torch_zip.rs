@@ -16,13 +16,13 @@ use crate::error::Result;
 /// Reads the directory and the pickle of `source`.
 ///
 /// # Errors
-/// `Checkpoint` when it is cut short, compressed, or holds anything but tensors; `Io` when the system refuses a read.
+/// `Checkpoint` when it is cut short, compressed, or without tensors; `Io` when the system refuses a read.
 pub(super) fn read_contents(source: &Source) -> Result<Contents> {
     let mut archive = Archive::open(source)?;
     archive.check_byte_order()?;
-    let tensors = pickle::read_state_dict(source, &archive.read("data.pkl", MAX_PICKLE)?)?;
+    let state = pickle::read_state_dict(source, &archive.read("data.pkl", MAX_PICKLE)?)?;
     let mut storages: HashMap<String, (u64, u64)> = HashMap::new();
-    arrange(source, tensors, |key, name| match storages.get(key) {
+    arrange(source, state, |key, name| match storages.get(key) {
         Some(&range) => Ok(range),
         None => {
             let range = archive.locate(&format!("data/{key}"), Some(name))?;

@@ -134,7 +134,24 @@ def test_an_empty_prompt_starts_from_bos(
 
 @pytest.mark.parametrize(
     "bad",
-    [None, 3, 1.5, b"bytes", {"a": 1}, [1, "a"], ["a", 3], [[1.5]], [True], [-1], [10**6], [2**40], [[[1]]]],
+    [
+        *(
+            None,
+            3,
+            1.5,
+            b"bytes",
+            {"a": 1},
+            [1, "a"],
+            ["a", 3],
+            [[1.5]],
+            [True],
+            [-1],
+            [10**6],
+            [2**40],
+            [[[1]]],
+        ),
+        *(np.array(3), np.array("a")),
+    ],
 )
 def test_prompts_that_are_none(model: fastdecode.CausalLM, bad: Any) -> None:
     for verb in (model.run, model.generate, model.stream):
@@ -488,6 +505,7 @@ def test_unknown_tensors_of_a_folder_are_warned_about(tmp_path: Path) -> None:
         ("dtype", None),
         ("compute_dtype", "float16"),
         ("compute_dtype", "auto"),
+        ("compute_dtype", np.array(["float32"])),
         ("num_threads", 0),
         ("num_threads", -1),
         ("num_threads", 1.5),

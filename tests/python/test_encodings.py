@@ -71,9 +71,36 @@ def test_shorter_texts_are_filled_up() -> None:
     ours = Padded.__new__(Padded)
     vars(ours).update(vars(fastdecode.load(folder, num_threads=1).tokenizer))
     expected = transformers.AutoTokenizer.from_pretrained(folder)(TEXTS, padding=True, return_tensors="np")
-    encoding = ours(TEXTS, padding=True, return_tensors="np")
-    assert encoding.input_ids.tolist() == expected.input_ids.tolist()
-    assert encoding.attention_mask.tolist() == expected.attention_mask.tolist()
+    for padding in (True, "longest"):
+        encoding = ours(TEXTS, padding=padding, return_tensors="np")
+        assert encoding.input_ids.tolist() == expected.input_ids.tolist()
+        assert encoding.attention_mask.tolist() == expected.attention_mask.tolist()
+
+
+@pytest.mark.parametrize("name", ["t5", "gpt2"])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"padding": "max_length"},
+        {"padding": "max_length", "max_length": 12},
+        {"padding": "max_length", "max_length": 5},
+        {"padding": "max_length", "max_length": 5, "truncation": "longest_first"},
+        {"padding": "max_length", "truncation": "only_first"},
+        {"padding": "longest", "max_length": 5, "truncation": True},
+        {"padding": "do_not_pad", "truncation": "do_not_truncate", "max_length": 5},
+    ],
+    ids=str,
+)
+def test_paddings_and_truncations_by_name(name: str, options: dict[str, Any]) -> None:
+    theirs = transformers.AutoTokenizer.from_pretrained(GOLDEN / name)
+    theirs.pad_token_id = 0
+    ours = Padded.__new__(Padded)
+    vars(ours).update(vars(fastdecode.load(GOLDEN / name, num_threads=1).tokenizer))
+    assert ours.model_max_length == (theirs.model_max_length if theirs.model_max_length < 10**15 else None)
+    for text in (TEXTS, TEXTS[0]):
+        encoding, expected = ours(text, **options), theirs(text, **options)
+        assert encoding.input_ids == expected.input_ids
+        assert encoding.attention_mask == expected.attention_mask
 
 
 @pytest.mark.parametrize(
@@ -83,7 +110,10 @@ def test_shorter_texts_are_filled_up() -> None:
         ({"text": b"the"}, "text"),
         ({"text": [3]}, "prompt"),
         ({"text": "a", "return_tensors": "pt"}, "return_tensors"),
-        ({"text": "a", "padding": "longest"}, "padding"),
+        ({"text": "a", "return_tensors": np.array(["np", "np"])}, "return_tensors"),
+        ({"text": "a", "padding": "left"}, "padding"),
+        ({"text": "a", "padding": np.array([True, True])}, "padding"),
+        ({"text": "a", "truncation": "only_second"}, "truncation"),
         ({"text": "a", "truncation": 3}, "truncation"),
         ({"text": "a", "max_length": 0}, "max_length"),
         ({"text": "a", "max_length": True}, "max_length"),

@@ -242,6 +242,16 @@ class TestPickles:
         (folder / "pytorch_model.bin.index.json").write_text(index.replace(".safetensors", ".bin"))
         hold(folder)
 
+    @pytest.mark.parametrize("legacy", [False, True])
+    def test_values_that_are_no_tensors(self, tmp_path: Path, *, legacy: bool) -> None:
+        folder = gpt2(tmp_path)
+        named: dict[str, Any] = load_file(folder / "model.safetensors")
+        (folder / "model.safetensors").unlink()
+        named |= {"epoch": 3, "loss": 0.5, "name": "x", "none": None, "seen": [1, 2], "opt": {"lr": 1e-4}}
+        torch.save(named, folder / "pytorch_model.bin", _use_new_zipfile_serialization=not legacy)
+        with pytest.warns(errors.FastdecodeWarning, match="does not use: epoch, loss, name, none, opt, seen"):
+            hold(folder)
+
     def test_a_file_cut_short(self, tmp_path: Path) -> None:
         folder = gpt2(tmp_path)
         path = folder / "pytorch_model.bin"

@@ -504,6 +504,8 @@ def test_a_model_without_a_tokenizer(ids_folder: Path) -> None:
         ({"num_beams": 0}, "num_beams"),
         ({"temperature": 2.0}, "temperature"),
         ({"diversity_penalty": 0.5}, "diversity_penalty"),
+        ({"seed": 1.5}, "seed"),
+        ({"device": np.array([-1, -1])}, "device"),
     ],
 )
 def test_what_a_pipeline_may_not_be_made_with(options: Any, option: str, t5: Any) -> None:
@@ -528,6 +530,14 @@ def test_an_unknown_option_suggests_the_right_one(t5: Any) -> None:
         ({"stop_sequence": 3}, "stop_sequence"),
         ({"num_return_sequences": 9}, "num_return_sequences"),
         ({"stop": "x"}, "stop"),
+        ({"seed": 1.5}, "seed"),
+        ({"seed": np.array(1.5)}, "seed"),
+        ({"seed": object()}, "seed"),
+        ({"seed": "3"}, "seed"),
+        ({"truncation": np.array([True, True])}, "truncation"),
+        ({"return_tensors": np.array([True, True])}, "return_tensors"),
+        ({"clean_up_tokenization_spaces": np.array([True, True])}, "clean_up_tokenization_spaces"),
+        ({"forced_eos_token_id": np.array([1, 1])}, "forced_eos_token_id"),
     ],
 )
 def test_what_a_call_may_not_ask(call: Any, option: str, t5: Any) -> None:
@@ -536,7 +546,15 @@ def test_what_a_call_may_not_ask(call: Any, option: str, t5: Any) -> None:
     assert caught.value.option == option
 
 
-@pytest.mark.parametrize("inputs", [None, 3, b"text", {"a": 1}, [3], ["a", None], [["a"]]])
+def test_seeds_of_numpy_and_lists_of_any_length(t5: Any) -> None:
+    pipe = fastdecode.pipeline("summarization", t5, do_sample=True, num_beams=1, max_new_tokens=6)
+    texts = ["the king", "the wolf"]
+    assert pipe(texts, seed=np.int64(7)) == pipe(texts, seed=7)
+    assert pipe(texts, seed=np.array([7, 8])) == pipe(texts, seed=[7, 8])
+    assert pipe(texts, seed=7, batch_size=2**64) == pipe(texts, seed=7)
+
+
+@pytest.mark.parametrize("inputs", [np.array("text"), None, 3, b"text", {"a": 1}, [3], ["a", None], [["a"]]])
 def test_inputs_that_are_no_texts(inputs: Any, t5: Any, gpt2: Any) -> None:
     for task, model in (("summarization", t5), ("text-generation", gpt2)):
         with pytest.raises(errors.OptionError, match="inputs: expected"):

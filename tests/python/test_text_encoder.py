@@ -248,14 +248,14 @@ class TestEncode:
         assert model.encode([], pooling="mean").shape == (0, 24)
 
     @pytest.mark.parametrize(
-        "source", [[[5], []], [[]], [[5], [320]], [[-1]], [[True]], [5, 6.5], None, b"ab", 3]
+        "source", [[[5], []], [[]], [[5], [320]], [[-1]], [[True]], [5, 6.5], None, b"ab", 3, np.array(3)]
     )
     def test_sources_that_cannot_be_used(self, model: TextEncoder, source: Any) -> None:
         with pytest.raises(errors.OptionError) as caught:
             model.encode(source)
         assert caught.value.option == "source"
 
-    @pytest.mark.parametrize("pooling", ["max", "", True, 0, ["mean"]])
+    @pytest.mark.parametrize("pooling", ["max", "", True, 0, ["mean"], np.array(["mean"])])
     def test_poolings_that_there_are_not(self, model: TextEncoder, pooling: Any) -> None:
         with pytest.raises(errors.OptionError, match='expected None or "mean"'):
             model.encode([5], pooling=pooling)

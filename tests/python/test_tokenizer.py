@@ -8,6 +8,7 @@ import pickle
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import tiny
 import tokenizers
@@ -202,6 +203,24 @@ def test_text_that_is_none(byte_level: tokenizers.Tokenizer) -> None:
             tokenizer.encode(bad)  # type: ignore[arg-type]
     assert tokenizer.bos_token_id is None
     assert tokenizer.eos_token_id is None
+
+
+@pytest.mark.parametrize("one", [5, np.int64(5), np.array(5)])
+def test_a_single_id_is_decoded(byte_level: tokenizers.Tokenizer, one: Any) -> None:
+    tokenizer = Tokenizer(byte_level)
+    assert tokenizer.decode(one) == tokenizer.decode([5]) == tokenizer.decode(np.array([5]))
+
+
+@pytest.mark.parametrize("ids", ["56", b"56", None, 5.0, [None], [-1], [2**70], [[5, 6]], np.array([[5, 6]])])
+def test_ids_that_are_none(byte_level: tokenizers.Tokenizer, ids: Any) -> None:
+    with pytest.raises(errors.OptionError, match="expected a token id or a list of them"):
+        Tokenizer(byte_level).decode(ids)
+
+
+@pytest.mark.parametrize("ids", ["56", None, 5, np.array([5, 6])])
+def test_lists_of_ids_that_are_none(byte_level: tokenizers.Tokenizer, ids: Any) -> None:
+    with pytest.raises(errors.OptionError, match="expected lists of token ids"):
+        Tokenizer(byte_level).batch_decode(ids)
 
 
 def test_what_load_takes_for_a_tokenizer(tmp_path: Path, byte_level: tokenizers.Tokenizer) -> None:

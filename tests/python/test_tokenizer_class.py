@@ -312,3 +312,39 @@ def test_a_declared_class_is_named_even_where_its_files_are_missing(tmp_path: Pa
     # Where nothing is declared and nothing is there, there is no tokenizer, and nothing to say.
     write(tmp_path, config={"model_type": "xlm-roberta"}, tokenizer_config={})
     assert read_folder(tmp_path, {"model_type": "xlm-roberta"}) is None
+
+
+@pytest.mark.parametrize(
+    ("settings", "model_type"),
+    [
+        ({"tokenizer_class": "KoGPT2TokenizerFast"}, "gpt2"),
+        (
+            {"tokenizer_class": "ChessTokenizer", "auto_map": {"AutoTokenizer": ["t.ChessTokenizer", None]}},
+            "gpt2",
+        ),
+        ({"tokenizer_class": "RobertaTokenizer"}, "umt5"),
+    ],
+)
+@pytest.mark.parametrize("files", ["bytes", "words", "other"])
+def test_files_under_a_class_that_makes_something_else_of_them(
+    tmp_path: Path, settings: dict[str, Any], model_type: str, files: str
+) -> None:
+    from transformers import AutoTokenizer
+
+    if files == "bytes":
+        vocabulary(tmp_path)
+    elif files == "words":
+        (tmp_path / "vocab.txt").write_text("[PAD]\n[UNK]\n[CLS]\n[SEP]\n[MASK]\na\n", encoding="utf-8")
+    else:
+        write(tmp_path, vocab={"e4": 0, "e5": 1})
+    write(tmp_path, config={"model_type": model_type}, tokenizer_config=settings)
+    name = settings["tokenizer_class"].removesuffix("Fast")
+    with pytest.raises(ValueError, match="instantiate the backend tokenizer"):
+        AutoTokenizer.from_pretrained(tmp_path)
+    with pytest.raises(
+        errors.TokenizerError, match=rf"class is {name}.*tokenizer=transformers\.AutoTokenizer"
+    ):
+        load(tmp_path)
+    # A tokenizer.json is taken as it is, whatever the class.
+    tiny.byte_level(300).save(str(tmp_path / "tokenizer.json"))
+    check(tmp_path)

@@ -10,6 +10,7 @@ import pytest
 import tiny
 import tokenizers
 import vocabularies
+from families import FAMILIES
 from fastdecode import errors
 from fastdecode.detokenizer import after_prompt
 from fastdecode.tokenizer import Tokenizer
@@ -141,3 +142,23 @@ def test_the_classes_of_the_library_that_hold_a_tokenizer(tmp_path: Path) -> Non
     tokenizer = as_tokenizer(given)
     assert tokenizer.backend is given
     assert tokenizer.encode("Hello") == given.encode("Hello").ids
+
+
+@pytest.mark.parametrize("name", ["vocab.json", "merges.txt", "vocab.txt"])
+def test_a_file_that_is_one_of_several_names_the_folder(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_text('{"a": 0}' if name == "vocab.json" else "a\n", encoding="utf-8")
+    with pytest.raises(errors.TokenizerError, match=rf"{name}: expected a tokenizer\.json .* their folder"):
+        as_tokenizer(tmp_path / name)
+
+
+@pytest.mark.parametrize("family", ["gpt2", "t5"])
+def test_text_beyond_the_vocabulary_of_the_model(tmp_path: Path, family: str) -> None:
+    tokenizer = tiny.byte_level(300)
+    tokenizer.add_special_tokens(["<user>"])
+    made = FAMILIES[family].write_tiny(tmp_path / "model", vocab_size=300)
+    model = fastdecode.load(made, num_threads=1, tokenizer=tokenizer)
+    assert isinstance(model.generate("a", max_new_tokens=1), str)
+    wanted = r"within the model's vocabulary of 300 tokens; .*tokenizer=.* got '<user>', id 300 of a tokenizer of 301"
+    for call in (model.generate, model.run, lambda text, **options: list(model.stream(text, **options))):
+        with pytest.raises(errors.OptionError, match=wanted):
+            call("a<user>", max_new_tokens=1)

@@ -75,7 +75,6 @@ fn files_that_are_no_state_dict_are_refused_by_name() {
         ("sparse.bin", &["torch._utils._rebuild_sparse_tensor"]),
         ("negated.bin", &["lazy view"]),
         ("nested.bin", &["tensor model", "a dict"]),
-        ("not_a_tensor.bin", &["tensor step", "an int"]),
         ("list.bin", &["a list instead of a dict of tensors"]),
         ("expanded.bin", &["tensor w", "inside of its storage of 1 elements", "[1000, 1000]"]),
         ("compressed.bin", &["compressed", "save it again"]),
@@ -85,6 +84,32 @@ fn files_that_are_no_state_dict_are_refused_by_name() {
     ] {
         assert_refused(&golden(file), phrases);
     }
+}
+
+#[test]
+fn what_is_no_tensor_is_passed_over_and_told() {
+    let checkpoint = Checkpoint::open_torch(&golden("not_a_tensor.bin")).unwrap();
+    assert_eq!(checkpoint.names().collect::<Vec<_>>(), ["w"]);
+    assert_eq!(checkpoint.unknown(["w"]), ["step"]);
+    assert_eq!(checkpoint.unknown::<&str>([]), ["w", "step"]);
+}
+
+#[test]
+fn what_a_server_answers_is_told() {
+    for (text, told) in [
+        (&b""[..], "an empty file"),
+        (b"<!DOCTYPE html><html>", "text, as a server answers"),
+        (b"{\"error\":\"Entry not found\"}", "text, as a server answers"),
+        (b"<\x02\0\0\0\0\0\0{}", "something else"),
+    ] {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        fs::write(file.path(), text).unwrap();
+        assert_refused(file.path(), &["expected a zip archive", told]);
+    }
+    let file = tempfile::NamedTempFile::new().unwrap();
+    fs::write(file.path(), b"<!DOCTYPE html><html>").unwrap();
+    let error = Checkpoint::open_safetensors(file.path()).unwrap_err().to_string();
+    assert!(error.contains("got text, as a server answers"), "{error}");
 }
 
 #[test]

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::{Form, Global, Id, MAX_SHOWN, Machine, Node, Storage, StoredTensor};
+use super::{Form, Global, Id, MAX_SHOWN, Machine, Node, StateDict, Storage, StoredTensor};
 use crate::error::Result;
 
 /// More dimensions than any weight has.
@@ -111,12 +111,13 @@ impl Machine<'_> {
         }
     }
 
-    pub(super) fn state_dict(self, root: Id) -> Result<BTreeMap<String, StoredTensor>> {
+    pub(super) fn state_dict(self, root: Id) -> Result<StateDict> {
         let Node::Dict(items) = &self.nodes[root] else {
             return Err(self.unwanted(format!("{} instead of a dict of tensors", self.nodes[root].kind())));
         };
         // By reference until all is known: one name of megabytes can be referred to millions of times.
         let mut tensors: BTreeMap<&str, &StoredTensor> = BTreeMap::new();
+        let mut others: BTreeMap<&str, &'static str> = BTreeMap::new();
         for &(key, value) in items {
             match (&self.nodes[key], &self.nodes[value]) {
                 (Node::Text(name), Node::Tensor(tensor)) => {
@@ -129,15 +130,17 @@ impl Machine<'_> {
                         ));
                     }
                 }
-                (Node::Text(name), other) => {
-                    let expected = "a tensor, as in a model's state_dict()";
-                    let shown: String = name.chars().take(MAX_SHOWN).collect();
-                    return Err(self.source.malformed(Some(&shown), expected, other.kind()));
-                }
+                (Node::Text(name), other) => drop(others.insert(name, other.kind())),
                 (other, _) => return Err(self.unwanted(format!("a name that is {}", other.kind()))),
             }
         }
-        Ok(tensors.into_iter().map(|(name, tensor)| (name.to_owned(), tensor.clone())).collect())
+        if let (true, Some((name, kind))) = (tensors.is_empty(), others.first_key_value()) {
+            let expected = "a tensor, as in a model's state_dict()";
+            let shown: String = name.chars().take(MAX_SHOWN).collect();
+            return Err(self.source.malformed(Some(&shown), expected, *kind));
+        }
+        let tensors = tensors.into_iter().map(|(name, tensor)| (name.to_owned(), tensor.clone())).collect();
+        Ok(StateDict { tensors, others: others.into_keys().map(str::to_owned).collect() })
     }
 
     /// The names of a list, in its order. By reference until it is known that none comes twice, as in a dict.
