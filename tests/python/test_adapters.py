@@ -213,6 +213,14 @@ class TestWhere:
             fastdecode.load(base, adapter=base)
         with pytest.raises(errors.ModelNotFoundError, match="adapter"):
             fastdecode.load(base, adapter=tmp_path / "nowhere")
+        with pytest.raises(errors.ModelNotFoundError, match=r"adapter_config\.json.*got a file"):
+            fastdecode.load(base, adapter=base / "config.json")
+
+    def test_a_revision_of_a_folder(self, tmp_path: Path) -> None:
+        base = gpt2(tmp_path / "base")
+        one = adapter(base, tmp_path / "one", config={"target_modules": ["c_attn"]})
+        with pytest.raises(errors.OptionError, match=r"revision.*'main'"):
+            fastdecode.load(base, adapter=f"{one}@main")
 
     def test_a_revision_needs_something_on_the_hub(self, tmp_path: Path) -> None:
         base = gpt2(tmp_path / "base")
