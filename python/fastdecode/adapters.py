@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from . import _core
 from .adapter_config import CONFIG, AdapterConfig, read_config
 from .arrays import bad_option
-from .errors import CheckpointError, FileMissingError, ModelNotFoundError, OptionError
+from .errors import CheckpointError, FastdecodeError, FileMissingError, ModelNotFoundError, OptionError
 from .families import TOKENIZER_CLASSES
-from .folder import bad_field
+from .folder import bad_field, optional_json
 from .foreign import has_weights
 from .hub import DEMOS, Source, locate
 
@@ -60,11 +60,19 @@ class Found(NamedTuple):
     @property
     def tokenizer(self) -> Path:
         """The folder of the tokenizer: that of the last adapter that brings one, or the base's."""
-        names = ("tokenizer.json", *(name for entry in TOKENIZER_CLASSES.values() for name in entry.files))
-        for adapter in reversed(self.adapters):
-            if any((adapter.folder / name).is_file() for name in names):
-                return adapter.folder
-        return self.base.folder
+        brought = (adapter.folder for adapter in reversed(self.adapters) if _has_tokenizer(adapter.folder))
+        return next(brought, self.base.folder)
+
+
+def _has_tokenizer(folder: Path) -> bool:
+    of_classes = (name for entry in TOKENIZER_CLASSES.values() for name in entry.files)
+    if any((folder / name).is_file() for name in ("tokenizer.json", "tokenizer.model", *of_classes)):
+        return True
+    try:
+        # A class that needs no vocabulary is told by its declaration alone, and its added tokens count.
+        return optional_json(folder / "tokenizer_config.json").get("tokenizer_class") == "ByT5Tokenizer"
+    except FastdecodeError:
+        return True  # whoever asks for text hears what is wrong with the file
 
 
 def find(source: Source, options: Mapping[str, Any]) -> Found:
