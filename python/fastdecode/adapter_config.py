@@ -49,7 +49,7 @@ def read_config(folder: Path) -> AdapterConfig:
     path = folder / CONFIG
     if not path.is_file():
         raise FileMissingError(
-            f"{path}: expected the configuration of an adapter (PEFT), got none", file=str(path)
+            f"{path}: expected the configuration of an adapter (PEFT), got no such file", file=str(path)
         )
     return AdapterConfig(read_json(path), str(path))
 

@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from . import _core
 from .adapter_config import CONFIG, AdapterConfig, read_config
 from .arrays import bad_option
-from .errors import CheckpointError, FileMissingError, ModelNotFoundError, OptionError
+from .errors import CheckpointError, FastdecodeError, FileMissingError, ModelNotFoundError, OptionError
 from .families import TOKENIZER_CLASSES
-from .folder import bad_field
+from .folder import bad_field, optional_json
 from .foreign import has_weights
 from .hub import DEMOS, Source, locate
 
@@ -30,6 +30,8 @@ _WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")
 _PREFIX = "base_model.model."
 # Embeddings of T5 that are the module `shared` itself once the vocabulary was resized: peft then adapts that alone.
 _SHARED = ("encoder.embed_tokens", "decoder.embed_tokens")
+# Beginnings of the names of T5's modules that no encoder has.
+_OUTSIDE_ENCODER = ("decoder.", "lm_head")
 # Characters of a tensor's name; those of real models have a hundred.
 _LONGEST = 1000
 # What stands before the names of a causal model's modules, unless an adapter was made for the model without its head.
@@ -58,11 +60,19 @@ class Found(NamedTuple):
     @property
     def tokenizer(self) -> Path:
         """The folder of the tokenizer: that of the last adapter that brings one, or the base's."""
-        names = ("tokenizer.json", *(name for entry in TOKENIZER_CLASSES.values() for name in entry.files))
-        for adapter in reversed(self.adapters):
-            if any((adapter.folder / name).is_file() for name in names):
-                return adapter.folder
-        return self.base.folder
+        brought = (adapter.folder for adapter in reversed(self.adapters) if _has_tokenizer(adapter.folder))
+        return next(brought, self.base.folder)
+
+
+def _has_tokenizer(folder: Path) -> bool:
+    of_classes = (name for entry in TOKENIZER_CLASSES.values() for name in entry.files)
+    if any((folder / name).is_file() for name in ("tokenizer.json", "tokenizer.model", *of_classes)):
+        return True
+    try:
+        # A class that needs no vocabulary is told by its declaration alone, and its added tokens count.
+        return optional_json(folder / "tokenizer_config.json").get("tokenizer_class") == "ByT5Tokenizer"
+    except FastdecodeError:
+        return True  # whoever asks for text hears what is wrong with the file
 
 
 def find(source: Source, options: Mapping[str, Any]) -> Found:
@@ -126,11 +136,6 @@ def _locate(name: str | os.PathLike[str], place: Mapping[str, Any]) -> Source:
         raise ModelNotFoundError(
             f"adapter: {error}", model=error.model, expected=error.expected, got=error.got
         ) from error
-    if not (source.folder / CONFIG).is_file():
-        file = str(source.folder / CONFIG)
-        raise FileMissingError(
-            f"{file}: expected the configuration of an adapter (PEFT), got no such file", file=file
-        )
     return source
 
 
@@ -178,12 +183,14 @@ def _base(adapter: Source, revision: str | None, place: Mapping[str, Any]) -> So
     return base
 
 
-def read_adapter(folder: Path, base: Path) -> tuple[_core.AdapterFile, list[_Edit]]:
+def read_adapter(folder: Path, base: Path, *, encoder_alone: bool) -> tuple[_core.AdapterFile, list[_Edit]]:
     """Opens an adapter, and says what its tensors do.
 
     Args:
         folder: The adapter's folder.
         base: Folder of the model that it is applied to.
+        encoder_alone: Whether only the encoder of that is read. The adapter may then have been made for the encoder
+            alone, and have nothing for a decoder.
 
     Raises:
         ConfigError: A value in adapter_config.json cannot be used.
@@ -198,7 +205,10 @@ def read_adapter(folder: Path, base: Path) -> tuple[_core.AdapterFile, list[_Edi
         )
     file = _core.AdapterFile.open(str(path))
     reading = _Reading(config, str(path), file.tensors())
-    reading.check_complete(_core.adaptable_modules(str(base)))
+    modules = _core.adaptable_modules(str(base))
+    if encoder_alone:
+        modules = [name for name in modules if not name.startswith(_OUTSIDE_ENCODER)]
+    reading.check_complete(modules)
     return file, reading.edits()
 
 
@@ -318,15 +328,15 @@ class _Reading:
         return edits
 
     def _malformed(self, tensor: str | None, expected: str, got: str) -> CheckpointError:
-        return malformed(self._file, tensor, expected, got)
-
-
-def malformed(file: str, tensor: str | None, expected: str, got: str) -> CheckpointError:
-    """The error for an adapter's tensors."""
-    where = file if tensor is None else f"{file}: tensor {tensor}"
-    return CheckpointError(
-        f"{where}: expected {expected}, got {got}", file=file, tensor=tensor, expected=expected, got=got
-    )
+        """The error for one of the tensors, or for the file."""
+        where = self._file if tensor is None else f"{self._file}: tensor {tensor}"
+        return CheckpointError(
+            f"{where}: expected {expected}, got {got}",
+            file=self._file,
+            tensor=tensor,
+            expected=expected,
+            got=got,
+        )
 
 
 def _own(name: str) -> str:

@@ -19,7 +19,7 @@ _WEIGHTS = ("model.safetensors", "pytorch_model.bin")
 _INDEXES = tuple(f"{name}.index.json" for name in _WEIGHTS)
 
 # Files of other programs: pattern, whose it is, what to do.
-_SAVE = "AutoModel...from_pretrained(folder, {}) and save_pretrained of transformers 4 make"
+_LOAD = "load it with AutoModel...from_pretrained(folder, {}) of transformers 4, and"
 _SOURCE = "take the repository that it was made from, or"
 _OTHERS = (
     (
@@ -27,8 +27,8 @@ _OTHERS = (
         "an adapter (PEFT) without its adapter_config.json",
         "put that beside it, or",
     ),
-    ("tf_model*.h5", "TensorFlow weights", f"{_SAVE.format('from_tf=True')}"),
-    ("flax_model*.msgpack", "Flax weights", f"{_SAVE.format('from_flax=True')}"),
+    ("tf_model*.h5", "TensorFlow weights", _LOAD.format("from_tf=True")),
+    ("flax_model*.msgpack", "Flax weights", _LOAD.format("from_flax=True")),
     ("*.gguf", "a GGUF file of llama.cpp", _SOURCE),
     ("ggml-model*.bin", "a GGML file of llama.cpp", _SOURCE),
     ("*.onnx", "an ONNX graph", "take the repository that it was exported from, or"),

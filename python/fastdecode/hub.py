@@ -118,11 +118,10 @@ def locate(
         folder = Path(__file__).parent / "demo" / path
     if bundled or folder.exists():
         if not folder.is_dir():
-            raise _not_found(
-                path, "a folder with config.json and model.safetensors (or pytorch_model.bin)", "a file"
-            )
-        # The revision that is given with a local adapter is that of its base.
-        if revision is not None and not (folder / _ADAPTER[0]).is_file():
+            files = "config.json and model.safetensors (or pytorch_model.bin)"
+            raise _not_found(path, f"a folder with {' and '.join(_ADAPTER) if adapter else files}", "a file")
+        # The revision that is given with an adapter's folder in the place of a model is that of its base.
+        if revision is not None and (adapter or not (folder / _ADAPTER[0]).is_file()):
             raise OptionError(
                 f"revision: expected none for a local folder, got {revision!r} for {path}",
                 option="revision",
@@ -131,9 +130,8 @@ def locate(
             )
         return Source(folder, path if bundled else str(folder.resolve()), None)
     if not isinstance(model, str) or re.fullmatch(_HUB_ID, path) is None:
-        raise _not_found(
-            path, "an existing folder, one of " + ", ".join(DEMOS) + ", or a hub id", "no such folder"
-        )
+        demos = "" if adapter else f", one of {', '.join(DEMOS)},"
+        raise _not_found(path, f"an existing folder{demos} or a hub id", "no such folder")
     cache = None if cache_dir is None else Path(cache_dir)
     return _download(path, revision, cache, token=token, local_files_only=local_files_only, adapter=adapter)
 

@@ -50,7 +50,7 @@ class LoadOptions(TypedDict, total=False):
     token: str | bool | None
     cache_dir: str | os.PathLike[str] | None
     local_files_only: bool
-    adapter: object
+    adapter: str | os.PathLike[str] | Sequence[str | os.PathLike[str]] | None
 
 
 class AnyLoadOptions(LoadOptions, PassedOverInLoading, total=False):
@@ -106,7 +106,10 @@ def read_model(classes: Sequence[type[M]], model: str | os.PathLike[str], given:
     read = (
         ()
         if found is None
-        else [adapters.read_adapter(item.folder, source.folder) for item in found.adapters]
+        else [
+            adapters.read_adapter(item.folder, source.folder, encoder_alone=part == "encoder")
+            for item in found.adapters
+        ]
     )
     # Before config.json is read here: the native side says best what is wrong with a folder.
     core, loaded_as = _built(

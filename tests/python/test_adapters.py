@@ -15,6 +15,7 @@ import numpy as np
 import peft_folders as made
 import pytest
 import torch
+import transformers
 from families import FAMILIES, Family, Input
 from families import Recipe as Base
 from families.gpt2 import GPT2Recipe
@@ -213,6 +214,8 @@ class TestWhere:
             fastdecode.load(base, adapter=base)
         with pytest.raises(errors.ModelNotFoundError, match="adapter"):
             fastdecode.load(base, adapter=tmp_path / "nowhere")
+        with pytest.raises(errors.ModelNotFoundError, match=r"adapter_config\.json.*got a file"):
+            fastdecode.load(base, adapter=base / "config.json")
 
     def test_a_revision_needs_something_on_the_hub(self, tmp_path: Path) -> None:
         base = gpt2(tmp_path / "base")
@@ -221,6 +224,8 @@ class TestWhere:
         load(one)
         with pytest.raises(errors.OptionError, match="revision"):
             fastdecode.load(one, revision="main")
+        with pytest.raises(errors.OptionError, match=r"revision.*'main'"):
+            fastdecode.load(base, adapter=f"{one}@main")
         for name in (CONFIG, SAFE):
             shutil.copy(one / name, base)
         with pytest.raises(errors.OptionError, match="revision"):
@@ -256,6 +261,16 @@ class TestText:
         two = adapter(base, tmp_path / "two")
         assert load(base, adapter=[one, two]).tokenizer.encode("a") == theirs.tokenizer.encode("a")
         assert load(one, tokenizer=byte_level).tokenizer.encode("a") == own.tokenizer.encode("a")
+
+    def test_a_tokenizer_without_a_vocabulary_wins_too(self, tmp_path: Path) -> None:
+        base = t5(tmp_path / "base")
+        tokenizer = transformers.ByT5Tokenizer(extra_ids=0)
+        tokenizer.save_pretrained(base)
+        one = adapter(base, tmp_path / "one", T5)
+        tokenizer.add_tokens(["<new>"])
+        tokenizer.save_pretrained(one)
+        assert load(one).tokenizer.encode("a<new>") == tokenizer("a<new>")["input_ids"]
+        assert load(base).tokenizer.encode("a<new>") != tokenizer("a<new>")["input_ids"]
 
     def test_defaults_are_those_of_the_base(self, tmp_path: Path) -> None:
         base = gpt2(tmp_path / "base")

@@ -5,17 +5,20 @@ from __future__ import annotations
 import copy
 import shutil
 import tempfile
+import warnings
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import peft
+import peft_folders
 import pytest
 import torch
 import transformers
 from encoder_folders import change, load_quietly, of_encoder
 from families import FAMILIES, Recipe
 from families.t5 import T5Recipe, config
-from fastdecode import TextEncoder
+from fastdecode import TextEncoder, errors
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from parity import EXAMPLES, PHASES
@@ -147,3 +150,32 @@ def test_texts_and_their_means(tmp_path: Path) -> None:
     assert_near(ours.encode(texts, pooling="mean"), means.numpy(), lambda: 0.0, "means")
     for got, want, length in zip(ours.encode(texts), states, mask.sum((1, 2)), strict=True):
         assert_near(got, want[:length].numpy(), lambda: 0.0, "hidden states")
+
+
+@pytest.mark.parametrize("model_type", CLASSES)
+@pytest.mark.parametrize(
+    "config",
+    [
+        {"target_modules": ["q", "v"]},
+        {"target_modules": ["q", "shared"]},
+        {"target_modules": ["wo"], "modules_to_save": ["final_layer_norm"]},
+    ],
+    ids=str,
+)
+def test_an_adapter_of_an_encoder_alone(tmp_path: Path, model_type: str, config: dict[str, Any]) -> None:
+    whole, alone = peft_folders.t5(tmp_path / "whole", model_type), tmp_path / "alone"
+    read = CLASSES[model_type].from_pretrained
+    read(whole, dtype=torch.float32).save_pretrained(alone)
+    recipe = peft_folders.Recipe({"task_type": "FEATURE_EXTRACTION", **config})
+    # Its configuration names the whole model, as it does where training took the encoder of that.
+    one = peft_folders.make(read(whole, dtype=torch.float32), recipe, tmp_path / "one")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        theirs = peft.PeftModel.from_pretrained(read(whole, dtype=torch.float32), one).merge_and_unload()
+    sources = [[3, 9, 14, 1], [7]]
+    theirs.eval()
+    hold(load_quietly(alone, adapter=one), theirs, sources)
+    hold(TextEncoder.load(whole, adapter=one), theirs, sources)
+    hold(TextEncoder.load(one), theirs, sources)
+    with pytest.raises(errors.CheckpointError, match=r"of decoder\..*got no such tensor"):
+        load_quietly(whole, adapter=one)

@@ -134,7 +134,9 @@ impl Machine<'_> {
                 (other, _) => return Err(self.unwanted(format!("a name that is {}", other.kind()))),
             }
         }
-        if let (true, Some((name, kind))) = (tensors.is_empty(), others.first_key_value()) {
+        // A dictionary within says best what the file is: a training checkpoint, with the tensors one level down.
+        let inner = others.iter().find(|(_, kind)| **kind == "a dict").or_else(|| others.iter().next());
+        if let (true, Some((name, kind))) = (tensors.is_empty(), inner) {
             let expected = "a tensor, as in a model's state_dict()";
             let shown: String = name.chars().take(MAX_SHOWN).collect();
             return Err(self.source.malformed(Some(&shown), expected, *kind));
