@@ -23,7 +23,7 @@ LONGEST = [
 
 @EVERY
 def test_any_folder_gives_what_transformers_gives(family: Family) -> None:
-    @settings(max_examples=120 * EXAMPLES, phases=PHASES)
+    @settings(max_examples=family.examples(120) * EXAMPLES, phases=PHASES)
     @given(
         recipe=family.recipes(),
         length=st.integers(1, 70 if family.has_encoder else 14),
@@ -48,7 +48,7 @@ def test_any_folder_gives_what_transformers_gives(family: Family) -> None:
 @EVERY
 def test_any_search_gives_what_transformers_gives(family: Family) -> None:
     # A search costs the reference of an encoder-decoder more than twice as much.
-    @settings(max_examples=(60 if family.has_encoder else 150) * EXAMPLES, phases=PHASES)
+    @settings(max_examples=family.examples(60 if family.has_encoder else 150) * EXAMPLES, phases=PHASES)
     @given(
         recipe=family.recipes(),
         length=st.integers(1, 20 if family.has_encoder else 12),
@@ -73,7 +73,7 @@ def test_any_search_gives_what_transformers_gives(family: Family) -> None:
 
 @EVERY
 def test_a_chosen_type_rounds_as_transformers_does(family: Family) -> None:
-    @settings(max_examples=25 * EXAMPLES, phases=PHASES)
+    @settings(max_examples=family.examples(25) * EXAMPLES, phases=PHASES)
     @given(recipe=family.recipes(), dtype=st.sampled_from(DTYPES))
     def hold(recipe: Recipe, dtype: str) -> None:
         theirs, ours = both(family, recipe, dtype)

@@ -126,6 +126,7 @@ class Family:
             weights, several activations, keys beyond a chunk of 256.
         goldens: Models of the golden files by folder; their greedy texts must vary, and hold no close choice.
         sizes: Models of real size, for benchmarks, by their names on the hub.
+        share: Part of the random cases of each test that it draws: families that share code share the time.
         tokenizer: Golden folder and files of a tokenizer of the real vocabulary.
         tiny: A config of a few thousand parameters with a vocabulary of 320, whose end token is 0.
         recipe: The family's own type of recipe.
@@ -148,6 +149,7 @@ class Family:
     tiny: Config
     recipe: Callable[..., Recipe] = Recipe
     has_encoder: bool = False
+    share: float = 1.0
     others: Callable[[Any, Tensors, Normal], Tensors] = _as_drawn
 
     def __repr__(self) -> str:
@@ -157,6 +159,10 @@ class Family:
     def name(self) -> str:
         """Name in tests."""
         return self.model_types[0]
+
+    def examples(self, count: int) -> int:
+        """Its part of so many random cases, and 20 at least."""
+        return max(int(count * self.share), min(count, 20))
 
     def tensors(self, recipe: Recipe) -> Tensors:
         """Draws the recipe's weights, named and shaped as the checkpoint wants them, in its dtype."""

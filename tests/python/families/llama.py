@@ -259,6 +259,7 @@ FAMILY = Family(
     spread=spread,
     others=others,
     recipes=recipes,
+    share=0.3,
     recipe=LlamaRecipe,
     positions=positions,
     laws=LAWS,

@@ -137,6 +137,7 @@ FAMILY = Family(
     spread=spread,
     others=others,
     recipes=recipes,
+    share=0.2,
     recipe=GPT1Recipe,
     positions=lambda c: int(c["n_positions"]),
     laws={

@@ -141,11 +141,11 @@ FAMILY = Family(
     spread=spread,
     others=others,
     recipes=recipes,
+    share=0.2,
     recipe=PhiRecipe,
     positions=positions,
     laws={
         "groups and norms of heads": PhiRecipe(config(kv_heads=2, qk_layernorm=True), seed=51),
-        "odd widths": PhiRecipe(config(heads=3, head_dim=20, vocab=101, intermediate_size=37), seed=52),
         "wide": PhiRecipe(config(head_dim=64, vocab=515), seed=53),
     },
     wide="wide",
