@@ -12,7 +12,7 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
-from fastdecode.tokenizer_table import CLASS_OF_TYPE
+from fastdecode.tokenizer_table import CLASS_OF_TYPE, GENERIC
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "tests" / "python"))
@@ -39,6 +39,6 @@ def build(name: str, kind: str, cache: Path) -> Path:
     for file in files:
         shutil.copy(ROOT / "tests" / "golden" / source / file, folder)
     if "tokenizer_config.json" not in files:
-        declared = {"tokenizer_class": CLASS_OF_TYPE[recipe.config["model_type"]]}
+        declared = {"tokenizer_class": CLASS_OF_TYPE.get(recipe.config["model_type"], GENERIC)}
         (folder / "tokenizer_config.json").write_text(json.dumps(declared))
     return folder

@@ -137,7 +137,13 @@ def _built(
         core = build()
     except UnsupportedModelError as error:
         if error.got not in FAMILIES:
-            raise
+            import difflib
+
+            near = difflib.get_close_matches(str(error.got), FAMILIES, n=1)
+            hint = f"; the nearest is {near[0]}, which computes something else" if near else ""
+            raise UnsupportedModelError(
+                f"{error}{hint}", file=error.file, expected=error.expected, got=error.got
+            ) from None
         # A model_type that is known has no encoder, which was asked for.
         raise classes[0].refusal(error.got, (False, True), file) from None
     parts = core.has_encoder, core.has_decoder
