@@ -242,7 +242,8 @@ class Tokenizer:
         except (TypeError, UnicodeEncodeError) as error:
             raise _bad_text("a string with a lone surrogate, which is no character") from error
         except BaseException as error:
-            # The library's own, where a vocabulary has no token for what is unknown; its panics are no `Exception`.
+            # The library raises errors of its own where a vocabulary has no token for what is unknown; a panic of it is
+            # no `Exception`.
             if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
                 raise
             expected = "a vocabulary that has a token for every text"
