@@ -253,22 +253,33 @@ class Tokenizer:
 
     def decode(
         self,
-        ids: Iterable[int],
+        ids: Iterable[int] | int,
         *,
         skip_special_tokens: bool = False,
         clean_up_tokenization_spaces: bool | None = None,
     ) -> str:
-        """Text of ids.
+        """Text of ids, or of one.
 
         Bytes that are not UTF-8 become U+FFFD (in ByT5 nothing); ids beyond the vocabulary are left out.
 
         Args:
-            ids: Token ids, 0 or above.
+            ids: Token ids, from 0 to 2**32 - 1.
             skip_special_tokens: Leave special tokens out.
             clean_up_tokenization_spaces: Take away spaces before marks and contractions; None for what the
                 tokenizer's folder says.
+
+        Raises:
+            OptionError: `ids` are none.
         """
-        text = self._backend.decode([int(i) for i in ids], skip_special_tokens=skip_special_tokens)
+        try:
+            items: Any = [ids] if isinstance(ids, int) or getattr(ids, "ndim", None) == 0 else ids
+            numbers = [int(token_id) for token_id in items]
+        except (TypeError, ValueError) as error:
+            raise _bad_ids(ids) from error
+        try:
+            text = self._backend.decode(numbers, skip_special_tokens=skip_special_tokens)
+        except OverflowError as error:
+            raise _bad_ids(ids) from error
         clean = clean_up_tokenization_spaces
         if clean is None:
             clean = self.clean_up_tokenization_spaces
@@ -323,17 +334,20 @@ class Tokenizer:
 
     def batch_decode(
         self,
-        ids: Iterable[Iterable[int]],
+        ids: Iterable[Iterable[int] | int],
         *,
         skip_special_tokens: bool = False,
         clean_up_tokenization_spaces: bool | None = None,
     ) -> list[str]:
-        """Texts of several lists of ids, or of the rows of an array; see `decode`.
+        """Texts of several lists of ids, or of the rows of an array; of a list of ids that of each. See `decode`.
 
         Args:
-            ids: Lists of token ids.
+            ids: Lists of token ids, or ids.
             skip_special_tokens: As in `decode`.
             clean_up_tokenization_spaces: As in `decode`.
+
+        Raises:
+            OptionError: They are no ids.
         """
         return [
             self.decode(
@@ -464,3 +478,9 @@ def _byte_level(token: str) -> bytes:
 
 def _bad_text(got: str) -> OptionError:
     return OptionError(f"prompt: expected text, got {got}", option="prompt", expected="text", got=got)
+
+
+def _bad_ids(given: object) -> OptionError:
+    expected = "token ids (integers from 0 to 2**32 - 1), one list of them (batch_decode takes several)"
+    got = f"{given!r:.80}"
+    return OptionError(f"ids: expected {expected}, got {got}", option="ids", expected=expected, got=got)

@@ -98,3 +98,15 @@ def test_what_cannot_be_used(both: tuple[Any, Any], given: dict[str, Any], optio
 def test_parts_that_an_encoding_has_not(both: tuple[Any, Any]) -> None:
     with pytest.raises(AttributeError, match="no 'token_type_ids', but input_ids, attention_mask"):
         both[0]("a").token_type_ids  # noqa: B018 (looking is the test)
+
+
+def test_ids_one_by_one_and_what_are_none() -> None:
+    tokenizer = fastdecode.load("demo-stories").tokenizer
+    ids = tokenizer.encode("Once upon a time")
+    assert tokenizer.batch_decode(ids) == [tokenizer.decode(token_id) for token_id in ids]
+    assert "".join(tokenizer.batch_decode(np.array(ids))) == "Once upon a time"
+    for given in ([-1], [2**40], [ids], None, "a", -1):
+        with pytest.raises(errors.OptionError, match="ids: expected token ids"):
+            tokenizer.decode(given)
+    with pytest.raises(errors.OptionError, match="ids: expected token ids"):
+        tokenizer.batch_decode([[ids]])
