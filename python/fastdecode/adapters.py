@@ -25,14 +25,14 @@ if TYPE_CHECKING:
 
     from ._core import _Edit
 
-# The preferred one first.
+# The first of these that is there counts.
 _WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")
 _PREFIX = "base_model.model."
 # Embeddings of T5 that are the module `shared` itself once the vocabulary was resized: peft then adapts that alone.
 _SHARED = ("encoder.embed_tokens", "decoder.embed_tokens")
 # Beginnings of the names of T5's modules that no encoder has.
 _OUTSIDE_ENCODER = ("decoder.", "lm_head")
-# Characters of a tensor's name; those of real models have a hundred.
+# A longer name of a tensor is refused; those of real models have about a hundred characters.
 _LONGEST = 1000
 # What stands before the names of a causal model's modules, unless an adapter was made for the model without its head.
 _INNER = ("transformer.", "model.")
@@ -218,11 +218,12 @@ class _Reading:
     def __init__(self, config: AdapterConfig, file: str, tensors: Sequence[tuple[str, list[int]]]) -> None:
         self._config = config
         self._file = file
-        # By module and whether it is an embedding: the names of A and B.
+        # The names of A and B are kept by the module, and whether it is an embedding.
         self._matrices: dict[tuple[str, bool], dict[str, str]] = {}
         self._biases: dict[str, str] = {}
         self._tokens: dict[str, str] = {}
-        # Tensors of the base that are replaced, by the names of theirs: everywhere, or in a module saved whole.
+        # A tensor of the base is replaced under all names that are tied, or it was saved whole and comes apart. Both
+        # tables go from its name to that of the adapter's tensor.
         self._replaced: dict[str, str] = {}
         self._saved: dict[str, str] = {}
         copies = []

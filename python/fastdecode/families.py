@@ -81,7 +81,7 @@ TOKENIZER_CLASSES: dict[str, TokenizerClass] = {
         files=_BYTES,
         tokens=dict.fromkeys(("eos_token", "unk_token", "pad_token"), _END_OF_TEXT) | {"bos_token": None},
     ),
-    # These two only from a tokenizer.json.
+    # These two are built from a tokenizer.json only.
     "LlamaTokenizer": TokenizerClass(files=(), tokens=_USUAL),
     "GemmaTokenizer": TokenizerClass(
         files=(),

@@ -149,7 +149,7 @@ def folder_defaults(folder: Path, config: Mapping[str, Any]) -> Defaults:
     """
     file = folder / "generation_config.json"
     if not file.is_file():
-        # What the class of the configuration would add is not read from there by transformers, an end token, say.
+        # transformers does not read from there what the configuration's class would add, such as an end token.
         return _defaults(config, str(folder / "config.json"), config)
     return _defaults(read_json(file), str(file), config)
 

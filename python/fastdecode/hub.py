@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 # Bundled models; each is a folder of this name under demo/.
 DEMOS = ("demo-stories", "demo-en-fr")
 
-# Of an adapter (PEFT), and where it has no safetensors.
+# Files of an adapter (PEFT); the second name of its weights counts where there are no safetensors.
 _ADAPTER = ("adapter_config.json", "adapter_model.safetensors")
 _ADAPTER_BIN = "adapter_model.bin"
 
@@ -37,7 +37,8 @@ _PATTERNS = (
     "special_tokens_map.json",
     "added_tokens.json",
     "chat_template.*",
-    # Of every class of tokenizers, so that one that is not built is refused by its name, and not for a missing file.
+    # Files of every class of tokenizers are fetched, so that one that is not built is refused by its name, and not for
+    # a missing file.
     "vocab.json",
     "merges.txt",
     "vocab.txt",
@@ -196,7 +197,7 @@ def _download(
         if not any(_has(path, pattern) for pattern in ("*.safetensors", "*.bin")) and not _is_offline(
             local_files_only
         ):
-            # What else there is says the list of the repository's files; none of it is fetched.
+            # The list of the repository's files says what else there is; none of it is fetched.
             others = HfApi(token=token).list_repo_files(name, revision=commit)
     except GatedRepoError as error:
         expected = (

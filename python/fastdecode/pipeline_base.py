@@ -416,8 +416,9 @@ def matrix(inputs: Mapping[str, Any], name: str) -> NDArray[Any]:
         array: NDArray[Any] = np.asarray(inputs[name])
     except (TypeError, ValueError) as error:  # rows of different lengths
         raise bad_option(name, "integers of shape (N, S)", str(error)) from error
-    if array.ndim != 2 or (array.size and array.dtype.kind not in "iub"):
-        raise bad_option(name, "integers of shape (N, S)", f"{array.dtype} of shape {array.shape}")
+    if array.ndim != 2 or not len(array) or (array.size and array.dtype.kind not in "iub"):
+        expected = "integers of shape (N, S), with one row or more"
+        raise bad_option(name, expected, f"{array.dtype} of shape {array.shape}")
     return array
 
 

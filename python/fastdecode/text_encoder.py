@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 class TextEncoder(LanguageModel):
     """The encoder of T5, Flan-T5, mT5 or UMT5, loaded by `load`, `TextEncoder.load` or `from_tensors`.
 
-    `load` returns one where the folder has no decoder; `TextEncoder.load` and `from_tensors` take any folder of these
+    `load` returns one where the folder has no decoder; `TextEncoder.load` and `from_tensors` take any model of these
     families and read the encoder's tensors only. Nothing is kept between calls: `cache_bytes` bounds the keys and
     values of the sources that one step reads, and `max_rows` their number.
 

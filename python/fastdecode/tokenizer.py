@@ -243,7 +243,8 @@ class Tokenizer:
         except (TypeError, UnicodeEncodeError) as error:
             raise _bad_text("a string with a lone surrogate, which is no character") from error
         except BaseException as error:
-            # The library's own, where a vocabulary has no token for what is unknown; its panics are no `Exception`.
+            # The library raises errors of its own where a vocabulary has no token for what is unknown; a panic of it is
+            # no `Exception`.
             if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
                 raise
             expected = "a vocabulary that has a token for every text"
@@ -258,12 +259,12 @@ class Tokenizer:
         skip_special_tokens: bool = False,
         clean_up_tokenization_spaces: bool | None = None,
     ) -> str:
-        """Text of ids.
+        """Text of ids, or of one.
 
         Bytes that are not UTF-8 become U+FFFD (in ByT5 nothing); ids beyond the vocabulary are left out.
 
         Args:
-            ids: Token ids, 0 or above, or one of them.
+            ids: Token ids, from 0 to 2**32 - 1, or one of them.
             skip_special_tokens: Leave special tokens out.
             clean_up_tokenization_spaces: Take away spaces before marks and contractions; None for what the
                 tokenizer's folder says.
@@ -332,7 +333,7 @@ class Tokenizer:
 
     def batch_decode(
         self,
-        ids: Iterable[Iterable[int]],
+        ids: Iterable[Iterable[int] | int],
         *,
         skip_special_tokens: bool = False,
         clean_up_tokenization_spaces: bool | None = None,
@@ -340,22 +341,29 @@ class Tokenizer:
         """Texts of several lists of ids, or of the rows of an array; see `decode`.
 
         Args:
-            ids: Lists of token ids.
+            ids: Lists of token ids; one list of ids is taken for a list of it alone, as in transformers.
             skip_special_tokens: As in `decode`.
             clean_up_tokenization_spaces: As in `decode`.
 
         Raises:
             OptionError: These are no lists of token ids.
         """
-        if isinstance(ids, (str, bytes)) or not hasattr(ids, "__iter__") or getattr(ids, "ndim", 2) < 2:
+        rows: Any = ids
+        if isinstance(ids, (str, bytes)) or not hasattr(ids, "__iter__") or getattr(ids, "ndim", 1) < 1:
             raise bad_option("ids", "lists of token ids (decode takes one)", f"{ids!r:.80}")
+        # Arrays of any size have __index__, too.
+        is_list = isinstance(ids, (list, tuple)) and bool(ids)
+        if getattr(ids, "ndim", 0) == 1 or (
+            is_list and hasattr(rows[0], "__index__") and not getattr(rows[0], "ndim", 0)
+        ):
+            rows = [ids]
         return [
             self.decode(
                 row,
                 skip_special_tokens=skip_special_tokens,
                 clean_up_tokenization_spaces=clean_up_tokenization_spaces,
             )
-            for row in ids
+            for row in rows
         ]
 
     def detokenizer(self, *, skip_special_tokens: bool = False) -> Detokenizer:
@@ -452,7 +460,7 @@ def _plain(ids: Any) -> list[int]:  # noqa: ANN401 (ids, or what a caller takes 
 
 
 def _bad_ids(got: object) -> OptionError:
-    return bad_option("ids", "a token id or a list of them, each 0 or above", f"{got!r:.80}")
+    return bad_option("ids", "a token id or a list of them, each from 0 to 2**32 - 1", f"{got!r:.80}")
 
 
 def token_limit(value: object) -> int | None:

@@ -45,7 +45,7 @@ def tokenizer_class(
         ConfigError: A declared class is no string.
     """
     declared = _text(settings, "tokenizer_config.json")
-    # An empty name is a declaration, too: of no known class.
+    # An empty name in tokenizer_config.json declares a class, too, though none that is known.
     either = declared or _text(config, "config.json")
     model_type = str(config.get("model_type") or "")
     registered = CLASS_OF_TYPE.get(model_type)

@@ -128,3 +128,17 @@ def test_what_cannot_be_used(both: tuple[Any, Any], given: dict[str, Any], optio
 def test_parts_that_an_encoding_has_not(both: tuple[Any, Any]) -> None:
     with pytest.raises(AttributeError, match="no 'token_type_ids', but input_ids, attention_mask"):
         both[0]("a").token_type_ids  # noqa: B018 (looking is the test)
+
+
+def test_one_list_of_ids_and_what_are_none() -> None:
+    tokenizer = fastdecode.load("demo-stories").tokenizer
+    ids = tokenizer.encode("Once upon a time")
+    # As in transformers 5, where it is deprecated.
+    for flat in (ids, tuple(ids), np.array(ids)):
+        assert tokenizer.batch_decode(flat) == ["Once upon a time"]
+    assert tokenizer.decode(ids[0]) == tokenizer.decode([ids[0]])
+    for given in ([-1], [2**40], [ids], None, "a", -1):
+        with pytest.raises(errors.OptionError, match="ids: expected a token id or a list of them"):
+            tokenizer.decode(given)
+    with pytest.raises(errors.OptionError, match="ids: expected a token id or a list of them"):
+        tokenizer.batch_decode([[ids]])

@@ -128,6 +128,8 @@ def test_forward_takes_what_a_tokenizer_gives(t5: Any, gpt2: Any) -> None:
         ({}, "model_inputs"),
         ([[1, 2]], "model_inputs"),
         ({"input_ids": [1, 2]}, "input_ids"),
+        ({"input_ids": []}, "input_ids"),
+        ({"input_ids": np.zeros((0, 3), np.int64)}, "input_ids"),
         ({"input_ids": [[1], [2, 3]]}, "input_ids"),
         ({"input_ids": [[0.5]]}, "input_ids"),
         ({"input_ids": [["a"]]}, "input_ids"),

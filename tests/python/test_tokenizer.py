@@ -217,7 +217,7 @@ def test_ids_that_are_none(byte_level: tokenizers.Tokenizer, ids: Any) -> None:
         Tokenizer(byte_level).decode(ids)
 
 
-@pytest.mark.parametrize("ids", ["56", None, 5, np.array([5, 6])])
+@pytest.mark.parametrize("ids", ["56", None, 5, np.array(5)])
 def test_lists_of_ids_that_are_none(byte_level: tokenizers.Tokenizer, ids: Any) -> None:
     with pytest.raises(errors.OptionError, match="expected lists of token ids"):
         Tokenizer(byte_level).batch_decode(ids)
