@@ -11,8 +11,8 @@ import fastdecode
 import pytest
 import torch
 import transformers
-from fastdecode import errors
 from families import llama, openai_gpt, phi
+from fastdecode import errors
 
 YARN = {"rope_type": "yarn", "factor": 2.0}
 CASES: list[tuple[dict[str, Any], str]] = [

@@ -135,11 +135,11 @@ def windows(draw: st.DrawFn, kind: str, layers: int) -> Config:
         return draw(st.sampled_from(values))
 
     window = one(None, 2, 3, 5, 15, 16, 17, 4096)
-    if kind == "llama":
+    found: Config
+    if kind in ("llama", "mistral"):
         # Llama's attention knows no window, and yet transformers' cache forgets what is in front of one.
-        return one({}, {"sliding_window": None})
-    if kind == "mistral":
-        return one({}, {"sliding_window": window})
+        found = one({}, {"sliding_window": None if kind == "llama" else window})
+        return found
     chosen: Config = {
         "use_sliding_window": True,
         "sliding_window": window,
@@ -147,7 +147,8 @@ def windows(draw: st.DrawFn, kind: str, layers: int) -> Config:
     }
     if window is not None and draw(st.booleans()):
         chosen["layer_types"] = [one("full_attention", "sliding_attention") for _ in range(layers)]
-    return one({}, {"sliding_window": window}, {"use_sliding_window": False, "sliding_window": 3}, chosen)
+    found = one({}, {"sliding_window": window}, {"use_sliding_window": False, "sliding_window": 3}, chosen)
+    return found
 
 
 def head_sizes(draw: st.DrawFn, kind: str) -> Config:
