@@ -4,10 +4,14 @@ VENV ?= .venv
 # Interpreter that has the package and its `test` extra; `make dev` makes it.
 PY ?= $(VENV)/bin/python
 BASE_PYTHON ?= python3
+# What `make parity` draws: 14 times 36 folders of llama are 504.
+FAMILY ?= llama
+EXAMPLES ?= 14
+SEED ?= 1
 CLIPPY = cargo clippy --locked --all-targets
 
 .DEFAULT_GOAL := help
-.PHONY: help dev fmt lint test test-rust test-python golden notebook bench docs wheel check
+.PHONY: help dev fmt lint test test-rust test-python parity golden notebook bench docs wheel check
 
 help: ## list the verbs
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -38,6 +42,9 @@ test-rust: ## the engine without Python, and the import rules
 
 test-python: ## the package, its parity with transformers, the goldens and the documentation's examples
 	$(PY) -m pytest
+
+parity: ## hundreds of random folders of a family against transformers: make parity FAMILY=llama EXAMPLES=14 SEED=1
+	FASTDECODE_EXAMPLES=$(EXAMPLES) $(PY) -m pytest tests/python/test_parity.py -k '$(FAMILY) and not long' --hypothesis-seed=$(SEED)
 
 golden: ## make the golden files again (needs the `test` extra)
 	$(PY) tools/make_golden.py

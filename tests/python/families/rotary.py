@@ -43,6 +43,7 @@ def rotary(draw: st.DrawFn, head_dim: int, *, partial: bool = False) -> Config:
         return draw(st.sampled_from(values))
 
     found: Config = {}
+    part = 0.5  # Phi's, where no key says how much
     if draw(st.booleans()):
         found["rope_theta"] = one(50.0, 10000.0, 500000)
     names = one((), (), ("rope_scaling",), ("rope_parameters",), ("rope_scaling", "rope_parameters"))
@@ -62,7 +63,7 @@ def rotary(draw: st.DrawFn, head_dim: int, *, partial: bool = False) -> Config:
     for name in names:
         # transformers divides by the width of what turns, less two.
         if found[name] and "dynamic" in (found[name].get("rope_type"), found[name].get("type")):
-            found[name] = found[name] if head_dim > 8 else None
+            found[name] = found[name] if int(head_dim * part) > 2 else None
     if draw(st.integers(0, 5)) == 0:
         found["original_max_position_embeddings"] = one(16, 32)
     return found
