@@ -71,7 +71,15 @@ fn who_waits_leads_one_step_and_then_who_has_waited_longest() {
         let (engine, gate) = gated(64);
         let mut calls = [3, 4, 5].map(|length| begin(&engine, &prompts(&[length]), greedy(5)));
         let [one, two, three] = &mut calls;
-        let ((hook_of_two, two_waits), (hook_of_three, three_waits)) = (telling(), telling());
+        let (hook_of_two, two_waits) = telling();
+        // The third one stays in its hook until it is let go: who comes out of a hook between two steps may lead at once.
+        let ((tell, three_waits), (release, released)) = (channel(), channel::<()>());
+        let released = Mutex::new(released);
+        let hook_of_three = move || {
+            let _ = tell.send(());
+            let _ = released.lock().expect("not poisoned").recv();
+            false
+        };
         std::thread::scope(|scope| {
             let first = scope.spawn(|| advanced(one));
             assert_eq!(gate.leader(), first.thread().id());
@@ -88,6 +96,7 @@ fn who_waits_leads_one_step_and_then_who_has_waited_longest() {
             gate.let_go();
             assert_eq!(first.join().expect("no panic"), 1, "it returns with its own token");
             assert_eq!(gate.leader(), second.thread().id(), "and the one that has waited longest leads");
+            drop(release);
             gate.let_go();
             assert_eq!((second.join().expect("no panic"), third.join().expect("no panic")), (1, 1));
         });
