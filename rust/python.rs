@@ -245,6 +245,8 @@ impl Model {
         detached(py, || model.check_sources(&sources))?;
         let mut states = Vec::with_capacity(sources.len());
         while let Some(rest) = sources.get(states.len()..).filter(|rest| !rest.is_empty()) {
+            // A step may be over before its hook is ever asked.
+            py.check_signals()?;
             let group = &rest[..model.side_by_side(rest, CHUNK)];
             let found = interruptible(py, |cancel| model.hidden_states(group, pooling, cancel))?;
             for values in found {

@@ -311,11 +311,12 @@ def test_a_long_list_holds_its_results_and_one_step(tmp_path: Path) -> None:
     assert more < 60 << 20
 
 
-@pytest.mark.parametrize("sources", ["[5] * 40_000", "[[5] * 400] * 20_000"])
+@pytest.mark.parametrize("sources", ["[5] * 40_000", "[[5] * 400] * 5_000"])
 def test_ctrl_c(sources: str, tmp_path: Path) -> None:
+    """Within one long step, and between short ones: the list's ids are numbers of the core long before the signal."""
     folder = T5.write_tiny(tmp_path, d_model=64, d_kv=64, num_heads=4, num_layers=8, num_decoder_layers=1)
     call = f"fastdecode.TextEncoder.load({str(folder)!r}, num_threads=2).encode({sources}, pooling='mean')"
-    assert seconds_to_stop(folder, call, after=1.5) < 3
+    assert seconds_to_stop(folder, call, after=3) < 3
 
 
 def test_threads_at_once(model: TextEncoder) -> None:
