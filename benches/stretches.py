@@ -2,6 +2,7 @@
 
     python benches/stretches.py gpt2 --precisions f32 bf16 "bf16 dot"       contexts 32 to 160, of eight 32 to 96
     python benches/stretches.py t5-base --precisions bf16 --seconds 120     sources of 128, 64 new tokens
+    python benches/stretches.py qwen2.5-0.5b --precisions bf16 --long 2000  eight sequences of that many tokens as well
 
 decode.py and seq2seq.py hold whole generations against limits that were measured before and after, seconds apart. Here
 a few steps of one sequence, as many of eight, and a prompt take turns, and each stands between two measurements; "bf16
@@ -10,6 +11,7 @@ dot" is compute_dtype="bfloat16". Medians by speed of memory, and how many stret
     decode          bytes read per step over the read bandwidth, where it was the same before and after (a twentieth)
     eight over one  their tokens per second over those of one sequence, where it was the same around both
     prompt          FLOP/s of a prompt of 512 (T5: of encoding a source of 128) over the peak; over what was sustained
+    eight, long     as decode, for eight sequences with long contexts: weights once, the keys and values of every one
 """
 
 from __future__ import annotations
@@ -23,6 +25,7 @@ import sys
 import time
 from collections.abc import Iterator
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +38,8 @@ from harness import READ, Json, better, cpu_name, save, sustained
 
 STEPS = 3
 READ_BYTES = 200_000_000
+# New tokens of sequences with long contexts, whose prompts take minutes.
+LONG_NEW = 400
 # Two speeds of memory are the same when the lower is this much of the higher.
 AGREE = 0.95
 # GB/s of a group of stretches.
@@ -58,13 +63,13 @@ class Subject:
         compute: Any = "bfloat16" if precision == "bf16 dot" else None
         kind = precision.split()[0]
         folder = build(name, kind, cache)
-        self.model: Any = fastdecode.load(folder, compute_dtype=compute, num_threads=threads)
+        self.load: Any = partial(fastdecode.load, folder, compute_dtype=compute, num_threads=threads)
+        self.model: Any = self.load()
         flops = Model(name, self.model).prompt_flops(SOURCE if MODELS[name].has_encoder else PREFILL[1])
         self.info, self.threads, self.prompt_flops = self.model.info(), threads, flops
         # Where the CPU does the dot slowly, or not at all, products of bf16 are formed by multiply-adds.
         dot = compute is not None and bool(self.limits().get("bf16_dot_flops_per_second"))
         self.peak = "bf16_dot_flops_per_second" if dot else "f32_flops_per_second"
-        self.memories = self.model.encode(self.sources(8)) if self.model.has_encoder else None
 
     def ids(self, length: int) -> list[int]:
         return [random.randrange(3, self.info["vocab_size"]) for _ in range(length)]
@@ -79,23 +84,32 @@ class Subject:
         """Returns the seconds of a prompt, or of a source."""
         ids, sources = self.ids(PREFILL[1]), self.sources(1)
         start = time.perf_counter()
-        if self.memories is None:
-            self.model.run(ids, max_new_tokens=1, do_sample=False)
-        else:
+        if self.model.has_encoder:
             self.model.encode(sources)
+        else:
+            self.model.run(ids, max_new_tokens=1, do_sample=False)
         return time.perf_counter() - start
 
-    def steps(self, count: int) -> Iterator[tuple[float, float]]:
+    def steps(self, count: int, context: int | None = None) -> Iterator[tuple[float, float]]:
         """Yields for ever, of a stretch of `count` sequences, the seconds of a step and the bytes that it reads."""
-        new = NEW if self.memories else (DECODE if count == 1 else BATCH)[2]
-        length, source = (1, SOURCE) if self.memories else (DECODE[1], 0)
+        # A model of its own: calls of one model that stand still are computed with those that go on.
+        model: Any = self.load()
+        memories = model.encode(self.sources(count)) if model.has_encoder else None
+        new = NEW if memories else (DECODE if count == 1 else BATCH)[2]
+        length, source = (1, SOURCE) if memories else (DECODE[1], 0)
+        if context is not None:
+            new, length = LONG_NEW, context - LONG_NEW // 2
         while True:
-            if self.memories:
-                items = self.model._items(None, None, self.memories[:count])[0]
-            else:
-                items = [self.ids(length) for _ in range(count)]
-            running = self.model._start(items, GREEDY | {"max_new_tokens": new})._generation
-            running.advance()
+            items = (
+                model._items(None, None, memories)[0]
+                if memories
+                else [self.ids(length) for _ in range(count)]
+            )
+            running = model._start(items, GREEDY | {"max_new_tokens": new})._generation
+            # Long prompts are read in several steps; each sequence has its first token before the clock runs.
+            begun: set[int] = set()
+            while len(begun) < count:
+                begun.update(event[0] for event in running.advance() or ())
             for done in range(1, new - STEPS, STEPS):
                 start = time.perf_counter()
                 for _ in range(STEPS):
@@ -105,7 +119,7 @@ class Subject:
                 yield seconds, self.info["step_weight_bytes"] + keys * self.info["cache_bytes_per_token"]
 
 
-def measure(subject: Subject, seconds: float) -> dict[str, dict[int, list[float]]]:
+def measure(subject: Subject, seconds: float, context: int | None) -> dict[str, dict[int, list[float]]]:
     """Returns the values of every kind of stretch by speed of memory."""
     found: dict[str, dict[int, list[float]]] = {}
 
@@ -114,6 +128,9 @@ def measure(subject: Subject, seconds: float) -> dict[str, dict[int, list[float]
         found.setdefault(kind, {}).setdefault(speed, []).append(round(value, 4))
 
     one, eight = subject.steps(1), subject.steps(8)
+    long = None if context is None else subject.steps(8, context)
+    if long is not None:
+        next(long)  # reads the prompts
     end = time.monotonic() + seconds
     points = [subject.limits()]
     while time.monotonic() < end:
@@ -134,6 +151,12 @@ def measure(subject: Subject, seconds: float) -> dict[str, dict[int, list[float]
             ("prompt, of what was sustained", sustained(subject.peak)),
         ):
             note(kind, around[2], subject.prompt_flops / prompt / around[2][limit])
+        if long is not None:
+            step, read = next(long)
+            points.append(subject.limits())
+            limits = better(*points[-2:])
+            if limits["least_read"] >= AGREE * limits[READ]:
+                note("eight, long", limits, read / step / limits[READ])
         points = points[-1:]
     return found
 
@@ -147,6 +170,7 @@ def main() -> None:
     parser.add_argument("--precisions", nargs="+", choices=kinds, default=kinds)
     parser.add_argument("--seconds", type=float, default=60, help="per precision")
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--long", type=int, metavar="TOKENS", help="contexts of eight more sequences")
     parser.add_argument(
         "--cache", type=Path, default=Path(".peers/models"), help="folder for models made here"
     )
@@ -158,7 +182,7 @@ def main() -> None:
         report = json.loads(options.merge.read_text())
     for precision in options.precisions:
         subject = Subject(options.model, precision, options.cache, options.threads)
-        found = measure(subject, options.seconds)
+        found = measure(subject, options.seconds, options.long)
         of = {"model": options.model, "precision": precision, "threads": options.threads, "steps": STEPS}
         report.setdefault("stretches", []).append(of | {"by_speed": found})
         for kind, by in found.items():

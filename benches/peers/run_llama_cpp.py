@@ -26,28 +26,55 @@ NAMES = {
     "mlp.c_fc": "ffn_up",
     "mlp.c_proj": "ffn_down",
 }
+# llama.cpp's name of an architecture, by model_type.
+ARCHITECTURES = {
+    "gpt2": gguf.MODEL_ARCH.GPT2,
+    "llama": gguf.MODEL_ARCH.LLAMA,
+    "qwen2": gguf.MODEL_ARCH.QWEN2,
+    "phi": gguf.MODEL_ARCH.PHI2,
+}
 
 
 def write_gguf(folder: Path, target: Path) -> None:
-    """Writes a GPT-2 folder (float32, tied) as one GGUF file."""
+    """Writes a folder of float32 values as one GGUF file."""
     config = json.loads((folder / "config.json").read_text())
+    architecture = ARCHITECTURES[config["model_type"]]
+    writer = gguf.GGUFWriter(target, gguf.MODEL_ARCH_NAMES[architecture])
+    writer.add_file_type(gguf.LlamaFileType.ALL_F32)
+    write_vocabulary(folder, config["vocab_size"], writer)
+    tensors = load_file(folder / "model.safetensors")
+    if architecture is gguf.MODEL_ARCH.GPT2:
+        write_gpt2(config, tensors, writer)
+    else:
+        write_rotary(config, architecture, tensors, writer)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+
+
+def write_vocabulary(folder: Path, count: int, writer: gguf.GGUFWriter) -> None:
+    """Writes the tokens of the folder's byte-level vocabulary, and names for ids that it does not have."""
+    tokenizer = json.loads((folder / "tokenizer.json").read_text())["model"]
+    ordered = sorted(tokenizer["vocab"], key=tokenizer["vocab"].__getitem__)
+    unused = [f"[unused {i}]" for i in range(len(ordered), count)]
+    writer.add_tokenizer_model("gpt2")
+    writer.add_tokenizer_pre("gpt-2")
+    writer.add_token_list(ordered + unused)
+    kinds = [gguf.TokenType.NORMAL] * len(ordered) + [gguf.TokenType.UNUSED] * len(unused)
+    writer.add_token_types(kinds)
+    writer.add_token_merges([m if isinstance(m, str) else " ".join(m) for m in tokenizer["merges"]])
+
+
+def write_gpt2(config: dict[str, Any], tensors: dict[str, Any], writer: gguf.GGUFWriter) -> None:
+    """Writes the numbers and the tensors of a GPT-2 (tied)."""
     width = config["n_embd"]
-    writer = gguf.GGUFWriter(target, "gpt2")
     writer.add_context_length(config["n_positions"])
     writer.add_embedding_length(width)
     writer.add_block_count(config["n_layer"])
     writer.add_feed_forward_length(4 * width)
     writer.add_head_count(config["n_head"])
     writer.add_layer_norm_eps(config["layer_norm_epsilon"])
-    writer.add_file_type(gguf.LlamaFileType.ALL_F32)
-    tokenizer = json.loads((folder / "tokenizer.json").read_text())["model"]
-    ordered = sorted(tokenizer["vocab"], key=tokenizer["vocab"].__getitem__)
-    writer.add_tokenizer_model("gpt2")
-    writer.add_tokenizer_pre("gpt-2")
-    writer.add_token_list(ordered)
-    writer.add_token_types([gguf.TokenType.NORMAL] * len(ordered))
-    writer.add_token_merges([m if isinstance(m, str) else " ".join(m) for m in tokenizer["merges"]])
-    tensors = load_file(folder / "model.safetensors")
     for name, values in tensors.items():
         short = name.removeprefix("transformer.")
         if short.startswith("h."):
@@ -60,10 +87,48 @@ def write_gguf(folder: Path, target: Path) -> None:
             module, kind = short.rsplit(".", 1)
             top = {"wte": "token_embd", "wpe": "position_embd", "ln_f": "output_norm"}[module]
             writer.add_tensor(f"{top}.{kind}", values)
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
+
+
+def write_rotary(
+    config: dict[str, Any], architecture: gguf.MODEL_ARCH, tensors: dict[str, Any], writer: gguf.GGUFWriter
+) -> None:
+    """Writes the numbers and the tensors of a Llama, Qwen 2 or Phi."""
+    heads, layers = config["num_attention_heads"], config["num_hidden_layers"]
+    size = config.get("head_dim") or config["hidden_size"] // heads
+    theta = config.get("rope_theta", 1e4)
+    turned = int(size * config.get("partial_rotary_factor", 1.0))
+    writer.add_context_length(config["max_position_embeddings"])
+    writer.add_embedding_length(config["hidden_size"])
+    writer.add_block_count(layers)
+    writer.add_feed_forward_length(config["intermediate_size"])
+    writer.add_head_count(heads)
+    writer.add_head_count_kv(config["num_key_value_heads"] or heads)
+    writer.add_rope_dimension_count(turned)
+    writer.add_rope_freq_base(theta)
+    if "rms_norm_eps" in config:
+        writer.add_layer_norm_rms_eps(config["rms_norm_eps"])
+    else:
+        writer.add_layer_norm_eps(config["layer_norm_eps"])
+    if scaling := config.get("rope_scaling"):
+        writer.add_tensor("rope_freqs.weight", llama3_factors(scaling, theta, turned))
+    names = gguf.get_tensor_name_map(architecture, layers)
+    for name, values in tensors.items():
+        known = names.get_name(name, try_suffixes=(".weight", ".bias"))
+        if known is None:
+            raise ValueError(f"gguf knows no name for {name}")
+        if architecture is gguf.MODEL_ARCH.LLAMA and name.endswith(("q_proj.weight", "k_proj.weight")):
+            # There it turns neighbours in place of halves.
+            values = values.reshape(-1, 2, size // 2, values.shape[1]).swapaxes(1, 2).reshape(values.shape)
+        writer.add_tensor(known, np.ascontiguousarray(values))
+
+
+def llama3_factors(scaling: dict[str, Any], theta: float, turned: int) -> Any:
+    """By how much every frequency of Llama 3 is divided (modeling_rope_utils.py of transformers, "llama3")."""
+    old, factor = scaling["original_max_position_embeddings"], scaling["factor"]
+    low, high = scaling["low_freq_factor"], scaling["high_freq_factor"]
+    wave = 2 * np.pi * theta ** (np.arange(0, turned, 2) / turned)
+    part = np.clip((old / wave - low) / (high - low), 0, 1)
+    return (1 / ((1 - part) / factor + part)).astype(np.float32)
 
 
 class LlamaCpp:
@@ -78,9 +143,11 @@ class LlamaCpp:
     @classmethod
     def prepare(cls, folder: Path, cache: Path, precision: str) -> None:
         full, target = cls.path(folder, cache, "f32"), cls.path(folder, cache, precision)
+        if target.exists():
+            return
         if not full.exists():
             write_gguf(folder, full)
-        if not target.exists():
+        if target != full:
             params = llama_cpp.llama_model_quantize_default_params()
             params.ftype = FTYPES[precision]
             failed = llama_cpp.llama_model_quantize(
