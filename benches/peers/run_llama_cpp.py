@@ -54,9 +54,9 @@ def write_gguf(folder: Path, target: Path) -> None:
 
 
 def write_vocabulary(folder: Path, count: int, writer: gguf.GGUFWriter) -> None:
-    """Writes the tokens of the folder's byte-level vocabulary, and names for ids that it does not have."""
+    """Writes `count` tokens: those of the folder's byte-level vocabulary, and names for ids that it does not have."""
     tokenizer = json.loads((folder / "tokenizer.json").read_text())["model"]
-    ordered = sorted(tokenizer["vocab"], key=tokenizer["vocab"].__getitem__)
+    ordered = sorted(tokenizer["vocab"], key=tokenizer["vocab"].__getitem__)[:count]
     unused = [f"[unused {i}]" for i in range(len(ordered), count)]
     writer.add_tokenizer_model("gpt2")
     writer.add_tokenizer_pre("gpt-2")

@@ -49,6 +49,8 @@ class OpenVino:
         inputs = openvino_genai.TokenizedInputs(openvino.Tensor(ids), openvino.Tensor(np.ones_like(ids)))
         config = openvino_genai.GenerationConfig()
         config.max_new_tokens, config.ignore_eos, config.do_sample = new, True, False
+        # It wants an end token even where it is told to ignore it, and random models have none.
+        config.set_eos_token_id(0)
         result = self.pipeline.generate(inputs, config)
         return [list(row) for row in result.tokens]
 
