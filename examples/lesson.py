@@ -257,8 +257,8 @@ for number, question in enumerate(PROMPTS):
 #   beginning of the one sequence that there is.
 # - With T5, `decoder_input` follows the start token, in a sequence of its own. With Phi, it follows `encoder_input` in
 #   the same sequence.
-# - A step of T5 looks at the cache of what was written, and at the memory. A step of Phi looks at one cache, which holds
-#   the question and the answer.
+# - A step of T5 looks at the cache of what was written, and at the memory. A step of Phi looks at one cache, which
+#   holds the question and the answer.
 # - T5 writes its end token. Phi writes what we agreed on with it, a line break, or its end token.
 
 # %%
