@@ -1,6 +1,6 @@
 """End to end against the peers, in interleaved rounds: decode, prefill, a batch of eight; start-up and memory.
 
-    python benches/decode.py                                  every model and precision, five rounds
+    python benches/decode.py                                  every model but mistral-7b, every precision, five rounds
     python benches/decode.py --models gpt2 --precisions f32   one group; --merge FILE adds it to earlier ones
 
 Engines of one precision live at the same time, each in its own process, and take turns within a round; the machine's
