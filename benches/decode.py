@@ -1,6 +1,6 @@
 """End to end against the peers, in interleaved rounds: decode, prefill, a batch of eight; start-up and memory.
 
-    python benches/decode.py                                  every model and precision, five rounds
+    python benches/decode.py                                  every model but mistral-7b, every precision, five rounds
     python benches/decode.py --models gpt2 --precisions f32   one group; --merge FILE adds it to earlier ones
 
 Engines of one precision live at the same time, each in its own process, and take turns within a round; the machine's
@@ -34,7 +34,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from costs import Model, counted
-from folders import build, names
+from folders import LARGE, build, names
 from harness import (
     HERE,
     INSTALLED,
@@ -304,7 +304,11 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument(
-        "--models", nargs="+", default=names(has_encoder=False), choices=names(has_encoder=False)
+        "--models",
+        nargs="+",
+        default=[name for name in names(has_encoder=False) if name not in LARGE],
+        choices=names(has_encoder=False),
+        help=f"those of every family by default, but {', '.join(LARGE)}",
     )
     parser.add_argument("--precisions", nargs="+", default=PRECISIONS, choices=PRECISIONS)
     parser.add_argument("--rounds", type=int, default=5)

@@ -21,6 +21,8 @@ from families import FAMILIES  # noqa: E402  (the line above makes the next impo
 
 # Every model, by family.
 MODELS = {name: family for family in FAMILIES.values() for name in family.sizes}
+# Those that take tens of GB with their copies for peers: measured only where they are named.
+LARGE = ("mistral-7b",)
 STORED = {"f32": "float32", "bf16": "bfloat16"}
 
 

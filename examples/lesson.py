@@ -1,12 +1,12 @@
 # %% [markdown]
 # # How language models write, step by step
 #
-# One lesson on two kinds of model: one that goes on from a text (GPT-2), and one that reads a source with an
+# One lesson on two kinds of model: one that goes on from a text (GPT-2 and Phi), and one that reads a source with an
 # encoder and writes with a decoder (T5). Every section is short, runs on a laptop's CPU, and shows with an `assert`
 # what it claims.
 #
 # It runs offline on the small models that come with fastdecode. Point it at real ones by changing the names below:
-# `gpt2`, `t5-base` and `flan-t5-large` (as folders or hub ids). This notebook is made from `lesson.py` by
+# `gpt2`, `t5-base`, `flan-t5-large` and `phi-1_5` (as folders or hub ids). This notebook is made from `lesson.py` by
 # `tools/make_notebook.py`.
 
 # %%
@@ -19,11 +19,13 @@ import numpy as np
 CAUSAL = os.environ.get("LESSON_CAUSAL", "demo-stories")  # or "gpt2"
 TRANSLATOR = os.environ.get("LESSON_TRANSLATOR", "demo-en-fr")  # or "google-t5/t5-base"
 INSTRUCT = os.environ.get("LESSON_INSTRUCT", "demo-en-fr")  # or "google/flan-t5-large"
+PHI = os.environ.get("LESSON_PHI", "demo-stories")  # or "microsoft/phi-1_5"
 
 storyteller = fastdecode.load(CAUSAL)
 translator = fastdecode.load(TRANSLATOR)
 instruct = translator if INSTRUCT == TRANSLATOR else fastdecode.load(INSTRUCT)
-print(storyteller, translator, instruct, sep="\n")
+phi = storyteller if PHI == CAUSAL else fastdecode.load(PHI)
+print(storyteller, translator, instruct, phi, sep="\n")
 
 # %% [markdown]
 # ## 1. Five ways to go on
@@ -206,3 +208,109 @@ assert abs(by_hand - translator.loss(source, target)) < 1e-5
 candidates = [target, "Où est la gare ?", "Elle a deux frères."]
 for candidate, loss in zip(candidates, translator.loss([source] * 3, candidates), strict=True):
     print(f"{loss:7.3f}  {candidate}")
+
+# %% [markdown]
+# ## 8. The same questions, without an encoder
+#
+# Phi is a decoder alone, as GPT-2 is: it goes on from a text, and was not trained to take requests. It answers a
+# question that looks like the beginning of a text whose next words are the answer, and the prompts above do look so.
+# But nothing tells such a model that one answer is enough: it would go on with the next question. `stop="\n"` ends
+# the text in front of the first line break. (The bundled model only tells stories, so its answers are beside the
+# point again: try `LESSON_PHI=microsoft/phi-1_5`.)
+
+# %%
+short = {"do_sample": False, "max_new_tokens": 12, "stop": "\n"}
+for question, answer in zip(PROMPTS, phi.generate(PROMPTS, **short), strict=True):
+    print(question, answer)
+    assert "\n" not in answer
+
+# %% [markdown]
+# Solved examples in front of the question matter more here than in section 6, since they are the only place where the
+# model can see what is wanted: short answers, one to a line, and then a line break. One example shows the form, and
+# a few of them show it better; this is called few-shot prompting. No weight changes, and there is nothing but a longer
+# prompt.
+
+# %%
+EXAMPLES = [
+    EXAMPLE,
+    "Question: How many wheels has a bicycle? Answer: two\n",
+    "Question: Is ice warm or cold? Answer: cold\n",
+]
+shots = {count: "".join(EXAMPLES[:count]) for count in (0, 1, len(EXAMPLES))}
+answers = {
+    count: phi.generate([examples + question for question in PROMPTS], **short)
+    for count, examples in shots.items()
+}
+for number, question in enumerate(PROMPTS):
+    print(question)
+    for count, given in answers.items():
+        print(f"  after {count} examples: {given[number]!r}")
+
+# %% [markdown]
+# ## 9. A generator of tokens, without an encoder
+#
+# Section 5 wrote with an encoder and a decoder, and had a text for each. Here is its counterpart with the same two
+# arguments. The loop is the same: look at the logits, take the best token, hand it out, and make a step with it. What
+# differs is where the two texts go, and who says that the end has come:
+#
+# - T5's encoder reads `encoder_input` once, and every step looks at the memory that it makes. Phi reads it as the
+#   beginning of the one sequence that there is.
+# - With T5, `decoder_input` follows the start token, in a sequence of its own. With Phi, it follows `encoder_input` in
+#   the same sequence.
+# - A step of T5 looks at the cache of what was written, and at the memory. A step of Phi looks at one cache, which
+#   holds the question and the answer.
+# - T5 writes its end token. Phi writes what we agreed on with it, a line break, or its end token.
+
+# %%
+END = phi.tokenizer.eos_token_id  # None in a model without one: then no token equals it
+
+
+def answer_tokens(
+    encoder_input: str, decoder_input: str = "", limit: int = 12, stop: str = "\n"
+) -> Iterator[int]:
+    """Yields the ids of an answer, best token by best token, up to the one that brings the stop string or the end."""
+    state = phi.prefill(encoder_input + decoder_input)  # one text, read in one pass
+    new: list[int] = []
+    for _ in range(limit):
+        token = int(state.logits.argmax())
+        new.append(token)
+        yield token
+        if token == END or stop in phi.tokenizer.decode(new):
+            return
+        state.step(token)
+
+
+question = shots[len(EXAMPLES)] + PROMPTS[0]
+answered = []
+for token in answer_tokens(question):
+    answered.append(token)
+    print(repr(phi.tokenizer.decode(answered)))
+output = phi.run(question, eos_token_id=END, **short)
+assert answered == output.token_ids  # the ids hold the stop string, and the text ends before it
+assert phi.tokenizer.decode(answered).split("\n")[0] == output.text
+
+# %% [markdown]
+# The same with an answer that is begun for the model, and as text that streams:
+
+# %%
+begun = " The capital"
+print(begun, repr(phi.tokenizer.decode(answer_tokens(question, begun))))
+for piece in phi.stream(question + begun, eos_token_id=END, **short):
+    print(piece, end="", flush=True)
+print()
+
+# %% [markdown]
+# Several answers to one question: a memory of T5's serves as many outputs as one likes. Without an encoder it is the
+# state that serves: the question is read once, and each answer goes on from a fork of it. What was read in pieces is
+# the same, to the bit, as what is read in one pass.
+
+# %%
+asked = phi.prefill(question)
+for begun in (" The", " It", " A"):
+    state = asked.fork()
+    for token in phi.tokenizer.encode(begun, add_special_tokens=False):
+        state.step(token)
+    assert np.array_equal(state.logits, phi.prefill(state.tokens).logits)
+    for _ in range(6):
+        state.step(int(state.logits.argmax()))
+    print(repr(phi.tokenizer.decode(state.tokens[len(asked) :])))

@@ -69,13 +69,15 @@ pub enum Error {
     },
     /// A request needs more positions than the model has.
     #[error(
-        "expected at most {limit} positions (prompt and new tokens together), got a request for {requested}"
+        "expected at most {limit} positions (prompt and new tokens together), got a request for {requested}; {reason}"
     )]
     ContextLength {
         /// Positions of the model.
         limit: usize,
         /// Positions asked for.
         requested: usize,
+        /// Why there are no more, and what to do.
+        reason: &'static str,
     },
     /// The scores of a row leave no token to choose.
     #[error("row {row}: expected {expected}, got {got}")]

@@ -20,7 +20,6 @@ use pyo3::types::{PyByteArray, PyDict};
 
 use crate::checkpoint::{Checkpoint, Dtype, MemoryTensor};
 use crate::engine::{CHUNK, EarlyStopping, Engine, Limit, Options, Seed};
-use crate::error::Error;
 use crate::kernels::{self, Kernels};
 use crate::models::{self, Decoder, LoadOptions, Part, Pooling};
 use crate::{forks, limits, team};
@@ -151,7 +150,7 @@ impl Model {
 
     #[getter]
     fn context_limit(&self) -> Option<usize> {
-        self.0.model().context_limit()
+        self.0.model().context_length().limit
     }
 
     fn info<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
@@ -170,8 +169,18 @@ impl Model {
         let cache_bytes = (limits.cache_bytes != usize::MAX).then_some(limits.cache_bytes);
         values.set_item("cache_bytes", cache_bytes)?;
         values.set_item("max_rows", limits.max_rows)?;
-        values.set_item("context_length", self.0.model().context_limit())?;
+        let context = self.0.model().context_length();
+        values.set_item("context_length", context.limit)?;
+        values.set_item("max_position_embeddings", context.usual)?;
         values.set_item("vocab_size", self.0.model().vocab_size())?;
+        let attention = info.attention;
+        values.set_item("num_hidden_layers", attention.layers)?;
+        values.set_item("num_attention_heads", attention.heads)?;
+        values.set_item("num_key_value_heads", attention.kv_heads)?;
+        values.set_item("head_dim", attention.head_dim)?;
+        values.set_item("sliding_window", attention.window)?;
+        values.set_item("sliding_window_layers", attention.windowed)?;
+        values.set_item("rope_type", attention.rope)?;
         values.set_item("unknown_tensors", info.unknown_tensors.clone())?;
         let memory = detached(py, || Ok(self.0.model().memory()))?;
         values.set_item("cache_bytes_live", memory.cache_bytes_live)?;
@@ -199,9 +208,7 @@ impl Model {
     #[pyo3(signature = (length, source = None))]
     fn start(&self, py: Python<'_>, length: usize, source: Option<SourceArgument>) -> PyResult<State> {
         detached(py, || {
-            if let Some(limit) = self.0.model().context_limit().filter(|&limit| length > limit) {
-                return Err(Error::ContextLength { limit, requested: length });
-            }
+            self.0.model().context_length().check(length)?;
             State::new(self.0.model(), source.map_or(models::Source::None, SourceArgument::into_source))
         })
     }
@@ -305,7 +312,8 @@ impl Model {
             limit: match limit.0 {
                 "new_tokens" => Limit::NewTokens(limit.1),
                 "length" => Limit::Length(limit.1),
-                _ => Limit::UpToNewTokens(limit.1),
+                "up_to_new_tokens" => Limit::UpToNewTokens(limit.1),
+                _ => Limit::Default(limit.1),
             },
             min_new_tokens,
             min_length,

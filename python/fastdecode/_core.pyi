@@ -104,7 +104,7 @@ class Model:
         self,
         prompts: Prompts,
         *,
-        limit: tuple[Literal["new_tokens", "length", "up_to_new_tokens"], int],
+        limit: tuple[Literal["new_tokens", "length", "up_to_new_tokens", "default"], int],
         min_new_tokens: int,
         min_length: int,
         do_sample: bool,

@@ -66,8 +66,7 @@ def measure(
         peak = max(peak, best["bf16_dot_flops_per_second"])
     flops = model._core.flops(prefill, 1)
     steps = new - 1
-    # A source's keys and values are as large as those of so many tokens of the decoder.
-    read = steps * info["step_weight_bytes"] + info["cache_bytes_per_token"] * steps * (prompt + new / 2)
+    read = steps * (info["step_weight_bytes"] + _cache_bytes(info, prompt + new / 2))
     result: dict[str, Any] = {
         name: info[name]
         for name in (
@@ -99,6 +98,18 @@ def measure(
     }
     result["limits"] = best
     return result
+
+
+def _cache_bytes(info: dict[str, Any], tokens: float) -> float:
+    """Bytes of the cache that a step reads after so many tokens; layers with a window read no more than that.
+
+    A source's keys and values are as large as those of so many tokens of the decoder.
+    """
+    seen = tokens
+    if info["sliding_window"] is not None:
+        share = info["sliding_window_layers"] / info["num_hidden_layers"]
+        seen = (1 - share) * tokens + share * min(tokens, info["sliding_window"])
+    return float(info["cache_bytes_per_token"] * seen)
 
 
 def _limits(info: dict[str, Any]) -> dict[str, Any]:

@@ -305,8 +305,9 @@ def _info(parsed: argparse.Namespace) -> None:
     for key, value in values.items():
         if isinstance(value, dict):
             print(f"{key}:")
+            width = max(16, *map(len, value))
             for name, item in value.items():
-                print(f"  {name.replace('_', ' '):<16} {_shown(name, item)}")
+                print(f"  {name.replace('_', ' '):<{width}} {_shown(name, item)}")
         else:
             print(f"{key:<18} {value}")
 
@@ -341,6 +342,8 @@ def _bench(parsed: argparse.Namespace) -> None:
 def _shown(name: str, value: object) -> str:
     if isinstance(value, (list, tuple)):
         return ", ".join(str(item) for item in value) or "none"
+    if value is None:
+        return "no limit" if name in ("context_length", "cache_bytes") else "none"
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         return str(value)
     if name.endswith("bytes"):

@@ -129,15 +129,17 @@ class UnknownOptionError(FastdecodeError, TypeError):
 
 
 class ContextLengthError(FastdecodeError, ValueError):
-    """A request needs more positions than the model has.
+    """A request needs more positions than the model has, or than a call has that asks for no length.
 
     Attributes:
-        limit: Positions of the model.
+        limit: Positions that there are.
         requested: Positions asked for, prompt and new tokens together.
+        reason: Why there are no more, and what to do.
     """
 
     limit: int | None = None
     requested: int | None = None
+    reason: str | None = None
 
 
 class ScoresError(FastdecodeError, ValueError):

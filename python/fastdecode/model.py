@@ -360,11 +360,15 @@ class LanguageModel:
             `architecture`, `parameters` (tied ones counted once), `weight_bytes` (packed), `step_weight_bytes`
             (those that a step of decoding reads, or a source in an encoder alone), `cache_bytes_per_token`,
             `dtype`, `compute_dtype`, `isa`, `num_threads`, `cache_bytes` (what running requests may reserve; None
-            without a limit), `max_rows`, `context_length`, `vocab_size`, `unknown_tensors` (names), `adapters`
-            (folders or hub ids, in the order in which they were applied) and `load_seconds`; and, in bytes at this
-            moment, `cache_bytes_live` (keys and values that sequences, states and memories of this model hold),
-            `cache_bytes_held` (those and free ones that are kept for reuse) and `activation_bytes` (of running and
-            coming steps of all models in this process).
+            without a limit), `max_rows`, `context_length` (the most positions of a sequence; None without a limit),
+            `max_position_embeddings` (where a call ends that asks for no length; None without such an end),
+            `vocab_size`, `num_hidden_layers`, `num_attention_heads`, `num_key_value_heads` and `head_dim` (of the
+            decoder, or of an encoder alone), `sliding_window` (keys that a token sees at most in layers with a window;
+            None without any), `sliding_window_layers` (how many layers have it), `rope_type` (None without rotary
+            positions), `unknown_tensors` (names), `adapters` (folders or hub ids, in the order in which they were
+            applied) and `load_seconds`; and, in bytes at this moment, `cache_bytes_live` (keys and values that
+            sequences, states and memories of this model hold), `cache_bytes_held` (those and free ones that are kept
+            for reuse) and `activation_bytes` (of running and coming steps of all models in this process).
         """
         return self._core.info() | {"adapters": list(self._adapters), "load_seconds": self._load_seconds}
 

@@ -2,9 +2,9 @@
 
 Precedence: the call, then its generation_config, then the folder's generation_config.json (or, where that is
 missing, the same keys of config.json, as transformers 5 does it), then the defaults of transformers. Two things
-differ from transformers, on purpose: without any length 256 new tokens are made (or what the context leaves) instead of
-20, and a length given in the call wins over any length in the file. Nothing here knows models, text or the
-native module.
+differ from transformers, on purpose: without any length 256 new tokens are made instead of 20 (or what the context or
+the config's max_position_embeddings leaves), and a length given in the call wins over any length in the file.
+Nothing here knows models, text or the native module.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ DEFAULT_NEW_TOKENS = 256
 # Sequences of a call: prompts times `num_return_sequences`.
 MAX_SEQUENCES = 2**24
 
-LimitKind = Literal["new_tokens", "length", "up_to_new_tokens"]
+LimitKind = Literal["new_tokens", "length", "up_to_new_tokens", "default"]
 
 
 class GenerateOptions(PassedOver, total=False):
@@ -38,8 +38,9 @@ class GenerateOptions(PassedOver, total=False):
     `use_cache`, `return_dict_in_generate=False` and their like, see `accepted.PassedOver`) are taken and passed over.
 
     Attributes:
-        max_new_tokens: New tokens per sequence, at least 1. Without any length 256, or what the context
-            leaves.
+        max_new_tokens: New tokens per sequence, at least 1. Without any length 256, or what the context leaves, or the
+            `max_position_embeddings` of the config; a length that is given goes past the latter where positions are
+            rotary.
         max_length: Prompt and new tokens together; `max_new_tokens` wins over it.
         min_new_tokens: New tokens before an end token may come; default 0.
         min_length: The same, counting the prompt.
@@ -107,7 +108,8 @@ class Options:
 
     Attributes:
         limit: "new_tokens" or "length" (prompt included): exactly this, or an error where the context is
-            smaller; "up_to_new_tokens": this, or what the context leaves.
+            smaller; "up_to_new_tokens": this, or what the context leaves; "default": the same, and never past the
+            config's max_position_embeddings.
         stop_strings: Those of the folder; none where the call has `stop`.
     """
 
@@ -398,7 +400,7 @@ def _limit(
         return "up_to_new_tokens", new_tokens
     if length is not None:
         return "length", length if context_limit is None else min(length, context_limit)
-    return "up_to_new_tokens", DEFAULT_NEW_TOKENS
+    return "default", DEFAULT_NEW_TOKENS
 
 
 def _settle_minimum(values: dict[str, Any], call: Mapping[str, Any]) -> None:

@@ -87,6 +87,8 @@ pub struct Layout<'a> {
     pub prefix: &'a str,
     /// Tensors with a row for each token, in the model's order: an adapter may bring them with other rows.
     pub vocabulary: &'a [&'a str],
+    /// The head's bias, a value for each token, where a head has one.
+    pub bias: Option<&'a str>,
     /// Whether those are one tensor where the file does not say otherwise.
     pub tied: bool,
     /// The kind of a module by its name without the prefix; `None` for modules that take no matrices.
@@ -163,7 +165,9 @@ impl Overlay<'_> {
                 let at = self.cell(target, &new.info)?;
                 if self.is_resized(target, &new.info, &self.cells[at].stored.info)? {
                     self.resized = true;
-                    self.tie(at);
+                    if self.layout.bias != Some(self.layout.own(target)) {
+                        self.tie(at);
+                    }
                 }
                 let file = Some(new.info.file.clone());
                 let cell = Cell { stored: new, changes: Vec::new(), file };
@@ -312,7 +316,8 @@ impl Overlay<'_> {
         }
     }
 
-    /// Checks what takes a tensor's place; a tensor of the vocabulary may come with other rows. Whether it does.
+    /// Checks what takes a tensor's place; a tensor of the vocabulary may come with other rows, and so may the head's bias.
+    /// Whether it does.
     fn is_resized(&self, target: &str, new: &TensorInfo, old: &TensorInfo) -> Result<bool> {
         let is_table = self.layout.vocabulary.contains(&self.layout.own(target));
         if let (true, [rows, width], [before, columns]) =
@@ -322,6 +327,13 @@ impl Overlay<'_> {
         {
             new.expect(&new.shape)?;
             return Ok(rows != before);
+        }
+        let is_bias = self.layout.bias == Some(self.layout.own(target));
+        if let (true, [values], [before]) = (is_bias, new.shape.as_slice(), old.shape.as_slice())
+            && *values > 0
+        {
+            new.expect(&new.shape)?;
+            return Ok(values != before);
         }
         new.expect(&old.shape)?;
         Ok(false)
@@ -390,13 +402,20 @@ impl Overlay<'_> {
         let mut infos = self.layout.vocabulary.iter().filter_map(found);
         let Some(first) = infos.next() else { return Ok(None) };
         let rows = first.shape.first().copied().unwrap_or_default();
-        match infos.find(|info| info.shape.first() != Some(&rows)) {
-            None => Ok(Some(rows)),
-            Some(other) => {
-                let expected = format!("{rows} rows, as {} has with the adapters", first.name);
-                Err(other.malformed(expected, format!("shape {:?}", other.shape)))
-            }
+        if let Some(other) = infos.find(|info| info.shape.first() != Some(&rows)) {
+            let expected = format!("{rows} rows, as {} has with the adapters", first.name);
+            return Err(other.malformed(expected, format!("shape {:?}", other.shape)));
         }
+        let bias = self.layout.bias.and_then(|name| self.base.find(self.layout.prefix, name));
+        if let Some(bias) = bias.filter(|info| info.shape != [rows]) {
+            let expected = format!(
+                "{rows} values, as many as {} has rows with the adapters (none of them brings a bias of that size, and new \
+                 values are in no file)",
+                first.name
+            );
+            return Err(bias.malformed(expected, format!("shape {:?}", bias.shape)));
+        }
+        Ok(Some(rows))
     }
 }
 

@@ -5,7 +5,7 @@ use std::sync::atomic::Ordering;
 
 use super::call::{Call, ROOM};
 use super::lead::Engine;
-use super::options::{Limit, Options};
+use super::options::Options;
 use super::progress::Progress;
 use super::prompts::{Cursor, Entry, Prompts};
 use super::request::Request;
@@ -79,9 +79,7 @@ where
     /// that the model cannot hold.
     pub fn new(engine: &Arc<Engine<M>>, prompts: Prompts<M::Sequence>, options: Options) -> Result<Self> {
         let request = Arc::new(Request::new(&**engine.model(), prompts, options)?);
-        let (Limit::NewTokens(most) | Limit::UpToNewTokens(most) | Limit::Length(most)) =
-            request.options.limit;
-        let room = most.min(ROOM);
+        let room = request.options.limit.tokens().min(ROOM);
         Ok(Self {
             engine: Arc::clone(engine),
             request,

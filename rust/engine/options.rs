@@ -5,6 +5,7 @@ use crate::decode::processors::Processor;
 use crate::decode::warpers::Warper;
 use crate::error::{Error, Result};
 use crate::headroom;
+use crate::models::ContextLength;
 
 /// Rows of a request, at most: prompts times `num_return_sequences`.
 const MAX_ROWS: usize = 1 << 24;
@@ -21,6 +22,20 @@ pub enum Limit {
     Length(usize),
     /// This many new tokens, or fewer where the context ends.
     UpToNewTokens(usize),
+    /// The same where nobody has asked for a length: it also ends where the model's config says.
+    Default(usize),
+}
+
+impl Limit {
+    /// The number that it names: of new tokens, or of positions.
+    pub(super) fn tokens(self) -> usize {
+        match self {
+            Self::NewTokens(count)
+            | Self::Length(count)
+            | Self::UpToNewTokens(count)
+            | Self::Default(count) => count,
+        }
+    }
 }
 
 /// Where random numbers come from.
@@ -84,7 +99,7 @@ impl Default for Options {
     /// transformers' defaults, with 256 new tokens or what the context leaves.
     fn default() -> Self {
         Self {
-            limit: Limit::UpToNewTokens(256),
+            limit: Limit::Default(256),
             min_new_tokens: 0,
             min_length: 0,
             do_sample: false,
@@ -114,8 +129,7 @@ impl Options {
     /// # Errors
     /// `Error::Option` with the name, the accepted values and the value given.
     pub fn validate(&self, prompts: usize) -> Result<()> {
-        let (Limit::NewTokens(new_tokens) | Limit::UpToNewTokens(new_tokens) | Limit::Length(new_tokens)) =
-            self.limit;
+        let new_tokens = self.limit.tokens();
         let name = if matches!(self.limit, Limit::Length(_)) { "max_length" } else { "max_new_tokens" };
         check(new_tokens >= 1, name, "at least 1", new_tokens)?;
         let (temperature, top_p) = (self.temperature, self.top_p);
@@ -162,8 +176,7 @@ impl Options {
     /// `Option` with what would fit.
     pub(super) fn check_memory(&self, prompts: usize) -> Result<()> {
         let rows = self.num_return_sequences.saturating_mul(prompts);
-        let (Limit::NewTokens(tokens) | Limit::UpToNewTokens(tokens) | Limit::Length(tokens)) = self.limit;
-        let each = ROW_BYTES.saturating_add(TOKEN_BYTES.saturating_mul(tokens));
+        let each = ROW_BYTES.saturating_add(TOKEN_BYTES.saturating_mul(self.limit.tokens()));
         headroom::check("num_return_sequences", "sequences of all prompts together", rows, each)
     }
 
@@ -177,16 +190,19 @@ impl Options {
         check(self.num_beams <= most, "num_beams", &hint, self.num_beams)
     }
 
-    /// New tokens of a prompt of `prompt_length` positions under a context of `context_limit`.
+    /// New tokens of a prompt of `prompt_length` positions.
     ///
     /// # Errors
     /// `ContextLength` where an explicit length does not fit or the prompt leaves no room; `Option` where `max_length`
     /// does not exceed the prompt.
-    pub fn max_new_tokens(&self, prompt_length: usize, context_limit: Option<usize>) -> Result<usize> {
-        let limit = context_limit.unwrap_or(usize::MAX);
+    pub fn max_new_tokens(&self, prompt_length: usize, context: ContextLength) -> Result<usize> {
+        let context = if matches!(self.limit, Limit::Default(_)) { context.of_no_length() } else { context };
+        let limit = context.limit.unwrap_or(usize::MAX);
         let wanted = match self.limit {
             Limit::NewTokens(count) => count,
-            Limit::UpToNewTokens(count) => count.min(limit.saturating_sub(prompt_length)).max(1),
+            Limit::UpToNewTokens(count) | Limit::Default(count) => {
+                count.min(limit.saturating_sub(prompt_length)).max(1)
+            }
             Limit::Length(length) if length <= prompt_length => {
                 return Err(Error::Option {
                     option: "max_length".to_owned(),
@@ -202,7 +218,7 @@ impl Options {
         // The last new token is never fed back, so a count of new tokens may end one past the positions, as in transformers.
         let unfed = usize::from(matches!(self.limit, Limit::NewTokens(_)) && prompt_length <= limit);
         if requested - unfed > limit {
-            return Err(Error::ContextLength { limit, requested });
+            return Err(Error::ContextLength { limit, requested, reason: context.reason });
         }
         Ok(wanted)
     }

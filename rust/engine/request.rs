@@ -9,7 +9,7 @@ use super::prompts::{Cursor, Entry, Prompts, SourceOf};
 use super::selector::Selector;
 use crate::decode::draws::Draws;
 use crate::error::{Error, Result};
-use crate::models::{CacheBlock, Decoder, Sequence};
+use crate::models::{CacheBlock, ContextLength, Decoder, Sequence};
 
 /// Prompts and options of a call.
 #[derive(Debug)]
@@ -20,7 +20,7 @@ pub(super) struct Request<S> {
     pub(super) selector: Selector,
     pub(super) scoring: Scoring,
     pub(super) vocab_size: usize,
-    context_limit: Option<usize>,
+    context: ContextLength,
     block: CacheBlock,
     seed: Seed,
 }
@@ -47,7 +47,7 @@ impl<S: Sequence> Request<S> {
             selector: Selector::new(&options),
             scoring: Scoring::new(&options),
             vocab_size,
-            context_limit: model.context_limit(),
+            context: model.context_length(),
             block: model.cache_block(),
             seed,
             prompts,
@@ -103,7 +103,7 @@ impl<S: Sequence> Request<S> {
                 prompt,
             ),
             Limit::Length(length) => refused("max_length", format!("at most {most}"), length),
-            Limit::NewTokens(_) | Limit::UpToNewTokens(_) => {
+            Limit::NewTokens(_) | Limit::UpToNewTokens(_) | Limit::Default(_) => {
                 refused("max_new_tokens", format!("at most {}", most - prompt), new)
             }
         }
@@ -125,7 +125,7 @@ impl<S: Sequence> Request<S> {
 
     /// New tokens of a row whose prompt has so many positions.
     pub(super) fn max_new_tokens(&self, prompt: usize) -> Result<usize> {
-        self.options.max_new_tokens(prompt, self.context_limit)
+        self.options.max_new_tokens(prompt, self.context)
     }
 
     /// What the rows of a prompt take of the cache.

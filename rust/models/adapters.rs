@@ -66,12 +66,19 @@ fn layout(architecture: Architecture, config: &ConfigFile) -> Result<Layout<'sta
                 "decoder.embed_tokens.weight",
                 "lm_head.weight",
             ];
-            return Ok(Layout { prefix: architecture.prefix, vocabulary, tied: true, kind: of_t5 });
+            return Ok(Layout {
+                prefix: architecture.prefix,
+                vocabulary,
+                bias: None,
+                tied: true,
+                kind: of_t5,
+            });
         }
         _ => (&["embed_tokens.weight", "lm_head.weight"], of_llama, false),
     };
     let tied = config.bool_or("tie_word_embeddings", tied)?;
-    Ok(Layout { prefix: architecture.prefix, vocabulary, tied, kind })
+    let bias = (architecture.name == "phi").then_some("lm_head.bias");
+    Ok(Layout { prefix: architecture.prefix, vocabulary, bias, tied, kind })
 }
 
 fn of_gpt(module: &str) -> Option<ModuleKind> {

@@ -3,7 +3,7 @@
 //! A step is a list of segments. Prefill is many tokens of one sequence, decode one token of each sequence, a
 //! verification a few tokens of one, and continuous batching is all of these in one call; nothing is padded.
 
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::team::Cancel;
 
 pub use crate::layers::embedding::Input;
@@ -90,6 +90,51 @@ pub trait Sequence: std::fmt::Debug + Sized + Send + Sync {
     fn truncate(&mut self, len: usize);
 }
 
+/// How long a sequence may become.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct ContextLength {
+    /// Most positions that a sequence may have, or `None` without a limit.
+    pub limit: Option<usize>,
+    /// Positions at which a call ends that asks for no length (`max_position_embeddings`); `None` where the config names none.
+    pub usual: Option<usize>,
+    /// Why there is a limit, and what to do.
+    pub reason: &'static str,
+}
+
+impl ContextLength {
+    /// That of a model whose positions are a table of so many rows.
+    pub fn learned(positions: usize) -> Self {
+        let reason =
+            "the model has learned no more of them, so shorten the prompt or ask for fewer new tokens";
+        Self { limit: Some(positions), usual: Some(positions), reason }
+    }
+
+    /// What holds for a call that asks for no length.
+    #[must_use]
+    pub fn of_no_length(self) -> Self {
+        match self.usual {
+            Some(usual) if self.limit.is_none_or(|limit| usual < limit) => {
+                let reason = "a call without a length ends at max_position_embeddings, so give max_new_tokens= to go past that";
+                Self { limit: self.usual, reason, ..self }
+            }
+            _ => self,
+        }
+    }
+
+    /// Checks that a sequence may have so many positions.
+    ///
+    /// # Errors
+    /// `ContextLength`.
+    pub fn check(self, requested: usize) -> Result<()> {
+        match self.limit {
+            Some(limit) if requested > limit => {
+                Err(Error::ContextLength { limit, requested, reason: self.reason })
+            }
+            _ => Ok(()),
+        }
+    }
+}
+
 /// A model that turns appended tokens into logits.
 ///
 /// Batch-invariance is the law: a row's logits are the same bits alone, in any batch, in a prefill of any split and for
@@ -99,8 +144,8 @@ pub trait Decoder: Send + Sync {
     type Sequence: Sequence;
     /// Size of the vocabulary, `V`.
     fn vocab_size(&self) -> usize;
-    /// Largest number of positions of a sequence, or `None` without a limit.
-    fn context_limit(&self) -> Option<usize>;
+    /// How long a sequence may become.
+    fn context_length(&self) -> ContextLength;
     /// A block of the cache.
     fn cache_block(&self) -> CacheBlock;
     /// Bytes of the cache that nobody has reserved and that are in use now: by states that are advanced by hand, and by encoded

@@ -32,10 +32,6 @@ impl Kin {
             _ => Self::Llama,
         }
     }
-
-    fn is_qwen(self) -> bool {
-        matches!(self, Self::Qwen2 | Self::Qwen3)
-    }
 }
 
 /// Sizes and switches of a model of this kind.
@@ -151,34 +147,44 @@ fn not_dividing(file: &ConfigFile, field: &str, expected: String, got: usize) ->
 
 /// Window of every block.
 fn windows(kin: Kin, file: &ConfigFile, layers: usize) -> Result<Vec<Option<usize>>> {
-    let window = match (kin, file.has("sliding_window")) {
-        (Kin::Llama, _) => None,
-        (_, false) => Some(4096),
-        _ => file.usize_opt("sliding_window")?,
-    };
-    if !kin.is_qwen() {
-        if kin == Kin::Mistral && file.has("layer_types") {
+    let slides = match kin {
+        Kin::Llama => return Ok(vec![None; layers]),
+        Kin::Mistral if file.has("layer_types") => {
             let expected = "no such field (transformers takes a model with it for another architecture)";
             return Err(file.invalid("layer_types", expected));
         }
-        return Ok(vec![window; layers]);
-    }
-    let window = if file.bool_or("use_sliding_window", false)? { window } else { None };
+        Kin::Mistral => vec![true; layers],
+        Kin::Qwen2 | Kin::Qwen3 => sliding(file, layers)?,
+    };
+    let window = match file.has("sliding_window") {
+        false => Some(4096),
+        true if slides.contains(&true) => file.usize_opt("sliding_window")?,
+        // Where no layer has a window any number will do.
+        true => file.f64_opt("sliding_window").map(|_| None)?,
+    };
+    Ok(slides.into_iter().map(|slides| window.filter(|_| slides)).collect())
+}
+
+/// Which blocks of a Qwen have a window.
+fn sliding(file: &ConfigFile, layers: usize) -> Result<Vec<bool>> {
+    let used = file.bool_or("use_sliding_window", false)? && !file.is_null("sliding_window");
     let first = file.count_or("max_window_layers", 28)?;
     let Some(types) = file.strings_opt("layer_types")? else {
-        return Ok((0..layers).map(|i| window.filter(|_| i >= first)).collect());
+        return Ok((0..layers).map(|i| used && i >= first).collect());
     };
-    let expected = match window {
-        Some(_) => format!("{layers} of \"full_attention\" and \"sliding_attention\""),
-        None => format!("{layers} of \"full_attention\" where use_sliding_window is not true"),
-    };
-    let of = |name: &str| match (name, window) {
-        ("full_attention", _) => Some(None),
-        ("sliding_attention", Some(window)) => Some(Some(window)),
+    let of = |name: &str| match name {
+        "full_attention" => Some(false),
+        "sliding_attention" if used => Some(true),
         _ => None,
     };
-    let windows: Option<Vec<_>> = types.into_iter().map(of).collect();
-    windows.filter(|all| all.len() == layers).ok_or_else(|| file.invalid("layer_types", expected))
+    let slides: Option<Vec<_>> = types.into_iter().map(of).collect();
+    slides.filter(|all| all.len() == layers).ok_or_else(|| {
+        let expected = match used {
+            true => format!("{layers} of \"full_attention\" and \"sliding_attention\""),
+            false => format!("{layers} of \"full_attention\" where use_sliding_window is not true"),
+        };
+        file.invalid("layer_types", expected)
+    })
 }
 
 /// The model of a folder.
@@ -223,5 +229,5 @@ pub(super) fn record(
     let decoder = b.finish()?;
     // Frequencies that old checkpoints saved; they are computed from the config.
     weights.ignore(|name| name.ends_with("rotary_emb.inv_freq"));
-    Ok(Recorded { network: Network::Decoder(decoder), context_limit: c.rope.limit, border: c.rope.border() })
+    Ok(Recorded { network: Network::Decoder(decoder), context: c.rope.context(), rope: Some(c.rope) })
 }

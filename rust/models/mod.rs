@@ -5,6 +5,7 @@ mod causal;
 pub mod decoder;
 mod encoder_decoder;
 pub mod gpt2;
+mod info;
 pub mod llama;
 pub mod openai_gpt;
 mod options;
@@ -31,53 +32,19 @@ use crate::packed::{Packed, Storage};
 use crate::program::{Program, Recorder, Weights, Work};
 use encoder_decoder::{Encoder, no_decoder};
 use registry::{Architecture, Network, Recorded};
+use rope::Rope;
 use step::Bounds;
 
 pub use crate::execute::Activation;
 pub use crate::team::Cancel;
 pub use adapters::modules;
-pub use decoder::{CacheBlock, Decoder, Input, Limits, Segment, Sequence, Wanted};
+pub use decoder::{CacheBlock, ContextLength, Decoder, Input, Limits, Segment, Sequence, Wanted};
 pub use encoder_decoder::Pooling;
+pub use info::{Attention, Info, MemoryUse};
 use options::option;
 pub use options::{LoadOptions, Part};
 use sequence::Read;
 pub use sequence::{DecoderSequence, EncoderOutput, Source};
-
-/// What is known of a loaded model.
-#[derive(Debug, Clone)]
-pub struct Info {
-    /// `model_type` of the config.
-    pub architecture: &'static str,
-    /// Elements of all tensors that the model uses.
-    pub parameters: usize,
-    /// Bytes of the packed matrices.
-    pub weight_bytes: usize,
-    /// Bytes of those that a step with one new token reads, or a source where there is an encoder alone.
-    pub step_weight_bytes: usize,
-    /// Bytes of the cache for one token; in an encoder alone those of a source's token while it is read.
-    pub cache_bytes_per_token: usize,
-    /// Storage of the matrices, every kind that occurs.
-    pub dtypes: Vec<&'static str>,
-    /// How products are formed.
-    pub compute_dtype: &'static str,
-    /// Name of the kernel table.
-    pub isa: &'static str,
-    /// Threads of a step.
-    pub num_threads: usize,
-    /// Tensors of the checkpoint that the model does not know.
-    pub unknown_tensors: Vec<String>,
-}
-
-/// Memory that is in use now, in bytes.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct MemoryUse {
-    /// Blocks of the model's caches that sequences and sources hold.
-    pub cache_bytes_live: usize,
-    /// Those and free blocks that the model keeps for reuse.
-    pub cache_bytes_held: usize,
-    /// Activations of steps, of all models of this process.
-    pub activation_bytes: usize,
-}
 
 /// A loaded model of any architecture: its forwards, one table of weights, and the memory of its caches.
 #[derive(Debug)]
@@ -134,7 +101,7 @@ impl Model {
         let runtime = Runtime::new(threads, bf16)?;
         let mut recorder =
             Recorder::new(Loader::new(checkpoint, architecture.prefix, rounding, threads, cancel));
-        let Recorded { network, context_limit, border } =
+        let Recorded { network, context, rope } =
             (architecture.record)(architecture.name, options.part, &mut file, &mut recorder)?;
         let (weights, loader) = recorder.finish()?;
         let mut dtypes: Vec<&str> = weights.storages().map(Storage::name).collect();
@@ -150,10 +117,11 @@ impl Model {
         }
         let main = network.main();
         let embedding = embedding(main, &weights)?;
-        let (width, vocab, context) = (embedding.inputs(), embedding.outputs(), context_limit);
-        let bounds = Bounds { width, vocab, context, border };
-        let heads = main.heads().map_or((1, 1), |heads| (heads.kv_heads, heads.head_dim));
-        let shape = Shape { layers: main.layers(), heads: heads.0, head_dim: heads.1, bf16 };
+        let border = rope.as_ref().and_then(Rope::border);
+        let bounds = Bounds { width: embedding.inputs(), vocab: embedding.outputs(), context, border };
+        let attention = Attention::of(main, rope.as_ref());
+        let (kv_heads, head_dim) = (attention.kv_heads.max(1), attention.head_dim.max(1));
+        let shape = Shape { layers: main.layers(), heads: kv_heads, head_dim, bf16 };
         let info = Info {
             architecture: architecture.name,
             parameters: loader.parameters(),
@@ -165,6 +133,7 @@ impl Model {
             isa: runtime.kernels.name,
             num_threads: threads,
             unknown_tensors: loader.unknown(),
+            attention,
         };
         let source_pool = Pool::new(Shape { layers: 1, ..shape });
         // The weights are in memory by now: what is left beside them is for the cache and everything else.
@@ -441,7 +410,7 @@ impl Decoder for Model {
         self.bounds.vocab
     }
 
-    fn context_limit(&self) -> Option<usize> {
+    fn context_length(&self) -> ContextLength {
         self.bounds.context
     }
 

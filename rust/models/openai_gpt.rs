@@ -4,6 +4,7 @@
 //! step, `D` width, `V` vocabulary.
 
 use super::causal;
+use super::decoder::ContextLength;
 use super::options::Part;
 use super::registry::{Network, Recorded};
 use crate::checkpoint::config::ConfigFile;
@@ -122,5 +123,9 @@ pub(super) fn record(
     weights.ignore(|name| {
         name.starts_with("h.") && (name.ends_with(".attn.bias") || name.ends_with(".attn.masked_bias"))
     });
-    Ok(Recorded { network: Network::Decoder(decoder), context_limit: Some(c.n_positions), border: None })
+    Ok(Recorded {
+        network: Network::Decoder(decoder),
+        context: ContextLength::learned(c.n_positions),
+        rope: None,
+    })
 }

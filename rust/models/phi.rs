@@ -132,5 +132,5 @@ pub(super) fn record(
 
     let decoder = b.finish()?;
     weights.ignore(|name| name.ends_with("rotary_emb.inv_freq"));
-    Ok(Recorded { network: Network::Decoder(decoder), context_limit: c.rope.limit, border: c.rope.border() })
+    Ok(Recorded { network: Network::Decoder(decoder), context: c.rope.context(), rope: Some(c.rope) })
 }

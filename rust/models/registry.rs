@@ -1,6 +1,8 @@
 //! The architectures that can be loaded: a line for each.
 
+use super::decoder::ContextLength;
 use super::options::Part;
+use super::rope::Rope;
 use super::{gpt2, llama, openai_gpt, phi, t5};
 use crate::checkpoint::config::ConfigFile;
 use crate::error::{Error, Result};
@@ -11,10 +13,10 @@ use crate::program::{Program, Recorder};
 pub(super) struct Recorded {
     /// The forwards.
     pub(super) network: Network,
-    /// Largest number of positions of a sequence, or `None` without a limit.
-    pub(super) context_limit: Option<usize>,
-    /// Positions of the longest sequence in which positions count as in short ones, where they count otherwise in long ones.
-    pub(super) border: Option<usize>,
+    /// How long a sequence may become.
+    pub(super) context: ContextLength,
+    /// Rotary positions, where there are.
+    pub(super) rope: Option<Rope>,
 }
 
 /// The forwards of a model.

@@ -4,6 +4,7 @@
 //! Every power, quotient and product below is rounded where transformers rounds it. Its `pow` of single precision differs between
 //! CPUs by two units in the last place at most; ours is the exact power, rounded.
 
+use super::decoder::ContextLength;
 use crate::checkpoint::config::ConfigFile;
 use crate::error::Result;
 use crate::layers::rotary::{Beyond, Rotary};
@@ -24,14 +25,26 @@ pub(super) struct Defaults {
 pub(super) struct Rope {
     /// Frequencies and factor.
     pub(super) rotary: Rotary,
-    /// Positions up to which the frequencies are a function of the position alone; `None` without a limit.
-    pub(super) limit: Option<usize>,
+    /// The kind, one of [`KINDS`].
+    pub(super) kind: &'static str,
+    /// `max_position_embeddings` of the config.
+    pub(super) positions: usize,
 }
 
 impl Rope {
     /// Positions of the longest sequence that is not long, where frequencies depend on that.
     pub(super) fn border(&self) -> Option<usize> {
         self.rotary.beyond.as_ref().map(|beyond| beyond.border)
+    }
+
+    /// How long a sequence may become.
+    pub(super) fn context(&self) -> ContextLength {
+        match self.kind {
+            "dynamic" => {
+                ContextLength { limit: Some(self.positions), usual: Some(self.positions), reason: DYNAMIC }
+            }
+            _ => ContextLength { usual: Some(self.positions), ..ContextLength::default() },
+        }
     }
 }
 
@@ -77,8 +90,10 @@ impl<'a> Fields<'a> {
     }
 
     /// The kind of scaling: `rope_type`, else `type` of old files.
-    fn kind(&self) -> Result<&str> {
-        self.object.str_or(self.kind_field(), "default")
+    fn kind(&self) -> Result<&'static str> {
+        let kind = self.object.str_or(self.kind_field(), "default")?;
+        let known = KINDS.into_iter().find(|&known| known == kind);
+        known.ok_or_else(|| self.object.invalid(self.kind_field(), format!("one of {}", KINDS.join(", "))))
     }
 
     fn kind_field(&self) -> &'static str {
@@ -86,7 +101,12 @@ impl<'a> Fields<'a> {
     }
 }
 
-const KINDS: &str = "\"default\", \"linear\", \"dynamic\", \"llama3\", \"longrope\" or \"yarn\"";
+/// The kinds that are supported.
+const KINDS: [&str; 6] = ["default", "linear", "dynamic", "llama3", "longrope", "yarn"];
+
+/// Why a sequence ends where it does with the kind "dynamic".
+const DYNAMIC: &str = "rope type \"dynamic\" is supported up to max_position_embeddings, since beyond it transformers changes the \
+    frequencies of all positions with the longest sequence that the model has seen; shorten the prompt or ask for fewer new tokens";
 
 /// Reads what a config says about rotary positions.
 ///
@@ -121,13 +141,12 @@ pub(super) fn read(file: &ConfigFile, defaults: Defaults) -> Result<Rope> {
     }
     let powers = powers(theta, dim);
     let inverse = || powers.iter().map(|power| 1.0 / power);
-    let plain =
-        |inverse: Vec<f32>| Rope { rotary: Rotary { inverse, beyond: None, factor: 1.0 }, limit: None };
-    match kind {
-        "default" => Ok(plain(inverse().collect())),
+    let plain = |inverse: Vec<f32>| Rotary { inverse, beyond: None, factor: 1.0 };
+    let rotary = match kind {
+        "default" => plain(inverse().collect()),
         "linear" => {
             let factor = fields.positive("factor")? as f32;
-            Ok(plain(inverse().map(|x| x / factor).collect()))
+            plain(inverse().map(|x| x / factor).collect())
         }
         // Beyond that length transformers' frequencies depend on what the module has seen before.
         "dynamic" => {
@@ -136,16 +155,16 @@ pub(super) fn read(file: &ConfigFile, defaults: Defaults) -> Result<Rope> {
                 let expected = "another kind where two values of a head turn (transformers divides by zero)";
                 return Err(fields.object.invalid(fields.kind_field(), expected));
             }
-            Ok(Rope { limit: Some(defaults.positions), ..plain(inverse().collect()) })
+            plain(inverse().collect())
         }
         "llama3" => {
             let old = fields.original(defaults.positions)?;
-            Ok(plain(llama3(inverse(), old, &fields)?))
+            plain(llama3(inverse(), old, &fields)?)
         }
-        "longrope" => longrope(&powers, &fields, defaults.positions),
-        "yarn" => yarn(&powers, theta, &fields, defaults.positions),
-        _ => Err(fields.object.invalid(fields.kind_field(), KINDS)),
-    }
+        "longrope" => longrope(&powers, &fields, defaults.positions)?,
+        _ => yarn(&powers, theta, &fields, defaults.positions)?,
+    };
+    Ok(Rope { rotary, kind, positions: defaults.positions })
 }
 
 /// `theta` to the power of every exponent, from 0 on in steps of two parts of the width.
@@ -181,7 +200,7 @@ fn llama3(inverse: impl Iterator<Item = f32>, old: f64, fields: &Fields<'_>) -> 
 }
 
 /// Every wave has a factor of its own, one in short sequences and another in long ones (Ding et al. 2024).
-fn longrope(powers: &[f32], fields: &Fields<'_>, positions: usize) -> Result<Rope> {
+fn longrope(powers: &[f32], fields: &Fields<'_>, positions: usize) -> Result<Rotary> {
     let original = fields.original(positions)?;
     let factor = match fields.object.f64_opt("factor")? {
         Some(_) => fields.positive("factor")?,
@@ -201,11 +220,11 @@ fn longrope(powers: &[f32], fields: &Fields<'_>, positions: usize) -> Result<Rop
     };
     let beyond = Beyond { border: original as usize, inverse: inverse("long_factor")? };
     let (inverse, factor) = (inverse("short_factor")?, attention as f32);
-    Ok(Rope { rotary: Rotary { inverse, beyond: Some(beyond), factor }, limit: None })
+    Ok(Rotary { inverse, beyond: Some(beyond), factor })
 }
 
 /// Long waves are stretched, short ones are kept, with a ramp between, and scores are sharpened (Peng et al. 2023).
-fn yarn(powers: &[f32], theta: f64, fields: &Fields<'_>, positions: usize) -> Result<Rope> {
+fn yarn(powers: &[f32], theta: f64, fields: &Fields<'_>, positions: usize) -> Result<Rotary> {
     let original = fields.original(positions)?;
     let factor = match fields.object.is_null("factor") {
         true => positions as f64 / original,
@@ -242,5 +261,5 @@ fn yarn(powers: &[f32], theta: f64, fields: &Fields<'_>, positions: usize) -> Re
         (1.0 / (factor as f32 * power)) * (1.0 - kept) + (1.0 / power) * kept
     };
     let inverse = powers.iter().enumerate().map(of).collect();
-    Ok(Rope { rotary: Rotary { inverse, beyond: None, factor: attention as f32 }, limit: None })
+    Ok(Rotary { inverse, beyond: None, factor: attention as f32 })
 }

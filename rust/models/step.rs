@@ -3,7 +3,7 @@
 
 use std::sync::Arc;
 
-use super::decoder::{Input, Segment, Sequence};
+use super::decoder::{ContextLength, Input, Segment, Sequence};
 use super::sequence::DecoderSequence;
 use crate::error::{Error, Result};
 use crate::execute::{Buffers, Executor, Inputs, Plan, Trace};
@@ -16,8 +16,8 @@ pub(super) struct Bounds {
     pub(super) width: usize,
     /// Size of the vocabulary, `V`.
     pub(super) vocab: usize,
-    /// Largest number of positions of a sequence, or `None` without a limit.
-    pub(super) context: Option<usize>,
+    /// How long a sequence may become.
+    pub(super) context: ContextLength,
     /// Positions of the longest sequence in which positions count as in short ones, where they count otherwise in long ones.
     pub(super) border: Option<usize>,
 }
@@ -45,10 +45,8 @@ impl Bounds {
         if rows == 0 {
             return option("input", "at least one token or embedding row".to_owned(), "none".to_owned());
         }
-        match self.context {
-            Some(limit) if len + rows > limit => Err(Error::ContextLength { limit, requested: len + rows }),
-            _ => Ok(rows),
-        }
+        self.context.check(len + rows)?;
+        Ok(rows)
     }
 }
 

@@ -4,6 +4,7 @@
 //! Fields and their defaults are those of transformers (5.24, `models/{t5,mt5,umt5}/configuration_*.py`). Letters: `M` rows of
 //! the step, `D` width, `I` heads side by side, `F` width of the feed-forward layer, `V` vocabulary.
 
+use super::decoder::ContextLength;
 use super::options::Part;
 use super::registry::{Network, Recorded};
 use crate::checkpoint::config::ConfigFile;
@@ -337,7 +338,7 @@ pub(super) fn record(
         w.ignore(|name| name == "decoder.block.0.layer.1.EncDecAttention.relative_attention_bias.weight");
         Network::EncoderDecoder { encoder, decoder }
     };
-    Ok(Recorded { network, context_limit: None, border: None })
+    Ok(Recorded { network, context: ContextLength::default(), rope: None })
 }
 
 /// An error about a tensor of the decoder that a class of models has and the checkpoint has nothing of, with what to do.

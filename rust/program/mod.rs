@@ -252,6 +252,15 @@ impl Program {
         })
     }
 
+    /// How many keys a row sees at most, for every layer that attends to the rows' own sequence or source; `None` for all.
+    pub fn windows(&self) -> Vec<Option<usize>> {
+        let of = |phase: &Phase<Operand>| match &phase.op {
+            Op::Attend { cache: Cache::Own(_) | Cache::Source, mask, .. } => Some(mask.window),
+            _ => None,
+        };
+        self.phases.iter().filter_map(of).collect()
+    }
+
     /// The token embeddings that the program begins with.
     pub fn embedding(&self) -> Option<Slot<Packed>> {
         self.phases.iter().find_map(|phase| match &phase.op {

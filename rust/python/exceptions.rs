@@ -62,9 +62,10 @@ fn exception(py: Python<'_>, error: &Error) -> PyResult<PyErr> {
             described(&fields, expected, got)?;
             "OptionError"
         }
-        Error::ContextLength { limit, requested } => {
+        Error::ContextLength { limit, requested, reason } => {
             fields.set_item("limit", limit)?;
             fields.set_item("requested", requested)?;
+            fields.set_item("reason", reason)?;
             "ContextLengthError"
         }
         Error::Scores { row, expected, got } => {

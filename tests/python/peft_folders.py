@@ -155,6 +155,13 @@ def lacks_embedding(base: Any, folder: Path) -> bool:
     )
 
 
+def lacks_bias(family: Family, folder: Path) -> bool:
+    """Whether another vocabulary came without the head's bias, as from peft where the embedding is a target."""
+    return family.name == "phi" and not any(
+        name.endswith(("lm_head.bias", "lm_head.base_layer.bias")) for name in tensors(folder)
+    )
+
+
 # What can be a target, by whether it is a linear layer, and what can be saved whole.
 _GPT2 = (
     ["c_attn", "c_fc", "attn.c_proj", "mlp.c_proj", "c_proj", "lm_head", "transformer.h.0.mlp.c_fc"],
@@ -268,8 +275,7 @@ def recipes(draw: st.DrawFn, family: Family, vocab: int) -> Recipe:
     if not (whole | aimed) & _TOKENS and one(False, False, True):
         rows = draw(st.lists(st.integers(0, vocab - 1), min_size=1, max_size=3, unique=True))
         config["trainable_token_indices"] = one(rows, {table: rows})
-    # A head with a bias keeps its size: an adapter of another vocabulary is an error that names the bias.
-    resizes = not whole & _TOKENS and "trainable_token_indices" not in config and family.name != "phi"
+    resizes = not whole & _TOKENS and "trainable_token_indices" not in config
     return Recipe(
         config,
         more=one(0, 0, 0, 5, -1) if resizes else 0,

@@ -24,7 +24,7 @@ def resolved(
 
 def test_defaults_are_those_of_transformers_but_for_the_length() -> None:
     options = resolved()
-    assert options.limit == ("up_to_new_tokens", 256)
+    assert options.limit == ("default", 256)
     assert (options.do_sample, options.num_return_sequences, options.repetition_penalty) == (False, 1, 1.0)
     assert (options.eos_token_id, options.stop_token_ids, options.stop) == ((), (), ())
     assert options.skip_special_tokens
@@ -111,9 +111,9 @@ def test_stop_strings_of_the_file_are_honoured() -> None:
         ({}, {"max_new_tokens": 30, "max_length": 20}, ("up_to_new_tokens", 30)),
         ({"max_new_tokens": 5}, {"max_length": 20}, ("new_tokens", 5)),
         ({"max_length": 20}, {"max_new_tokens": 5}, ("length", 20)),
-        ({"max_new_tokens": None}, {"max_new_tokens": 5}, ("up_to_new_tokens", 256)),
+        ({"max_new_tokens": None}, {"max_new_tokens": 5}, ("default", 256)),
         ({"max_new_tokens": None}, {"max_new_tokens": 5, "max_length": 20}, ("length", 20)),
-        ({"max_length": None}, {"max_length": 20}, ("up_to_new_tokens", 256)),
+        ({"max_length": None}, {"max_length": 20}, ("default", 256)),
     ],
 )
 def test_lengths(call: dict[str, Any], file: dict[str, Any], expected: tuple[str, int]) -> None:

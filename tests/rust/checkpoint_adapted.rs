@@ -19,7 +19,7 @@ fn kind(module: &str) -> Option<ModuleKind> {
 }
 
 fn layout(tied: bool) -> Layout<'static> {
-    Layout { prefix: "model.", vocabulary: &VOCABULARY, tied, kind }
+    Layout { prefix: "model.", vocabulary: &VOCABULARY, bias: None, tied, kind }
 }
 
 /// Small whole numbers, so that every sum and product in f32 is exact.

@@ -11,7 +11,7 @@ use fastdecode::Error;
 use fastdecode::checkpoint::Checkpoint;
 use fastdecode::decode::beam::EarlyStopping;
 use fastdecode::engine::{Limit, Options, Seed};
-use fastdecode::models::{Cancel, LoadOptions, Model};
+use fastdecode::models::{Cancel, ContextLength, LoadOptions, Model};
 use proptest::prelude::*;
 use proptest::sample::Index;
 use serde_json::{Value, json};
@@ -182,7 +182,7 @@ fn some_f64() -> impl Strategy<Value = f64> {
 
 prop_compose! {
     fn options()(
-        limit in (0usize..3, some_usize()),
+        limit in (0usize..4, some_usize()),
         mins in (some_usize(), some_usize()),
         numbers in (some_f64(), some_f64(), prop::option::of(some_f64()), some_f64(), some_f64(), some_f64()),
         counts in (some_usize(), some_usize(), some_usize(), some_usize()),
@@ -190,7 +190,7 @@ prop_compose! {
         flags in (any::<bool>(), prop::option::of(0usize..4)),
     ) -> Options {
         Options {
-            limit: [Limit::NewTokens as fn(usize) -> Limit, Limit::Length, Limit::UpToNewTokens][limit.0](limit.1),
+            limit: [Limit::NewTokens as fn(usize) -> Limit, Limit::Length, Limit::UpToNewTokens, Limit::Default][limit.0](limit.1),
             min_new_tokens: mins.0,
             min_length: mins.1,
             do_sample: flags.0,
@@ -254,9 +254,11 @@ proptest! {
         length in some_usize(),
         // A config holds at most this.
         context in prop::option::of(prop_oneof![0usize..6, Just(1000), Just(i32::MAX as usize)]),
+        usual in prop::option::of(prop_oneof![0usize..6, Just(1000), Just(i32::MAX as usize)]),
     ) {
         let refused = |error: &Error| matches!(error, Error::Option { .. } | Error::ContextLength { .. });
-        let taken = options.validate(prompts).and_then(|()| options.max_new_tokens(length, context));
+        let known = ContextLength { limit: context, usual, reason: "" };
+        let taken = options.validate(prompts).and_then(|()| options.max_new_tokens(length, known));
         match taken {
             Ok(count) => {
                 prop_assert!(count >= 1, "a row gets a token");
@@ -264,6 +266,8 @@ proptest! {
                 let unfed = u128::from(matches!(options.limit, Limit::NewTokens(_)));
                 let end = length as u128 + count as u128 - unfed;
                 prop_assert!(context.is_none_or(|context| end <= context as u128), "{count} new tokens");
+                let asked = !matches!(options.limit, Limit::Default(_));
+                prop_assert!(asked || usual.is_none_or(|usual| end <= usual as u128), "{count} new tokens");
                 let sound = options.temperature > 0.0 && (0.0..=1.0).contains(&options.top_p);
                 prop_assert!(sound && options.num_beams >= 1, "{options:?}");
             }

@@ -146,7 +146,7 @@ fn lengths_are_counted_and_checked_before_any_work() {
     for (limit, positions) in [(Limit::NewTokens(8), 12), (Limit::Length(11), 11)] {
         let error = ids(limit).expect_err("too many");
         assert!(
-            matches!(error, Error::ContextLength { limit: 10, requested } if requested == positions),
+            matches!(error, Error::ContextLength { limit: 10, requested, .. } if requested == positions),
             "{error}"
         );
     }
@@ -155,8 +155,32 @@ fn lengths_are_counted_and_checked_before_any_work() {
     let error = ids(Limit::NewTokens(0)).expect_err("nothing asked for");
     assert!(matches!(&error, Error::Option { option, .. } if option == "max_new_tokens"), "{error}");
     let full = run(&model, &[vec![1; 10]], Options::default()).expect_err("the prompt fills the context");
-    assert!(matches!(full, Error::ContextLength { limit: 10, requested: 11 }), "{full}");
+    assert!(matches!(full, Error::ContextLength { limit: 10, requested: 11, .. }), "{full}");
     assert!(run(&model, &[], Options::default()).expect("nothing to do").is_empty());
+}
+
+#[test]
+fn a_call_without_a_length_ends_at_the_usual_one_and_others_go_past_it() {
+    for (context_limit, most) in [(None, 10), (Some(20), 10), (Some(8), 8)] {
+        let model = Arc::new(FakeModel { context_limit, usual_length: Some(10), ..FakeModel::new(50, 4.0) });
+        let ids = |prompt: usize, limit| {
+            run(&model, &[vec![1; prompt]], Options { limit, ..Options::default() })
+                .map(|rows| rows[0].0.len())
+        };
+        assert_eq!(ids(4, Limit::Default(256)).expect("it is cut"), most - 4);
+        assert_eq!(ids(4, Limit::Default(3)).expect("it fits"), 3);
+        let error = ids(most, Limit::Default(256)).expect_err("no room");
+        assert!(
+            matches!(error, Error::ContextLength { limit, requested, .. } if limit == most && requested == most + 1),
+            "{error}"
+        );
+        if most == 10 {
+            assert_eq!(ids(4, Limit::NewTokens(9)).expect("it is asked for"), 9);
+            assert_eq!(ids(12, Limit::UpToNewTokens(3)).expect("it is asked for"), 3);
+            assert_eq!(ids(12, Limit::Length(14)).expect("it is asked for"), 2);
+            assert!(error.to_string().contains("give max_new_tokens= to go past that"), "{error}");
+        }
+    }
 }
 
 #[test]

@@ -4,7 +4,9 @@
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 
-use fastdecode::models::{CacheBlock, Cancel, Decoder, Input, Limits, Segment, Sequence, Wanted};
+use fastdecode::models::{
+    CacheBlock, Cancel, ContextLength, Decoder, Input, Limits, Segment, Sequence, Wanted,
+};
 use fastdecode::{Error, Result};
 
 /// Tokens so far, as their hash and their number after every one.
@@ -104,6 +106,7 @@ pub(crate) struct Step {
 pub(crate) struct FakeModel {
     pub(crate) vocab_size: usize,
     pub(crate) context_limit: Option<usize>,
+    pub(crate) usual_length: Option<usize>,
     /// Logits lie in `[-spread, spread)`; a power of two keeps them exact.
     pub(crate) spread: f32,
     /// Sequences that exist.
@@ -135,6 +138,7 @@ impl FakeModel {
         Self {
             vocab_size,
             context_limit: None,
+            usual_length: None,
             spread,
             live: Arc::default(),
             held: Arc::default(),
@@ -184,8 +188,12 @@ impl Decoder for FakeModel {
         self.vocab_size
     }
 
-    fn context_limit(&self) -> Option<usize> {
-        self.context_limit
+    fn context_length(&self) -> ContextLength {
+        ContextLength {
+            limit: self.context_limit,
+            usual: self.usual_length.or(self.context_limit),
+            reason: "",
+        }
     }
 
     fn cache_block(&self) -> CacheBlock {
