@@ -2,7 +2,7 @@
 
 Run as a program, it draws many folders (tokenizer_folders.py) and counts:
 
-    python tests/python/tokenizer_compare.py --folders 1000 [--first 0]
+    python tests/python/tokenizer_compare.py --folders 1000 [--first 0] [--pieces]
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from fastdecode.errors import FastdecodeError
 from fastdecode.folder import optional_json
 from fastdecode.tokenizer import Tokenizer
 from fastdecode.tokenizer_files import read_folder
-from tokenizer_folders import GOLDEN, TOKENS, draw, dump
+from tokenizer_folders import GOLDEN, KINDS, OF_PIECES, TOKENS, draw, dump
 
 # T5's real vocabulary.
 T5 = GOLDEN
@@ -40,6 +40,7 @@ TEXTS = [
     "don't , do . it ? we 're n't",
     "\u200b\ufeff\u00a0x\u3000e\u0301",
     "12345 Ünïcode ABC",
+    " Hello\n\n1. a  12\t(x)<s> b</s>c",
 ]
 
 
@@ -169,6 +170,7 @@ def main() -> int:
     )
     parser.add_argument("--folders", type=int, default=1000)
     parser.add_argument("--first", type=int, default=0)
+    parser.add_argument("--pieces", action="store_true", help="only folders with a tokenizer.model")
     parsed = parser.parse_args()
     import transformers
 
@@ -177,7 +179,7 @@ def main() -> int:
     outcomes: Counter[str] = Counter()
     for seed in range(parsed.first, parsed.first + parsed.folders):
         with tempfile.TemporaryDirectory() as name:
-            described = draw(Path(name), seed)
+            described = draw(Path(name), seed, OF_PIECES if parsed.pieces else KINDS)
             outcome, details = compare(Path(name))
             outcomes[outcome] += 1
             if outcome == "different":
