@@ -1,4 +1,4 @@
-"""Small SentencePiece models of every kind, trained by that library in a moment: BPE and Unigram, with bytes or without."""
+"""Small SentencePiece models of every kind, trained in a moment: BPE and Unigram, with bytes or without."""
 
 from __future__ import annotations
 

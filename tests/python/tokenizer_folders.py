@@ -81,7 +81,19 @@ OF_PIECES: list[tuple[list[str | None], str]] = [
     ([*BYTE_CLASSES, "OpenAIGPTTokenizer"], "trained"),
 ]
 KINDS.append((["LlamaTokenizer", "GemmaTokenizer"], "trained"))
-PIECE_TYPES = ["llama", "llama", "gemma", "gemma2", "idefics", "mistral", "phi3", "gpt2", "qwen2", "no-such-type", ""]
+PIECE_TYPES = [
+    "llama",
+    "llama",
+    "gemma",
+    "gemma2",
+    "idefics",
+    "mistral",
+    "phi3",
+    "gpt2",
+    "qwen2",
+    "no-such-type",
+    "",
+]
 MODEL_TYPES = ["gpt2", "gpt2", "t5", "t5", "mt5", "umt5", "bert", "roberta", "qwen2", "no-such-type", ""]
 
 
