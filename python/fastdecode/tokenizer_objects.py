@@ -31,8 +31,8 @@ def as_tokenizer(tokenizer: object) -> Tokenizer:
     """A tokenizer from whatever `load(tokenizer=...)` accepts.
 
     Args:
-        tokenizer: A `Tokenizer`, a folder, a tokenizer.json or spiece.model, an object of the `tokenizers`
-            library, or any tokenizer of transformers, those in pure Python included.
+        tokenizer: A `Tokenizer`, a folder, a tokenizer.json, spiece.model or tokenizer.model, an object of the
+            `tokenizers` library, or any tokenizer of transformers, those in pure Python included.
 
     Raises:
         OptionError: It is none of these, or a folder without a tokenizer.

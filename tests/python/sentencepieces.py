@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import io
 import random
+from typing import Any
 
 import tiny
 
@@ -20,7 +21,7 @@ GEMMA = {
     "bos_piece": "<bos>",
 }
 ENDING = {"unk_id": 0, "bos_id": -1, "eos_id": 1, "pad_id": -1}
-_LAYOUTS = {"llama": LLAMA, "gemma": GEMMA, "ending": ENDING}
+_LAYOUTS: dict[str, dict[str, Any]] = {"llama": LLAMA, "gemma": GEMMA, "ending": ENDING}
 
 
 @functools.cache

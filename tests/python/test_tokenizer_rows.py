@@ -171,7 +171,7 @@ def test_which_class_counts(
 
     file = make()
     file.save(str(tmp_path / "tokenizer.json"))
-    settings = {} if cls is None else {"tokenizer_class": cls}
+    settings: dict[str, Any] = {} if cls is None else {"tokenizer_class": cls}
     # What a text begins and ends with is said by the file alone.
     settings |= {"add_bos_token": False, "add_eos_token": True}
     write(tmp_path, config={"model_type": model_type}, tokenizer_config=settings)
