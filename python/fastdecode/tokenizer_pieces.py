@@ -103,6 +103,10 @@ def read_pieces(file: Path) -> Any:  # noqa: ANN401 (a message of protobuf)
         raise malformed(file, error, "a SentencePiece model") from error
     if not model.pieces:
         raise malformed(file, "no pieces", "a SentencePiece model with pieces")
+    texts = [piece.piece for piece in model.pieces]
+    texts += [getattr(model.trainer_spec, f"{name}_piece") for name in ("bos", "eos", "unk")]
+    if not all(isinstance(text, str) for text in texts):  # protobuf gives what is no UTF-8 as bytes
+        raise malformed(file, "a piece that is no UTF-8", "a SentencePiece model with pieces of text")
     return model
 
 

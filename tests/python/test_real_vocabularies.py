@@ -10,6 +10,7 @@ import real
 from fastdecode.detokenizer import common
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from parity import EXAMPLES
 from test_new_text import new_text
 from tokenizer_compare import compare, load
 
@@ -122,7 +123,7 @@ def drawn_ids(both: Both) -> st.SearchStrategy[list[int]]:
     return st.lists(st.one_of(runs), max_size=8).map(lambda lists: [index for ids in lists for index in ids])
 
 
-@settings(max_examples=120)
+@settings(max_examples=120 * EXAMPLES)
 @given(data=st.data(), skip=st.booleans())
 def test_pieces_of_any_ids_join_to_their_text(both: Both, data: st.DataObject, *, skip: bool) -> None:
     ids = data.draw(drawn_ids(both))
@@ -136,7 +137,7 @@ def test_pieces_of_any_ids_join_to_their_text(both: Both, data: st.DataObject, *
     assert again.push(ids[:cut]) + again.push(ids[cut:]) + again.finish() == whole
 
 
-@settings(max_examples=60)
+@settings(max_examples=60 * EXAMPLES)
 @given(text=st.text(max_size=20))
 def test_no_piece_ends_within_a_character(both: Both, text: str) -> None:
     ids = both.ours.encode(text)
@@ -164,7 +165,7 @@ def test_bytes_are_held_back_and_words_are_not(both: Both) -> None:
     assert pieces.push(ids[-1:]) + pieces.finish() == rare
 
 
-@settings(max_examples=60)
+@settings(max_examples=60 * EXAMPLES)
 @given(data=st.data(), skip=st.booleans())
 def test_new_text_is_what_the_whole_adds(both: Both, data: st.DataObject, *, skip: bool) -> None:
     prompt, new = data.draw(drawn_ids(both)), data.draw(drawn_ids(both))

@@ -300,6 +300,7 @@ TIKTOKEN = b"IQ== 0\nIg== 1\nIw== 2\n"
         ("tekken.json", b'{"config": {}, "vocab": []}', "tekken"),
         ("tokenizer.model", b"no model at all", "a SentencePiece model"),
         ("tokenizer.model", b"", "no pieces"),
+        ("tokenizer.model", b"\n\x0a\n\x01\xff\x15\0\0\0\0\x18\1", "no UTF-8"),
         ("tokenizer.model", b"version https://git-lfs.github.com/spec/v1\n", "git lfs pull"),
     ],
 )
