@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 from .errors import TokenizerError
 from .families import TOKENIZER_CLASSES
 from .folder import bad_field, optional_json
-from .tokenizer import LibraryBackend, Tokenizer, token_limit
+from .tokenizer import Tokenizer, token_limit
+from .tokenizer_backends import LibraryBackend
 from .tokenizer_bpe import BYTE_LEVEL, OTHERS
 from .tokenizer_class import declared_class, tokenizer_class
 from .tokenizer_parts import Files, errors_of, find_files, malformed, read_content, refuse_pointer
@@ -226,7 +227,7 @@ def _built(
     add_tokens(backend, values[ADDED], named, extra)
     _finish(cls, backend, files, values, named, extra)
     backend.encode_special_tokens = bool(values.get("split_special_tokens"))
-    shown = _shown(values, named)
+    shown = _shown(values, named, extra)
     if values.get("clean_up_tokenization_spaces_for_bpe_even_though_it_will_corrupt_output"):
         return Tokenizer(LibraryBackend(backend, cleans_bpe=True), given=backend, **shown)
     return Tokenizer(backend, **shown)
@@ -308,12 +309,14 @@ def _byt5(values: dict[str, Any], defaults: Mapping[str, str | None], where: Pat
         eos_token=content(named["eos_token"]) or "",
         split_special_tokens=bool(values.get("split_special_tokens")),
     )
-    return Tokenizer(backend, **_shown(values, named))
+    return Tokenizer(backend, **_shown(values, named, extra))
 
 
-def _shown(values: Mapping[str, Any], named: Mapping[str, Any]) -> dict[str, Any]:
+def _shown(values: Mapping[str, Any], named: Mapping[str, Any], extra: list[Any]) -> dict[str, Any]:
     """What a `Tokenizer` takes beside its backend."""
     return {
+        "all_special_tokens": [content(token) or "" for token in [*named.values(), *extra]],
+        "unk_token": content(named.get("unk_token")),
         "bos_token": content(named.get("bos_token")),
         "eos_token": content(named.get("eos_token")),
         "pad_token": content(named.get("pad_token")),

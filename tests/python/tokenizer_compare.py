@@ -88,6 +88,8 @@ def _differences(folder: Path, ours: Any, theirs: Any) -> Any:
         "bos": (ours.bos_token, theirs.bos_token),
         "eos": (ours.eos_token, theirs.eos_token),
         "pad": (ours.pad_token, theirs.pad_token),
+        "unk": (ours.unk_token, theirs.unk_token),
+        "special": (set(ours.all_special_tokens), set(theirs.all_special_tokens)),
         "pad id": (ours.pad_token_id, theirs.pad_token_id),
         "bos id": (ours.bos_token_id, theirs.bos_token_id),
         "eos id": (ours.eos_token_id, theirs.eos_token_id),
@@ -116,7 +118,15 @@ def _differences(folder: Path, ours: Any, theirs: Any) -> Any:
             if (mine := ours.encode(text, add_special_tokens=special)) != ids:
                 yield f"ids of {text!r} ({special}): {mine} instead of {ids}"
             rows.append(ids)
+            if not special and (tokens := ours.tokenize(text)) != (others := theirs.tokenize(text)):
+                yield f"tokens of {text!r}: {tokens} instead of {others}"
+    if (found := ours.convert_tokens_to_ids(TOKENS)) != (others := theirs.convert_tokens_to_ids(TOKENS)):
+        yield f"ids of tokens: {found} instead of {others}"
     for ids in rows:
+        for skip in (False, True):
+            others = theirs.convert_ids_to_tokens(ids, skip_special_tokens=skip)
+            if (tokens := ours.convert_ids_to_tokens(ids, skip_special_tokens=skip)) != others:
+                yield f"tokens of {ids} ({skip}): {tokens} instead of {others}"
         for skip in (False, True):
             try:
                 whole = theirs.decode(ids, skip_special_tokens=skip)
