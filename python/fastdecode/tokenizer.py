@@ -95,17 +95,17 @@ class Tokenizer:
     @property
     def bos_token_id(self) -> int | None:
         """Id of the token that begins a text, or None."""
-        return None if self.bos_token is None else self._backend.token_to_id(self.bos_token)
+        return None if self.bos_token is None else self._id_of(self.bos_token)
 
     @property
     def eos_token_id(self) -> int | None:
         """Id of the token that ends a text, or None."""
-        return None if self.eos_token is None else self._backend.token_to_id(self.eos_token)
+        return None if self.eos_token is None else self._id_of(self.eos_token)
 
     @property
     def pad_token_id(self) -> int | None:
         """Id of the token that fills shorter texts up, or None."""
-        return None if self.pad_token is None else self._backend.token_to_id(self.pad_token)
+        return None if self.pad_token is None else self._id_of(self.pad_token)
 
     @property
     def unk_token_id(self) -> int | None:

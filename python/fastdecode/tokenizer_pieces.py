@@ -244,7 +244,8 @@ def finish_t5(backend: tokenizers.Tokenizer, file: Path, named: Mapping[str, Any
     backend.post_processor = TemplateProcessing(
         single=["$A", "</s>"],
         pair=["$A", "</s>", "$B", "</s>"],
-        special_tokens=[("</s>", known_id(backend, end))],
+        # An empty one has the id of what is unknown.
+        special_tokens=[("</s>", known_id(backend, end or content(named.get("unk_token")) or ""))],
     )
 
 
