@@ -14,7 +14,7 @@ from .detokenizer import clean_up
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
-    from .tokenizer import BytesIn, Decoding
+    from .tokenizer_backends import BytesIn, Decoding
 
 _OFFSET = 3
 _BYTES = 256
@@ -55,6 +55,7 @@ class ByT5Backend:
         split_special_tokens: bool = False,
     ) -> None:
         self.decoding: Decoding = "pieces"
+        self.has_unknown = False
         self.spells_bytes: BytesIn = (
             None  # its tokens are characters in the place of bytes, half ones included
         )
@@ -110,6 +111,11 @@ class ByT5Backend:
         if add_special_tokens and ids[-1:] != [self._eos]:
             ids.append(self._eos)
         return ids
+
+    def tokens(self, text: str, *, add_special_tokens: bool) -> list[str]:
+        """Tokens of a text: a character for each byte."""
+        ids = self.encode(text, add_special_tokens=add_special_tokens)
+        return [token for token in map(self.id_to_token, ids) if token is not None]
 
     def _parts(self, text: str) -> list[str]:
         if self._cuts is None:

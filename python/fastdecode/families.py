@@ -39,6 +39,7 @@ class Family(NamedTuple):
 
 
 _BYTES = ("vocab.json", "merges.txt")
+_PIECES = ("tokenizer.model",)
 _END_OF_TEXT = "<|endoftext|>"
 _USUAL = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}
 _MASKED = {**_USUAL, "sep_token": "</s>", "pad_token": "<pad>", "cls_token": "<s>", "mask_token": "<mask>"}
@@ -81,10 +82,9 @@ TOKENIZER_CLASSES: dict[str, TokenizerClass] = {
         files=_BYTES,
         tokens=dict.fromkeys(("eos_token", "unk_token", "pad_token"), _END_OF_TEXT) | {"bos_token": None},
     ),
-    # These two are built from a tokenizer.json only.
-    "LlamaTokenizer": TokenizerClass(files=(), tokens=_USUAL),
+    "LlamaTokenizer": TokenizerClass(files=_PIECES, tokens=_USUAL),
     "GemmaTokenizer": TokenizerClass(
-        files=(),
+        files=_PIECES,
         tokens={
             "unk_token": "<unk>",
             "bos_token": "<bos>",

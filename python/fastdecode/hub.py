@@ -44,9 +44,12 @@ _PATTERNS = (
     "vocab.txt",
     "spiece.model",
     "sentencepiece.bpe.model",
-    "tokenizer.model",
     *_ADAPTER,
 )
+
+# Asked for only where a repository has no tokenizer.json, which every class takes first. Of these, SentencePiece models
+# alone are read; the others are refused by their name.
+_PIECES_PATTERNS = ("tokenizer.model", "tekken.json", "tiktoken.model")
 
 # Asked for only where a repository has no safetensors.
 _BIN_PATTERNS = (
@@ -182,17 +185,19 @@ def _download(
 
     others: list[str] = []
     try:
+        patterns = _WITHOUT_MODEL if adapter else _PATTERNS
+        path = snapshot(patterns)
+        more: tuple[str, ...] = () if (path / "tokenizer.json").exists() else _PIECES_PATTERNS
         if adapter:
-            path = snapshot(_WITHOUT_MODEL)
             if not (path / _ADAPTER[1]).exists():
-                path = snapshot((*_WITHOUT_MODEL, _ADAPTER_BIN))
-        else:
-            path = snapshot(_PATTERNS)
-            # An adapter's safetensors say nothing about the form of the weights beside them, nor the other way round.
-            if not _has(path, "model*.safetensors") and not _is_adapter_alone(path):
-                path = snapshot(_PATTERNS + _BIN_PATTERNS)
-            elif (path / _ADAPTER[0]).exists() and not (path / _ADAPTER[1]).exists():
-                path = snapshot((*_PATTERNS, _ADAPTER_BIN))
+                more += (_ADAPTER_BIN,)
+        # An adapter's safetensors say nothing about the form of the weights beside them, nor the other way round.
+        elif not _has(path, "model*.safetensors") and not _is_adapter_alone(path):
+            more += _BIN_PATTERNS
+        elif (path / _ADAPTER[0]).exists() and not (path / _ADAPTER[1]).exists():
+            more += (_ADAPTER_BIN,)
+        if more:
+            path = snapshot(patterns + more)
         commit = path.name if path.parent.name == "snapshots" else revision
         if not any(_has(path, pattern) for pattern in ("*.safetensors", "*.bin")) and not _is_offline(
             local_files_only

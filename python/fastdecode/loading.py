@@ -61,7 +61,7 @@ def load(
             sources of one step take no more than this.
         max_rows: Sequences that decode side by side in one step, at most 65,536; None for 64. Others wait. In a
             `TextEncoder` they are the sources that are read side by side. It does not change results.
-        tokenizer: Used instead of the folder's: a folder, a tokenizer.json or spiece.model, a
+        tokenizer: Used instead of the folder's: a folder, a tokenizer.json, spiece.model or tokenizer.model, a
             `tokenizers.Tokenizer`, or any tokenizer of transformers, whose ids and text are then its own.
         adapter: An adapter (LoRA of PEFT) that is merged into the weights in float32, before `dtype` says how
             they are stored: a folder, or a hub id ("owner/name" or "owner/name@revision"). Those of a list add up

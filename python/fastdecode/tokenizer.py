@@ -1,152 +1,29 @@
 """Text to ids and ids to text: one interface over whatever makes them, with what transformers adds to it.
 
-A tokenizer of the `tokenizers` library is used as it is; everything else is a `Backend`. Nothing here knows files
-(`tokenizer_files` puts tokenizers together), objects of transformers (`tokenizer_objects`), models or options.
+A tokenizer of the `tokenizers` library is used as it is; everything else is a `Backend` (`tokenizer_backends`). Nothing
+here knows files (`tokenizer_files` puts tokenizers together), objects of transformers (`tokenizer_objects`), models or
+options.
 """
 
 from __future__ import annotations
 
 import contextlib
 import re
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, overload
 
 from .arrays import bad_option
-from .detokenizer import clean_up, common, detokenizer
+from .detokenizer import common, detokenizer
 from .errors import OptionError, TokenizerError
+from .tokenizer_backends import LibraryBackend
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Callable, Iterable, Sequence
 
     import tokenizers
 
     from .detokenizer import Detokenizer
     from .encodings import Encoding
-
-# What may happen to the text of tokens when another token follows:
-# "bytes": nothing, since each token is a run of bytes, written in GPT-2's table.
-# "pieces": only half a character at its end becomes a whole one (and what runs of byte tokens say changes).
-# "any": the next token may change the end of it.
-# "whole": any later token may change all of it.
-Decoding = Literal["bytes", "pieces", "any", "whole"]
-BytesIn = Literal["table", "hex"] | None
-
-
-class Backend(Protocol):
-    """What a `Tokenizer` needs of the object that does its work, where that is none of the `tokenizers` library.
-
-    Attributes:
-        decoding: What may happen to text when another token follows; it decides what a stream holds back.
-    """
-
-    decoding: Decoding
-
-    @property
-    def spells_bytes(self) -> BytesIn:
-        """How tokens spell bytes: "table" (GPT-2's characters), "hex" (`<0x0A>`), or None where they are text."""
-        ...
-
-    @property
-    def special_tokens(self) -> frozenset[str]:
-        """Tokens that `skip_special_tokens` leaves out."""
-        ...
-
-    @property
-    def vocab_size(self) -> int:
-        """Number of tokens, added ones included."""
-        ...
-
-    def encode(self, text: str, *, add_special_tokens: bool) -> list[int]:
-        """Ids of a text; a UnicodeEncodeError or TypeError for a lone surrogate."""
-        ...
-
-    def decode(self, ids: list[int], *, skip_special_tokens: bool) -> str:
-        """Text of ids, without any clean-up; ids beyond the vocabulary are nothing."""
-        ...
-
-    def clean_up(self, text: str) -> str:
-        """Text with its spaces cleaned up, where that is asked for."""
-        ...
-
-    def join(self, tokens: list[str]) -> str:
-        """Text of tokens: `convert_tokens_to_string` in transformers."""
-        ...
-
-    def token_to_id(self, token: str) -> int | None:
-        """Id of a token, or None where there is no such token."""
-        ...
-
-    def id_to_token(self, token_id: int) -> str | None:
-        """Token of an id, or None beyond the vocabulary."""
-        ...
-
-
-class LibraryBackend:
-    """A tokenizer of the `tokenizers` library as a `Backend`.
-
-    Args:
-        library: The tokenizer.
-        cleans_bpe: Whether spaces are cleaned up over BPE, too, where that is asked for.
-    """
-
-    def __init__(self, library: tokenizers.Tokenizer, *, cleans_bpe: bool = False) -> None:
-        self.library = library
-        self.decoding: Decoding = "bytes" if type(library.decoder).__name__ == "ByteLevel" else "pieces"
-        self._cleans = cleans_bpe or type(library.model).__name__ != "BPE"
-
-    @property
-    def spells_bytes(self) -> BytesIn:
-        """How tokens spell bytes, by the steps of the decoder."""
-        decoder = self.library.decoder
-        if decoder is None:
-            return None
-        state = bytes(decoder.__getstate__())
-        # ByteFallback counts where a decoder has both, as in transformers.
-        if b'"type":"ByteFallback"' in state:
-            return "hex"
-        return "table" if b'"type":"ByteLevel"' in state else None
-
-    @property
-    def special_tokens(self) -> frozenset[str]:
-        """Tokens that `skip_special_tokens` leaves out."""
-        tokens = self.library.get_added_tokens_decoder().items()
-        return frozenset(
-            token.content for index, token in tokens if token.special or self._is_left_out(index)
-        )
-
-    def _is_left_out(self, token_id: int) -> bool:
-        """Whether the library leaves a token out; one that was special before its flags changed stays so there."""
-        shown, left = (self.library.decode([token_id], skip_special_tokens=skip) for skip in (False, True))
-        return shown != "" == left
-
-    @property
-    def vocab_size(self) -> int:
-        """Number of tokens, added ones included."""
-        return int(self.library.get_vocab_size(with_added_tokens=True))
-
-    def encode(self, text: str, *, add_special_tokens: bool) -> list[int]:
-        """Ids of a text."""
-        return list(self.library.encode(text, add_special_tokens=add_special_tokens).ids)
-
-    def decode(self, ids: list[int], *, skip_special_tokens: bool) -> str:
-        """Text of ids, without any clean-up."""
-        return str(self.library.decode(ids, skip_special_tokens=skip_special_tokens))
-
-    def clean_up(self, text: str) -> str:
-        """Text with its spaces cleaned up, where the class does so."""
-        return clean_up(text) if self._cleans else text
-
-    def join(self, tokens: list[str]) -> str:
-        """Text of tokens."""
-        decoder = self.library.decoder
-        return " ".join(tokens) if decoder is None else str(decoder.decode(tokens))
-
-    def token_to_id(self, token: str) -> int | None:
-        """Id of a token, or None."""
-        return self.library.token_to_id(token)
-
-    def id_to_token(self, token_id: int) -> str | None:
-        """Token of an id, or None."""
-        return self.library.id_to_token(token_id)
+    from .tokenizer_backends import Backend, Decoding
 
 
 class Tokenizer:
@@ -157,6 +34,9 @@ class Tokenizer:
         bos_token: Token that begins a text, or None.
         eos_token: Token that ends a text, or None.
         pad_token: Token that fills shorter texts up, or None.
+        unk_token: Token that stands for those that the vocabulary does not have, or None.
+        all_special_tokens: Tokens that the folder names as special ones; None for those that `skip_special_tokens`
+            leaves out of a text.
         clean_up_tokenization_spaces: Take away spaces before marks and contractions in decoded text (not for
             BPE, as in transformers).
         model_max_length: Tokens that truncation leaves, or None where the folder names no limit.
@@ -179,6 +59,8 @@ class Tokenizer:
         bos_token: str | None = None,
         eos_token: str | None = None,
         pad_token: str | None = None,
+        unk_token: str | None = None,
+        all_special_tokens: Iterable[str] | None = None,
         clean_up_tokenization_spaces: bool = False,
         model_max_length: int | None = None,
         truncation_side: str = "right",
@@ -192,6 +74,7 @@ class Tokenizer:
         self.bos_token = bos_token
         self.eos_token = eos_token
         self.pad_token = pad_token
+        self.unk_token = unk_token
         # A backend may clean up nothing, whatever is asked for.
         cleans = self.decoding == "whole" or self._backend.clean_up(_CLEANABLE) != _CLEANABLE
         self.clean_up_tokenization_spaces = clean_up_tokenization_spaces and cleans
@@ -201,6 +84,9 @@ class Tokenizer:
         self._bytes: dict[int, bytes] = {}
         self._shown_bytes: dict[int, bytes] = {}
         self._special = self._backend.special_tokens
+        self.all_special_tokens = list(
+            dict.fromkeys(sorted(self._special) if all_special_tokens is None else all_special_tokens)
+        )
         self._falls_back_to_bytes = False
         # Classes in pure Python may refuse a token that they do not have.
         with contextlib.suppress(TypeError, ValueError, LookupError):
@@ -209,17 +95,22 @@ class Tokenizer:
     @property
     def bos_token_id(self) -> int | None:
         """Id of the token that begins a text, or None."""
-        return None if self.bos_token is None else self._backend.token_to_id(self.bos_token)
+        return None if self.bos_token is None else self._id_of(self.bos_token)
 
     @property
     def eos_token_id(self) -> int | None:
         """Id of the token that ends a text, or None."""
-        return None if self.eos_token is None else self._backend.token_to_id(self.eos_token)
+        return None if self.eos_token is None else self._id_of(self.eos_token)
 
     @property
     def pad_token_id(self) -> int | None:
         """Id of the token that fills shorter texts up, or None."""
-        return None if self.pad_token is None else self._backend.token_to_id(self.pad_token)
+        return None if self.pad_token is None else self._id_of(self.pad_token)
+
+    @property
+    def unk_token_id(self) -> int | None:
+        """Id of the token that stands for unknown ones, or None."""
+        return None if self.unk_token is None else self._backend.token_to_id(self.unk_token)
 
     @property
     def vocab_size(self) -> int:
@@ -236,10 +127,32 @@ class Tokenizer:
         Raises:
             OptionError: `text` is not a string, or not valid Unicode (a lone surrogate).
         """
+        ids: list[int] = self._read(self._backend.encode, text, add_special_tokens)
+        return ids
+
+    def tokenize(self, text: str, *, add_special_tokens: bool = False) -> list[str]:
+        """Tokens of a text, as the vocabulary spells them.
+
+        Args:
+            text: The text.
+            add_special_tokens: Add the special tokens that the tokenizer adds by itself.
+
+        Raises:
+            OptionError: As `encode`.
+
+        Example:
+            >>> fastdecode.load("demo-stories").tokenizer.tokenize("Once upon a time")
+            ['Once', '\u0120upon', '\u0120a', '\u0120time']
+        """
+        tokens: list[str] = self._read(self._backend.tokens, text, add_special_tokens)
+        return tokens
+
+    def _read(self, read: Callable[..., Any], text: object, add_special_tokens: bool) -> Any:  # noqa: ANN401, FBT001
+        """What the backend makes of a text, whose errors become those of the package."""
         if not isinstance(text, str):
             raise _bad_text(f"a {type(text).__name__}")
         try:
-            return self._backend.encode(text, add_special_tokens=add_special_tokens)
+            return read(text, add_special_tokens=add_special_tokens)
         except (TypeError, UnicodeEncodeError) as error:
             raise _bad_text("a string with a lone surrogate, which is no character") from error
         except BaseException as error:
@@ -281,6 +194,64 @@ class Tokenizer:
         if clean is None:
             clean = self.clean_up_tokenization_spaces
         return self._backend.clean_up(text) if clean else text
+
+    @overload
+    def convert_tokens_to_ids(self, tokens: str) -> int | None: ...  # type: ignore[overload-overlap]
+    @overload
+    def convert_tokens_to_ids(self, tokens: Iterable[str]) -> list[int | None]: ...
+    def convert_tokens_to_ids(self, tokens: str | Iterable[str]) -> int | list[int | None] | None:
+        """Ids of tokens, or of one; an unknown one has the id of `unk_token`, or None where there is none.
+
+        Args:
+            tokens: Tokens as the vocabulary spells them, or one of them.
+
+        Raises:
+            OptionError: These are no tokens.
+        """
+        if isinstance(tokens, str):
+            return self._id_of(tokens)
+        if not hasattr(tokens, "__iter__"):
+            raise _bad_tokens(tokens)
+        return [self._id_of(token) for token in tokens]
+
+    def _id_of(self, token: object) -> int | None:
+        if not isinstance(token, str):
+            raise _bad_tokens(token)
+        try:
+            found = self._backend.token_to_id(token)
+        except (TypeError, UnicodeEncodeError) as error:
+            raise _bad_tokens(token) from error
+        return self.unk_token_id if found is None and self._backend.has_unknown else found
+
+    @overload
+    def convert_ids_to_tokens(self, ids: int, *, skip_special_tokens: bool = False) -> str | None: ...
+    @overload
+    def convert_ids_to_tokens(
+        self, ids: Iterable[int], *, skip_special_tokens: bool = False
+    ) -> list[str | None]: ...
+    def convert_ids_to_tokens(
+        self, ids: int | Iterable[int], *, skip_special_tokens: bool = False
+    ) -> str | list[str | None] | None:
+        """Tokens of ids, or of one, as the vocabulary spells them; None for an id beyond it.
+
+        Args:
+            ids: Token ids, from 0 to 2**32 - 1, or one of them.
+            skip_special_tokens: Leave out the tokens of `all_special_tokens` (not where one id is given).
+
+        Raises:
+            OptionError: These are no token ids.
+        """
+        plain = _plain(ids)
+        try:
+            tokens = [self._backend.id_to_token(token_id) for token_id in plain]
+        except OverflowError as error:
+            raise _bad_ids(ids) from error
+        if hasattr(ids, "__index__") and not getattr(ids, "ndim", 0):
+            return tokens[0]
+        if skip_special_tokens:
+            left_out = set(self.convert_tokens_to_ids(self.all_special_tokens))
+            return [token for token, index in zip(tokens, plain, strict=True) if index not in left_out]
+        return tokens
 
     @property
     def decoding(self) -> Decoding:
@@ -461,6 +432,10 @@ def _plain(ids: Any) -> list[int]:  # noqa: ANN401 (ids, or what a caller takes 
 
 def _bad_ids(got: object) -> OptionError:
     return bad_option("ids", "a token id or a list of them, each from 0 to 2**32 - 1", f"{got!r:.80}")
+
+
+def _bad_tokens(got: object) -> OptionError:
+    return bad_option("tokens", "a token or a list of them, each a string of characters", f"{got!r:.80}")
 
 
 def token_limit(value: object) -> int | None:

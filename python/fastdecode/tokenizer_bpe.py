@@ -1,8 +1,8 @@
 """Classes of tokenizers over BPE, as transformers 5.24 builds them: GPT-2's and its kin over bytes, and three others.
 
-Each takes vocabulary and merges from tokenizer.json, or from vocab.json and merges.txt, and sets everything else by
-itself; most keep the file's post-processor. (models/gpt2, roberta, deberta, blenderbot, codegen, gpt_neox, qwen2,
-llama, gemma and openai there, each in its tokenization_*.py.)
+Each takes vocabulary and merges from tokenizer.json, from a SentencePiece model, or from vocab.json and merges.txt, and
+sets everything else by itself; most keep the post-processor of a tokenizer.json. (models/gpt2, roberta, deberta,
+blenderbot, codegen, gpt_neox, qwen2, llama, gemma and openai there, each in its tokenization_*.py.)
 """
 
 from __future__ import annotations
@@ -152,7 +152,7 @@ def keep_or_ask(backend: tokenizers.Tokenizer, values: Mapping[str, Any], named:
 
 
 def llama(files: Files, values: Mapping[str, Any]) -> tokenizers.Tokenizer:
-    """The backend of a LlamaTokenizer with a tokenizer.json, as `byte_level`."""
+    """The backend of a LlamaTokenizer, as `byte_level`."""
     import tokenizers
     from tokenizers import decoders, pre_tokenizers
 
@@ -163,12 +163,13 @@ def llama(files: Files, values: Mapping[str, Any]) -> tokenizers.Tokenizer:
     backend.pre_tokenizer = pre_tokenizers.Metaspace(replacement="\u2581", prepend_scheme=scheme, split=False)
     steps: list[Any] = [decoders.Replace("\u2581", " "), decoders.ByteFallback(), decoders.Fuse()]
     backend.decoder = decoders.Sequence([*steps, decoders.Strip(content=" ", left=1)] if prefix else steps)
-    backend.post_processor = post_processor(files)
+    if files.json is not None:
+        backend.post_processor = post_processor(files)
     return backend
 
 
 def gemma(files: Files, values: Mapping[str, Any]) -> tokenizers.Tokenizer:
-    """The backend of a GemmaTokenizer with a tokenizer.json, as `byte_level`."""
+    """The backend of a GemmaTokenizer, as `byte_level`."""
     import tokenizers
     from tokenizers import decoders, normalizers, pre_tokenizers
 
@@ -179,7 +180,8 @@ def gemma(files: Files, values: Mapping[str, Any]) -> tokenizers.Tokenizer:
     backend.decoder = decoders.Sequence(
         [decoders.Replace("\u2581", " "), decoders.ByteFallback(), decoders.Fuse()]
     )
-    backend.post_processor = post_processor(files)
+    if files.json is not None:
+        backend.post_processor = post_processor(files)
     return backend
 
 

@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Any
 from .errors import TokenizerError
 from .families import TOKENIZER_CLASSES
 from .folder import bad_field, optional_json
-from .tokenizer import LibraryBackend, Tokenizer, token_limit
-from .tokenizer_bpe import BYTE_LEVEL
+from .tokenizer import Tokenizer, token_limit
+from .tokenizer_backends import LibraryBackend
+from .tokenizer_bpe import BYTE_LEVEL, OTHERS
 from .tokenizer_class import declared_class, tokenizer_class
 from .tokenizer_parts import Files, errors_of, find_files, malformed, read_content, refuse_pointer
 from .tokenizer_table import GENERIC
@@ -26,18 +27,25 @@ if TYPE_CHECKING:
     import tokenizers
 
 
+# The file of classes that are made of a SentencePiece model where there is no tokenizer.json.
+_PIECES = "tokenizer.model"
+_OVER_PIECES = [name for name, entry in TOKENIZER_CLASSES.items() if entry.files == (_PIECES,)]
+
+
 def read_file(file: Path) -> Tokenizer:
     """The tokenizer of one file, as it is.
 
     Args:
-        file: A tokenizer.json, or a SentencePiece model (`*.model`), which is T5's.
+        file: A tokenizer.json, or a SentencePiece model (`*.model`): T5's, unless it is named tokenizer.model, which
+            is followed in its own settings, as in a folder that says nothing.
 
     Raises:
         TokenizerError: The file is malformed, or needs the sentencepiece package.
     """
     refuse_pointer(file)
     if file.suffix == ".model":
-        return _built("T5Tokenizer", Files(file.parent, None, None, file), {ADDED: {}})
+        cls = GENERIC if file.name == _PIECES else "T5Tokenizer"
+        return _built(cls, Files(file.parent, None, None, file), {ADDED: {}})
     expected = "a tokenizer.json or a SentencePiece model (*.model); for other files their folder"
     return _built(GENERIC, Files(file.parent, file), {ADDED: {}}, _from_file(file, expected))
 
@@ -77,17 +85,14 @@ def read_folder(folder: Path, config: Mapping[str, Any]) -> Tokenizer | None:
             # The rules of that class, which may be code of the folder's own, are not those of the files.
             return _none_for(files, name, declared=True)
         if found is None:
-            # Two classes are built from a tokenizer.json alone.
-            return (
-                None
-                if cls == GENERIC or TOKENIZER_CLASSES[cls].files
-                else _none_for(files, cls, declared=declared)
-            )
+            return _none_for(files, cls, declared=declared) if cls in _OVER_PIECES else None
         if cls != GENERIC and declared:
             raise _other_files(folder, cls, found)
         cls = found
     if not _takes_pieces(cls, files):
         files = files._replace(pieces=None)
+    if files.json is None and files.pieces is None and cls in _OVER_PIECES:
+        files = files._replace(pieces=folder / _PIECES)
     if files.json is not None:
         refuse_pointer(files.json)
         # What begins and ends a text is then in that file.
@@ -117,7 +122,7 @@ def _has_files(cls: str, files: Files) -> bool:
 
 def _takes_pieces(cls: str, files: Files) -> bool:
     """Whether a tokenizer.model counts before the files of the class."""
-    return files.pieces is not None and (cls in (GENERIC, "T5Tokenizer") or cls in BYTE_LEVEL)
+    return files.pieces is not None and cls in (GENERIC, "T5Tokenizer", *BYTE_LEVEL, *OTHERS)
 
 
 def _by_files(files: Files) -> str | None:
@@ -137,7 +142,7 @@ def _none_for(files: Files, cls: str, *, declared: bool) -> Tokenizer | None:
     names = [path.name for path in folder.iterdir() if path.name not in told]
     if not declared and not any(part in name for name in names for part in parts):
         return None
-    without = "" if cls not in TOKENIZER_CLASSES else " without a tokenizer.json"
+    without = "" if cls not in TOKENIZER_CLASSES else f" without a tokenizer.json or {_PIECES}"
     expected = (
         f"one of {', '.join(sorted(TOKENIZER_CLASSES))}, or a tokenizer.json for PreTrainedTokenizerFast; or give the "
         f"model its tokenizer: load(..., tokenizer=transformers.AutoTokenizer.from_pretrained({str(folder)!r}))"
@@ -222,7 +227,7 @@ def _built(
     add_tokens(backend, values[ADDED], named, extra)
     _finish(cls, backend, files, values, named, extra)
     backend.encode_special_tokens = bool(values.get("split_special_tokens"))
-    shown = _shown(values, named)
+    shown = _shown(values, named, extra)
     if values.get("clean_up_tokenization_spaces_for_bpe_even_though_it_will_corrupt_output"):
         return Tokenizer(LibraryBackend(backend, cleans_bpe=True), given=backend, **shown)
     return Tokenizer(backend, **shown)
@@ -231,12 +236,12 @@ def _built(
 def _backend(cls: str, files: Files, values: dict[str, Any]) -> tokenizers.Tokenizer:
     from . import tokenizer_bpe, tokenizer_pieces, tokenizer_wordpiece
 
-    if cls in tokenizer_bpe.BYTE_LEVEL:
-        if files.pieces is not None:
-            tokenizer_pieces.own_pieces(files.pieces, values)
-        return tokenizer_bpe.byte_level(cls, files, values)
     if cls == "T5Tokenizer":
         return tokenizer_pieces.t5(files, values)
+    if files.pieces is not None and cls != GENERIC:
+        tokenizer_pieces.own_pieces(files.pieces, values)
+    if cls in tokenizer_bpe.BYTE_LEVEL:
+        return tokenizer_bpe.byte_level(cls, files, values)
     if cls == "BertTokenizer":
         return tokenizer_wordpiece.bert(files, values)
     if cls in tokenizer_bpe.OTHERS:
@@ -304,12 +309,14 @@ def _byt5(values: dict[str, Any], defaults: Mapping[str, str | None], where: Pat
         eos_token=content(named["eos_token"]) or "",
         split_special_tokens=bool(values.get("split_special_tokens")),
     )
-    return Tokenizer(backend, **_shown(values, named))
+    return Tokenizer(backend, **_shown(values, named, extra))
 
 
-def _shown(values: Mapping[str, Any], named: Mapping[str, Any]) -> dict[str, Any]:
+def _shown(values: Mapping[str, Any], named: Mapping[str, Any], extra: list[Any]) -> dict[str, Any]:
     """What a `Tokenizer` takes beside its backend."""
     return {
+        "all_special_tokens": [content(token) or "" for token in [*named.values(), *extra]],
+        "unk_token": content(named.get("unk_token")),
         "bos_token": content(named.get("bos_token")),
         "eos_token": content(named.get("eos_token")),
         "pad_token": content(named.get("pad_token")),

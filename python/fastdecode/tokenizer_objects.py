@@ -12,12 +12,13 @@ from typing import TYPE_CHECKING, Any
 
 from .detokenizer import clean_up
 from .errors import OptionError
-from .tokenizer import LibraryBackend, Tokenizer, token_limit
+from .tokenizer import Tokenizer, token_limit
+from .tokenizer_backends import LibraryBackend
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from .tokenizer import BytesIn, Decoding
+    from .tokenizer_backends import BytesIn, Decoding
 
 _EXPECTED = "a folder with a tokenizer, a tokenizer.json, or an object of tokenizers or transformers"
 # What every tokenizer of transformers has, and what one of the tokenizers library has.
@@ -31,8 +32,8 @@ def as_tokenizer(tokenizer: object) -> Tokenizer:
     """A tokenizer from whatever `load(tokenizer=...)` accepts.
 
     Args:
-        tokenizer: A `Tokenizer`, a folder, a tokenizer.json or spiece.model, an object of the `tokenizers`
-            library, or any tokenizer of transformers, those in pure Python included.
+        tokenizer: A `Tokenizer`, a folder, a tokenizer.json, spiece.model or tokenizer.model, an object of the
+            `tokenizers` library, or any tokenizer of transformers, those in pure Python included.
 
     Raises:
         OptionError: It is none of these, or a folder without a tokenizer.
@@ -70,9 +71,12 @@ def _from_path(given: str | os.PathLike[str]) -> Tokenizer | None:
 def _from_object(given: Any) -> Tokenizer | None:  # noqa: ANN401 (known by its methods)
     if _has(given, _TRANSFORMERS):
         backend = TransformersBackend(given)
-        named = {name: getattr(given, name, None) for name in ("bos_token", "eos_token", "pad_token")}
+        names = ("bos_token", "eos_token", "pad_token", "unk_token")
+        named = {name: getattr(given, name, None) for name in names}
+        special = getattr(given, "all_special_tokens", None)
         return Tokenizer(
             backend,
+            all_special_tokens=None if special is None else [str(token) for token in special],
             **{name: str(token) for name, token in named.items() if token is not None},
             clean_up_tokenization_spaces=bool(getattr(given, "clean_up_tokenization_spaces", False)),
             model_max_length=token_limit(getattr(given, "model_max_length", None)),
@@ -96,6 +100,8 @@ class TransformersBackend:
     Args:
         given: The object.
     """
+
+    has_unknown = True
 
     def __init__(self, given: Any) -> None:  # noqa: ANN401 (of any class)
         self._given = given
@@ -140,6 +146,13 @@ class TransformersBackend:
         """Ids of a text."""
         encoded = self._given(text, add_special_tokens=add_special_tokens, **self._quiet)
         return [int(token_id) for token_id in encoded["input_ids"]]
+
+    def tokens(self, text: str, *, add_special_tokens: bool) -> list[str]:
+        """Tokens of a text; classes in pure Python add no special tokens by themselves."""
+        if not add_special_tokens:
+            return [str(token) for token in self._given.tokenize(text)]
+        ids = self.encode(text, add_special_tokens=True)
+        return [str(token) for token in self._given.convert_ids_to_tokens(ids)]
 
     def decode(self, ids: list[int], *, skip_special_tokens: bool) -> str:
         """Text of ids, without any clean-up."""

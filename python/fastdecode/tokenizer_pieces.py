@@ -7,10 +7,11 @@ settings (`SpmConverter.build_tokenizer_from_spm_proto` in convert_slow_tokenize
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from .errors import TokenizerError
+from .errors import FileReadError, TokenizerError
 from .tokenizer_parts import errors_of, known_id, malformed, refuse_pointer
 from .tokenizer_tokens import ADDED, OLD_EXTRA, content
 
@@ -75,6 +76,14 @@ def read_pieces(file: Path) -> Any:  # noqa: ANN401 (a message of protobuf)
         FileReadError: The file cannot be read.
         TokenizerError: It is no such model, or the library is missing.
     """
+    refuse_pointer(file)
+    try:
+        held = file.read_bytes()
+    except OSError as error:
+        raise FileReadError(
+            f"cannot read {file}: {error.strerror}", file=str(file), errno=error.errno
+        ) from error
+    _refuse_others(file, held)
     try:
         from sentencepiece import sentencepiece_model_pb2
     except ImportError as error:
@@ -87,15 +96,38 @@ def read_pieces(file: Path) -> Any:  # noqa: ANN401 (a message of protobuf)
         ) from error
     from google.protobuf.message import DecodeError
 
-    refuse_pointer(file)
     model = sentencepiece_model_pb2.ModelProto()
     try:
-        model.ParseFromString(file.read_bytes())
+        model.ParseFromString(held)
     except DecodeError as error:
         raise malformed(file, error, "a SentencePiece model") from error
     if not model.pieces:
         raise malformed(file, "no pieces", "a SentencePiece model with pieces")
+    texts = [piece.piece for piece in model.pieces]
+    texts += [getattr(model.trainer_spec, f"{name}_piece") for name in ("bos", "eos", "unk")]
+    if not all(isinstance(text, str) for text in texts):  # protobuf gives what is no UTF-8 as bytes
+        raise malformed(file, "a piece that is no UTF-8", "a SentencePiece model with pieces of text")
     return model
+
+
+# A line of a vocabulary of tiktoken: the bytes of a token in base64, and its rank.
+_RANK = re.compile(rb"[A-Za-z0-9+/]+={0,2} \d+\r?\n")
+
+
+def _refuse_others(file: Path, held: bytes) -> None:
+    """Raises for vocabularies of other programs, which transformers looks for under the same names."""
+    got = None
+    if "tekken" in file.name and file.suffix == ".json":
+        got = "Mistral's own vocabulary (tekken), which is not supported"
+    elif _RANK.match(held):
+        got = "a vocabulary of tiktoken (as Llama 3 has it), which is not supported"
+    if got is not None:
+        expected = (
+            "a SentencePiece model or a tokenizer.json (transformers writes one: AutoTokenizer.from_pretrained("
+            f"{str(file.parent)!r}).save_pretrained(...)); or give the model its tokenizer: load(..., "
+            f"tokenizer=transformers.AutoTokenizer.from_pretrained({str(file.parent)!r}))"
+        )
+        raise malformed(file, got, expected)
 
 
 def unigram_of_pieces(file: Path) -> Unigram:
@@ -212,7 +244,8 @@ def finish_t5(backend: tokenizers.Tokenizer, file: Path, named: Mapping[str, Any
     backend.post_processor = TemplateProcessing(
         single=["$A", "</s>"],
         pair=["$A", "</s>", "$B", "</s>"],
-        special_tokens=[("</s>", known_id(backend, end))],
+        # An empty one has the id of what is unknown.
+        special_tokens=[("</s>", known_id(backend, end or content(named.get("unk_token")) or ""))],
     )
 
 

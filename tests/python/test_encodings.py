@@ -8,6 +8,8 @@ from typing import Any
 import fastdecode
 import numpy as np
 import pytest
+import tiny
+import tokenizers
 import transformers
 from fastdecode import errors
 from fastdecode.tokenizer import Tokenizer
@@ -142,3 +144,38 @@ def test_one_list_of_ids_and_what_are_none() -> None:
             tokenizer.decode(given)
     with pytest.raises(errors.OptionError, match="ids: expected a token id or a list of them"):
         tokenizer.batch_decode([[ids]])
+
+
+def test_tokens_and_their_ids(byte_level: tokenizers.Tokenizer) -> None:
+    tokenizer = Tokenizer(byte_level, unk_token=tiny.END, all_special_tokens=[tiny.END])
+    ids = tokenizer.encode("the wolf\u00e9")
+    tokens = tokenizer.tokenize("the wolf\u00e9")
+    assert tokens == [byte_level.id_to_token(index) for index in ids]
+    assert tokenizer.convert_ids_to_tokens(ids) == tokens
+    assert tokenizer.convert_tokens_to_ids(tokens) == ids
+    assert tokenizer.convert_tokens_to_ids(tuple(tokens)) == ids
+    assert tokenizer.convert_ids_to_tokens(ids[0]) == tokens[0]
+    assert tokenizer.convert_tokens_to_ids(tokens[0]) == ids[0]
+    # What the vocabulary does not have.
+    assert tokenizer.convert_tokens_to_ids("no such token") == tokenizer.unk_token_id == 0
+    assert Tokenizer(byte_level).convert_tokens_to_ids("no such token") is None
+    assert tokenizer.convert_ids_to_tokens([0, 99_999]) == [tiny.END, None]
+    assert tokenizer.convert_ids_to_tokens([0, ids[0]], skip_special_tokens=True) == tokens[:1]
+
+
+@pytest.mark.parametrize(
+    ("name", "given"),
+    [
+        ("tokenize", 3),
+        ("tokenize", "\ud800"),
+        ("convert_tokens_to_ids", 3),
+        ("convert_tokens_to_ids", ["a", None]),
+        ("convert_tokens_to_ids", "\ud800"),
+        ("convert_ids_to_tokens", "a"),
+        ("convert_ids_to_tokens", [-1]),
+        ("convert_ids_to_tokens", [1.5, None]),
+    ],
+)
+def test_what_is_no_token(byte_level: tokenizers.Tokenizer, name: str, given: object) -> None:
+    with pytest.raises(errors.OptionError):
+        getattr(Tokenizer(byte_level), name)(given)

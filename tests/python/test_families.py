@@ -57,7 +57,8 @@ def test_every_family_has_a_tokenizer(model_type: str) -> None:
 def test_texts_name_every_family() -> None:
     assert families.titles() == "GPT-2, Llama, Mistral, Qwen 2, Qwen 3, Phi, GPT-1, T5, mT5 and UMT5"
     assert (
-        families.tokenizer_files() == "tokenizer.json, vocab.json and merges.txt, spiece.model, or vocab.txt"
+        families.tokenizer_files()
+        == "tokenizer.json, vocab.json and merges.txt, spiece.model, vocab.txt, or tokenizer.model"
     )
     assert families.model_types(has_encoder=True) == "t5, mt5, umt5"
     assert families.model_types(has_encoder=False) == "gpt2, llama, mistral, qwen2, qwen3, phi, openai-gpt"

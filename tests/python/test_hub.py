@@ -17,6 +17,7 @@ from urllib.parse import unquote, urlsplit
 
 import fastdecode
 import pytest
+import sentencepieces
 import tiny
 from fastdecode import errors
 from fastdecode.hub import locate
@@ -353,17 +354,37 @@ def test_the_files_of_every_tokenizer_are_fetched(hub: Hub, tmp_path: Path) -> N
         "merges.txt",
         "spiece.model",
         "sentencepiece.bpe.model",
-        "tokenizer.model",
         "added_tokens.json",
         "special_tokens_map.json",
         "tokenizer_config.json",
         "chat_template.jinja",
         "chat_template.json",
     }
-    for name in files:
+    for name in (*files, "tokenizer.model", "tekken.json"):
         (hub.repository / name).write_text(name)  # alike files are fetched once
     locate_in_process(hub, tmp_path / "home")
+    # The last two count only where there is no tokenizer.json.
     assert hub.downloads() == files | {"config.json", "tokenizer.json", "model.safetensors"}
+
+
+@pytest.mark.parametrize("weights", ["model.safetensors", "pytorch_model.bin"])
+def test_a_sentencepiece_model_is_fetched_where_it_is_the_tokenizer(
+    hub: Hub, tmp_path: Path, weights: str
+) -> None:
+    expected = fastdecode.load(hub.repository, num_threads=1).run([5, 6], max_new_tokens=5).token_ids
+    (hub.repository / "tokenizer.json").unlink()
+    (hub.repository / "tokenizer.model").write_bytes(sentencepieces.trained("bpe"))
+    (hub.repository / "tokenizer_config.json").write_text('{"tokenizer_class": "LlamaTokenizer"}')
+    if weights != "model.safetensors":
+        assert pickled(hub.repository, 1) == {weights}
+    home = tmp_path / "home"
+    assert load(hub, home)[0] == expected
+    assert hub.downloads() == {"config.json", "tokenizer_config.json", "tokenizer.model", weights}
+    hub.requests.clear()
+    for how in ({"local_files_only": True}, {"variables": {"HF_HUB_OFFLINE": "1"}}):
+        assert load(hub, home, **how)[0] == expected
+    assert hub.requests == []
+    assert fastdecode.load(hub.repository).tokenizer.encode("a", add_special_tokens=False)
 
 
 def test_the_pieces_of_a_tokenizer_are_fetched(hub: Hub, tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from fastdecode.folder import optional_json
 from fastdecode.tokenizer_files import read_folder
 from parity import EXAMPLES
 from tokenizer_compare import compare
-from tokenizer_folders import draw
+from tokenizer_folders import OF_PIECES, draw
 
 FOLDERS = 40 * EXAMPLES
 
@@ -24,6 +24,13 @@ def test_any_folder(tmp_path: Path, seed: int) -> None:
     described = draw(tmp_path, seed)
     outcome, differences = compare(tmp_path)
     assert outcome != "different", (described, differences[:3])
+
+
+@pytest.mark.parametrize("seed", range(30 * EXAMPLES))
+def test_any_folder_with_a_sentencepiece_model_alone(tmp_path: Path, seed: int) -> None:
+    described = draw(tmp_path, seed, OF_PIECES)
+    outcome, differences = compare(tmp_path)
+    assert outcome in ("equal", "theirs raises"), (described, differences[:3])
 
 
 def test_most_folders_are_equal(tmp_path: Path) -> None:
@@ -70,8 +77,25 @@ def test_damaged_folders_raise_nothing_but_errors_of_the_package(tmp_path: Path,
     if chooser.random() < 0.1:
         file = chooser.choice(sorted(tmp_path.iterdir()))
         file.write_bytes(file.read_bytes()[: chooser.randrange(200)])
+    use(tmp_path)
+
+
+@pytest.mark.parametrize("seed", range(40 * EXAMPLES))
+def test_damaged_sentencepiece_models_raise_nothing_else(tmp_path: Path, seed: int) -> None:
+    chooser = random.Random(seed)
+    draw(tmp_path, seed, OF_PIECES)
+    file = tmp_path / "tokenizer.model"
+    held = bytearray(file.read_bytes())
+    for _ in range(chooser.choice([1, 1, 3, 20])):
+        held[chooser.randrange(len(held))] = chooser.randrange(256)
+    file.write_bytes(bytes(held) if seed % 5 else bytes(held[: chooser.randrange(len(held))]))
+    use(tmp_path)
+
+
+def use(folder: Path) -> None:
+    """Reads a folder and makes ids and text; an error of the package may end that."""
     with contextlib.suppress(FastdecodeError):
-        tokenizer = read_folder(tmp_path, optional_json(tmp_path / "config.json"))
+        tokenizer = read_folder(folder, optional_json(folder / "config.json"))
         if tokenizer is not None:
             ids = tokenizer.encode("Hello <s> wolf")
             pieces = tokenizer.detokenizer(skip_special_tokens=True)

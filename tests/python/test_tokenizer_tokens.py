@@ -173,3 +173,23 @@ def test_a_vocabulary_without_a_token_for_what_is_unknown(tmp_path: Path) -> Non
     words.save(str(tmp_path / "tokenizer.json"))
     with pytest.raises(errors.TokenizerError, match="a vocabulary that has"):
         as_tokenizer(tmp_path).encode("b")
+
+
+@pytest.mark.parametrize("tokens", [["", "<x>"], [""]])
+@pytest.mark.parametrize("key", ["extra_special_tokens", "additional_special_tokens"])
+@pytest.mark.parametrize("where", ["tokenizer_config", "special_tokens_map"])
+def test_an_empty_token_of_a_list(tmp_path: Path, where: str, key: str, tokens: list[str]) -> None:
+    check(vocabulary(tmp_path, config=GPT2, **{where: {key: tokens}}))
+
+
+@pytest.mark.parametrize("name", ["bos_token", "eos_token", "pad_token"])
+@pytest.mark.parametrize("maker", [vocabulary, pieces])
+def test_an_empty_token_by_name_has_the_id_of_what_is_unknown(tmp_path: Path, maker: Any, name: str) -> None:
+    ours = check(
+        maker(
+            tmp_path,
+            tokenizer_config={name: ""},
+            config={"model_type": "gpt2" if maker is vocabulary else "t5"},
+        )
+    )
+    assert getattr(ours, f"{name}_id") == ours.unk_token_id is not None

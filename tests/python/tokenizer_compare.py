@@ -2,7 +2,7 @@
 
 Run as a program, it draws many folders (tokenizer_folders.py) and counts:
 
-    python tests/python/tokenizer_compare.py --folders 1000 [--first 0]
+    python tests/python/tokenizer_compare.py --folders 1000 [--first 0] [--pieces]
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from fastdecode.errors import FastdecodeError
 from fastdecode.folder import optional_json
 from fastdecode.tokenizer import Tokenizer
 from fastdecode.tokenizer_files import read_folder
-from tokenizer_folders import GOLDEN, TOKENS, draw, dump
+from tokenizer_folders import GOLDEN, KINDS, OF_PIECES, TOKENS, draw, dump
 
 # T5's real vocabulary.
 T5 = GOLDEN
@@ -40,6 +40,7 @@ TEXTS = [
     "don't , do . it ? we 're n't",
     "\u200b\ufeff\u00a0x\u3000e\u0301",
     "12345 Ünïcode ABC",
+    " Hello\n\n1. a  12\t(x)<s> b</s>c",
 ]
 
 
@@ -87,6 +88,8 @@ def _differences(folder: Path, ours: Any, theirs: Any) -> Any:
         "bos": (ours.bos_token, theirs.bos_token),
         "eos": (ours.eos_token, theirs.eos_token),
         "pad": (ours.pad_token, theirs.pad_token),
+        "unk": (ours.unk_token, theirs.unk_token),
+        "special": (set(ours.all_special_tokens), set(theirs.all_special_tokens)),
         "pad id": (ours.pad_token_id, theirs.pad_token_id),
         "bos id": (ours.bos_token_id, theirs.bos_token_id),
         "eos id": (ours.eos_token_id, theirs.eos_token_id),
@@ -115,7 +118,15 @@ def _differences(folder: Path, ours: Any, theirs: Any) -> Any:
             if (mine := ours.encode(text, add_special_tokens=special)) != ids:
                 yield f"ids of {text!r} ({special}): {mine} instead of {ids}"
             rows.append(ids)
+            if not special and (tokens := ours.tokenize(text)) != (others := theirs.tokenize(text)):
+                yield f"tokens of {text!r}: {tokens} instead of {others}"
+    if (found := ours.convert_tokens_to_ids(TOKENS)) != (others := theirs.convert_tokens_to_ids(TOKENS)):
+        yield f"ids of tokens: {found} instead of {others}"
     for ids in rows:
+        for skip in (False, True):
+            others = theirs.convert_ids_to_tokens(ids, skip_special_tokens=skip)
+            if (tokens := ours.convert_ids_to_tokens(ids, skip_special_tokens=skip)) != others:
+                yield f"tokens of {ids} ({skip}): {tokens} instead of {others}"
         for skip in (False, True):
             try:
                 whole = theirs.decode(ids, skip_special_tokens=skip)
@@ -169,6 +180,7 @@ def main() -> int:
     )
     parser.add_argument("--folders", type=int, default=1000)
     parser.add_argument("--first", type=int, default=0)
+    parser.add_argument("--pieces", action="store_true", help="only folders with a tokenizer.model")
     parsed = parser.parse_args()
     import transformers
 
@@ -177,7 +189,7 @@ def main() -> int:
     outcomes: Counter[str] = Counter()
     for seed in range(parsed.first, parsed.first + parsed.folders):
         with tempfile.TemporaryDirectory() as name:
-            described = draw(Path(name), seed)
+            described = draw(Path(name), seed, OF_PIECES if parsed.pieces else KINDS)
             outcome, details = compare(Path(name))
             outcomes[outcome] += 1
             if outcome == "different":

@@ -11,6 +11,7 @@ import random
 from pathlib import Path
 from typing import Any
 
+import sentencepieces
 import tiny
 import tokenizers
 
@@ -70,6 +71,28 @@ KINDS: list[tuple[list[str | None], str]] = [
     (["PreTrainedTokenizerFast", "PreTrainedTokenizer", "TokenizersBackend", "NoSuchTokenizer", None], "any"),
     (["LlamaTokenizer", "GemmaTokenizer", "OpenAIGPTTokenizer"], "json"),
     (["AlbertTokenizer", "XLNetTokenizer", "DebertaV2Tokenizer", "PegasusTokenizer"], "pieces"),
+]
+# Those over a tokenizer.model: trained, or of any pieces.
+OF_PIECES: list[tuple[list[str | None], str]] = [
+    (["LlamaTokenizer", "LlamaTokenizer", "Phi3Tokenizer", "GemmaTokenizer"], "trained"),
+    (["LlamaTokenizer"], "trained"),
+    (["LlamaTokenizer", "GemmaTokenizer"], "tokenizer.model"),
+    ([None, "PreTrainedTokenizer", "LlamaTokenizer", "GemmaTokenizer"], "trained"),
+    ([*BYTE_CLASSES, "OpenAIGPTTokenizer"], "trained"),
+]
+KINDS.append((["LlamaTokenizer", "GemmaTokenizer"], "trained"))
+PIECE_TYPES = [
+    "llama",
+    "llama",
+    "gemma",
+    "gemma2",
+    "idefics",
+    "mistral",
+    "phi3",
+    "gpt2",
+    "qwen2",
+    "no-such-type",
+    "",
 ]
 MODEL_TYPES = ["gpt2", "gpt2", "t5", "t5", "mt5", "umt5", "bert", "roberta", "qwen2", "no-such-type", ""]
 
@@ -284,24 +307,29 @@ def settings(cls: str | None, chooser: random.Random, size: int) -> dict[str, An
     return values
 
 
-def draw(folder: Path, seed: int) -> str:
+def draw(folder: Path, seed: int, kinds: list[tuple[list[str | None], str]] = KINDS) -> str:
     """Writes a folder.
 
     Args:
         folder: An empty folder.
         seed: What it is drawn by.
+        kinds: Groups of classes and files from which it is drawn.
 
     Returns:
         Its description.
     """
     chooser = random.Random(seed)
-    classes, kind = chooser.choice(KINDS)
+    classes, kind = chooser.choice(kinds)
     cls = chooser.choice(classes)
+    is_over_pieces = kind == "trained" or cls in ("LlamaTokenizer", "GemmaTokenizer")
     if kind == "any":
         kind = chooser.choice(["bytes", "pieces", "words", "letters"])
         with_json = True
     elif kind == "json":
         kind, with_json = "letters", True
+    elif kind == "trained":
+        (folder / "tokenizer.model").write_bytes(sentencepieces.drawn(chooser))
+        kind, with_json = "pieces", False
     elif kind.endswith(".model"):
         write_pieces(folder / kind, chooser)
         kind, with_json = "pieces", False
@@ -325,10 +353,15 @@ def draw(folder: Path, seed: int) -> str:
             write_parts(folder, library(stray, chooser), stray, chooser)
     name = cls if cls is None or chooser.random() < 0.6 else f"{cls}Fast"
     values = settings(cls, chooser, size)
+    for key in ("legacy", "add_prefix_space", "add_bos_token", "add_eos_token"):
+        if is_over_pieces and chooser.random() < 0.3:
+            values[key] = chooser.choice([True, False, None])
     config: dict[str, Any] | None = {"model_type": chooser.choice(MODEL_TYPES)}
     if cls is None or kind in ("pieces", "unigram"):
         suits = {"bytes": ["gpt2"], "words": ["bert"], "pieces": ["t5", "mt5", "umt5"]}.get(kind, MODEL_TYPES)
         config = {"model_type": chooser.choice(suits)}
+    if is_over_pieces:
+        config = {"model_type": chooser.choice(PIECE_TYPES)}
     if chooser.random() < 0.1:
         config = None
     if name is not None:
