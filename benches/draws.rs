@@ -13,7 +13,7 @@ use std::time::Instant;
 
 use fastdecode::Result;
 use fastdecode::engine::{Engine, Generation, Limit, Options, Prompts, Seed};
-use fastdecode::models::{CacheBlock, Cancel, Decoder, Limits, Segment, Sequence};
+use fastdecode::models::{CacheBlock, Cancel, ContextLength, Decoder, Limits, Segment, Sequence};
 use fastdecode::team;
 
 /// Ids of GPT-2's vocabulary.
@@ -78,8 +78,8 @@ impl Decoder for Prepared {
         V
     }
 
-    fn context_limit(&self) -> Option<usize> {
-        None
+    fn context_length(&self) -> ContextLength {
+        ContextLength::default()
     }
 
     fn cache_block(&self) -> CacheBlock {
