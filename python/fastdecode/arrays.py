@@ -44,6 +44,17 @@ def bad_option(option: str, expected: str, got: object) -> OptionError:
     )
 
 
+def whole(value: object, option: str, least: int) -> int:
+    """A whole number of at least `least`.
+
+    Raises:
+        OptionError: It is something else.
+    """
+    if isinstance(value, bool) or not hasattr(value, "__index__") or operator.index(value) < least:
+        raise bad_option(option, f"an integer of at least {least}", repr(value))
+    return operator.index(value)
+
+
 def is_empty(prompt: object) -> bool:
     """Whether this is a list of no ids."""
     return not isinstance(prompt, str) and hasattr(prompt, "__len__") and len(prompt) == 0
