@@ -246,7 +246,7 @@ class TestCompany:
     def test_beside_what_is_generated(self, folder: Path) -> None:
         model, pairs = CausalLM.load(folder, num_threads=2, cache_bytes=256 << 10), mixed_pairs()
         scores = model.score(pairs)
-        options: dict[str, Any] = {"max_new_tokens": 20, "eos_token_id": None}
+        options: dict[str, Any] = {"max_new_tokens": 4, "eos_token_id": None}
         text = model.run([prompt for prompt, _ in pairs], **options)
         with ThreadPoolExecutor(4) as pool:
             futures = [pool.submit(model.score, pairs) for _ in range(4)]
@@ -423,7 +423,7 @@ class TestMisuse:
             (lambda m: m.rank([1], [[2]], normalize="bytes"), "normalize"),
             (lambda m: m.rank([1], [[2]], normalize=True), "normalize"),
             (lambda m: m.rank([1], "The wolf"), "choices"),
-            (lambda m: m.rank([1], [2, 3]), "prompt"),
+            (lambda m: m.rank([1], [2, 3]), "continuation"),
             (lambda m: m.loss([5]), "prompt"),
             (lambda m: m.loss(""), "prompt"),
             (lambda m: m.loss([5, 6], [5, -100]), "prompt"),
