@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
     # A text, or token ids.
     Prompt = str | Sequence[int] | NDArray[np.integer[Any]]
+    # Token ids, of which some may be -100.
+    Labels = Sequence[int] | NDArray[np.integer[Any]]
 
 _IN_MEMORY = "tensors in memory"
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any, overload
 
 from .arrays import as_floats, bad_option, is_empty, is_one, whole
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from .arrays import Prompt
+    from .arrays import Labels, Prompt
     from .decoding import Decoding
     from .options import GenerateOptions
     from .results import Chunk, Output
@@ -220,13 +221,13 @@ class CausalLM(ScoringLM):
         return as_floats(self._core.start(len(ids)).append(ids, "every"), len(ids))
 
     @overload
-    def loss(self, prompt: Prompt, labels: Sequence[int] | None = None) -> float: ...  # type: ignore[overload-overlap]
+    def loss(self, prompt: Prompt, labels: Labels | None = None) -> float: ...  # type: ignore[overload-overlap]
     @overload
     def loss(
-        self, prompt: Sequence[Prompt], labels: Sequence[Sequence[int] | None] | None = None
+        self, prompt: Sequence[Prompt], labels: Sequence[Labels | None] | None = None
     ) -> list[float]: ...
     def loss(
-        self, prompt: Prompt | Sequence[Prompt], labels: Sequence[Any] | None = None
+        self, prompt: Prompt | Sequence[Prompt], labels: Labels | Sequence[Labels | None] | None = None
     ) -> float | list[float]:
         """Mean cross-entropy of a text's tokens, all from one pass: transformers' `model(labels=...).loss`.
 
@@ -254,7 +255,7 @@ class CausalLM(ScoringLM):
             True
         """
         prompts, one = _items(prompt)
-        every: Sequence[Any] = [labels] if one else [None] * len(prompts) if labels is None else list(labels)
+        every: list[Any] = [labels] if one else [None] * len(prompts) if labels is None else _lists(labels)
         if len(every) != len(prompts):
             expected = f"a list of labels for each of {len(prompts)} prompts"
             raise bad_option("labels", expected, f"{len(every)} lists")
@@ -399,6 +400,13 @@ class CausalLM(ScoringLM):
                 "embeddings", f"an array of shape (T, {width}) with T of at least 1", f"shape {rows.shape}"
             )
         return rows
+
+
+def _lists(labels: object) -> list[Any]:
+    """Labels for each prompt of a list."""
+    if isinstance(labels, str) or not isinstance(labels, Iterable):
+        raise bad_option("labels", "a list of labels, or None, for each prompt", f"{labels!r:.80}")
+    return list(labels)
 
 
 def _items(prompt: Prompt | Sequence[Prompt]) -> tuple[Sequence[Any], bool]:

@@ -29,7 +29,7 @@ pub struct Scoring<S> {
 #[derive(Debug)]
 struct Reserved {
     _charge: Charge,
-    below: Option<Arc<Reserved>>,
+    below: Option<Arc<Self>>,
 }
 
 impl Drop for Reserved {

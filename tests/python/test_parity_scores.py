@@ -40,7 +40,7 @@ def assert_near(got: list[float], want: list[float], exact: list[float]) -> None
 
 @FAMILIES_HERE
 def test_any_tokens_are_as_probable_as_transformers_says(family: Family) -> None:
-    @settings(max_examples=family.examples(40) * EXAMPLES, phases=PHASES)
+    @settings(max_examples=family.examples(15) * EXAMPLES, phases=PHASES)
     @given(recipe=family.recipes(), prompt=st.integers(1, 8), lengths=st.lists(st.integers(1, 5), min_size=1))
     def hold(recipe: Recipe, prompt: int, lengths: list[int]) -> None:
         theirs, ours = both(family, recipe)
@@ -68,7 +68,7 @@ def test_any_tokens_are_as_probable_as_transformers_says(family: Family) -> None
 
 @pytest.mark.parametrize("family", [f for f in FAMILIES.values() if not f.has_encoder], ids=lambda f: f.name)
 def test_any_loss_is_that_of_transformers(family: Family) -> None:
-    @settings(max_examples=family.examples(40) * EXAMPLES, phases=PHASES)
+    @settings(max_examples=family.examples(20) * EXAMPLES, phases=PHASES)
     @given(recipe=family.recipes(), length=st.integers(2, 14), data=st.data())
     def hold(recipe: Recipe, length: int, data: st.DataObject) -> None:
         theirs, ours = both(family, recipe)

@@ -9,7 +9,7 @@ import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 import fastdecode
 import numpy as np
@@ -17,6 +17,9 @@ import pytest
 import tiny
 from families import FAMILIES
 from fastdecode import CausalLM, Score, Seq2SeqLM, errors
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 T5 = FAMILIES["t5"]
 START = T5.tiny_config()["decoder_start_token_id"]
@@ -245,15 +248,14 @@ class TestCompany:
 
     def test_beside_what_is_generated(self, folder: Path) -> None:
         model, pairs = CausalLM.load(folder, num_threads=2, cache_bytes=256 << 10), mixed_pairs()
-        scores = model.score(pairs)
+        scores, run = model.score(pairs), cast("Any", model.run)
         options: dict[str, Any] = {"max_new_tokens": 4, "eos_token_id": None}
         text = model.run([prompt for prompt, _ in pairs], **options)
         with ThreadPoolExecutor(4) as pool:
-            futures = [pool.submit(model.score, pairs) for _ in range(4)]
-            futures += [pool.submit(model.run, [p for p, _ in pairs], **options) for _ in range(2)]
-            found = [future.result() for future in futures]
-        assert found[:4] == [scores] * 4
-        for outputs in found[4:]:
+            scored = [pool.submit(model.score, pairs) for _ in range(4)]
+            made = [pool.submit(run, [p for p, _ in pairs], **options) for _ in range(2)]
+            assert [future.result() for future in scored] == [scores] * 4
+        for outputs in (future.result() for future in made):
             assert [out.token_ids for out in outputs] == [out.token_ids for out in text]
         assert model.info()["cache_bytes_live"] == 0
 
@@ -434,6 +436,7 @@ class TestMisuse:
             (lambda m: m.loss([5, 6], 3), "labels"),
             (lambda m: m.loss([[5, 6], [7, 8]], [[5, 6]]), "labels"),
             (lambda m: m.loss([[5, 6], [7]]), "prompt"),
+            (lambda m: m.loss([[5, 6], [7, 8]], 3), "labels"),
             (lambda m: m.perplexity([5]), "text"),
             (lambda m: m.perplexity(""), "text"),
             (lambda m: m.perplexity([[5, 6], [7, 8]]), "text"),
@@ -451,10 +454,11 @@ class TestMisuse:
 
     def test_more_than_the_context(self, model: CausalLM) -> None:
         limit = model.info()["context_length"]
-        for call in (
+        calls: list[Callable[[], float]] = [
             lambda: model.loss([5] * (limit + 1)),
             lambda: model.perplexity([5, 6], window=limit + 1),
-        ):
+        ]
+        for call in calls:
             with pytest.raises(errors.ContextLengthError) as caught:
                 call()
             assert (caught.value.limit, caught.value.requested) == (limit, limit + 1)
