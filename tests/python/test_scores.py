@@ -246,6 +246,13 @@ class TestCompany:
         pairs = [pair for pair in pairs if len(pair[0]) + len(pair[1]) <= 64]
         assert model.score(pairs) == [model.score([pair])[0] for pair in pairs]
 
+    def test_every_type(self, folder: Path, types: dict[str, Any]) -> None:
+        model, pairs = CausalLM.load(folder, num_threads=2, **types), mixed_pairs()
+        scores = model.score(pairs)
+        assert scores == [model.score([pair])[0] for pair in pairs]
+        for (prompt, ids), score in zip(pairs, scores, strict=True):
+            assert_scores(score, expected(model.logits([*prompt, *ids])[len(prompt) - 1 : -1], ids))
+
     def test_beside_what_is_generated(self, folder: Path) -> None:
         model, pairs = CausalLM.load(folder, num_threads=2, cache_bytes=256 << 10), mixed_pairs()
         scores, run = model.score(pairs), cast("Any", model.run)
