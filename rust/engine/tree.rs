@@ -68,31 +68,39 @@ pub(super) fn tree(
     }
     while let Some((range, read, parent)) = rest.pop() {
         let of = &order[range.clone()];
-        let (first, last) = (&items[of[0]].ids, &items[of[of.len() - 1]].ids);
-        // In this order what the first and the last one share, all do.
-        let shared = if of.len() == 1 { first.len() } else { common(first, last) };
-        let all_end = last.len() == shared;
-        let is_node = all_end || (of.len() - 1) * (shared - read) >= WORTH;
-        let below = if is_node {
+        let ids = |i: usize| &items[i].ids;
+        // In this order what the first and the last one share, all do, and those that end come first. A run goes on behind these where
+        // all others do with one token.
+        let (mut going, mut end, mut first, mut spared) = (of, read, None, 0);
+        loop {
+            let shared = match *going {
+                [one] => ids(one).len(),
+                _ => common(ids(going[0]), ids(going[going.len() - 1])),
+            };
+            spared += (going.len() - 1) * (shared - end);
+            end = shared;
+            first = first.or(Some(shared));
+            going = &going[going.partition_point(|&i| ids(i).len() == end)..];
+            if going.is_empty() || ids(going[0])[end] != ids(going[going.len() - 1])[end] {
+                break;
+            }
+        }
+        let is_node = going.is_empty() || spared >= WORTH;
+        let (groups, split, below) = if is_node {
             let number = nodes.len();
             if let Some(parent) = parent {
                 nodes[parent].children.push(number);
             }
-            let (tokens, questions) = (read..shared, questions(items, of, read..shared));
-            nodes.push(Node { parent, item: of[0], tokens, questions, children: Vec::new() });
-            (shared, Some(number))
+            let (item, tokens) = (of[of.len() - 1], read..end);
+            let questions = questions(items, of, tokens.clone());
+            nodes.push(Node { parent, item, tokens, questions, children: Vec::new() });
+            (going, end, (end, Some(number)))
         } else {
-            (read, parent)
+            (of, first.unwrap_or(end), (read, parent))
         };
-        if all_end {
-            continue;
-        }
         let mut end = range.end;
-        for group in of.chunk_by(|&a, &b| items[a].ids.get(shared) == items[b].ids.get(shared)).rev() {
-            // Items that end in the node have been asked there.
-            if !is_node || items[group[0]].ids.len() > shared {
-                rest.push((end - group.len()..end, below.0, below.1));
-            }
+        for group in groups.chunk_by(|&a, &b| ids(a).get(split) == ids(b).get(split)).rev() {
+            rest.push((end - group.len()..end, below.0, below.1));
             end -= group.len();
         }
     }
@@ -105,7 +113,7 @@ fn questions(items: &[Item], of: &[usize], positions: Range<usize>) -> Vec<Quest
     for &item in of {
         let Item { ids, targets, .. } = &items[item];
         let before = ids.len() - targets.len();
-        for position in positions.start.max(before)..positions.end.max(before) {
+        for position in positions.start.max(before)..positions.end.min(ids.len()) {
             let place = position - before;
             if let Some(token) = targets[place] {
                 all.push(Question { position, token, item, place });
@@ -175,7 +183,7 @@ mod tests {
         assert_eq!(nodes[0].tokens, 0..40);
         assert_eq!(nodes[0].questions.len(), 5, "all five ask behind the prompt");
         let read: usize = nodes.iter().map(|node| node.tokens.len()).sum();
-        assert_eq!(read, 40 + 1 + 2 + 1, "7, 7 8 and 9 are read apart: what they spare is no step worth");
+        assert_eq!(read, 40 + 2 + 1, "7 8 is read for 7, too; 9 is read apart");
     }
 
     #[test]
@@ -183,6 +191,14 @@ mod tests {
         let nodes = check(&[item(&[1, 2, 3], 2), item(&[1, 2, 4], 2), item(&[1, 2], 1), item(&[1], 0)]);
         assert!(nodes.iter().all(|node| node.parent.is_none()));
         assert_eq!(nodes.len(), 3, "nothing is read for the item that asks nothing");
+    }
+
+    #[test]
+    fn every_beginning_of_a_text_is_one_run() {
+        let text: Vec<u32> = (0..300).collect();
+        let items: Vec<_> = (1..300).map(|len| item(&text[..len], 1)).collect();
+        let nodes = check(&items);
+        assert_eq!(nodes.iter().map(|node| node.tokens.clone()).collect::<Vec<_>>(), [0..299]);
     }
 
     #[test]
