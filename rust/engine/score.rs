@@ -2,8 +2,8 @@
 //!
 //! What items begin with in common is read once ([`tree`](super::tree)), and forked for those that go on. Runs of tokens are
 //! read side by side, as the limits of the model allow; those behind a run that has been read go before others, so that what is kept
-//! for them soon goes. Bits do not depend on any of it. A caller computes its own items, in steps that take turns with those of the schedule,
-//! and both count what the other has reserved.
+//! for them soon goes. Bits do not depend on any of it. A caller computes its own items, in steps that take turns with those of the
+//! schedule, and both count what the other has reserved.
 
 use std::sync::Arc;
 

@@ -217,6 +217,8 @@ def mixed_pairs() -> list[tuple[list[int], list[int]]]:
         pairs += [(prompt, drawn(100 + choice, 1 + choice)) for choice in range(4)]
         pairs.append((prompt, [*drawn(103, 4), 5]))
     pairs += [(drawn(50, 60), [1]), (drawn(50, 60), [1]), (drawn(50, 20), drawn(50, 60)[20:])]
+    text = drawn(60, 50)
+    pairs += [(text[:end], text[end : end + 2]) for end in range(5, 48, 3)]
     draw.shuffle(pairs)
     return pairs
 
