@@ -198,7 +198,7 @@ mod tests {
         let text: Vec<u32> = (0..300).collect();
         let items: Vec<_> = (1..300).map(|len| item(&text[..len], 1)).collect();
         let nodes = check(&items);
-        assert_eq!(nodes.iter().map(|node| node.tokens.clone()).collect::<Vec<_>>(), [0..299]);
+        assert!(nodes.len() == 1 && nodes[0].tokens == (0..299), "{} runs", nodes.len());
     }
 
     #[test]
