@@ -8,6 +8,7 @@ mod decoding;
 mod exceptions;
 mod interrupt;
 mod memory;
+mod score;
 mod state;
 mod turn;
 
@@ -237,6 +238,11 @@ impl Model {
             }
             Ok(memories)
         })
+    }
+
+    /// Log-probabilities of given tokens, and whether they were the best, item by item.
+    fn score(&self, py: Python<'_>, items: Vec<score::ItemArgument>) -> PyResult<Vec<score::Found>> {
+        score::score(py, &self.0, items)
     }
 
     /// Hidden states of sources by an encoder alone, or their means, some sources at a time. What has been read is converted

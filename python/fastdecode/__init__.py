@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from .pipelines import pipeline as pipeline
     from .results import Chunk as Chunk
     from .results import Output as Output
+    from .results import Score as Score
     from .text_encoder import TextEncoder as TextEncoder
 
 __all__ = [
@@ -25,6 +26,7 @@ __all__ = [
     "GenerateOptions",
     "Memory",
     "Output",
+    "Score",
     "Seq2SeqLM",
     "State",
     "TextEncoder",
@@ -47,7 +49,7 @@ def __getattr__(name: str) -> object:
         from .text_encoder import TextEncoder
 
         return TextEncoder
-    if name in ("Chunk", "GenerateOptions", "Output"):
+    if name in ("Chunk", "GenerateOptions", "Output", "Score"):
         from . import options, results
 
         return getattr(options if name == "GenerateOptions" else results, name)

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
     # A text, or token ids.
     Prompt = str | Sequence[int] | NDArray[np.integer[Any]]
+    # Token ids, of which some may be -100.
+    Labels = Sequence[int] | NDArray[np.integer[Any]]
 
 _IN_MEMORY = "tensors in memory"
 
@@ -42,6 +44,17 @@ def bad_option(option: str, expected: str, got: object) -> OptionError:
     return OptionError(
         f"{option}: expected {expected}, got {got}", option=option, expected=expected, got=str(got)
     )
+
+
+def whole(value: object, option: str, least: int) -> int:
+    """A whole number of at least `least`.
+
+    Raises:
+        OptionError: It is something else.
+    """
+    if isinstance(value, bool) or not hasattr(value, "__index__") or operator.index(value) < least:
+        raise bad_option(option, f"an integer of at least {least}", repr(value))
+    return operator.index(value)
 
 
 def is_empty(prompt: object) -> bool:

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any, overload
 
-from .arrays import as_floats, bad_option, is_empty, is_one
-from .model import LanguageModel, Request
+from .arrays import as_floats, bad_option, is_empty, is_one, whole
+from .errors import ContextLengthError
+from .model import Request
+from .scoring import IGNORED, Item, ScoringLM, as_labels, moved_spaces, windowed_losses
 from .state import State
 
 if TYPE_CHECKING:
@@ -15,13 +19,13 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from .arrays import Prompt
+    from .arrays import Labels, Prompt
     from .decoding import Decoding
     from .options import GenerateOptions
     from .results import Chunk, Output
 
 
-class CausalLM(LanguageModel):
+class CausalLM(ScoringLM):
     """A causal language model, loaded by `load`, `CausalLM.load` or `CausalLM.from_tensors`.
 
     GPT-2, Llama, Qwen 2 and 3, Mistral, Phi and GPT-1 are.
@@ -216,6 +220,82 @@ class CausalLM(LanguageModel):
         ids = self._ids(prompt)
         return as_floats(self._core.start(len(ids)).append(ids, "every"), len(ids))
 
+    @overload
+    def loss(self, prompt: Prompt, labels: Labels | None = None) -> float: ...  # type: ignore[overload-overlap]
+    @overload
+    def loss(
+        self, prompt: Sequence[Prompt], labels: Sequence[Labels | None] | None = None
+    ) -> list[float]: ...
+    def loss(
+        self, prompt: Prompt | Sequence[Prompt], labels: Labels | Sequence[Labels | None] | None = None
+    ) -> float | list[float]:
+        """Mean cross-entropy of a text's tokens, all from one pass: transformers' `model(labels=...).loss`.
+
+        The token at every place but the first is held against what the model says behind those before it.
+
+        Args:
+            prompt: A string, token ids, or a list of such prompts.
+            labels: What each place is held against, as many as there are tokens: ids, or -100 where none counts. The
+                first one never counts. None stands for the tokens themselves. A list of prompts has one such list, or
+                None, for each.
+
+        Returns:
+            Nats per token that counts, summed in double precision; for a list of prompts one value each, as
+            transformers gives it for that one alone.
+
+        Raises:
+            OptionError: A prompt or its labels cannot be used, the numbers differ, or no token counts (a single one
+                has none before it), where transformers gives nan.
+            ContextLengthError: A prompt is longer than the model's context.
+            TokenizerMissing: Text is given and the model has no tokenizer.
+
+        Example:
+            >>> losses = model.loss(["Once upon a time there was a girl", "girl a was there time a upon Once"])
+            >>> losses[0] < losses[1]
+            True
+        """
+        prompts, one = _items(prompt)
+        every: list[Any] = [labels] if one else [None] * len(prompts) if labels is None else _lists(labels)
+        if len(every) != len(prompts):
+            expected = f"a list of labels for each of {len(prompts)} prompts"
+            raise bad_option("labels", expected, f"{len(every)} lists")
+        losses = self._losses([self._labelled(*pair) for pair in zip(prompts, every, strict=True)])
+        return losses[0] if one else losses
+
+    def perplexity(self, text: Prompt, stride: int = 512, window: int | None = None) -> float:
+        """Perplexity of a text of any length, in windows, as the Hugging Face guide to fixed-length models computes it.
+
+        A window reads `window` tokens and begins `stride` tokens behind the one before it; what that one has scored
+        is context only. The result is the exponential of the mean of the windows' losses, each weighted by its number
+        of labels less one, as the guide weights it: where the model shifts labels, one of the first window's has
+        nothing before it. A stride below the window gives every token more context, and costs as many more passes. One
+        above it leaves tokens between two windows out.
+
+        Args:
+            text: A string or token ids; it may be shorter than a window.
+            stride: Tokens from one window to the next, at least 1.
+            window: Tokens of a window, at least 2. None stands for the model's context, or where it has no limit for
+                `max_position_embeddings` in config.json.
+
+        Raises:
+            OptionError: An argument cannot be used, the text has fewer than two tokens, or the model names no length
+                of its windows.
+            ContextLengthError: The window is longer than the model's context.
+            TokenizerMissing: Text is given and the model has no tokenizer.
+
+        Example:
+            >>> text = "Once upon a time there was a little girl. She lived in a house by the wood."
+            >>> 1 < model.perplexity(text, stride=8, window=16) < 4000
+            True
+        """
+        stride, window = whole(stride, "stride", 1), self._window(window)
+        ids = [] if is_empty(text) else self._encode_text(text, "text")
+        if len(ids) < 2:
+            raise bad_option(
+                "text", "at least two tokens (the first has nothing before it)", f"{len(ids)} tokens"
+            )
+        return math.exp(windowed_losses(ids, window, stride, self._losses))
+
     def embed(self, prompt: Prompt) -> NDArray[np.float32]:
         """Token embeddings alone, without positions: float32, shape `(T, D)`.
 
@@ -247,15 +327,68 @@ class CausalLM(LanguageModel):
     def _read(self, item: Prompt) -> Request:
         return Request(self._ids(item))
 
+    def _labelled(self, prompt: Prompt, labels: Any) -> Item:  # noqa: ANN401 (checked here)
+        ids = [] if is_empty(prompt) else self._encode_text(prompt)
+        targets = ids if labels is None else as_labels(labels, self._core.vocab_size, "labels")
+        if len(targets) != len(ids):
+            raise bad_option("labels", f"one for each of {len(ids)} tokens", f"{len(targets)} labels")
+        if not any(target is not None for target in targets[1:]):
+            got = f"{len(ids)} tokens"
+            if labels is not None:
+                got += f" with no label but {IGNORED} behind the first"
+            raise bad_option("prompt", "a token that counts behind the first one", got)
+        return Item(ids[:-1], targets[1:], len(ids))
+
+    def _pair(self, prompt: Any, continuation: Any) -> Item:  # noqa: ANN401 (checked here)
+        before: list[int]
+        if isinstance(prompt, str) and isinstance(continuation, str):
+            kept, rest = moved_spaces(prompt, continuation)
+            whole, front = self._begun(kept + rest)
+            before = self._begun(kept)[0] if kept else whole[:front]
+            targets = whole[len(before) :]
+        else:
+            before = self._begun(prompt)[0] if isinstance(prompt, str) else self._ids(prompt)
+            targets = self._encode_text(continuation, "continuation", add_special_tokens=False)
+        if not targets:
+            expected = "at least one token behind those of the prompt"
+            raise bad_option("continuation", expected, f"{continuation!r:.80}")
+        ids = [*(before or [self._bos()]), *targets[:-1]]
+        return Item(ids, targets, len(ids))
+
+    def _begun(self, text: str) -> tuple[list[int], int]:
+        """Ids of a text that goes on: without special tokens behind it. And how many are in front of it."""
+        plain = self._encode_text(text, add_special_tokens=False)
+        full = self._encode_text(text)
+        for front in range(len(full) - len(plain), -1, -1):
+            if full[front : front + len(plain)] == plain:
+                return full[: front + len(plain)], front
+        return full, 0
+
     def _ids(self, prompt: Prompt) -> list[int]:
         ids = [] if is_empty(prompt) else self._encode_text(prompt)
-        if ids:
-            return ids
+        return ids or [self._bos()]
+
+    def _window(self, window: int | None) -> int:
+        """Tokens of a window of a long text."""
+        limit = self._core.context_limit
+        if window is None:
+            size = limit or self._config.get("max_position_embeddings")
+            if isinstance(size, bool) or not isinstance(size, int) or size < 2:
+                expected = "a number of tokens (config.json has no max_position_embeddings to take instead)"
+                raise bad_option("window", expected, "None")
+            return size
+        size = whole(window, "window", 2)
+        if limit is not None and size > limit:
+            message = f"window: expected at most {limit} tokens, the model's context, got {size}"
+            raise ContextLengthError(message, limit=limit, requested=size)
+        return size
+
+    def _bos(self) -> int:
         if self._defaults.bos_token_id is None:
             file = self._defaults.file
             expected = f"at least one token (an empty prompt needs a bos_token_id, and {file} has none)"
             raise bad_option("prompt", expected, "an empty prompt")
-        return [self._defaults.bos_token_id]
+        return self._defaults.bos_token_id
 
     def _embedding_rows(self, embeddings: NDArray[np.floating[Any]]) -> NDArray[np.float32]:
         import numpy as np
@@ -267,6 +400,13 @@ class CausalLM(LanguageModel):
                 "embeddings", f"an array of shape (T, {width}) with T of at least 1", f"shape {rows.shape}"
             )
         return rows
+
+
+def _lists(labels: object) -> list[Any]:
+    """Labels for each prompt of a list."""
+    if isinstance(labels, str) or not isinstance(labels, Iterable):
+        raise bad_option("labels", "a list of labels, or None, for each prompt", f"{labels!r:.80}")
+    return list(labels)
 
 
 def _items(prompt: Prompt | Sequence[Prompt]) -> tuple[Sequence[Any], bool]:

@@ -87,6 +87,25 @@ class Output:
 
 
 @dataclass(frozen=True, slots=True)
+class Score:
+    """How probable a given continuation is.
+
+    Attributes:
+        logprob: Natural logarithm of its probability: the sum over its tokens, formed in double precision.
+        token_ids: The continuation's tokens.
+        token_logprobs: For each of them the log-softmax of the model's logits, computed in double precision and
+            rounded to float32.
+        is_greedy: Whether every token is the most probable one at its place, the first of equals: greedy decoding
+            would write the continuation.
+    """
+
+    logprob: float
+    token_ids: list[int]
+    token_logprobs: list[float]
+    is_greedy: bool
+
+
+@dataclass(frozen=True, slots=True)
 class Chunk:
     """The next piece of a generated sequence.
 

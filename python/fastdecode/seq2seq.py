@@ -8,7 +8,8 @@ from .arrays import as_floats, as_ids, bad_option, is_empty, is_one
 from .errors import ConfigError
 from .folder import with_class_defaults
 from .memory import Memory
-from .model import LanguageModel, Request
+from .model import Request
+from .scoring import IGNORED, Item, ScoringLM, as_labels, moved_spaces
 from .state import State
 
 if TYPE_CHECKING:
@@ -26,9 +27,6 @@ if TYPE_CHECKING:
 
     # One text or list of ids, a list of them, or none.
     Prompts = Prompt | Sequence[Prompt] | None
-
-# In the targets of `loss`, the place of a token that does not count (torch's ignore_index).
-IGNORED = -100
 
 
 class _Item(NamedTuple):
@@ -59,7 +57,7 @@ class _Items:
         return any(other == item for other in self)
 
 
-class Seq2SeqLM(LanguageModel):
+class Seq2SeqLM(ScoringLM):
     """An encoder-decoder (T5, Flan-T5, mT5, UMT5), loaded by `load`, `Seq2SeqLM.load` or `from_tensors`.
 
     Any number of threads may call it at once, and forked processes too. Pickling keeps where it was loaded
@@ -389,11 +387,11 @@ class Seq2SeqLM(LanguageModel):
             True
         """
         if isinstance(source, Memory) or is_one(source, "source"):
-            return self._loss(source, target)
+            return self._losses([self._labelled(source, target)])[0]
         sources, targets = list(source), [target] if is_one(target, "target") else list(target)
         if len(sources) != len(targets):
             raise bad_option("target", f"one per source, {len(sources)} in all", f"{len(targets)} targets")
-        return [self._loss(*pair) for pair in zip(sources, targets, strict=True)]
+        return self._losses([self._labelled(*pair) for pair in zip(sources, targets, strict=True)])
 
     def trace(self, source: Prompt, decoder_ids: Sequence[int]) -> dict[str, NDArray[np.float32]]:
         """Every activation of one pass, by name, in the order of computation: the encoder's, then the decoder's.
@@ -475,31 +473,34 @@ class Seq2SeqLM(LanguageModel):
     def _logits(self, source: list[int] | _core.Memory, ids: list[int]) -> NDArray[np.float32]:
         return as_floats(self._core.start(len(ids), source).append(ids, "every"), len(ids))
 
-    def _loss(self, source: Any, target: Any) -> float:  # noqa: ANN401 (checked here)
-        import numpy as np
-
-        read, labels = self._read_source(source), self._labels(target)
-        places = [place for place, label in enumerate(labels) if label != IGNORED]
-        if not places:
+    def _labelled(self, source: Any, target: Any) -> Item:  # noqa: ANN401 (checked here)
+        read: Any = self._read_source(source)
+        labels: list[int | None]
+        if isinstance(target, str):
+            labels = list(self._encode_text(target, "target"))
+        else:
+            labels = as_labels(target, self._core.vocab_size, "target")
+        if not any(label is not None for label in labels):
             raise bad_option("target", f"at least one token that is not {IGNORED}", f"{len(labels)} tokens")
-        shifted = [self._start_token(), *labels[:-1]]
-        if IGNORED in shifted:
+        shifted = [self._start_token()]
+        if None in labels[:-1]:
             pad = with_class_defaults(self._config).get("pad_token_id")
             if pad is None:
                 raise self._no_token("pad_token_id")
             [pad] = as_ids([pad], self._core.vocab_size, "pad_token_id")
-            shifted = [pad if token == IGNORED else token for token in shifted]
-        rows = self._logits(read, shifted)[places].astype(np.float64)
-        rows -= rows.max(-1, keepdims=True)
-        chosen = rows[np.arange(len(places)), [labels[place] for place in places]]
-        return float((np.log(np.exp(rows).sum(-1)) - chosen).mean())
+            shifted += [pad if label is None else label for label in labels[:-1]]
+        else:
+            shifted += [label for label in labels[:-1] if label is not None]
+        return Item(shifted, labels, len(shifted), read)
 
-    def _labels(self, target: Prompt) -> list[int]:
-        if isinstance(target, str) or is_empty(target) or not is_one(target, "target"):
-            return self._encode_text(target, "target")
-        counts = [token != IGNORED for token in target]
-        known = iter(as_ids([token for token in target if token != IGNORED], self._core.vocab_size, "target"))
-        return [next(known) if count else IGNORED for count in counts]
+    def _pair(self, prompt: Any, continuation: Any) -> Item:  # noqa: ANN401 (checked here)
+        if isinstance(prompt, str) and isinstance(continuation, str):
+            prompt, continuation = moved_spaces(prompt, continuation)
+        target = self._encode_text(continuation, "continuation")
+        if not target:
+            raise bad_option("continuation", "at least one token", f"{continuation!r:.80}")
+        ids = [self._start_token(), *target[:-1]]
+        return Item(ids, target, len(ids), self._read_source(prompt))
 
 
 def _memories(given: Any) -> list[Memory]:  # noqa: ANN401 (checked here)

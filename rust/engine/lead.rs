@@ -9,6 +9,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use super::budget::Account;
 use super::call::Call;
 use super::schedule::{State, Ticket, again};
 use super::step::panicked;
@@ -70,6 +71,14 @@ where
 
     fn lock(&self) -> Locked<'_, M> {
         self.schedule().state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Where those reserve who compute with the model apart from its schedule, and how much everybody has reserved.
+    pub(super) fn apart(&self) -> (Account, usize) {
+        let state = self.lock();
+        let found = (state.apart.clone(), state.reserved());
+        self.unlock(state);
+        found
     }
 
     /// Lets go of the lock, and of calls that were dropped meanwhile.

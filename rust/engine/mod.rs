@@ -2,6 +2,7 @@
 //!
 //! A [`Generation`] is a call as its reader holds it, what was asked for in it is in `request.rs`, what runs of it in
 //! `call.rs`. `schedule.rs` composes each step of what all calls add to it, and `lead.rs` says which of the waiting callers computes it.
+//! Given tokens are scored apart from the schedule (`score.rs`), by the caller and in steps of their own.
 
 mod beams;
 mod budget;
@@ -16,8 +17,10 @@ mod prompts;
 mod request;
 mod rows;
 mod schedule;
+mod score;
 mod selector;
 mod step;
+mod tree;
 
 pub use crate::decode::beam::EarlyStopping;
 pub use crate::decode::logprobs::TokenLogprobs;
@@ -27,6 +30,8 @@ pub use lead::Engine;
 pub use options::{Limit, Options, Seed};
 pub use prompts::{Prompts, Start};
 pub use schedule::{AHEAD, CHUNK};
+pub use score::Scoring;
+pub use tree::Item;
 
 use crate::decode::sampler::Unusable;
 use crate::error::Error;

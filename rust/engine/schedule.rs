@@ -11,6 +11,7 @@ use std::sync::Condvar;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 
 use super::Event;
+use super::budget::Account;
 use super::call::Call;
 use super::step::{Bench, Kind, Taken};
 use crate::error::{Error, Result};
@@ -45,6 +46,8 @@ impl Ticket {
 pub(super) struct Slot<S> {
     pub(super) id: u64,
     pub(super) ticket: Arc<Ticket>,
+    /// What the call has reserved, wherever it is.
+    account: Account,
     /// None while a step has it, and when it is over.
     pub(super) call: Option<Box<Call<S>>>,
     /// Whether a step has it.
@@ -78,6 +81,8 @@ impl<S: Sequence> Slot<S> {
 pub(super) struct State<S: 'static> {
     /// In the order in which they joined.
     pub(super) slots: Vec<Slot<S>>,
+    /// What was reserved by those who score, and join no schedule.
+    pub(super) apart: Account,
     /// The thread that leads a step; 0 for none.
     pub(super) leader: usize,
     /// Stops the step that is led.
@@ -102,6 +107,7 @@ impl<S> Default for State<S> {
     fn default() -> Self {
         Self {
             slots: Vec::new(),
+            apart: Account::default(),
             leader: 0,
             stop: Arc::default(),
             bench: None,
@@ -125,6 +131,7 @@ impl<S: Sequence> State<S> {
         self.slots.push(Slot {
             id,
             ticket: Arc::clone(ticket),
+            account: call.account.clone(),
             call: Some(Box::new(call)),
             away: false,
             events: Vec::new(),
@@ -136,6 +143,12 @@ impl<S: Sequence> State<S> {
             outcome: None,
         });
         id
+    }
+
+    /// Bytes of the cache that are reserved, by calls in the schedule and apart from them.
+    pub(super) fn reserved(&self) -> usize {
+        let calls = self.slots.iter().map(|slot| slot.account.bytes());
+        calls.fold(self.apart.bytes(), usize::saturating_add)
     }
 
     pub(super) fn place(&self, id: u64) -> Option<usize> {
@@ -261,7 +274,7 @@ impl<S: Sequence> State<S> {
     /// Admits rows in turn from each call while they fit.
     fn admit<M: Decoder<Sequence = S>>(&mut self, model: &M) {
         let limits = model.limits();
-        let (mut rows, mut bytes) = (0, model.open_bytes());
+        let (mut rows, mut bytes) = (0, model.open_bytes().saturating_add(self.apart.bytes()));
         for slot in &mut self.slots {
             if let Some(call) = slot.eligible() {
                 rows += call.running();

@@ -99,6 +99,8 @@ pub(super) struct Sizes {
     pub(super) rows: usize,
     pub(super) wanted: usize,
     pub(super) vocab: usize,
+    /// Rows whose logits are there at once.
+    pub(super) side_by_side: usize,
     pub(super) traced: bool,
 }
 
@@ -121,7 +123,7 @@ impl Activations {
         runtime: &Runtime,
         sizes: Sizes,
     ) -> Result<Views<'_>> {
-        let Sizes { rows, wanted, vocab, traced } = sizes;
+        let Sizes { rows, wanted, vocab, side_by_side, traced } = sizes;
         let of = |which: Which| if which == Which::All { rows } else { wanted };
         let (inputs, normed) = (program.most_inputs(), program.most_normed());
         let (own, packed) = (PRIVATE_ROWS * stride(normed), layers::packed_rows(rows, inputs));
@@ -142,7 +144,7 @@ impl Activations {
         layout.normed = place(if rows > PRIVATE_ROWS { floats(rows, normed) } else { 0 });
         layout.packed = place(floats(1, packed));
         layout.members = place(floats(runtime.threads, member));
-        layout.logits = place(floats(wanted, vocab));
+        layout.logits = place(floats(side_by_side, vocab));
         layout.unfused = place(if traced { floats(rows, program.most_outputs()) } else { 0 });
         let before = self.memory.bytes();
         let at = self.memory.reserve(end);
@@ -223,9 +225,9 @@ impl<'a> Views<'a> {
         self.view(self.layout.packed, 1, self.packed)
     }
 
-    /// The wanted rows' logits, with padding.
+    /// Logits with padding: the wanted rows', or as many of them as there are at once.
     pub(super) fn logits(&self) -> Rows<'a> {
-        self.view(self.layout.logits, self.sizes.wanted, self.sizes.vocab)
+        self.view(self.layout.logits, self.sizes.side_by_side, self.sizes.vocab)
     }
 
     /// Room for a product before its activation or residual, where a trace wants it.

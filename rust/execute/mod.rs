@@ -3,6 +3,7 @@
 mod buffers;
 mod logits;
 mod plan;
+mod scores;
 mod trace;
 
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -20,6 +21,8 @@ pub use buffers::{Buffers, Taken, activation_bytes};
 use buffers::{Sizes, Views};
 use logits::LogitsWriter;
 pub use plan::Plan;
+use scores::ScoresWriter;
+pub use scores::{Asked, LOGITS_BYTES, Scored, score_row};
 pub use trace::{Activation, Trace};
 
 /// A program with everything that it runs on.
@@ -48,6 +51,24 @@ pub struct Inputs<'a> {
     pub trace: Option<&'a Trace>,
 }
 
+/// What a step leaves of its wanted rows.
+#[derive(Debug)]
+pub enum Results<'a> {
+    /// Nothing: nobody wants a row, or the program has no head.
+    Nothing,
+    /// Their logits, `W × V`.
+    Logits(&'a mut [f32]),
+    /// What they say of some tokens, in the order of the rows; their logits are made and used some rows at a time.
+    Scores(&'a [Asked], &'a mut [Scored]),
+}
+
+/// Where the results of a step go.
+#[derive(Debug, Clone, Copy)]
+enum Out<'a> {
+    Logits(LogitsWriter),
+    Scores(ScoresWriter<'a>),
+}
+
 /// One step for the members that run it.
 struct Step<'a, 'i> {
     executor: Executor<'a>,
@@ -56,13 +77,13 @@ struct Step<'a, 'i> {
     views: Views<'a>,
     /// Whether there are rows that nobody wants.
     narrowed: bool,
-    out: LogitsWriter,
+    out: Out<'a>,
     /// Barriers of the step, once it is done.
     barriers: AtomicUsize,
 }
 
 impl Executor<'_> {
-    /// Runs the plan of `buffers` and leaves the wanted rows' logits in `logits`, `W × V`; returns the rows that the program ends
+    /// Runs the plan of `buffers` and leaves `results` of the wanted rows; returns the rows that the program ends
     /// in, where it has no head. The plan's blocks are of caches of these sizes, reserved for its rows; `inputs` has a row for each.
     ///
     /// # Errors
@@ -72,14 +93,25 @@ impl Executor<'_> {
         turn: &mut Turn,
         buffers: &'b mut Buffers,
         inputs: Inputs<'_>,
-        logits: &mut [f32],
+        results: Results<'_>,
     ) -> Result<Option<Rows<'b>>> {
         let Buffers { plan, activations, barriers } = buffers;
         let (rows, wanted) = (plan.rows(), plan.wanted());
-        let vocab = logits.len().checked_div(wanted).unwrap_or(0);
-        let sizes = Sizes { rows, wanted, vocab, traced: inputs.trace.is_some() };
+        let (vocab, side_by_side, out) = match results {
+            Results::Nothing => (0, 0, Out::Logits(LogitsWriter::new(&mut []))),
+            Results::Logits(logits) => (
+                logits.len().checked_div(wanted).unwrap_or(0),
+                wanted,
+                Out::Logits(LogitsWriter::new(logits)),
+            ),
+            Results::Scores(asked, scored) => {
+                let vocab =
+                    self.program.head().map_or(0, |slot| self.weights.linear(slot).weight().outputs());
+                (vocab, scores::side_by_side(wanted, vocab), Out::Scores(ScoresWriter::new(asked, scored)))
+            }
+        };
+        let sizes = Sizes { rows, wanted, vocab, side_by_side, traced: inputs.trace.is_some() };
         let views = activations.lay_out(self.program, self.runtime, sizes)?;
-        let out = LogitsWriter::new(logits);
         let (narrowed, count) = (wanted < rows, AtomicUsize::new(0));
         let step = Step { executor: self, inputs: &inputs, plan, views, narrowed, out, barriers: count };
         turn.run(inputs.cancel, |member| step.member(member))?;
@@ -193,17 +225,23 @@ impl Step<'_, '_> {
             Op::Norm { x, norm, out } => w.norm(*norm).forward(ctx, views.rows(*x), views.rows(*out)),
             Op::Head { x, norm, linear } => {
                 let (rows, head) = (views.rows(*x), w.linear(*linear));
-                let x = match norm {
+                let prepare = |rows: Rows<'s>| match norm {
                     Some((_, norm)) => {
                         let (shared, own) = self.room_for_norm(ctx, rows);
-                        w.norm(*norm).prepare(ctx, rows, shared, own, head)?
+                        w.norm(*norm).prepare(ctx, rows, shared, own, head)
                     }
-                    None => head.prepare(ctx, rows)?,
+                    None => head.prepare(ctx, rows),
                 };
-                if let Some((name, _)) = norm {
-                    self.show(ctx, name, x.rows())?;
+                match self.out {
+                    Out::Logits(out) => {
+                        let x = prepare(rows)?;
+                        if let Some((name, _)) = norm {
+                            self.show(ctx, name, x.rows())?;
+                        }
+                        out.write(ctx, head, x, views.logits());
+                    }
+                    Out::Scores(out) => out.write(ctx, head, rows, prepare, views.logits())?,
                 }
-                self.out.write(ctx, head, x, views.logits());
             }
         }
         Ok(None)

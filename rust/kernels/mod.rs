@@ -118,6 +118,7 @@ macro_rules! table {
             scan!($attrs position(s: &[f32], score: f32) -> usize, scores::position(s, score));
             scan!($attrs exponentiate(v: &mut [f32], m: f32), scores::exponentiate(v, m));
             scan!($attrs sum_of_exponentials(v: &[f32], m: f32) -> f64, scores::sum_of_exponentials(v, m));
+            scan!($attrs sum_in_double(v: &[f32], m: f32) -> f64, scores::sum_in_double(v, m));
             scan!($attrs sum(v: &[f32]) -> f64, scores::sum(v));
             scan!($attrs divide(v: &mut [f32], by: f32), scores::divide(v, by));
             scan!($attrs subtract(v: &mut [f32], a: f32, b: f32), scores::subtract(v, a, b));
@@ -153,6 +154,7 @@ macro_rules! table {
                     position,
                     exponentiate,
                     sum_of_exponentials,
+                    sum_in_double,
                     sum,
                     divide,
                     subtract,

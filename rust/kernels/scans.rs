@@ -10,6 +10,7 @@ pub struct Scans {
     pub(super) position: unsafe fn(&[f32], f32) -> usize,
     pub(super) exponentiate: unsafe fn(&mut [f32], f32),
     pub(super) sum_of_exponentials: unsafe fn(&[f32], f32) -> f64,
+    pub(super) sum_in_double: unsafe fn(&[f32], f32) -> f64,
     pub(super) sum: unsafe fn(&[f32]) -> f64,
     pub(super) divide: unsafe fn(&mut [f32], f32),
     pub(super) subtract: unsafe fn(&mut [f32], f32, f32),
@@ -52,6 +53,12 @@ impl Scans {
     pub fn sum_of_exponentials(&self, values: &[f32], maximum: f32) -> f64 {
         // SAFETY: the table is only handed out where its features are.
         unsafe { (self.sum_of_exponentials)(values, maximum) }
+    }
+
+    /// As [`Scans::sum_of_exponentials`], where each of them is right to double precision.
+    pub fn sum_in_double(&self, values: &[f32], maximum: f32) -> f64 {
+        // SAFETY: the table is only handed out where its features are.
+        unsafe { (self.sum_in_double)(values, maximum) }
     }
 
     /// The sum of the values.

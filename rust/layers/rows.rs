@@ -92,6 +92,19 @@ impl Rows<'_> {
         Self { rows, ..self }
     }
 
+    /// Some of the rows.
+    #[must_use]
+    pub fn part(self, rows: std::ops::Range<usize>) -> Self {
+        assert!(
+            rows.start <= rows.end && rows.end <= self.rows,
+            "rows {} to {} of {}",
+            rows.start,
+            rows.end,
+            self.rows
+        );
+        Self { at: self.at(rows.start, 0), rows: rows.len(), ..self }
+    }
+
     /// Row `r` taken as `rows` rows of `width` floats, as a buffer of that width would hold them.
     #[must_use]
     pub fn window(self, r: usize, rows: usize, width: usize) -> Self {

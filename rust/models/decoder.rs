@@ -4,8 +4,11 @@
 //! verification a few tokens of one, and continuous batching is all of these in one call; nothing is padded.
 
 use crate::error::{Error, Result};
+use crate::execute::score_row;
+use crate::kernels::Kernels;
 use crate::team::Cancel;
 
+pub use crate::execute::{Asked, Scored};
 pub use crate::layers::embedding::Input;
 
 /// Rows of a segment whose logits are wanted.
@@ -15,6 +18,8 @@ pub enum Wanted {
     Nothing,
     /// Logits after the last token.
     Last,
+    /// Logits after each of so many last tokens.
+    Latest(usize),
     /// Logits after every token.
     All,
 }
@@ -25,6 +30,7 @@ impl Wanted {
         match self {
             Self::Nothing => 0,
             Self::Last => rows.min(1),
+            Self::Latest(count) => rows.min(count),
             Self::All => rows,
         }
     }
@@ -146,6 +152,10 @@ pub trait Decoder: Send + Sync {
     fn vocab_size(&self) -> usize;
     /// How long a sequence may become.
     fn context_length(&self) -> ContextLength;
+    /// Positions of the longest sequence in which positions count as in short ones, where they count otherwise in long ones.
+    fn border(&self) -> Option<usize> {
+        None
+    }
     /// A block of the cache.
     fn cache_block(&self) -> CacheBlock;
     /// Bytes of the cache that nobody has reserved and that are in use now: by states that are advanced by hand, and by encoded
@@ -180,4 +190,48 @@ pub trait Decoder: Send + Sync {
         logits: &mut Vec<f32>,
         cancel: &Cancel<'_>,
     ) -> Result<()>;
+    /// Appends as [`Decoder::forward`] does, and leaves in `scored`, instead of logits, what the wanted rows say of the tokens that are
+    /// asked for, in the order of `asked`, which is that of its rows. A model need not hold all logits at once for it.
+    ///
+    /// # Errors
+    /// As for [`Decoder::forward`]; `Option` for a token past `V`, or a row that is not wanted.
+    fn score(
+        &self,
+        batch: &mut [Segment<'_, Self::Sequence>],
+        asked: &[Asked],
+        scored: &mut Vec<Scored>,
+        cancel: &Cancel<'_>,
+    ) -> Result<()> {
+        let (mut logits, vocab) = (Vec::new(), self.vocab_size());
+        self.forward(batch, &mut logits, cancel)?;
+        check_asked(asked, logits.len() / vocab, vocab)?;
+        scored.clear();
+        scored.resize(asked.len(), Scored::default());
+        for (row, logits) in logits.chunks(vocab).enumerate() {
+            let first = asked.partition_point(|asked| asked.row < row);
+            let end = asked.partition_point(|asked| asked.row <= row);
+            score_row(Kernels::chosen_scans(), logits, &asked[first..end], &mut scored[first..end]);
+        }
+        Ok(())
+    }
+}
+
+/// Checks that what is asked for are tokens of a vocabulary at wanted rows, in the order of these.
+///
+/// # Errors
+/// `Option` where it is not.
+pub(super) fn check_asked(asked: &[Asked], wanted: usize, vocab: usize) -> Result<()> {
+    let refused = |expected: String, got: usize| {
+        Err(Error::Option { option: "target".to_owned(), expected, got: got.to_string() })
+    };
+    if let Some(asked) = asked.iter().find(|asked| asked.token as usize >= vocab) {
+        return refused(format!("less than the vocabulary size {vocab}"), asked.token as usize);
+    }
+    let rising = asked.is_sorted_by_key(|asked| asked.row);
+    match asked.iter().map(|asked| asked.row).max() {
+        Some(row) if row >= wanted || !rising => {
+            refused(format!("rows in rising order, each below {wanted}"), row)
+        }
+        _ => Ok(()),
+    }
 }

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use super::options::option;
 use super::sequence::{DecoderSequence, EncoderOutput, PendingSource, Source};
 use crate::error::{Error, Result};
-use crate::execute::{Buffers, Executor, Inputs, Trace};
+use crate::execute::{Buffers, Executor, Inputs, Results, Trace};
 use crate::kernels::BLOCK;
 use crate::kv::{Account, Pool, Sequence};
 use crate::layers::Rows;
@@ -107,7 +107,7 @@ impl Encoder<'_> {
         }
         let of = |i: usize| Input::Tokens(sources[i].0);
         let inputs = Inputs { of: &of, cancel, trace };
-        let rows = self.executor.run(&mut turn, &mut buffers, inputs, &mut [])?;
+        let rows = self.executor.run(&mut turn, &mut buffers, inputs, Results::Nothing)?;
         let (Some(rows), Some(pooling)) = (rows, pooling) else { return Ok(Vec::new()) };
         let mut first = 0;
         let hidden = sources.iter().map(|(ids, _)| {

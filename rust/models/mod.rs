@@ -33,12 +33,14 @@ use crate::program::{Program, Recorder, Weights, Work};
 use encoder_decoder::{Encoder, no_decoder};
 use registry::{Architecture, Network, Recorded};
 use rope::Rope;
-use step::Bounds;
+use step::{Bounds, Left};
 
 pub use crate::execute::Activation;
 pub use crate::team::Cancel;
 pub use adapters::modules;
-pub use decoder::{CacheBlock, ContextLength, Decoder, Input, Limits, Segment, Sequence, Wanted};
+pub use decoder::{
+    Asked, CacheBlock, ContextLength, Decoder, Input, Limits, Scored, Segment, Sequence, Wanted,
+};
 pub use encoder_decoder::Pooling;
 pub use info::{Attention, Info, MemoryUse};
 use options::option;
@@ -323,14 +325,14 @@ impl Model {
         };
         let mut sequence = self.start_from(source)?;
         let segment = Segment { sequence: &mut sequence, input: Input::Tokens(ids), logits: Wanted::All };
-        self.step(&mut [segment], &mut Vec::new(), cancel, Some(&trace))?;
+        self.step(&mut [segment], Left::Logits(&mut Vec::new()), cancel, Some(&trace))?;
         Ok(trace.into_entries())
     }
 
     fn step(
         &self,
         batch: &mut [Segment<'_, DecoderSequence>],
-        logits: &mut Vec<f32>,
+        left: Left<'_>,
         cancel: &Cancel<'_>,
         trace: Option<&Trace>,
     ) -> Result<()> {
@@ -345,7 +347,7 @@ impl Model {
             }
         }
         let executor = self.executor(decoder, self.pool.shape());
-        step::run(executor, self.bounds, batch, logits, cancel, trace)
+        step::run(executor, self.bounds, batch, left, cancel, trace)
     }
 
     fn executor<'a>(&'a self, program: &'a Program, own: &'a Shape) -> Executor<'a> {
@@ -444,6 +446,20 @@ impl Decoder for Model {
         logits: &mut Vec<f32>,
         cancel: &Cancel<'_>,
     ) -> Result<()> {
-        self.step(batch, logits, cancel, None)
+        self.step(batch, Left::Logits(logits), cancel, None)
+    }
+
+    fn border(&self) -> Option<usize> {
+        self.bounds.border
+    }
+
+    fn score(
+        &self,
+        batch: &mut [Segment<'_, DecoderSequence>],
+        asked: &[Asked],
+        scored: &mut Vec<Scored>,
+        cancel: &Cancel<'_>,
+    ) -> Result<()> {
+        self.step(batch, Left::Scores(asked, scored), cancel, None)
     }
 }

@@ -3,10 +3,10 @@
 
 use std::sync::Arc;
 
-use super::decoder::{ContextLength, Input, Segment, Sequence};
+use super::decoder::{Asked, ContextLength, Input, Scored, Segment, Sequence, check_asked};
 use super::sequence::DecoderSequence;
 use crate::error::{Error, Result};
-use crate::execute::{Buffers, Executor, Inputs, Plan, Trace};
+use crate::execute::{Buffers, Executor, Inputs, Plan, Results, Trace};
 use crate::team::{self, Cancel};
 
 /// What a model holds every segment to.
@@ -50,7 +50,53 @@ impl Bounds {
     }
 }
 
-/// Appends every segment to its sequence and leaves the wanted rows' logits in `logits`, `W × V`.
+/// What a step leaves of its wanted rows; on an error nothing is in it.
+#[derive(Debug)]
+pub(super) enum Left<'a> {
+    /// Their logits, `W × V`.
+    Logits(&'a mut Vec<f32>),
+    /// What they say of the tokens that are asked for.
+    Scores(&'a [Asked], &'a mut Vec<Scored>),
+}
+
+impl Left<'_> {
+    /// Makes room for so many wanted rows. What is left of the last step is written over, all of it.
+    fn make_room(&mut self, wanted: usize, vocab: usize) -> Result<()> {
+        match self {
+            Self::Logits(logits) => {
+                let floats = wanted * vocab;
+                logits.truncate(floats);
+                if logits.try_reserve(floats - logits.len()).is_err() {
+                    let bytes = floats * size_of::<f32>();
+                    return Err(Error::OutOfMemory { what: "logits".to_owned(), bytes });
+                }
+                logits.resize(floats, 0.0);
+            }
+            Self::Scores(asked, scored) => {
+                check_asked(asked, wanted, vocab)?;
+                scored.clear();
+                scored.resize(asked.len(), Scored::default());
+            }
+        }
+        Ok(())
+    }
+
+    fn results(&mut self) -> Results<'_> {
+        match self {
+            Self::Logits(logits) => Results::Logits(logits),
+            Self::Scores(asked, scored) => Results::Scores(asked, scored),
+        }
+    }
+
+    fn clear(&mut self) {
+        match self {
+            Self::Logits(logits) => logits.clear(),
+            Self::Scores(_, scored) => scored.clear(),
+        }
+    }
+}
+
+/// Appends every segment to its sequence and leaves in `left` what is asked of the wanted rows.
 ///
 /// # Errors
 /// Those of the executor; `Option` for an id past the vocabulary, a wrong width or an empty segment; `ContextLength`. On an
@@ -59,7 +105,7 @@ pub(super) fn run(
     executor: Executor<'_>,
     bounds: Bounds,
     segments: &mut [Segment<'_, DecoderSequence>],
-    logits: &mut Vec<f32>,
+    mut left: Left<'_>,
     cancel: &Cancel<'_>,
     trace: Option<&Trace>,
 ) -> Result<()> {
@@ -67,29 +113,26 @@ pub(super) fn run(
     for segment in segments.iter() {
         wanted += segment.logits.count(bounds.check(segment.input, segment.sequence.len())?);
     }
-    let floats = wanted * bounds.vocab;
-    // What is left of the last step is written over, all of it; an error from here on clears it.
-    logits.truncate(floats);
-    if logits.try_reserve(floats - logits.len()).is_err() {
-        logits.clear();
-        return Err(Error::OutOfMemory { what: "logits".to_owned(), bytes: floats * size_of::<f32>() });
+    // An error from here on clears what is left.
+    if let Err(error) = left.make_room(wanted, bounds.vocab) {
+        left.clear();
+        return Err(error);
     }
-    logits.resize(floats, 0.0);
     if segments.is_empty() {
         return Ok(());
     }
     let again = match bounds.border {
-        Some(_) => read_again(segments, bounds.width).inspect_err(|_| logits.clear())?,
+        Some(_) => read_again(segments, bounds.width).inspect_err(|_| left.clear())?,
         None => Vec::new(),
     };
     // What is fed for a segment: its own input, behind what the cache lacks of its sequence.
     let lacking = |i: usize| again.get(i).and_then(Option::as_ref);
-    let mut turn = team::turn(executor.runtime.threads, cancel).inspect_err(|_| logits.clear())?;
+    let mut turn = team::turn(executor.runtime.threads, cancel).inspect_err(|_| left.clear())?;
     let mut buffers = Buffers::take();
     let result = reserve(segments, bounds.width, lacking, &mut buffers.plan).and_then(|()| {
         let segments = &*segments;
         let of = |i: usize| lacking(i).map_or(segments[i].input, |ids| Input::Tokens(ids));
-        executor.run(&mut turn, &mut buffers, Inputs { of: &of, cancel, trace }, logits)?;
+        executor.run(&mut turn, &mut buffers, Inputs { of: &of, cancel, trace }, left.results())?;
         Ok(())
     });
     for (i, segment) in segments.iter_mut().enumerate() {
@@ -108,7 +151,7 @@ pub(super) fn run(
         }
     }
     if result.is_err() {
-        logits.clear();
+        left.clear();
     }
     result
 }

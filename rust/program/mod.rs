@@ -269,6 +269,14 @@ impl Program {
         })
     }
 
+    /// The matrix of the head.
+    pub fn head(&self) -> Option<Slot<Linear>> {
+        self.phases.iter().find_map(|phase| match &phase.op {
+            Op::Head { linear, .. } => Some(*linear),
+            _ => None,
+        })
+    }
+
     /// The last rows that a program without a head leaves, such as an encoder's hidden states.
     pub fn result(&self) -> Option<Operand> {
         self.phases.iter().rev().find_map(|phase| match &phase.op {

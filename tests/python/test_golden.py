@@ -46,6 +46,24 @@ def test_logits_equal_transformers(name: str) -> None:
     assert np.abs(got - want).max() <= 1e-4 * max(1.0, np.abs(want).max())
 
 
+def logprobs(name: str, targets: list[int]) -> Any:
+    """Log-probabilities of tokens by the golden logits of the places before them."""
+    logits = load_file(GOLDEN / name / "expected.safetensors")["logits"].astype(np.float64)[: len(targets)]
+    logits -= logits.max(-1, keepdims=True)
+    return (logits - np.log(np.exp(logits).sum(-1, keepdims=True)))[np.arange(len(targets)), targets]
+
+
+@pytest.mark.parametrize("name", MADE)
+def test_scores_are_those_of_transformers_logits(name: str) -> None:
+    model, ids = fastdecode.CausalLM.load(GOLDEN / name), expected(name)["prompt"]
+    want = logprobs(name, ids[1:])
+    assert model.loss(ids) == pytest.approx(-want.mean(), rel=1e-4)
+    [score] = model.score([(ids[:2], ids[2:])])
+    bound = 1e-4 * max(1.0, np.abs(want).max())
+    np.testing.assert_allclose(score.token_logprobs, want[1:], rtol=0, atol=bound)
+    assert score.logprob == pytest.approx(want[1:].sum(), rel=1e-4)
+
+
 @pytest.mark.parametrize("name", MADE)
 def test_greedy_ids_equal_transformers(name: str) -> None:
     answers = expected(name)
@@ -73,6 +91,9 @@ def test_an_encoder_decoder_equals_transformers(name: str) -> None:
         logits, want["logits"], rtol=0, atol=1e-4 * max(1.0, np.abs(want["logits"]).max())
     )
     assert model.loss(source, target) == pytest.approx(answers["loss"], rel=1e-5)
+    [score] = model.score([(memory, target)])
+    bound = 1e-4 * max(1.0, np.abs(want["logits"]).max())
+    np.testing.assert_allclose(score.token_logprobs, logprobs(name, target), rtol=0, atol=bound)
 
 
 @pytest.mark.parametrize("name", SEQ2SEQ)

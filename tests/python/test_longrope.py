@@ -113,3 +113,18 @@ def test_factors_that_fit_no_head_are_refused(field: str, value: object) -> None
     scaling = {**RECIPE.config["rope_scaling"], field: value}
     with pytest.raises(errors.ConfigError, match=f"rope_scaling.{field}: expected a list of 4 numbers"):
         fastdecode.CausalLM.from_tensors(RECIPE.config | {"rope_scaling": scaling}, {})
+
+
+@pytest.mark.parametrize("length", [BORDER, BORDER + 1, 3 * BORDER, 600])
+def test_losses_are_those_of_the_length(folder: Path, model: Any, length: int) -> None:
+    """The last token is not read, and counts for the length all the same."""
+    reference = Reference(folder, None)
+    [ids] = RECIPE.ids(1, length)
+    with torch.no_grad():
+        told = torch.tensor([ids])
+        want = reference.model(told, labels=told, use_cache=False).loss.item()
+    # Others that begin with the same tokens, on either side of the border.
+    company = [ids[: BORDER - 3], ids[: BORDER + 1], ids, [*ids, 5]]
+    losses = model.loss(company)
+    assert losses[2] == pytest.approx(want, rel=1e-4)
+    assert losses == [model.loss(one) for one in company]

@@ -259,8 +259,7 @@ impl Decoder for FakeModel {
             }
             for (place, &token) in tokens.iter().enumerate() {
                 segment.sequence.append(token);
-                let last = place + 1 == tokens.len();
-                if segment.logits == Wanted::All || (segment.logits == Wanted::Last && last) {
+                if place + segment.logits.count(tokens.len()) >= tokens.len() {
                     let hash = segment.sequence.hash();
                     logits.extend((0..self.vocab_size as u32).map(|token| self.logit(hash, token)));
                 }

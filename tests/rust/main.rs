@@ -27,6 +27,7 @@ mod schedule;
 mod schedule_any;
 mod schedule_memory;
 mod schedule_threads;
+mod score;
 mod tables;
 
 /// The golden file `name`, made by a script in `tools/`.

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use fastdecode::Error;
 use fastdecode::checkpoint::{Checkpoint, Dtype, MemoryTensor};
-use fastdecode::execute::{Buffers, Executor, Inputs};
+use fastdecode::execute::{Buffers, Executor, Inputs, Results};
 use fastdecode::kernels::Activation;
 use fastdecode::kv::{Pool, Sequence, Shape};
 use fastdecode::layers::Runtime;
@@ -136,7 +136,7 @@ fn step(
     let mut logits = vec![0.0; wanted * VOCAB];
     let (of, cancel) = (|i: usize| Input::Tokens(parts[i].0), Cancel::never());
     let inputs = Inputs { of: &of, cancel: &cancel, trace: None };
-    executor.run(&mut turn, &mut buffers, inputs, &mut logits).unwrap();
+    executor.run(&mut turn, &mut buffers, inputs, Results::Logits(&mut logits)).unwrap();
     for (sequence, (ids, _)) in sequences.iter_mut().zip(parts) {
         sequence.advance(ids.len());
     }
