@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any, overload
 
 from .arrays import as_floats, bad_option, is_empty, is_one
 from .model import LanguageModel, Request
+from .prefix import Prefix, snapshot
 from .state import State
 
 if TYPE_CHECKING:
@@ -199,6 +200,29 @@ class CausalLM(LanguageModel):
             core.append_embeddings(rows.data)
         return State(core, self._core.vocab_size)
 
+    def prefix(self, prompt: Prompt) -> Prefix:
+        """Reads once what many prompts begin with: a system prompt, examples, a document.
+
+        Calls that get it as `prefix=` give what they would give with both as one prompt, to the bit, and compute
+        only what is new. `Usage.cached_tokens` says how much was not.
+
+        Args:
+            prompt: A string or token ids. Prompts behind it are of the same kind.
+
+        Raises:
+            OptionError: The prompt cannot be used.
+            ContextLengthError: It is longer than the model's context.
+            TokenizerMissing: Text is given and the model has no tokenizer.
+
+        Example:
+            >>> with model.prefix("Once upon a time there was a wolf. ") as prefix:
+            ...     output = model.run("The wolf", prefix=prefix, max_new_tokens=5)
+            >>> output.usage.cached_tokens >= len(prefix) - 1
+            True
+        """
+        given = snapshot(prompt)
+        return Prefix(self._core.prefix(self._ids(given)), given)
+
     def logits(self, prompt: Prompt) -> NDArray[np.float32]:
         """Logits after every token of a prompt, in one pass.
 
@@ -244,8 +268,12 @@ class CausalLM(LanguageModel):
         ids = self._ids(prompt)
         return {name: as_floats(values).reshape(shape) for name, shape, values in self._core.trace(ids)}
 
-    def _read(self, item: Prompt) -> Request:
-        return Request(self._ids(item))
+    def _read(self, item: Prompt, prefix: Prefix | None = None) -> Request:
+        return Request(self._ids_behind(prefix, item))
+
+    def _ids_behind(self, prefix: Prefix | None, prompt: Prompt) -> list[int]:
+        """Ids of a prompt that stands behind a prefix, the prefix's included."""
+        return self._ids(prompt if prefix is None else prefix.joined(prompt))
 
     def _ids(self, prompt: Prompt) -> list[int]:
         ids = [] if is_empty(prompt) else self._encode_text(prompt)
