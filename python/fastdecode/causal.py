@@ -220,8 +220,8 @@ class CausalLM(LanguageModel):
             >>> output.usage.cached_tokens >= len(prefix) - 1
             True
         """
-        given = snapshot(prompt)
-        return Prefix(self._core.prefix(self._ids(given)), given)
+        ids = self._ids(prompt)
+        return Prefix(self._core.prefix(ids), snapshot(prompt))
 
     def logits(self, prompt: Prompt) -> NDArray[np.float32]:
         """Logits after every token of a prompt, in one pass.

@@ -420,9 +420,10 @@ def _check_names(call: Mapping[str, Any]) -> None:
             continue
         import difflib
 
-        close = difflib.get_close_matches(name, CHECKS, n=1)
+        names = (*CHECKS, "prefix")
+        close = difflib.get_close_matches(name, names, n=1)
         meant = _ALIASES.get(name) or (close[0] if close else None)
-        expected = meant if meant is not None else ", ".join(CHECKS)
+        expected = meant if meant is not None else ", ".join(names)
         hint = f"did you mean {meant}?" if meant is not None else f"the options are: {expected}"
         raise UnknownOptionError(f"unknown option {name!r}; {hint}", option=name, expected=expected)
 

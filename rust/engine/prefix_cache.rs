@@ -163,3 +163,100 @@ impl<S: Sequence> PrefixCache<S> {
         Some(prefix)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::collection::vec;
+    use proptest::prelude::*;
+
+    use super::*;
+
+    /// A sequence that is nothing but its ids; blocks of four have the numbers that their contents have, or their own.
+    #[derive(Debug, Clone)]
+    struct Held {
+        ids: Vec<u32>,
+        numbers: Vec<usize>,
+        /// Positions of the longest sequence that can begin with it.
+        longest: usize,
+    }
+
+    const POSITIONS: usize = 4;
+
+    impl Sequence for Held {
+        fn len(&self) -> usize {
+            self.ids.len()
+        }
+
+        fn reusable(&self, len: usize) -> usize {
+            if len > self.longest { 0 } else { self.ids.len() }
+        }
+
+        fn blocks(&self, out: &mut Vec<usize>) {
+            out.extend(&self.numbers);
+        }
+
+        fn share(&mut self, other: &Self, positions: usize) {
+            assert_eq!(self.ids[..positions], other.ids[..positions]);
+            let whole = positions / POSITIONS;
+            self.numbers[..whole].copy_from_slice(&other.numbers[..whole]);
+        }
+
+        fn fork(&self) -> Self {
+            self.clone()
+        }
+
+        fn truncate(&mut self, len: usize) {
+            self.ids.truncate(len);
+            self.numbers.truncate(len.div_ceil(POSITIONS));
+        }
+    }
+
+    fn held(ids: &[u32], next: &mut usize, longest: usize) -> Prefix<Held> {
+        let blocks = ids.len().div_ceil(POSITIONS);
+        *next += blocks;
+        Prefix::new(ids, Held { ids: ids.to_vec(), numbers: (*next - blocks..*next).collect(), longest })
+    }
+
+    proptest! {
+        #[test]
+        fn what_is_kept_is_found_and_never_more_than_its_bytes(
+            all in vec((vec(0..3u32, 0..14), prop::bool::weighted(0.7), prop::bool::weighted(0.1)), 1..40),
+            most in 1..12usize,
+        ) {
+            let (mut cache, mut next, mut gone) = (PrefixCache::default(), 0, Vec::new());
+            for (ids, adds, short) in all {
+                if adds {
+                    let (before, additions) = (cache.len(), cache.additions());
+                    let prefix = held(&ids, &mut next, if short { 5 } else { usize::MAX });
+                    cache.insert(prefix, most, POSITIONS, &mut gone);
+                    prop_assert!(cache.len() <= before + 1 && cache.additions() <= additions + 1);
+                    let fits = &ids[..ids.len().min(most * POSITIONS)];
+                    prop_assert!(cache.entries.keys().any(|kept| kept.starts_with(fits)) || fits.is_empty());
+                } else {
+                    let reusable = |prefix: &Prefix<Held>| prefix.reusable(&ids);
+                    let any_short = cache.entries.values().any(|entry| entry.prefix.sequence().longest == 5);
+                    let longest = cache.entries.values().map(|entry| reusable(&entry.prefix)).max().unwrap_or(0);
+                    let found = cache.begin(&ids, 0).map_or(0, |found| found.len());
+                    prop_assert!(found == longest || any_short && found < longest, "{found} of {longest}");
+                    prop_assert!(cache.begin(&ids, longest).is_none());
+                }
+                prop_assert!(cache.block_count() <= most);
+                let mut numbers: Vec<usize> =
+                    cache.entries.values().flat_map(|entry| entry.prefix.sequence().numbers.clone()).collect();
+                numbers.sort_unstable();
+                numbers.dedup();
+                prop_assert_eq!(numbers.len(), cache.block_count(), "each block is counted once");
+                prop_assert_eq!(cache.by_use.len(), cache.len());
+                let keys: Vec<_> = cache.entries.keys().collect();
+                for pair in keys.windows(2) {
+                    prop_assert!(!pair[1].starts_with(pair[0]), "{:?} begins {:?}", pair[0], pair[1]);
+                    let whole = common(pair[0], pair[1]) / POSITIONS;
+                    let numbers = |ids: &Arc<[u32]>| cache.entries[ids].prefix.sequence().numbers.clone();
+                    prop_assert_eq!(&numbers(pair[0])[..whole], &numbers(pair[1])[..whole], "what is common is shared");
+                }
+            }
+            while cache.pop().is_some() {}
+            prop_assert!(cache.is_empty() && cache.block_count() == 0 && cache.by_use.is_empty());
+        }
+    }
+}
