@@ -268,12 +268,8 @@ class CausalLM(LanguageModel):
         ids = self._ids(prompt)
         return {name: as_floats(values).reshape(shape) for name, shape, values in self._core.trace(ids)}
 
-    def _read(self, item: Prompt, prefix: Prefix | None = None) -> Request:
-        return Request(self._ids_behind(prefix, item))
-
-    def _ids_behind(self, prefix: Prefix | None, prompt: Prompt) -> list[int]:
-        """Ids of a prompt that stands behind a prefix, the prefix's included."""
-        return self._ids(prompt if prefix is None else prefix.joined(prompt))
+    def _read(self, item: Prompt) -> Request:
+        return Request(self._ids(item))
 
     def _ids(self, prompt: Prompt) -> list[int]:
         ids = [] if is_empty(prompt) else self._encode_text(prompt)

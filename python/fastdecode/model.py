@@ -432,7 +432,7 @@ class LanguageModel:
         known = reuse if prefix is None else prefix
         prompts = self._core.prompts(None if known is None else known.core)
         for item in items:
-            prompts.push(*(self._read(item) if prefix is None else self._read(item, prefix)))
+            prompts.push(*self._read(item if prefix is None else prefix.joined(item)))
         return Decoding(self._core, prompts, resolved, self._writer(), self._load_seconds, keep=keep)
 
     def _writer(self) -> Tokenizer | None:
@@ -453,8 +453,8 @@ class LanguageModel:
 
         return stream(self._core, self._streams, start)
 
-    def _read(self, item: Any, prefix: Prefix | None = None) -> Request:  # noqa: ANN401 (what an item is, the class says)
-        """One item of a call as ids, behind a prefix."""
+    def _read(self, item: Any) -> Request:  # noqa: ANN401 (what an item is, the class of the model says)
+        """One item of a call as ids."""
         raise NotImplementedError
 
     def _encode_text(

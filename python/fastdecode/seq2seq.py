@@ -441,7 +441,7 @@ class Seq2SeqLM(LanguageModel):
             raise bad_option("decoder_prompt", f"one prompt, or one per source, {len(sources)} in all", got)
         return _Items(sources, prompts, each=True), False
 
-    def _read(self, item: _Item, prefix: object = None) -> Request:  # noqa: ARG002 (models with an encoder have none)
+    def _read(self, item: _Item) -> Request:
         start, prompt = self._start_token(), item.prompt
         ids: list[int] = []
         if prompt is not None and not is_empty(prompt):

@@ -194,7 +194,6 @@ where
             }
             slot.kept
         });
-        ticket.cancelled.store(true, Ordering::SeqCst);
         self.unlock(state);
         drop(call);
         Ok(kept)

@@ -81,7 +81,7 @@ def holds(model: Any) -> int:
 def check(model: Any, prefix: list[int], prompt: list[int], **options: Any) -> int:
     """Whether a prompt behind a prefix gives the bits of both as one; how many tokens were reused."""
     with model.prefix(prefix) as handle:
-        got = model.run(prompt or [[]], prefix=handle, **GREEDY | options)
+        got = model.run([prompt], prefix=handle, **GREEDY | options)
     want = model.run([*prefix, *prompt], **GREEDY | options)
     for one, other in zip(*[out if isinstance(out, list) else [out] for out in (got, want)], strict=True):
         assert same(one, other), f"{len(prefix)} and {len(prompt)} tokens"
@@ -246,7 +246,7 @@ def test_running_calls_keep_what_they_began_with(long_model: fastdecode.CausalLM
     assert holds(long_model) == 0
 
 
-def test_misuse_is_told(model: fastdecode.CausalLM, ids_model: fastdecode.CausalLM, tmp_path: Path) -> None:
+def test_misuse_is_told(model: Any, ids_model: Any, tmp_path: Path) -> None:
     prefix = model.prefix([5, 6])
     with pytest.raises(errors.OptionError, match="prefix: expected one that this very model has read"):
         ids_model.run([5], prefix=prefix)
@@ -257,14 +257,15 @@ def test_misuse_is_told(model: fastdecode.CausalLM, ids_model: fastdecode.Causal
         model.run([5], prefix=text)
     with pytest.raises(errors.OptionError, match=r"prompt: expected token ids.*got text"):
         model.generate(["", "a"], prefix=prefix)
+    wrong: Any
     for wrong in ("Once", [5, 6], 7, model.prefill([5])):
         with pytest.raises(
             errors.OptionError, match=r"prefix: expected what model\.prefix returns, or None, got"
         ):
-            model.run([5], prefix=wrong)  # type: ignore[arg-type]
+            model.run([5], prefix=wrong)
     assert model.run([5], prefix=None, **GREEDY).token_ids == model.run([5], **GREEDY).token_ids
     with pytest.raises(errors.UnknownOptionError, match="prefix"):
-        model.run([5], prefx=prefix)  # type: ignore[call-arg]
+        model.run([5], prefx=prefix)
     limit = model.info()["context_length"]
     with pytest.raises(errors.ContextLengthError):
         model.prefix([1] * (limit + 1))
@@ -272,7 +273,7 @@ def test_misuse_is_told(model: fastdecode.CausalLM, ids_model: fastdecode.Causal
         model.run([1] * limit, prefix=prefix, **GREEDY)
     for wrong in (None, 5, [model.info()["vocab_size"]], [[5], [6]]):
         with pytest.raises(errors.OptionError):
-            model.prefix(wrong)  # type: ignore[arg-type]
+            model.prefix(wrong)
     with pytest.raises(errors.TokenizerMissing):
         ids_model.prefix("text")
     prefix.close()
@@ -290,7 +291,8 @@ def test_misuse_is_told(model: fastdecode.CausalLM, ids_model: fastdecode.Causal
             use()
         assert closed.value.got == "a closed one"
     assert prefix, "whether it is there is another question than how long it is"
-    for spoil in (pickle.dumps, copy.copy, copy.deepcopy):
+    spoils: list[Callable[[Any], Any]] = [pickle.dumps, copy.copy, copy.deepcopy]
+    for spoil in spoils:
         with pytest.raises(TypeError, match="a prefix cannot be pickled or copied"):
             spoil(text)
     assert (
@@ -298,7 +300,8 @@ def test_misuse_is_told(model: fastdecode.CausalLM, ids_model: fastdecode.Causal
     )
     folder = FAMILIES["t5"].write_tiny(tmp_path / "t5", tokenizer=tiny.with_end())
     t5 = fastdecode.load(folder)
-    for attempt in (lambda: t5.prefix("Once"), lambda: t5.run("Once", prefix=text)):
+    attempts: list[Callable[[], Any]] = [lambda: t5.prefix("Once"), lambda: t5.run("Once", prefix=text)]
+    for attempt in attempts:
         with pytest.raises(
             errors.OptionError, match=r"prefix: expected none for a model with an encoder \(memory="
         ):

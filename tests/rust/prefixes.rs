@@ -124,7 +124,7 @@ fn what_a_prefix_holds_is_reserved_by_no_call() {
 
 #[test]
 fn a_call_that_leaves_for_want_of_memory_comes_back_behind_its_prefix() {
-    let engine = engine(FakeModel { memory: Some(400), pool: Some(Arc::default()), ..fake() });
+    let engine = engine(FakeModel { memory: Some(380), pool: Some(Arc::default()), ..fake() });
     let prefix = read(&engine, &text(0, 100, 0, 0)[..100]);
     let prompts: Vec<Vec<u32>> = (0..2).map(|number| text(0, 100, number, 10)).collect();
     // 100 positions of the prefix, and twice what a row comes to.
@@ -182,7 +182,7 @@ fn prompts_are_there_for_others_as_soon_as_they_are_read() {
     drop(long);
     let (rows, cached) = told(&mut begin(&engine, &prompts, greedy(2)));
     assert_eq!(rows, alone(&prompts, greedy(2)));
-    assert_eq!(cached.iter().filter(|&&tokens| tokens == 300).count(), 18, "{cached:?}");
+    assert_eq!(cached.iter().filter(|&&tokens| tokens == 300).count(), 19, "{cached:?}");
     let fed = fed(&engine);
     assert!(fed <= 2 * 512 + 20 * 20 + 20, "{fed} tokens");
 }
@@ -251,7 +251,7 @@ fn what_calls_leave_is_given_up_before_anybody_waits() {
     }
     let steps = engine.model().steps.lock().expect("not poisoned").clone();
     assert_eq!(steps[0].prompts, 2, "both begin at once");
-    assert!(steps.iter().filter(|step| step.decodes == 2).count() >= AHEAD, "{steps:?}");
+    assert!(steps.iter().filter(|step| step.decodes == 2).count() >= AHEAD - 1, "{steps:?}");
 }
 
 #[test]
@@ -352,7 +352,7 @@ fn a_reader_keeps_what_its_row_has_in_the_cache() {
         let kept = call.kept(None).expect("sound").expect("it was read");
         assert!((64..80).contains(&kept.ids().len()), "{}", kept.ids().len());
         assert_eq!(kept.ids()[..], whole[..kept.ids().len()]);
-        assert!(matches!(call.advance(None), Err(Error::Cancelled) | Ok(None)));
+        assert!(call.advance(None).expect("it is over").is_none());
         let long = text(20, 1500, 0, 10);
         let mut call = begin(&engine, &[long.clone()], keep(20));
         call.advance(None).expect("sound");
