@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import copy
-import gc
 import json
 import os
 import pickle
@@ -73,7 +72,6 @@ def long_model(long_folder: Path) -> fastdecode.CausalLM:
 
 def holds(model: Any) -> int:
     """Bytes of keys and values that anything of the model holds."""
-    gc.collect()
     held: int = model.info()["cache_bytes_live"]
     return held
 
