@@ -8,8 +8,8 @@ read. *Five shots*: prompts of 60 tokens behind 1,000 that all of them share. Be
 with a handle (`prefix=`); one to a model that keeps prefixes by itself (`prefix_cache_bytes`); a call behind what an
 earlier one has left to its reader, as `Chat` makes them; a fork of a state that reads the same new tokens in one pass,
 which is the least that can be done, and (for the turn) in as many steps. Prompts are texts, so that tokenizing all of
-them is in the calls' time. The aim is at most 1.15 times what the state takes; the whole prompt without a prefix is told
-once, for comparison. Every first token must be that of the whole prompt.
+them is in the calls' time. The aim is at most 1.15 times what the state takes; the whole prompt without a prefix is
+told once, for comparison. Every first token must be that of the whole prompt.
 """
 
 from __future__ import annotations

@@ -176,10 +176,15 @@ where
                 && let Some(hook) = hook
             {
                 self.unlock(state);
-                if hook() {
+                let stop = hook();
+                state = self.lock();
+                if stop {
+                    if let Some(slot) = state.slot(id) {
+                        slot.closing = false;
+                    }
+                    self.unlock(state);
                     return Err(Error::Cancelled);
                 }
-                state = self.lock();
             }
         }
         let slot = state.place(id).map(|place| state.slots.remove(place));
