@@ -217,7 +217,7 @@ class CausalLM(LanguageModel):
         Example:
             >>> with model.prefix("Once upon a time there was a wolf. ") as prefix:
             ...     output = model.run("The wolf", prefix=prefix, max_new_tokens=5)
-            >>> output.usage.cached_tokens >= len(prefix) - 1
+            ...     len(prefix) - 1 <= output.usage.cached_tokens < output.usage.prompt_tokens
             True
         """
         ids = self._ids(prompt)

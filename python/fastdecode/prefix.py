@@ -34,8 +34,8 @@ class Prefix:
 
     Example:
         >>> with model.prefix("Once upon a time there was a king. ") as prefix:
-        ...     story = model.generate("He had", prefix=prefix, max_new_tokens=20)
-        >>> story == model.generate("Once upon a time there was a king. He had", max_new_tokens=20)
+        ...     story = model.generate("He had", prefix=prefix, seed=1, max_new_tokens=20)
+        >>> story == model.generate("Once upon a time there was a king. He had", seed=1, max_new_tokens=20)
         True
     """
 
