@@ -37,7 +37,8 @@ class Decoding:
         options: Resolved options of the call.
         tokenizer: Makes the text; None for ids alone.
         load_seconds: How long the model took to load, for the outputs' timings.
-        keep: Whether what its only sequence has in the cache at its end is kept, see `kept`.
+        keep: Whether what its only sequence has in the cache at its end is kept, see `kept`; of several ones, and of
+            beams, nothing is.
 
     Raises:
         ContextLengthError: A prompt and its new tokens are more than the model's context holds.
@@ -58,12 +59,12 @@ class Decoding:
         self._began = time.perf_counter()
         self._load_seconds = load_seconds
         self._options = options
-        self._keeps = keep
+        self._count = len(prompts) * options.num_return_sequences
+        self._keeps = keep and self._count == 1 and options.num_beams == 1
         self._left: Prefix | None = None
         self._writer = (
             None if tokenizer is None else _Writer(tokenizer, options, has_encoder=core.has_encoder)
         )
-        self._count = len(prompts) * options.num_return_sequences
         # Sequences that have begun and are not finished.
         self._rows: dict[int, _Row] = {}
         self._generation = core.generate(
@@ -88,7 +89,7 @@ class Decoding:
             eos_token_id=options.eos_token_id,
             stop_token_ids=options.stop_token_ids,
             logprobs=options.logprobs,
-            keep=keep,
+            keep=self._keeps,
         )
 
     def advance(self) -> list[Chunk] | None:

@@ -460,6 +460,11 @@ def test_what_a_call_has_in_the_cache_can_be_kept(long_model: fastdecode.CausalL
     kept.close()
     more.close()
     assert long_model._start([ids], GREEDY).kept() is None
+    beams: Any = {"num_beams": 2, "max_new_tokens": 3}
+    for items, options in (([ids], beams), ([ids, ids], GREEDY)):
+        several = long_model._start(items, options, keep=True)
+        several.outputs()
+        assert several.kept() is None
     stopped = long_model._start([ids], GREEDY | {"stop": "e", "max_new_tokens": 60}, keep=True)
     stopped.outputs()
     left = stopped.kept()
