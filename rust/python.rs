@@ -84,7 +84,7 @@ impl Model {
 #[pymethods]
 impl Model {
     #[staticmethod]
-    #[pyo3(signature = (folder, dtype, compute_dtype, num_threads, cache_bytes, max_rows, prefix_cache_bytes, part="folder", adapters=Vec::new()))]
+    #[pyo3(signature = (folder, dtype, compute_dtype, num_threads, cache_bytes, max_rows, prefix_cache_bytes=0, part="folder", adapters=Vec::new()))]
     #[expect(clippy::too_many_arguments, reason = "one argument per option, as the stub lists them")]
     fn load(
         py: Python<'_>,
@@ -115,7 +115,7 @@ impl Model {
     }
 
     #[staticmethod]
-    #[pyo3(signature = (config, tensors, dtype, compute_dtype, num_threads, cache_bytes, max_rows, prefix_cache_bytes, part = "folder"))]
+    #[pyo3(signature = (config, tensors, dtype, compute_dtype, num_threads, cache_bytes, max_rows, prefix_cache_bytes = 0, part = "folder"))]
     #[expect(clippy::too_many_arguments, reason = "one argument per option, as the stub lists them")]
     fn from_tensors(
         py: Python<'_>,

@@ -68,7 +68,7 @@ class Model:
         num_threads: int | None,
         cache_bytes: int | None,
         max_rows: int | None,
-        prefix_cache_bytes: int,
+        prefix_cache_bytes: int = 0,
         part: Literal["folder", "whole", "encoder"] = "folder",
         adapters: Sequence[tuple[AdapterFile, Sequence[_Edit]]] = ...,
     ) -> Model: ...
@@ -81,7 +81,7 @@ class Model:
         num_threads: int | None,
         cache_bytes: int | None,
         max_rows: int | None,
-        prefix_cache_bytes: int,
+        prefix_cache_bytes: int = 0,
         part: Literal["folder", "whole", "encoder"] = "folder",
     ) -> Model: ...
     @property
