@@ -55,8 +55,12 @@ impl<S: Sequence> Prefix<S> {
 
     /// How many of a prompt's first ids need not be read again. Its last one always is: its logits are wanted.
     pub fn reusable(&self, prompt: &[u32]) -> usize {
-        let usable = self.sequence.reusable(prompt.len()).min(prompt.len().saturating_sub(1));
-        common(&self.ids, prompt).min(usable)
+        self.spares(&prompt[..prompt.len().saturating_sub(1)], prompt.len())
+    }
+
+    /// How many of the first ids of a sequence, which will have `len` positions, need not be read again.
+    pub fn spares(&self, ids: &[u32], len: usize) -> usize {
+        common(&self.ids, ids).min(self.sequence.reusable(len))
     }
 
     /// A sequence for a prompt behind its first `len` ids, on the account of whoever holds the prefix.
