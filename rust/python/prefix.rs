@@ -4,9 +4,7 @@ use std::sync::Arc;
 
 use pyo3::prelude::*;
 
-use super::exceptions::detached;
 use super::interrupt::interruptible;
-use super::state::State;
 use crate::engine::{self, CHUNK, Engine};
 use crate::error::{Error, Result};
 use crate::models::{Decoder, Input, Model, Segment, Sequence, Source, Wanted};
@@ -30,18 +28,6 @@ impl Prefix {
 
     fn __len__(&self) -> usize {
         self.read.ids().len()
-    }
-
-    /// A sequence, to be advanced by hand, that holds the first of these ids: those that the prefix spares, never all.
-    fn begin(&self, py: Python<'_>, ids: Vec<u32>) -> PyResult<State> {
-        detached(py, || {
-            let spared = self.read.reusable(&ids);
-            let sequence = match spared {
-                0 => self.engine.model().start_from(Source::None)?,
-                _ => self.read.begin(spared),
-            };
-            Ok(State::behind(&self.engine, sequence, &ids[..spared]))
-        })
     }
 }
 

@@ -119,17 +119,8 @@ impl State {
 impl State {
     /// An empty sequence that looks at `source`.
     pub(super) fn new(engine: &Arc<Engine<Model>>, source: Source) -> Result<Self> {
-        Ok(Self::behind(engine, engine.model().start_from(source)?, &[]))
-    }
-
-    /// A sequence that holds these ids.
-    pub(super) fn behind(
-        engine: &Arc<Engine<Model>>,
-        sequence: <Model as Decoder>::Sequence,
-        ids: &[u32],
-    ) -> Self {
-        let tokens = ids.iter().map(|&id| i64::from(id)).collect();
-        Self::of(engine, Held { sequence, tokens, embeddings: Arc::default(), logits: None })
+        let (sequence, embeddings) = (engine.model().start_from(source)?, Arc::default());
+        Ok(Self::of(engine, Held { sequence, tokens: Vec::new(), embeddings, logits: None }))
     }
 
     fn of(engine: &Arc<Engine<Model>>, held: Held) -> Self {
