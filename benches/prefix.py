@@ -84,7 +84,7 @@ def measure(model: Any, keeping: Any, shared: str, new: int, turns: int, *, step
     begun = tokenizer.encode(shared)
     parted = min(parting(begun, whole) for whole in ids)
     state, prefix = model.prefill(begun[:parted]), model.prefix(shared)
-    decoding = model._start([begun[:parted]], ONE, keep=True)
+    decoding = model._start([begun[:parted]], ONE, reuse=prefix, keep=True)
     decoding.outputs()
     left = decoding.kept()
     keeping.run(shared, **ONE)

@@ -59,7 +59,6 @@ impl<S: Sequence> State<S> {
 
     /// Makes room for what the call at `place` demands, so that `reserved_then` bytes are reserved by those that take part: what its
     /// prompt begins with, where somebody has left that, and the bytes that are still to be reserved. None where it has to wait.
-    #[expect(clippy::type_complexity, reason = "a sequence that may not be there, and bytes")]
     pub(super) fn find_room<M: Decoder<Sequence = S>>(
         &mut self,
         model: &M,
