@@ -6,8 +6,9 @@
 What runs is random, but drawn from the seed. A table of requests of every kind (greedy, sampled, beams, stop strings,
 lists, log-probabilities; GPT-2 and T5) is run up front, each request alone, and lists prompt by prompt where that
 means the same. Then threads and tasks of an event loop take requests from the table, on models with and without tight
-limits: they run them, stream them, read streams slowly, drop them, cancel them, fork children that finish a stream
-that was half read or generate, decode by hand and encode. It fails where a finished result differs from its single
+limits, and some that keep prefixes between calls: they run them, stream them, read streams slowly, drop them, cancel
+them, divide prompts into a prefix that is read once and what is behind it, fork children that finish a stream that was
+half read or generate, decode by hand and encode. It fails where a finished result differs from its single
 run, where something goes wrong that was not asked for, where a worker has no result for a minute and a half (the
 stacks of all threads are shown), where memory grows from the first half to the second, and where a model still holds
 a cache at the end.
@@ -251,7 +252,7 @@ class Worker:
         self.draw = random.Random(f"{seed} {name}")
         # Others come more than once, so that forks stay rare.
         usual = [self.run, self.run, self.stream, self.slow_stream, self.drop, self.drop_cycle, self.cancel]
-        self.works = usual * 4 + [self.by_hand, self.encode, self.fork, self.fork_stream]
+        self.works = usual * 4 + [self.by_hand, self.encode, self.fork, self.fork_stream] + [self.behind] * 6
 
     def pick(self, *, streams: bool = False) -> tuple[Subject, Entry]:
         subject = self.draw.choice(self.subjects)
@@ -350,6 +351,32 @@ class Worker:
             if self.draw.random() < 0.2:
                 state = state.fork()
             state.step(token)
+
+    def behind(self) -> None:
+        """A prompt behind a part of it that is read first; a child may go on with that, too."""
+        while True:
+            subject, entry = self.pick()
+            if not subject.model.has_encoder and not is_list(entry.items):
+                break
+        cut = self.draw.randint(0, len(entry.items))
+        options, rest = entry.options, entry.items[cut:]
+        with subject.model.prefix(entry.items[:cut]) as prefix:
+            behind = options | {"prefix": prefix}
+            check(entry, subject, run(subject.model, rest if rest else [rest], behind))
+            if self.draw.random() < 0.05:
+                in_child(lambda: check(entry, subject, run(subject.model, rest if rest else [rest], behind)))
+            if "num_beams" not in options and len(entry.expected) == 1:
+                decoding = subject.model._start([entry.items], options, reuse=prefix, keep=True)
+                stream = decoding.stream()
+                for _ in range(self.draw.randint(1, 6)):
+                    next(stream, None)
+                stream.close()
+                if (kept := decoding.kept()) is not None:
+                    check(
+                        entry,
+                        subject,
+                        [told(subject.model._start([entry.items], options, reuse=kept).outputs()[0])],
+                    )
 
     def encode(self) -> None:
         """Sources that are encoded, shared and left."""
@@ -476,7 +503,13 @@ def main() -> None:
         entries = table(model, [*items, model.tokenizer.encode(items[0] + " " + items[1])], draw)
         subjects.append(Subject(name, model, entries))
         few = model.info()["cache_bytes_per_token"] * 16 * 20
-        for limits in ({"max_rows": 3}, {"cache_bytes": few}, {"cache_bytes": few, "max_rows": 5}):
+        bounds = [{"max_rows": 3}, {"cache_bytes": few}, {"cache_bytes": few, "max_rows": 5}]
+        if not model.has_encoder:
+            bounds += [
+                {"prefix_cache_bytes": 2 * few},
+                {"cache_bytes": few, "prefix_cache_bytes": few, "max_rows": 5},
+            ]
+        for limits in bounds:
             limited = fastdecode.load(name, num_threads=options.threads, **limits)
             subjects.append(Subject(f"{name} with {limits}", limited, entries))
     count = sum(len(subject.entries) for subject in subjects)
@@ -512,7 +545,15 @@ def main() -> None:
         if second > first * (1 + GROWTH) + SLACK:
             failures.append("memory grows")
         gc.collect()
-        lives = {subject.name: subject.model.info()["cache_bytes_live"] for subject in subjects}
+        infos = {subject.name: subject.model.info() for subject in subjects}
+        lives = {
+            name: info["cache_bytes_live"] - info["prefix_cache_bytes_live"] for name, info in infos.items()
+        }
+        failures += [
+            f"{name} keeps {info['prefix_cache_bytes_live']} bytes of prefixes"
+            for name, info in infos.items()
+            if info["prefix_cache_bytes_live"] > info["prefix_cache_bytes"]
+        ]
         failures += [
             f"{name} holds {live} bytes of its cache at the end" for name, live in lives.items() if live
         ]

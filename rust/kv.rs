@@ -10,9 +10,10 @@ use std::sync::Arc;
 use crate::error::Result;
 use crate::kernels::{self, BLOCK};
 
-use pool::Block;
+use block::Block;
 pub use pool::Pool;
 
+mod block;
 mod pool;
 mod slab;
 
@@ -111,6 +112,29 @@ impl Sequence {
     #[must_use]
     pub fn fork(&self) -> Self {
         Self { pool: Arc::clone(&self.pool), blocks: self.blocks.clone(), ..*self }
+    }
+
+    /// From now on a request answers for the blocks that the sequence takes.
+    pub fn claim(&mut self) {
+        self.account = Account::Reserved;
+    }
+
+    /// From now on no request answers for the sequence, its blocks included; for how many of its `first` blocks one did.
+    pub fn release(&mut self, first: usize) -> usize {
+        self.account = Account::Open;
+        let released = self.blocks.iter().enumerate().filter(|(_, block)| block.open());
+        released.filter(|&(place, _)| place < first).count()
+    }
+
+    /// Adds a number for every block to `out`; forks have the numbers of those that they share in common.
+    pub fn blocks(&self, out: &mut Vec<usize>) {
+        out.extend(self.blocks.iter().map(|block| Arc::as_ptr(block).addr()));
+    }
+
+    /// Shares the whole blocks of its first `positions` with another sequence of the pool that holds the same there.
+    pub fn share(&mut self, other: &Self, positions: usize) {
+        let whole = positions.min(self.len).min(other.len) / BLOCK;
+        self.blocks[..whole].clone_from_slice(&other.blocks[..whole]);
     }
 
     /// Forgets all but the first `len` positions.
@@ -358,6 +382,54 @@ mod tests {
         assert_eq!((open(), live()), (0, 3), "nothing is open any more");
         drop((request, beam));
         assert_eq!((open(), live()), (0, 0), "nothing is live any more");
+    }
+
+    #[test]
+    fn what_a_request_leaves_to_others_is_open_from_then_on() {
+        let pool = Pool::new(shape(false));
+        let open = || pool.open_bytes() / pool.shape().block_bytes();
+        let live = || pool.live_bytes() / pool.shape().block_bytes();
+        let mut row = Sequence::reserved(&pool);
+        append(&mut row, &[1.0; 40]);
+        let mut beside = row.fork();
+        append(&mut beside, &[2.0; 10]);
+        assert_eq!((open(), live()), (0, 5), "the fork has copied its last block, and has one more");
+        assert_eq!(row.release(2), 2, "of two that were asked about");
+        assert_eq!((open(), live(), row.account()), (3, 5, Account::Open), "and one more");
+        assert_eq!((row.release(2), beside.release(9)), (0, 2), "once each");
+        let mut request = row.fork();
+        request.claim();
+        request.truncate(33);
+        append(&mut request, &[3.0; 20]);
+        assert_eq!((open(), live()), (5, 7), "a copy and another one, for which the request answers");
+        let mut numbers = [Vec::new(), Vec::new()];
+        row.blocks(&mut numbers[0]);
+        request.blocks(&mut numbers[1]);
+        assert_eq!(numbers[0][..2], numbers[1][..2]);
+        assert!(numbers[1][2..].iter().all(|number| !numbers[0].contains(number)));
+        drop((row, beside));
+        assert_eq!((open(), live()), (2, 4), "what the request shares stays open");
+        drop(request);
+        assert_eq!((open(), live()), (0, 0), "nothing is left");
+    }
+
+    #[test]
+    fn sequences_that_hold_the_same_can_share_it_afterwards() {
+        for pool in [false, true].map(|bf16| Pool::new(shape(bf16))) {
+            let live = || pool.live_bytes() / pool.shape().block_bytes();
+            let all: Vec<f32> = (0..40).map(|i| i as f32).collect();
+            let (mut one, mut other) = (Sequence::new(&pool), Sequence::new(&pool));
+            append(&mut one, &all);
+            append(&mut other, &all[..37]);
+            append(&mut other, &[7.0]);
+            other.share(&one, 37);
+            assert_eq!(live(), 4, "two whole blocks are shared, and each has a last one");
+            let want = [&all[..37], &[7.0]].concat();
+            expect(&other, &want);
+            drop(one);
+            append(&mut other, &[8.0]);
+            expect(&other, &[want, vec![8.0]].concat());
+        }
     }
 
     #[test]

@@ -8,6 +8,7 @@ mod decoding;
 mod exceptions;
 mod interrupt;
 mod memory;
+mod prefix;
 mod score;
 mod state;
 mod turn;
@@ -29,6 +30,7 @@ use decoding::{Generation, Prompts};
 use exceptions::detached;
 use interrupt::{interruptible, interruptible_hook};
 use memory::{Memory, SourceArgument};
+use prefix::Prefix;
 use state::State;
 
 /// Floats as bytes that numpy can view without another copy.
@@ -47,6 +49,7 @@ fn load_options(
     num_threads: Option<usize>,
     cache_bytes: Option<u64>,
     max_rows: Option<usize>,
+    prefix_cache_bytes: u64,
     part: &str,
 ) -> LoadOptions {
     LoadOptions {
@@ -60,6 +63,7 @@ fn load_options(
         num_threads,
         cache_bytes,
         max_rows,
+        prefix_cache_bytes: Some(prefix_cache_bytes),
         adapters: Vec::new(),
     }
 }
@@ -80,7 +84,7 @@ impl Model {
 #[pymethods]
 impl Model {
     #[staticmethod]
-    #[pyo3(signature = (folder, dtype, compute_dtype, num_threads, cache_bytes, max_rows, part="folder", adapters=Vec::new()))]
+    #[pyo3(signature = (folder, dtype, compute_dtype, num_threads, cache_bytes, max_rows, prefix_cache_bytes=0, part="folder", adapters=Vec::new()))]
     #[expect(clippy::too_many_arguments, reason = "one argument per option, as the stub lists them")]
     fn load(
         py: Python<'_>,
@@ -90,19 +94,28 @@ impl Model {
         num_threads: Option<usize>,
         cache_bytes: Option<u64>,
         max_rows: Option<usize>,
+        prefix_cache_bytes: u64,
         part: &str,
         adapters: Vec<AdapterArgument<'_>>,
     ) -> PyResult<Self> {
         let adapters = adapter::adapters(adapters);
         interruptible(py, |cancel| {
-            let options = load_options(dtype, compute_dtype, num_threads, cache_bytes, max_rows, part);
+            let options = load_options(
+                dtype,
+                compute_dtype,
+                num_threads,
+                cache_bytes,
+                max_rows,
+                prefix_cache_bytes,
+                part,
+            );
             let options = LoadOptions { adapters, ..options };
             Ok(Self::of(models::Model::load(Path::new(folder), &options, cancel)?))
         })
     }
 
     #[staticmethod]
-    #[pyo3(signature = (config, tensors, dtype, compute_dtype, num_threads, cache_bytes, max_rows, part = "folder"))]
+    #[pyo3(signature = (config, tensors, dtype, compute_dtype, num_threads, cache_bytes, max_rows, prefix_cache_bytes = 0, part = "folder"))]
     #[expect(clippy::too_many_arguments, reason = "one argument per option, as the stub lists them")]
     fn from_tensors(
         py: Python<'_>,
@@ -113,6 +126,7 @@ impl Model {
         num_threads: Option<usize>,
         cache_bytes: Option<u64>,
         max_rows: Option<usize>,
+        prefix_cache_bytes: u64,
         part: &str,
     ) -> PyResult<Self> {
         const ELEMENTS: [Dtype; 10] = [
@@ -133,7 +147,15 @@ impl Model {
             memory.push(MemoryTensor { name, dtype, shape, bytes: Arc::new(buffer.to_vec(py)?) });
         }
         interruptible(py, |cancel| {
-            let options = load_options(dtype, compute_dtype, num_threads, cache_bytes, max_rows, part);
+            let options = load_options(
+                dtype,
+                compute_dtype,
+                num_threads,
+                cache_bytes,
+                max_rows,
+                prefix_cache_bytes,
+                part,
+            );
             let checkpoint = Checkpoint::from_memory(memory)?;
             Ok(Self::of(models::Model::from_checkpoint(config, &checkpoint, &options, cancel)?))
         })
@@ -170,6 +192,7 @@ impl Model {
         let cache_bytes = (limits.cache_bytes != usize::MAX).then_some(limits.cache_bytes);
         values.set_item("cache_bytes", cache_bytes)?;
         values.set_item("max_rows", limits.max_rows)?;
+        values.set_item("prefix_cache_bytes", limits.prefix_cache_bytes)?;
         let context = self.0.model().context_length();
         values.set_item("context_length", context.limit)?;
         values.set_item("max_position_embeddings", context.usual)?;
@@ -187,6 +210,9 @@ impl Model {
         values.set_item("cache_bytes_live", memory.cache_bytes_live)?;
         values.set_item("cache_bytes_held", memory.cache_bytes_held)?;
         values.set_item("activation_bytes", memory.activation_bytes)?;
+        let (prefixes, bytes) = detached(py, || Ok(self.0.prefixes_kept()))?;
+        values.set_item("prefix_cache_entries", prefixes)?;
+        values.set_item("prefix_cache_bytes_live", bytes)?;
         Ok(values)
     }
 
@@ -210,13 +236,19 @@ impl Model {
     fn start(&self, py: Python<'_>, length: usize, source: Option<SourceArgument>) -> PyResult<State> {
         detached(py, || {
             self.0.model().context_length().check(length)?;
-            State::new(self.0.model(), source.map_or(models::Source::None, SourceArgument::into_source))
+            State::new(&self.0, source.map_or(models::Source::None, SourceArgument::into_source))
         })
     }
 
-    /// An empty list of prompts for a call.
-    fn prompts(&self) -> Prompts {
-        Prompts::of(&self.0)
+    /// Reads ids, for calls to begin behind.
+    fn prefix(&self, py: Python<'_>, ids: Vec<u32>) -> PyResult<Prefix> {
+        Prefix::read(py, &self.0, &ids)
+    }
+
+    /// An empty list of prompts for a call, which begin behind a prefix as far as they go along with it.
+    #[pyo3(signature = (prefix = None))]
+    fn prompts(&self, py: Python<'_>, prefix: Option<Py<Prefix>>) -> PyResult<Prompts> {
+        detached(py, || Ok(Prompts::of(&self.0, prefix.map(|prefix| prefix.get().of(&self.0)).transpose()?)))
     }
 
     /// Leads a step for all calls, or waits for the end of the one that another thread leads.
@@ -287,7 +319,7 @@ impl Model {
     #[pyo3(signature = (prompts, *, limit, min_new_tokens, min_length, do_sample, temperature,
         top_k, top_p, min_p, seed, num_return_sequences, num_beams, length_penalty, early_stopping, repetition_penalty,
         encoder_repetition_penalty, no_repeat_ngram_size, encoder_no_repeat_ngram_size, eos_token_id, stop_token_ids,
-        logprobs))]
+        logprobs, keep=false))]
     #[expect(clippy::too_many_arguments, reason = "one keyword per option, as the stub lists them")]
     fn generate(
         &self,
@@ -313,6 +345,7 @@ impl Model {
         eos_token_id: Vec<u32>,
         stop_token_ids: Vec<u32>,
         logprobs: Option<usize>,
+        keep: bool,
     ) -> PyResult<Generation> {
         let options = Options {
             limit: match limit.0 {
@@ -348,6 +381,7 @@ impl Model {
                 Some(SeedArgument::One(seed)) => Seed::One(seed),
                 Some(SeedArgument::PerPrompt(seeds)) => Seed::PerPrompt(seeds),
             },
+            keep,
         };
         let prompts = prompts.get();
         detached(py, || Generation::new(&self.0, prompts.take(), options))
@@ -407,8 +441,8 @@ fn measure_limits(py: Python<'_>, size: usize, num_threads: Option<usize>) -> Py
 mod _core {
     #[pymodule_export]
     use super::{
-        AdapterFile, Generation, Memory, Model, Prompts, State, adaptable_modules, cpu_info, measure_limits,
-        process_number,
+        AdapterFile, Generation, Memory, Model, Prefix, Prompts, State, adaptable_modules, cpu_info,
+        measure_limits, process_number,
     };
 
     #[pymodule_export]

@@ -8,6 +8,7 @@ from ._core import cpu_info as cpu_info
 from .causal import CausalLM as CausalLM
 from .loading import load as load
 from .memory import Memory as Memory
+from .prefix import Prefix as Prefix
 from .seq2seq import Seq2SeqLM as Seq2SeqLM
 from .state import State as State
 from .tokenizer import Tokenizer as Tokenizer
@@ -26,6 +27,7 @@ __all__ = [
     "GenerateOptions",
     "Memory",
     "Output",
+    "Prefix",
     "Score",
     "Seq2SeqLM",
     "State",

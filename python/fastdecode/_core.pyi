@@ -8,6 +8,7 @@ __all__ = [
     "Generation",
     "Memory",
     "Model",
+    "Prefix",
     "Prompts",
     "State",
     "__version__",
@@ -21,7 +22,8 @@ __version__: str
 
 # A new token: sequence, id, why it was the last one (or None), its log-probability and the best ones (when
 # asked for), and with beams, on the last token, the score of the sequence, on the first one the seconds from when the
-# call was first asked for tokens to the first choice of the search.
+# call was first asked for tokens to the first choice of the search; on the first one, too, how many tokens of
+# its prompt were reused.
 _Event = tuple[
     int,
     int,
@@ -30,6 +32,7 @@ _Event = tuple[
     list[tuple[int, float]] | None,
     float | None,
     float | None,
+    int | None,
 ]
 
 # Rows whose logits come back.
@@ -65,6 +68,7 @@ class Model:
         num_threads: int | None,
         cache_bytes: int | None,
         max_rows: int | None,
+        prefix_cache_bytes: int = 0,
         part: Literal["folder", "whole", "encoder"] = "folder",
         adapters: Sequence[tuple[AdapterFile, Sequence[_Edit]]] = ...,
     ) -> Model: ...
@@ -77,6 +81,7 @@ class Model:
         num_threads: int | None,
         cache_bytes: int | None,
         max_rows: int | None,
+        prefix_cache_bytes: int = 0,
         part: Literal["folder", "whole", "encoder"] = "folder",
     ) -> Model: ...
     @property
@@ -92,7 +97,8 @@ class Model:
     @property
     def has_decoder(self) -> bool: ...
     def start(self, length: int, source: Sequence[int] | Memory | None = None) -> State: ...
-    def prompts(self) -> Prompts: ...
+    def prefix(self, ids: Sequence[int]) -> Prefix: ...
+    def prompts(self, prefix: Prefix | None = None) -> Prompts: ...
     def step(self) -> None: ...
     def encode(self, sources: Sequence[Sequence[int]]) -> list[Memory]: ...
     def score(
@@ -127,6 +133,7 @@ class Model:
         eos_token_id: Sequence[int],
         stop_token_ids: Sequence[int],
         logprobs: int | None,
+        keep: bool = False,
     ) -> Generation: ...
 
 @final
@@ -136,6 +143,12 @@ class Memory:
     @property
     def width(self) -> int: ...
     def hidden(self) -> bytearray: ...
+    def __len__(self) -> int: ...
+
+@final
+class Prefix:
+    @property
+    def tokens(self) -> list[int]: ...
     def __len__(self) -> int: ...
 
 @final
@@ -161,4 +174,5 @@ class Generation:
     def finish(self, sequence: int) -> None: ...
     def prompt_tokens(self, sequence: int) -> int: ...
     def prompt_end(self, sequence: int, most: int) -> list[int]: ...
+    def kept(self) -> Prefix | None: ...
     def cancel(self) -> None: ...

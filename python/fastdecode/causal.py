@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, overload
 from .arrays import as_floats, bad_option, is_empty, is_one, whole
 from .errors import ContextLengthError
 from .model import Request
+from .prefix import Prefix, snapshot
 from .scoring import IGNORED, Item, ScoringLM, as_labels, moved_spaces, windowed_losses
 from .state import State
 
@@ -202,6 +203,29 @@ class CausalLM(ScoringLM):
             core = self._core.start(len(rows))
             core.append_embeddings(rows.data)
         return State(core, self._core.vocab_size)
+
+    def prefix(self, prompt: Prompt) -> Prefix:
+        """Reads once what many prompts begin with: a system prompt, examples, a document.
+
+        Calls that get it as `prefix=` give what they would give with both as one prompt, to the bit, and compute
+        only what is new. `Usage.cached_tokens` says how much was not.
+
+        Args:
+            prompt: A string or token ids. Prompts behind it are of the same kind.
+
+        Raises:
+            OptionError: The prompt cannot be used.
+            ContextLengthError: It is longer than the model's context.
+            TokenizerMissing: Text is given and the model has no tokenizer.
+
+        Example:
+            >>> with model.prefix("Once upon a time there was a wolf. ") as prefix:
+            ...     output = model.run("The wolf", prefix=prefix, max_new_tokens=5)
+            ...     len(prefix) - 1 <= output.usage.cached_tokens < output.usage.prompt_tokens
+            True
+        """
+        ids = self._ids(prompt)
+        return Prefix(self._core.prefix(ids), snapshot(prompt))
 
     def logits(self, prompt: Prompt) -> NDArray[np.float32]:
         """Logits after every token of a prompt, in one pass.

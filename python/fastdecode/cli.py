@@ -163,6 +163,13 @@ def _add_model(parser: argparse.ArgumentParser, *, optional: bool = False) -> No
         "--max-rows", type=int, metavar="N", help="sequences that decode side by side; 64, by default"
     )
     parser.add_argument(
+        "--prefix-cache-bytes",
+        type=int,
+        default=0,
+        metavar="N",
+        help="bytes among those in which prompts are kept from one call to the next; 0, by default",
+    )
+    parser.add_argument(
         "--tokenizer", metavar="PATH", help="folder or tokenizer.json, instead of the model's"
     )
     parser.add_argument(
@@ -183,6 +190,7 @@ def _load(parsed: argparse.Namespace) -> LanguageModel:
         "num_threads",
         "cache_bytes",
         "max_rows",
+        "prefix_cache_bytes",
         "tokenizer",
         "adapter",
         "revision",

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from . import _core
     from .detokenizer import Detokenizer
     from .options import Options
+    from .prefix import Prefix
     from .results import FinishReason
     from .tokenizer import Tokenizer
 
@@ -36,6 +37,8 @@ class Decoding:
         options: Resolved options of the call.
         tokenizer: Makes the text; None for ids alone.
         load_seconds: How long the model took to load, for the outputs' timings.
+        keep: Whether what its only sequence has in the cache at its end is kept, see `kept`; of several ones, and of
+            beams, nothing is.
 
     Raises:
         ContextLengthError: A prompt and its new tokens are more than the model's context holds.
@@ -50,14 +53,18 @@ class Decoding:
         options: Options,
         tokenizer: Tokenizer | None,
         load_seconds: float,
+        *,
+        keep: bool = False,
     ) -> None:
         self._began = time.perf_counter()
         self._load_seconds = load_seconds
         self._options = options
+        self._count = len(prompts) * options.num_return_sequences
+        self._keeps = keep and self._count == 1 and options.num_beams == 1
+        self._left: Prefix | None = None
         self._writer = (
             None if tokenizer is None else _Writer(tokenizer, options, has_encoder=core.has_encoder)
         )
-        self._count = len(prompts) * options.num_return_sequences
         # Sequences that have begun and are not finished.
         self._rows: dict[int, _Row] = {}
         self._generation = core.generate(
@@ -82,6 +89,7 @@ class Decoding:
             eos_token_id=options.eos_token_id,
             stop_token_ids=options.stop_token_ids,
             logprobs=options.logprobs,
+            keep=self._keeps,
         )
 
     def advance(self) -> list[Chunk] | None:
@@ -101,14 +109,14 @@ class Decoding:
         now = time.perf_counter()
         chunks: list[Chunk] = []
         ended: set[int] = set()  # sequences that have met a stop string; the engine may be some tokens ahead
-        for index, token, reason, logprob, top, score, first_seconds in events:
+        for index, token, reason, logprob, top, score, first_seconds, cached in events:
             if index in ended:
                 continue
             row = self._rows.get(index)
             if row is None:
                 # A search gives out its tokens only at its end.
                 first = now if first_seconds is None else min(now, self._began + first_seconds)
-                row = self._rows[index] = self._begin(index, first)
+                row = self._rows[index] = self._begin(index, first, cached or 0)
             if logprob is not None:
                 row.logprobs.append(TokenLogprob(token, logprob, top or []))
             row.score = score
@@ -125,7 +133,7 @@ class Decoding:
                 outputs[index] = row.output(self._began, self._load_seconds)
         return chunks
 
-    def _begin(self, index: int, first: float) -> _Row:
+    def _begin(self, index: int, first: float, cached_tokens: int) -> _Row:
         """A sequence that has its first token."""
 
         def prompt_end(most: int) -> list[int]:
@@ -133,7 +141,8 @@ class Decoding:
 
         text = None if self._writer is None else _Text(self._writer, prompt_end)
         prompt_tokens = self._generation.prompt_tokens(index)
-        return _Row(index, prompt_tokens, text, first, want_logprobs=self._options.logprobs is not None)
+        usage = Usage(prompt_tokens, 0, cached_tokens)
+        return _Row(index, usage, text, first, want_logprobs=self._options.logprobs is not None)
 
     def cancel(self) -> None:
         """Stops a step that is running in another thread, and every later one."""
@@ -169,7 +178,7 @@ class Decoding:
             while (step := self.advance()) is not None:
                 yield from step
         finally:
-            self.cancel()
+            self._end()
 
     def outputs(self) -> list[Output]:
         """Runs to the end and returns every sequence, prompt by prompt."""
@@ -178,8 +187,31 @@ class Decoding:
             while self._chunks_of(self._generation.advance(), outputs) is not None:
                 pass
         finally:
-            self.cancel()
+            self._end()
         return outputs
+
+    def _end(self) -> None:
+        """Nobody reads on: the work stops, and what is to be kept is taken."""
+        try:
+            self.kept()
+        finally:
+            self.cancel()
+
+    def kept(self) -> Prefix | None:
+        """Ends the call, and gives what its only sequence has in the cache: its prompt, and the new ids that were read.
+
+        For whoever goes on behind it (`Chat`): a call that is started with `_start(..., reuse=prefix)` computes
+        only what its prompt does not have in common with it. It is a `Prefix` of token ids, and its owner closes
+        it. The ids may be some more than those that were given out, as the engine runs ahead of a stream's reader,
+        and lack the last new one, which was never fed back. None without `keep`, where nothing was read, after an
+        error that ended the call, and in a forked child that has not gone on with the call.
+        """
+        if self._keeps and self._left is None:
+            from .prefix import Prefix
+
+            core = self._generation.kept()
+            self._left = None if core is None else Prefix(core, core.tokens)
+        return self._left
 
 
 class _Writer:
@@ -275,10 +307,10 @@ class _Row:
     """One sequence: its ids, its text so far and what is being held back."""
 
     def __init__(
-        self, index: int, prompt_tokens: int, text: _Text | None, first: float, *, want_logprobs: bool
+        self, index: int, usage: Usage, text: _Text | None, first: float, *, want_logprobs: bool
     ) -> None:
         self._index = index
-        self._prompt_tokens = prompt_tokens
+        self._usage = usage
         self._want_logprobs = want_logprobs
         self.logprobs: list[TokenLogprob] = []
         self.score: float | None = None
@@ -322,7 +354,7 @@ class _Row:
             finish_reason=self.reason,
             logprobs=self.logprobs if self._want_logprobs else None,
             score=self.score,
-            usage=Usage(self._prompt_tokens, new),
+            usage=Usage(self._usage.prompt_tokens, new, self._usage.cached_tokens),
             timings=Timings(
                 load_seconds, self._first - began, decode, (new - 1) / decode if decode > 0 else 0.0
             ),

@@ -196,6 +196,18 @@ class StateBusyError(FastdecodeError, RuntimeError):
     got: str | None = None
 
 
+class PrefixClosedError(FastdecodeError, ValueError):
+    """A `Prefix` was used after it was closed.
+
+    Attributes:
+        expected: What to do.
+        got: What it is.
+    """
+
+    expected: str | None = None
+    got: str | None = None
+
+
 class EngineError(FastdecodeError, RuntimeError):
     """An internal error: the native code panicked. The process and its threads remain usable.
 

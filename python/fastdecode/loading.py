@@ -25,6 +25,7 @@ def load(
     num_threads: int | None = None,
     cache_bytes: int | None = None,
     max_rows: int | None = None,
+    prefix_cache_bytes: int = 0,
     tokenizer: object = None,
     adapter: str | os.PathLike[str] | Sequence[str | os.PathLike[str]] | None = None,
     revision: str | None = None,
@@ -61,6 +62,10 @@ def load(
             sources of one step take no more than this.
         max_rows: Sequences that decode side by side in one step, at most 65,536; None for 64. Others wait. In a
             `TextEncoder` they are the sources that are read side by side. It does not change results.
+        prefix_cache_bytes: Bytes, among `cache_bytes`, in which a `CausalLM` keeps what calls have read and
+            generated, so that later ones that begin in the same way do not compute it again; default 0. What was
+            not used for longest goes first, and all of it before a request waits. It does not change results.
+            `CausalLM.prefix` shares a prefix by hand.
         tokenizer: Used instead of the folder's: a folder, a tokenizer.json, spiece.model or tokenizer.model, a
             `tokenizers.Tokenizer`, or any tokenizer of transformers, whose ids and text are then its own.
         adapter: An adapter (LoRA of PEFT) that is merged into the weights in float32, before `dtype` says how
@@ -98,6 +103,7 @@ def load(
         "num_threads": num_threads,
         "cache_bytes": cache_bytes,
         "max_rows": max_rows,
+        "prefix_cache_bytes": prefix_cache_bytes,
         "tokenizer": tokenizer,
         "adapter": adapter,
         "revision": revision,

@@ -12,11 +12,19 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, Self, Type
 from . import _core
 from .accepted import PassedOverInLoading, of_load
 from .arrays import as_ids, as_tensor, bad_option, is_empty, is_one
-from .errors import ConfigError, FastdecodeError, FastdecodeWarning, TokenizerMissing, UnsupportedModelError
+from .errors import (
+    ConfigError,
+    FastdecodeError,
+    FastdecodeWarning,
+    OptionError,
+    TokenizerMissing,
+    UnsupportedModelError,
+)
 from .families import FAMILIES, model_types, tokenizer_files
 from .folder import NO_DEFAULTS, Config, config_defaults, folder_defaults, read_json
 from .foreign import refuse_foreign
 from .hub import locate
+from .prefix import of_call
 
 if TYPE_CHECKING:
     import os
@@ -29,6 +37,7 @@ if TYPE_CHECKING:
     from .arrays import Prompt
     from .decoding import Decoding
     from .folder import Defaults
+    from .prefix import Prefix
     from .results import Chunk
     from .streams import Streams
     from .tokenizer import Tokenizer
@@ -45,6 +54,7 @@ class LoadOptions(TypedDict, total=False):
     num_threads: int | None
     cache_bytes: int | None
     max_rows: int | None
+    prefix_cache_bytes: int
     tokenizer: object
     revision: str | None
     token: str | bool | None
@@ -87,6 +97,7 @@ def read_model(classes: Sequence[type[M]], model: str | os.PathLike[str], given:
         options.get("num_threads"),
         options.get("cache_bytes"),
         options.get("max_rows"),
+        options.get("prefix_cache_bytes", 0),
     )
     source = locate(
         model,
@@ -163,6 +174,13 @@ def _reload(cls: type[LanguageModel], name: str, keywords: dict[str, Any]) -> La
     return cls.load(name, **keywords)
 
 
+def _no_prefix(got: str) -> OptionError:
+    expected = (
+        "none for a model with an encoder (memory= takes what model.encode gives: calls share a source by it)"
+    )
+    return bad_option("prefix", expected, got)
+
+
 class Request(NamedTuple):
     """What one sequence, or those that share its prompt, begins with.
 
@@ -181,7 +199,8 @@ def load_options(
     num_threads: int | None,
     cache_bytes: int | None,
     max_rows: int | None,
-) -> tuple[str, str | None, int | None, int | None, int | None]:
+    prefix_cache_bytes: int | None,
+) -> tuple[str, str | None, int | None, int | None, int | None, int]:
     """Checks the options of loading that the native module takes.
 
     Raises:
@@ -193,15 +212,16 @@ def load_options(
         raise bad_option("compute_dtype", 'None, "float32" or "bfloat16"', f"{compute_dtype!r:.80}")
     if compute_dtype not in (None, "float32", "bfloat16"):
         raise bad_option("compute_dtype", 'None, "float32" or "bfloat16"', repr(compute_dtype))
-    for name, value, most, expected in (
-        ("num_threads", num_threads, 2**31 - 1, "None or an integer of at least 1"),
-        ("cache_bytes", cache_bytes, 2**63 - 1, "None or an integer of at least 1 and below 2**63"),
-        ("max_rows", max_rows, 2**16, f"None or an integer from 1 to {2**16}"),
+    for name, value, least, most, expected in (
+        ("num_threads", num_threads, 1, 2**31 - 1, "None or an integer of at least 1"),
+        ("cache_bytes", cache_bytes, 1, 2**63 - 1, "None or an integer of at least 1 and below 2**63"),
+        ("max_rows", max_rows, 1, 2**16, f"None or an integer from 1 to {2**16}"),
+        ("prefix_cache_bytes", prefix_cache_bytes, 0, 2**63 - 1, "an integer from 0 to cache_bytes"),
     ):
-        known = isinstance(value, int) and not isinstance(value, bool) and 1 <= value <= most
+        known = isinstance(value, int) and not isinstance(value, bool) and least <= value <= most
         if value is not None and not known:
             raise bad_option(name, expected, repr(value))
-    return dtype, compute_dtype, num_threads, cache_bytes, max_rows
+    return dtype, compute_dtype, num_threads, cache_bytes, max_rows, prefix_cache_bytes or 0
 
 
 class LanguageModel:
@@ -252,6 +272,7 @@ class LanguageModel:
         num_threads: int | None = None,
         cache_bytes: int | None = None,
         max_rows: int | None = None,
+        prefix_cache_bytes: int = 0,
         tokenizer: object = None,
     ) -> Self:
         """Builds a model from weights in memory, which are copied.
@@ -265,6 +286,7 @@ class LanguageModel:
             num_threads: As in `load`.
             cache_bytes: As in `load`.
             max_rows: As in `load`.
+            prefix_cache_bytes: As in `load`.
             tokenizer: As in `load`; there is none otherwise.
 
         Raises:
@@ -276,7 +298,7 @@ class LanguageModel:
         import json
 
         began = time.perf_counter()
-        options = load_options(dtype, compute_dtype, num_threads, cache_bytes, max_rows)
+        options = load_options(dtype, compute_dtype, num_threads, cache_bytes, max_rows, prefix_cache_bytes)
         given = None if tokenizer is None else _given_tokenizer(tokenizer)
         try:
             text = json.dumps(dict(config))
@@ -360,35 +382,62 @@ class LanguageModel:
             `architecture`, `parameters` (tied ones counted once), `weight_bytes` (packed), `step_weight_bytes`
             (those that a step of decoding reads, or a source in an encoder alone), `cache_bytes_per_token`,
             `dtype`, `compute_dtype`, `isa`, `num_threads`, `cache_bytes` (what running requests may reserve; None
-            without a limit), `max_rows`, `context_length` (the most positions of a sequence; None without a limit),
-            `max_position_embeddings` (where a call ends that asks for no length; None without such an end),
-            `vocab_size`, `num_hidden_layers`, `num_attention_heads`, `num_key_value_heads` and `head_dim` (of the
-            decoder, or of an encoder alone), `sliding_window` (keys that a token sees at most in layers with a window;
-            None without any), `sliding_window_layers` (how many layers have it), `rope_type` (None without rotary
-            positions), `unknown_tensors` (names), `adapters` (folders or hub ids, in the order in which they were
-            applied) and `load_seconds`; and, in bytes at this moment, `cache_bytes_live` (keys and values that
-            sequences, states and memories of this model hold), `cache_bytes_held` (those and free ones that are kept
-            for reuse) and `activation_bytes` (of running and coming steps of all models in this process).
+            without a limit), `max_rows`, `prefix_cache_bytes`, `context_length` (the most positions of a sequence; None
+            without a limit), `max_position_embeddings` (where a call ends that asks for no length; None without such
+            an end), `vocab_size`, `num_hidden_layers`, `num_attention_heads`, `num_key_value_heads` and `head_dim`
+            (of the decoder, or of an encoder alone), `sliding_window` (keys that a token sees at most in layers with
+            a window; None without any), `sliding_window_layers` (how many layers have it), `rope_type` (None without
+            rotary positions), `unknown_tensors` (names), `adapters` (folders or hub ids, in the order in which they
+            were applied) and `load_seconds`; and, in bytes at this moment, `cache_bytes_live` (keys and values that
+            sequences, states, prefixes and memories of this model hold), `cache_bytes_held` (those and free ones
+            that are kept for reuse), `prefix_cache_bytes_live` (live ones that are kept from one call to the next, in
+            `prefix_cache_entries` prefixes) and `activation_bytes` (of running and coming steps of all models in
+            this process).
         """
         return self._core.info() | {"adapters": list(self._adapters), "load_seconds": self._load_seconds}
 
-    def _start(self, items: Collection[Any], options: Mapping[str, Any]) -> Decoding:
+    def prefix(self, prompt: Any) -> Prefix:  # noqa: ANN401 (what a prompt is, the class of the model says)
+        """Models with an encoder have no prefixes: what many of their calls share is a source.
+
+        Args:
+            prompt: Whatever it is.
+
+        Raises:
+            OptionError: Always; it names `memory=`, which shares a source.
+        """
+        raise _no_prefix(f"{prompt!r:.80}")
+
+    def _start(
+        self,
+        items: Collection[Any],
+        options: Mapping[str, Any],
+        *,
+        reuse: Prefix | None = None,
+        keep: bool = False,
+    ) -> Decoding:
         """Resolves the options of a call and reads its items; nothing is computed yet.
 
         Args:
             items: Prompts or sources, read one after the other: what is kept of each are its ids, on the native side.
             options: Options as given by the caller.
+            reuse: A prefix that is joined to no prompt: what they have in common with it is not computed.
+            keep: Whether `Decoding.kept` is to give what its only sequence has in the cache at its end.
         """
         from .decoding import Decoding
         from .options import resolve
 
+        prefix = of_call(options.get("prefix"))
+        if prefix is not None and self.has_encoder:
+            raise _no_prefix(repr(prefix))
+        options = {name: value for name, value in options.items() if name != "prefix"}
         resolved = resolve(options, self._defaults, len(items), self._core.context_limit)
         if resolved.stop or resolved.stop_strings:
             self._need_tokenizer("stop")
-        prompts = self._core.prompts()
+        known = reuse if prefix is None else prefix
+        prompts = self._core.prompts(None if known is None else known.core)
         for item in items:
-            prompts.push(*self._read(item))
-        return Decoding(self._core, prompts, resolved, self._writer(), self._load_seconds)
+            prompts.push(*self._read(item if prefix is None else prefix.joined(item)))
+        return Decoding(self._core, prompts, resolved, self._writer(), self._load_seconds, keep=keep)
 
     def _writer(self) -> Tokenizer | None:
         """The tokenizer that writes the text of a call which reads none; a damaged one is worth a warning only."""

@@ -22,6 +22,7 @@ from .folder import as_whole, bad_field
 if TYPE_CHECKING:
     from .checks import EarlyStopping
     from .folder import Defaults
+    from .prefix import Prefix
 
 DEFAULT_NEW_TOKENS = 256
 # Sequences of a call: prompts times `num_return_sequences`.
@@ -72,6 +73,8 @@ class GenerateOptions(PassedOver, total=False):
         stop_token_ids: Token id or ids that end a sequence like eos does, with finish_reason "stop".
         logprobs: Report the log-probability of every new token and of this many best tokens; 0 or more.
         skip_special_tokens: Leave special tokens out of the text; default True.
+        prefix: What `CausalLM.prefix` has read: every prompt of the call stands behind it. Not for models with an
+            encoder.
         generation_config: A GenerationConfig of transformers, or a dict of its values. Those that are not None stand
             between the call's other options and the model's folder.
     """
@@ -99,6 +102,7 @@ class GenerateOptions(PassedOver, total=False):
     stop_token_ids: int | Sequence[int] | None
     logprobs: int | None
     skip_special_tokens: bool
+    prefix: Prefix | None
     generation_config: object
 
 
@@ -418,9 +422,10 @@ def _check_names(call: Mapping[str, Any]) -> None:
             continue
         import difflib
 
-        close = difflib.get_close_matches(name, CHECKS, n=1)
+        names = (*CHECKS, "prefix")
+        close = difflib.get_close_matches(name, names, n=1)
         meant = _ALIASES.get(name) or (close[0] if close else None)
-        expected = meant if meant is not None else ", ".join(CHECKS)
+        expected = meant if meant is not None else ", ".join(names)
         hint = f"did you mean {meant}?" if meant is not None else f"the options are: {expected}"
         raise UnknownOptionError(f"unknown option {name!r}; {hint}", option=name, expected=expected)
 

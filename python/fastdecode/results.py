@@ -31,10 +31,13 @@ class Usage:
         prompt_tokens: Tokens in the prompt, with the start token that an empty prompt gets; in a model with an
             encoder those of the source and of the decoder's prompt.
         completion_tokens: New tokens, an end token included.
+        cached_tokens: Tokens among those of the prompt that were not computed again, because a `Prefix` or the
+            model's cache of prefixes had them.
     """
 
     prompt_tokens: int
     completion_tokens: int
+    cached_tokens: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -176,7 +176,7 @@ impl<S: Sequence> Search<S> {
         self.chosen = Some(Ok(()));
     }
 
-    /// Reports the results when the search is done; whether it is.
+    /// Reports the results when the search is done, of a prompt of which `held` positions were reused; whether it is.
     ///
     /// # Errors
     /// `Scores` where nothing could be chosen.
@@ -185,6 +185,7 @@ impl<S: Sequence> Search<S> {
         request: &Request<S>,
         place: usize,
         seconds: f64,
+        held: usize,
         events: &mut Vec<Event>,
     ) -> Result<bool> {
         self.feed = 0;
@@ -213,6 +214,7 @@ impl<S: Sequence> Search<S> {
                     finish_reason: last.then_some(reason),
                     score: last.then_some(score),
                     first_seconds: (index == 0).then_some(first_seconds),
+                    cached_tokens: (index == 0).then_some(held),
                 });
             }
         }

@@ -29,6 +29,15 @@ pub(super) struct Charge {
     bytes: usize,
 }
 
+impl Charge {
+    /// Reserves so many bytes less, or nothing any more.
+    pub(super) fn reduce(&mut self, bytes: usize) {
+        let bytes = bytes.min(self.bytes);
+        self.bytes -= bytes;
+        self.account.0.fetch_sub(bytes, Ordering::Relaxed);
+    }
+}
+
 impl Drop for Charge {
     fn drop(&mut self) {
         self.account.0.fetch_sub(self.bytes, Ordering::Relaxed);
@@ -50,6 +59,12 @@ impl Needs {
         // Rows that begin later fork the prompt's last block, too, which may not be full.
         let kept = if rows > 1 { prompt.div_ceil(block.positions) } else { whole };
         Self { shared: kept.saturating_mul(block.bytes), each: each.saturating_mul(block.bytes) }
+    }
+
+    /// The same where the blocks of the first `held` positions are there, and nobody's reservation.
+    pub(super) fn behind(self, block: CacheBlock, held: usize) -> Self {
+        let there = (held / block.positions).saturating_mul(block.bytes);
+        Self { shared: self.shared.saturating_sub(there), ..self }
     }
 
     /// Of so many rows of the prompt together.

@@ -8,10 +8,10 @@ use std::ops::Range;
 use std::sync::Arc;
 use std::time::Instant;
 
-use super::Event;
-use super::budget::{Account, Charge};
+use super::budget::{Account, Charge, Needs};
 use super::choice::Choice;
-use super::item::{Item, Run, Work};
+use super::item::{Given, Item, Run, Work};
+use super::prefix_cache::PrefixCache;
 use super::progress::Progress;
 use super::prompts::{Cursor, Entry, SourceOf};
 use super::request::Request;
@@ -28,6 +28,8 @@ pub(super) const ROOM: usize = 4096;
 pub(super) struct Demand {
     pub(super) rows: usize,
     pub(super) bytes: usize,
+    /// Whether it is the first of a prompt.
+    pub(super) is_prompt: bool,
 }
 
 /// A source that neighbouring prompts share: where its ids are, a sequence over it, its reservation.
@@ -55,7 +57,7 @@ pub(super) struct Call<S> {
     source: Option<Shared<S>>,
     is_planned: bool,
     /// What the step gave.
-    pub(super) events: Vec<Event>,
+    pub(super) given: Given<S>,
 }
 
 impl<S: Sequence> Call<S> {
@@ -70,7 +72,7 @@ impl<S: Sequence> Call<S> {
             items: Vec::new(),
             source: None,
             is_planned: false,
-            events: Vec::new(),
+            given: Given::default(),
             request,
         }
     }
@@ -103,19 +105,27 @@ impl<S: Sequence> Call<S> {
         let request = Arc::clone(&self.request);
         if let Some(last) = self.items.last().filter(|item| !item.to_come.is_empty()) {
             let needs = request.needs(last.entry.ids.len(), last.max_new_tokens);
-            return Some(Demand { rows: 1, bytes: needs.each });
+            return Some(Demand { rows: 1, bytes: needs.each, is_prompt: false });
         }
         let entry = self.peek()?;
         // The request's prompts were checked when it was made.
         let new = request.max_new_tokens(entry.ids.len()).unwrap_or(1);
         let rows = if request.searches() { request.options.num_beams } else { 1 };
         let source = if self.shared(&entry.source).is_some() { 0 } else { request.source_bytes(&entry) };
-        Some(Demand { rows, bytes: request.needs(entry.ids.len(), new).rows(rows).saturating_add(source) })
+        let needs = request.needs(entry.ids.len(), new).behind(request.block, request.prompts.spared(&entry));
+        Some(Demand { rows, bytes: needs.rows(rows).saturating_add(source), is_prompt: true })
     }
 
     fn shared(&self, source: &SourceOf) -> Option<&Shared<S>> {
         let SourceOf::Ids(ids) = source else { return None };
         self.source.as_ref().filter(|shared| shared.ids == *ids)
+    }
+
+    /// The ids of the next prompt, where it has no source, and how many of them its prefix spares.
+    pub(super) fn next_prompt(&mut self) -> Option<(&[u32], usize)> {
+        let entry = self.peek().filter(|entry| entry.source == SourceOf::Nothing)?;
+        let prompts = &self.request.prompts;
+        Some((prompts.ids(&entry.ids), prompts.spared(&entry)))
     }
 
     /// A sequence for a prompt, and the reservation of its source.
@@ -125,7 +135,10 @@ impl<S: Sequence> Call<S> {
         entry: &Entry,
     ) -> Result<(S, Option<Arc<Charge>>)> {
         let ids = match &entry.source {
-            SourceOf::Nothing => return Ok((model.start(None)?, None)),
+            SourceOf::Nothing => {
+                let begun = self.request.prompts.begin(entry);
+                return Ok((begun.map_or_else(|| model.start(None), Ok)?, None));
+            }
             SourceOf::Given(number) => return Ok((self.request.prompts.given(*number).fork(), None)),
             SourceOf::Ids(ids) => ids,
         };
@@ -139,19 +152,28 @@ impl<S: Sequence> Call<S> {
         Ok((sequence, Some(charge)))
     }
 
-    /// Admits the next row, or search.
+    /// What the rows of a prompt take, where its sequence begins with `held` positions; those of a given one are reserved, too.
+    fn needs(&self, entry: &Entry, max_new_tokens: usize, held: usize) -> Needs {
+        let needs = self.request.needs(entry.ids.len(), max_new_tokens);
+        if entry.source == SourceOf::Nothing { needs.behind(self.request.block, held) } else { needs }
+    }
+
+    /// Admits the next row, or search; a prompt begins with `found`, where that is there.
     ///
     /// # Errors
     /// Those of [`Decoder::start`].
-    pub(super) fn admit<M: Decoder<Sequence = S>>(&mut self, model: &M) -> Result<()> {
+    pub(super) fn admit<M: Decoder<Sequence = S>>(&mut self, model: &M, found: Option<S>) -> Result<()> {
         let request = Arc::clone(&self.request);
         if self.items.last().is_none_or(|item| item.to_come.is_empty()) {
             let Some(entry) = self.peek() else { return Ok(()) };
             self.cursor.next(&request.prompts);
-            let (mut stem, source) = self.start(model, &entry)?;
+            let (mut stem, source) = match found {
+                Some(found) => (found, None),
+                None => self.start(model, &entry)?,
+            };
             stem.expect(entry.ids.len());
             let new = request.max_new_tokens(entry.ids.len())?;
-            let needs = request.needs(entry.ids.len(), new);
+            let needs = self.needs(&entry, new, stem.len());
             self.items.push(Item::new(&request, entry, needs, new, stem, &self.account, source));
             if self.cursor.place() == request.prompts.len() {
                 self.source = None;
@@ -270,7 +292,7 @@ impl<S: Sequence> Call<S> {
     /// Takes logits of prompts that are complete now from the front of the step's, and steps over those of its rows.
     pub(super) fn take_in(&mut self, logits: &mut &[f32]) {
         for item in &mut self.items {
-            item.take_in(logits, self.request.vocab_size);
+            item.take_in(&self.request, logits, &mut self.given.kept);
         }
         let mut run = Run::default();
         for item in &mut self.items {
@@ -295,7 +317,7 @@ impl<S: Sequence> Call<S> {
         let before = self.running();
         let mut inherited = None;
         for item in &mut self.items {
-            item.settle(&self.request, seconds, &mut inherited, &mut self.events)?;
+            item.settle(&self.request, seconds, &mut inherited, &mut self.given)?;
         }
         self.items.retain(|item| !item.is_done());
         Ok(before - self.running())
@@ -321,6 +343,18 @@ impl<S: Sequence> Call<S> {
         false
     }
 
+    /// Lets prompts that are being read go on behind what others have read meanwhile.
+    pub(super) fn take_over(&mut self, prefixes: &mut PrefixCache<S>) {
+        self.items.iter_mut().for_each(|item| item.take_over(&self.request, prefixes));
+    }
+
+    /// The call ends early: what it has in the cache is kept, where that is wanted.
+    pub(super) fn keep(&mut self) {
+        if self.request.keeps() {
+            self.items.iter_mut().for_each(|item| item.keep(&self.request, &mut self.given.kept));
+        }
+    }
+
     /// Whether it holds anything of the cache.
     pub(super) fn holds_cache(&self) -> bool {
         self.items.iter().any(Item::holds_cache)
@@ -336,7 +370,8 @@ impl<S: Sequence> Call<S> {
             let entry = self.items[index].entry.clone();
             let (mut stem, source) = self.start(model, &entry)?;
             stem.expect(entry.ids.len());
-            self.items[index].evict(stem, source);
+            let shared = self.needs(&entry, self.items[index].max_new_tokens, stem.len()).shared;
+            self.items[index].evict(stem, self.account.charge(shared), source);
         }
         if self.cursor.place() == self.request.prompts.len() {
             self.source = None;

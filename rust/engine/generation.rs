@@ -6,6 +6,7 @@ use std::sync::atomic::Ordering;
 use super::call::{Call, ROOM};
 use super::lead::Engine;
 use super::options::Options;
+use super::prefix::Prefix;
 use super::progress::Progress;
 use super::prompts::{Cursor, Entry, Prompts};
 use super::request::Request;
@@ -209,6 +210,29 @@ where
             self.engine.finish(&self.ticket, row);
         }
         Ok(())
+    }
+}
+
+impl<M: Decoder> Generation<M>
+where
+    M::Sequence: 'static,
+{
+    /// Ends the call, and gives what its only row has in the cache where [`Options::keep`] was set: the ids of its prompt and the
+    /// generated ones, as far as they were read. Waits for the step that has it. None where it holds nothing, ended with an error,
+    /// or has given it before; and in a forked child, where the call has not gone on.
+    ///
+    /// # Errors
+    /// `Cancelled` where the hook says so, after which it may be asked again.
+    pub fn kept(&mut self, hook: Option<&Hook<'_>>) -> Result<Option<Prefix<M::Sequence>>> {
+        if !self.request.options.keep
+            || self.ticket.process.load(Ordering::SeqCst) != forks::generation()
+            || self.ticket.id.load(Ordering::SeqCst) == 0
+        {
+            return Ok(None);
+        }
+        let kept = self.engine.close(&self.ticket, hook)?;
+        self.is_over = true;
+        Ok(kept)
     }
 }
 

@@ -6,13 +6,30 @@ use std::sync::Arc;
 use super::beams::Search;
 use super::budget::{Account, Charge, Needs};
 use super::choice::{Choice, Chooser, Drawing, GROUP_ROWS, Scores};
-use super::prompts::Entry;
+use super::prefix::Prefix;
+use super::prefix_cache::PrefixCache;
+use super::prompts::{Entry, SourceOf};
 use super::request::Request;
 use super::rows::Row;
 use super::{Event, no_choice};
 use crate::decode::draws::{Draws, Group};
 use crate::error::Result;
 use crate::models::{Input, Segment, Sequence, Wanted};
+
+/// What a step gives.
+#[derive(Debug)]
+pub(super) struct Given<S> {
+    /// Tokens, for the reader.
+    pub(super) events: Vec<Event>,
+    /// What can be begun behind from now on.
+    pub(super) kept: Vec<Prefix<S>>,
+}
+
+impl<S> Default for Given<S> {
+    fn default() -> Self {
+        Self { events: Vec::new(), kept: Vec::new() }
+    }
+}
 
 /// What comes of a prompt.
 #[derive(Debug)]
@@ -35,7 +52,7 @@ pub(super) struct Item<S> {
     feed: usize,
     /// Whether its source is read in the step.
     pub(super) is_marked: bool,
-    /// Positions that its sequence held at the beginning.
+    /// Positions that its sequence held at the beginning: they were reused, and not read.
     held: usize,
     /// The prompt's last logits, while rows are still to come.
     logits: Vec<f32>,
@@ -44,7 +61,8 @@ pub(super) struct Item<S> {
     pub(super) work: Work<S>,
     /// Where the prompt has a seed of its own.
     pub(super) draws: Option<Draws>,
-    _shared: Charge,
+    /// For the blocks that its rows share, as far as they are not open.
+    shared: Charge,
     _source: Option<Arc<Charge>>,
 }
 
@@ -80,7 +98,7 @@ impl<S: Sequence> Item<S> {
             to_come,
             work,
             max_new_tokens,
-            _shared: account.charge(needs.shared),
+            shared: account.charge(needs.shared),
             _source: source,
             entry,
         }
@@ -225,7 +243,8 @@ impl<S: Sequence> Item<S> {
 
     /// Takes the prompt's logits from the front of the step's, where the step has read its last token, and steps over those of its
     /// rows.
-    pub(super) fn take_in(&mut self, logits: &mut &[f32], vocab_size: usize) {
+    pub(super) fn take_in(&mut self, request: &Request<S>, logits: &mut &[f32], kept: &mut Vec<Prefix<S>>) {
+        let vocab_size = request.vocab_size;
         let completed = self.was_completed();
         let own = if completed { logits.split_off(..vocab_size).unwrap_or_default() } else { &[] };
         let others = match &self.work {
@@ -237,6 +256,9 @@ impl<S: Sequence> Item<S> {
             return;
         }
         self.is_read = true;
+        if request.caches {
+            self.keep_prompt(request, kept);
+        }
         match &mut self.work {
             Work::Rows(_) => {
                 self.logits = own.to_vec();
@@ -247,6 +269,42 @@ impl<S: Sequence> Item<S> {
                     search.begin(stem, own);
                 }
             }
+        }
+    }
+
+    /// Keeps the whole blocks of the prompt, which nobody writes any more, for others to begin behind.
+    fn keep_prompt(&mut self, request: &Request<S>, kept: &mut Vec<Prefix<S>>) {
+        let whole = self.entry.ids.len() / request.block.positions;
+        let Some(stem) = self.stem.as_ref().filter(|stem| whole > 0 && stem.source().is_empty()) else {
+            return;
+        };
+        let mut sequence = stem.fork();
+        sequence.truncate(whole * request.block.positions);
+        self.shared.reduce(sequence.release(whole).saturating_mul(request.block.bytes));
+        kept.push(Prefix::new(request.prompts.ids(&self.entry.ids), sequence));
+    }
+
+    /// Goes on behind what others have read meanwhile, where that is more than it has read itself.
+    pub(super) fn take_over(&mut self, request: &Request<S>, prefixes: &mut PrefixCache<S>) {
+        let Some(stem) = self.stem.as_ref().filter(|_| !self.is_read) else { return };
+        if self.entry.source != SourceOf::Nothing {
+            return;
+        }
+        let ids = request.prompts.ids(&self.entry.ids);
+        let Some(mut found) = prefixes.begin(ids, stem.len()) else { return };
+        found.expect(ids.len());
+        let blocks = |positions: usize| positions / request.block.positions;
+        self.shared.reduce((blocks(found.len()) - blocks(self.held)).saturating_mul(request.block.bytes));
+        (self.held, self.stem) = (found.len(), Some(found));
+    }
+
+    /// Keeps what it has in the cache, for others to begin behind, where the call ends early.
+    pub(super) fn keep(&mut self, request: &Request<S>, kept: &mut Vec<Prefix<S>>) {
+        if let Work::Rows(rows) = &mut self.work {
+            kept.extend(rows.iter_mut().filter_map(|row| row.keep(0)).map(|(prefix, _)| prefix));
+        }
+        if let Some(stem) = self.stem.take().filter(|stem| !stem.is_empty() && stem.source().is_empty()) {
+            kept.push(Prefix::new(request.prompts.ids(&self.entry.ids), stem));
         }
     }
 
@@ -300,20 +358,21 @@ impl<S: Sequence> Item<S> {
         request: &Request<S>,
         seconds: f64,
         inherited: &mut Option<Box<Group>>,
-        events: &mut Vec<Event>,
+        given: &mut Given<S>,
     ) -> Result<()> {
         self.feed = 0;
-        let max_new_tokens = self.max_new_tokens;
+        let (max_new_tokens, held, block) = (self.max_new_tokens, self.held, request.block);
+        let prompt_blocks = self.entry.ids.len() / block.positions;
         match &mut self.work {
             Work::Search(search) => {
                 search.drawing.inherit(inherited);
-                if search.settle(request, self.entry.place, seconds, events)? {
+                if search.settle(request, self.entry.place, seconds, held, &mut given.events)? {
                     *inherited = search.drawing.take();
                     self.work = Work::Rows(Vec::new());
                 }
             }
             Work::Rows(rows) => {
-                let mut error = None;
+                let (mut error, shared) = (None, &mut self.shared);
                 rows.retain_mut(|row| {
                     row.unplan();
                     row.drawing.inherit(inherited);
@@ -328,18 +387,26 @@ impl<S: Sequence> Item<S> {
                             let stopping = request.selector.stopping();
                             let finish_reason = stopping.check(token_id, row.generated, max_new_tokens);
                             row.ended = finish_reason.is_some();
-                            events.push(Event {
+                            given.events.push(Event {
                                 row: row.number,
                                 token_id,
                                 logprobs,
                                 finish_reason,
                                 score: None,
                                 first_seconds: None,
+                                cached_tokens: (row.generated == 1).then_some(held),
                             });
                         }
                     }
                     if row.ended {
                         *inherited = row.drawing.take();
+                        if request.keeps()
+                            && let Some((prefix, released)) = row.keep(prompt_blocks)
+                        {
+                            // What is open now is reserved for the other rows no longer.
+                            shared.reduce(released.saturating_mul(block.bytes));
+                            given.kept.push(prefix);
+                        }
                     }
                     !row.ended
                 });
@@ -365,9 +432,10 @@ impl<S: Sequence> Item<S> {
             }
     }
 
-    /// Gives its caches back, to be read again from `stem` on, over a source that is reserved anew; what was chosen stays.
-    pub(super) fn evict(&mut self, stem: S, source: Option<Arc<Charge>>) {
-        self._source = source;
+    /// Gives its caches back, to be read again from `stem` on, with what its rows share and its source reserved anew; what was
+    /// chosen stays.
+    pub(super) fn evict(&mut self, stem: S, shared: Charge, source: Option<Arc<Charge>>) {
+        (self.held, self.shared, self._source) = (stem.len(), shared, source);
         (self.stem, self.is_read, self.feed, self.logits) = (Some(stem), false, 0, Vec::new());
         match &mut self.work {
             Work::Rows(rows) => rows.iter_mut().for_each(Row::evict),

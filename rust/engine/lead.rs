@@ -11,6 +11,7 @@ use std::time::Duration;
 
 use super::budget::Account;
 use super::call::Call;
+use super::prefix::Prefix;
 use super::schedule::{State, Ticket, again};
 use super::step::panicked;
 use super::{Event, Hook};
@@ -82,8 +83,10 @@ where
     }
 
     /// Lets go of the lock, and of calls that were dropped meanwhile.
-    fn unlock(&self, state: Locked<'_, M>) {
+    fn unlock(&self, mut state: Locked<'_, M>) {
+        let gone = std::mem::take(&mut state.gone);
         drop(state);
+        drop(gone);
         self.tidy();
     }
 
@@ -93,9 +96,10 @@ where
         while schedule.departed.load(Ordering::SeqCst) {
             let Ok(mut state) = schedule.state.try_lock() else { return };
             schedule.departed.store(false, Ordering::SeqCst);
-            let removed = state.sweep();
+            let removed = state.sweep(&*self.model);
+            let gone = std::mem::take(&mut state.gone);
             drop(state);
-            drop(removed);
+            drop((removed, gone));
         }
     }
 
@@ -108,7 +112,7 @@ where
     /// A call was cancelled.
     pub(super) fn sweep(&self) {
         let mut state = self.lock();
-        let removed = state.sweep();
+        let removed = state.sweep(&*self.model);
         for slot in state.slots.iter().filter(|slot| slot.ticket.is_cancelled()) {
             slot.ticket.bell.notify_all();
         }
@@ -132,20 +136,107 @@ where
     /// Ends a row of a call, and drops those of its tokens that nobody has taken.
     pub(super) fn finish(&self, ticket: &Ticket, row: usize) {
         let mut state = self.lock();
-        let mut ended = 0;
+        let (mut ended, mut kept) = (0, Vec::new());
         if let Some(slot) = state.slot(ticket.id.load(Ordering::SeqCst)) {
             slot.events.retain(|event| event.row != row);
             if slot.away {
                 slot.finishing.push(row);
-            } else if let Some(call) = &mut slot.call {
+            } else if let Some(mut call) = slot.call.take() {
                 ended += u64::from(call.finish(row));
+                kept = slot.collect(&mut call);
                 if call.is_done() {
-                    (slot.call, slot.outcome) = (None, Some(Ok(())));
+                    slot.outcome = Some(Ok(()));
+                } else {
+                    slot.call = Some(call);
                 }
             }
         }
         state.ended += ended;
+        state.store(&*self.model, kept);
         self.unlock(state);
+    }
+
+    /// Ends a call, and gives what its only row has in the cache, where its reader wants that. Waits for the step that has it.
+    ///
+    /// # Errors
+    /// `Cancelled` where the hook says so.
+    pub(super) fn close(
+        &self,
+        ticket: &Ticket,
+        hook: Option<&Hook<'_>>,
+    ) -> Result<Option<Prefix<M::Sequence>>> {
+        let id = ticket.id.load(Ordering::SeqCst);
+        let mut state = self.lock();
+        loop {
+            let is_here = state.leader == team::here();
+            match state.slot(id) {
+                Some(slot) if slot.away && !is_here => slot.closing = true,
+                Some(slot) if !slot.away => break,
+                // In the middle of its own step, it leaves nothing.
+                Some(_) | None => {
+                    self.unlock(state);
+                    return Ok(None);
+                }
+            }
+            let stepped = &self.schedule().stepped;
+            let (woken, timeout) = stepped.wait_timeout(state, ASK).unwrap_or_else(PoisonError::into_inner);
+            state = woken;
+            if timeout.timed_out()
+                && let Some(hook) = hook
+            {
+                self.unlock(state);
+                let stop = hook();
+                state = self.lock();
+                if stop {
+                    if let Some(slot) = state.slot(id) {
+                        slot.closing = false;
+                    }
+                    self.unlock(state);
+                    return Err(Error::Cancelled);
+                }
+            }
+        }
+        let slot = state.place(id).map(|place| state.slots.remove(place));
+        let mut call = None;
+        let kept = slot.and_then(|mut slot| {
+            call = slot.call.take();
+            if let Some(call) = &mut call {
+                call.keep();
+                let kept = slot.collect(call);
+                state.ended += 1;
+                state.store(&*self.model, kept);
+            }
+            slot.kept
+        });
+        self.unlock(state);
+        drop(call);
+        Ok(kept)
+    }
+
+    /// Lets go of what calls have left for others; whether there was anything.
+    pub fn give_up(&self) -> bool {
+        let mut state = self.lock();
+        let any = state.give_up();
+        self.unlock(state);
+        any
+    }
+
+    /// Lets go of what calls have left for others until `more` bytes of the cache are free, for somebody who makes no call.
+    pub fn make_room(&self, more: usize) {
+        if self.model.limits().prefix_cache_bytes > 0 {
+            let mut state = self.lock();
+            state.make_room(&*self.model, more);
+            self.unlock(state);
+        }
+    }
+
+    /// What calls have left for others: prefixes, and bytes of the cache.
+    pub fn prefixes_kept(&self) -> (usize, usize) {
+        let state = self.lock();
+        let bytes = state.prefixes.block_count().saturating_mul(self.model.cache_block().bytes);
+        let kept = (state.prefixes.len(), bytes);
+        self.unlock(state);
+        kept
     }
 
     /// Takes what there is for a reader: true where more may come.
@@ -177,7 +268,11 @@ where
         match slot.outcome.take() {
             None => Ok(None),
             Some(outcome) => {
-                state.slots.remove(place);
+                slot.waits = None;
+                // What is kept for the reader waits for it.
+                if slot.kept.is_none() {
+                    state.slots.remove(place);
+                }
                 outcome.map(|()| Some(false))
             }
         }
@@ -302,9 +397,10 @@ where
             let mut outcome;
             loop {
                 self.unlock(state);
-                outcome = kind
-                    .as_ref()
-                    .map_or_else(|error| Err(again(error)), |&kind| bench.run(&*self.model, kind, &cancel));
+                outcome = kind.as_ref().map_or_else(
+                    |error| Err(again(error)),
+                    |&kind| bench.run(&*self.model, kind, &cancel, &|| self.give_up()),
+                );
                 state = self.lock();
                 let refused = matches!(outcome, Err(Error::OutOfMemory { .. }));
                 // What readers who are behind keep goes before a call that somebody waits for.
@@ -318,7 +414,7 @@ where
                 }
             }
             interrupted = asked.into_inner();
-            let over = state.put_back(&mut bench, &outcome);
+            let over = state.put_back(&*self.model, &mut bench, &outcome);
             // The lock is not held while caches go back.
             self.unlock(state);
             drop(over);

@@ -12,9 +12,12 @@ mod generation;
 mod item;
 mod lead;
 mod options;
+mod prefix;
+mod prefix_cache;
 mod progress;
 mod prompts;
 mod request;
+mod room;
 mod rows;
 mod schedule;
 mod score;
@@ -28,6 +31,7 @@ pub use crate::decode::stopping::FinishReason;
 pub use generation::{Canceller, Generation};
 pub use lead::Engine;
 pub use options::{Limit, Options, Seed};
+pub use prefix::Prefix;
 pub use prompts::{Prompts, Start};
 pub use schedule::{AHEAD, CHUNK};
 pub use score::Scoring;
@@ -54,6 +58,8 @@ pub struct Event {
     pub score: Option<f32>,
     /// With beams, on the first token of a row: seconds from when the call was first asked for tokens to the first choice of its search.
     pub first_seconds: Option<f64>,
+    /// On the first token of a row: tokens of its prompt that were reused and not read.
+    pub cached_tokens: Option<usize>,
 }
 
 /// The error of a row that leaves no token to choose.

@@ -93,6 +93,8 @@ pub struct Options {
     pub logprobs: Option<usize>,
     /// Where random numbers come from.
     pub seed: Seed,
+    /// Whether what the only row has in the cache is left to the reader, see [`Generation::kept`](super::Generation::kept).
+    pub keep: bool,
 }
 
 impl Default for Options {
@@ -119,6 +121,7 @@ impl Default for Options {
             early_stopping: EarlyStopping::Heuristic,
             logprobs: None,
             seed: Seed::Entropy,
+            keep: false,
         }
     }
 }
@@ -163,6 +166,8 @@ impl Options {
             let hint = "1 without sampling or beams (set do_sample or num_beams for several different rows)";
             check(rows == 1 || self.do_sample, "num_return_sequences", hint, rows)?;
         }
+        let one = in_all == 1 && beams == 1;
+        check(one || !self.keep, "keep", "false for more than one row, and with beams", self.keep)?;
         if let Seed::PerPrompt(seeds) = &self.seed {
             let hint = format!("one seed per prompt ({prompts})");
             check(seeds.len() == prompts, "seed", &hint, format_args!("{} seeds", seeds.len()))?;

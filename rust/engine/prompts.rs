@@ -5,7 +5,9 @@
 //! share is stored once.
 
 use std::ops::Range;
+use std::sync::Arc;
 
+use super::prefix::Prefix;
 use crate::error::{Error, Result};
 use crate::models::Sequence;
 
@@ -53,6 +55,8 @@ pub(super) struct Entry {
 pub struct Prompts<S> {
     numbers: Vec<u32>,
     given: Vec<S>,
+    /// What those that have no source begin behind, as far as they go along with it.
+    prefix: Option<Arc<Prefix<S>>>,
     /// Where the last source of ids is.
     last: Range<usize>,
     count: usize,
@@ -60,7 +64,7 @@ pub struct Prompts<S> {
 
 impl<S> Default for Prompts<S> {
     fn default() -> Self {
-        Self { numbers: Vec::new(), given: Vec::new(), last: 0..0, count: 0 }
+        Self { numbers: Vec::new(), given: Vec::new(), prefix: None, last: 0..0, count: 0 }
     }
 }
 
@@ -75,6 +79,28 @@ impl<S: Sequence> Prompts<S> {
         let mut all = Self::new();
         prompts.iter().for_each(|ids| all.push(ids, Start::Empty));
         all
+    }
+
+    /// No prompts; those that come begin behind a prefix, as far as they go along with it.
+    pub fn behind(prefix: Option<Arc<Prefix<S>>>) -> Self {
+        Self { prefix, ..Self::default() }
+    }
+
+    /// How many of a prompt's first ids the prefix spares.
+    pub(super) fn spared(&self, entry: &Entry) -> usize {
+        match (&self.prefix, &entry.source) {
+            (Some(prefix), SourceOf::Nothing) => prefix.reusable(self.ids(&entry.ids)),
+            _ => 0,
+        }
+    }
+
+    /// A sequence for a prompt behind the first ids that the prefix spares; none where it spares none.
+    pub(super) fn begin(&self, entry: &Entry) -> Option<S> {
+        let spared = self.spared(entry);
+        let prefix = self.prefix.as_ref().filter(|_| spared > 0)?;
+        let mut sequence = prefix.begin(spared);
+        sequence.claim();
+        Some(sequence)
     }
 
     /// How many there are.

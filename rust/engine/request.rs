@@ -21,8 +21,10 @@ pub(super) struct Request<S> {
     pub(super) scoring: Scoring,
     pub(super) vocab_size: usize,
     context: ContextLength,
-    block: CacheBlock,
+    pub(super) block: CacheBlock,
     seed: Seed,
+    /// Whether what its prompts and rows leave in the cache is kept for other calls.
+    pub(super) caches: bool,
 }
 
 impl<S: Sequence> Request<S> {
@@ -49,6 +51,7 @@ impl<S: Sequence> Request<S> {
             vocab_size,
             context: model.context_length(),
             block: model.cache_block(),
+            caches: model.limits().prefix_cache_bytes > 0,
             seed,
             prompts,
             options,
@@ -121,6 +124,11 @@ impl<S: Sequence> Request<S> {
     /// Whether results are the outcome of searches.
     pub(super) fn searches(&self) -> bool {
         self.options.num_beams > 1
+    }
+
+    /// Whether what its rows leave in the cache is kept, for other calls or for its reader.
+    pub(super) fn keeps(&self) -> bool {
+        self.caches || self.options.keep
     }
 
     /// New tokens of a row whose prompt has so many positions.

@@ -2,6 +2,7 @@
 
 use super::budget::Charge;
 use super::choice::Drawing;
+use super::prefix::Prefix;
 use super::request::Request;
 use crate::decode::Scratch;
 use crate::decode::logprobs::TokenLogprobs;
@@ -97,6 +98,13 @@ impl<S: Sequence> Row<S> {
         let from = self.tokens.len() - pending;
         let logits = if feed == pending { Wanted::Last } else { Wanted::Nothing };
         Some(Segment { sequence, input: Input::Tokens(&self.tokens[from..from + feed]), logits })
+    }
+
+    /// What it has in the cache, for others to begin behind; and for how many of the first `blocks` of it the call had answered.
+    pub(super) fn keep(&mut self, blocks: usize) -> Option<(Prefix<S>, usize)> {
+        let mut sequence = self.sequence.take().filter(|sequence| sequence.source().is_empty())?;
+        let released = sequence.release(blocks);
+        Some((Prefix::new(&self.tokens, sequence), released))
     }
 
     /// Gives its cache back; what it has chosen stays.

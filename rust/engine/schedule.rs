@@ -13,6 +13,8 @@ use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use super::Event;
 use super::budget::Account;
 use super::call::Call;
+use super::prefix::Prefix;
+use super::prefix_cache::PrefixCache;
 use super::step::{Bench, Kind, Taken};
 use crate::error::{Error, Result};
 use crate::models::{Decoder, Sequence};
@@ -46,12 +48,16 @@ impl Ticket {
 pub(super) struct Slot<S> {
     pub(super) id: u64,
     pub(super) ticket: Arc<Ticket>,
-    /// What the call has reserved, wherever it is.
-    account: Account,
     /// None while a step has it, and when it is over.
     pub(super) call: Option<Box<Call<S>>>,
     /// Whether a step has it.
     pub(super) away: bool,
+    /// What it has reserved of the cache, wherever it is.
+    pub(super) account: Account,
+    /// What its only row left in the cache, where its reader wants that.
+    pub(super) kept: Option<Prefix<S>>,
+    /// Whether its reader waits for it to come back from its last step.
+    pub(super) closing: bool,
     /// What its reader has not taken.
     pub(super) events: Vec<Event>,
     /// Steps since its reader was last here.
@@ -71,7 +77,7 @@ pub(super) struct Slot<S> {
 impl<S: Sequence> Slot<S> {
     /// The call, where it may take part in a step.
     fn eligible(&mut self) -> Option<&mut Box<Call<S>>> {
-        let out = self.ticket.is_cancelled() || self.ahead >= AHEAD || self.parked.is_some();
+        let out = self.ticket.is_cancelled() || self.closing || self.ahead >= AHEAD || self.parked.is_some();
         self.call.as_mut().filter(|_| !out)
     }
 }
@@ -101,6 +107,11 @@ pub(super) struct State<S: 'static> {
     sourced: u64,
     /// Whether the last step read sources.
     read_sources: bool,
+    /// What calls have left for those that come, and how much of it those that read prompts have looked at.
+    pub(super) prefixes: PrefixCache<S>,
+    looked_at: u64,
+    /// Prefixes that are to be dropped when the lock is let go of.
+    pub(super) gone: Vec<Prefix<S>>,
 }
 
 impl<S> Default for State<S> {
@@ -119,6 +130,9 @@ impl<S> Default for State<S> {
             admitted: 0,
             sourced: 0,
             read_sources: false,
+            prefixes: PrefixCache::default(),
+            looked_at: 0,
+            gone: Vec::new(),
         }
     }
 }
@@ -134,6 +148,8 @@ impl<S: Sequence> State<S> {
             account: call.account.clone(),
             call: Some(Box::new(call)),
             away: false,
+            kept: None,
+            closing: false,
             events: Vec::new(),
             ahead: 0,
             waits: None,
@@ -170,7 +186,7 @@ impl<S: Sequence> State<S> {
 
     /// Removes calls that nobody wants, unless a step has them; stops that step where it has no other. Gives what was removed, to be
     /// dropped without the lock.
-    pub(super) fn sweep(&mut self) -> Vec<Box<Call<S>>> {
+    pub(super) fn sweep<M: Decoder<Sequence = S>>(&mut self, model: &M) -> Vec<Box<Call<S>>> {
         let mut removed = Vec::new();
         self.slots.retain_mut(|slot| {
             let remove = slot.ticket.is_cancelled() && !slot.away;
@@ -181,6 +197,10 @@ impl<S: Sequence> State<S> {
             !remove
         });
         self.ended += removed.len() as u64;
+        for call in &mut removed {
+            call.keep();
+            self.store(model, std::mem::take(&mut call.given.kept));
+        }
         let mut away = self.slots.iter().filter(|slot| slot.away).peekable();
         if away.peek().is_some() && away.all(|slot| slot.ticket.is_cancelled()) {
             self.stop.store(true, Ordering::SeqCst);
@@ -220,6 +240,10 @@ impl<S: Sequence> State<S> {
     ) -> Option<Kind> {
         self.unpark();
         self.admit(model);
+        if std::mem::replace(&mut self.looked_at, self.prefixes.additions()) != self.prefixes.additions() {
+            let Self { slots, prefixes, .. } = self;
+            slots.iter_mut().filter_map(Slot::eligible).for_each(|call| call.take_over(prefixes));
+        }
         self.steps += 1;
         let limit = model.limits().max_rows;
         let (mut rows, mut behind, mut sources, mut first) = (0, 0, false, false);
@@ -274,11 +298,11 @@ impl<S: Sequence> State<S> {
     /// Admits rows in turn from each call while they fit.
     fn admit<M: Decoder<Sequence = S>>(&mut self, model: &M) {
         let limits = model.limits();
-        let (mut rows, mut bytes) = (0, model.open_bytes().saturating_add(self.apart.bytes()));
+        let (mut rows, mut reserved) = (0, self.apart.bytes());
         for slot in &mut self.slots {
             if let Some(call) = slot.eligible() {
                 rows += call.running();
-                bytes = bytes.saturating_add(call.account.bytes());
+                reserved = reserved.saturating_add(call.account.bytes());
             }
         }
         while rows < limits.max_rows {
@@ -289,18 +313,20 @@ impl<S: Sequence> State<S> {
                 Some((place, demand))
             });
             let Some((place, demand)) = next else { return };
-            let bytes_then = bytes.saturating_add(demand.bytes);
-            let fits = rows + demand.rows <= limits.max_rows && bytes_then <= limits.cache_bytes;
-            if !fits && rows > 0 {
+            if rows > 0 && rows + demand.rows > limits.max_rows {
                 return;
             }
+            let reserved_then = reserved.saturating_add(demand.bytes);
+            let Some((found, bytes)) = self.find_room(model, place, demand, reserved_then, rows == 0) else {
+                return;
+            };
             let slot = &mut self.slots[place];
             self.admitted = slot.id;
-            if let Some(Err(error)) = slot.call.as_mut().map(|call| call.admit(model)) {
+            if let Some(Err(error)) = slot.call.as_mut().map(|call| call.admit(model, found)) {
                 (slot.call, slot.outcome) = (None, Some(Err(error)));
                 continue;
             }
-            (rows, bytes) = (rows + demand.rows, bytes_then);
+            (rows, reserved) = (rows + demand.rows, reserved.saturating_add(bytes));
         }
     }
 
@@ -386,7 +412,12 @@ impl<S: Sequence> State<S> {
     }
 
     /// Puts the calls of a step back, with what it came to; gives what is over, to be dropped without the lock.
-    pub(super) fn put_back(&mut self, bench: &mut Bench<S>, step: &Result<()>) -> Vec<Box<Call<S>>> {
+    pub(super) fn put_back<M: Decoder<Sequence = S>>(
+        &mut self,
+        model: &M,
+        bench: &mut Bench<S>,
+        step: &Result<()>,
+    ) -> Vec<Box<Call<S>>> {
         let mut over = Vec::new();
         let mut taken = std::mem::take(&mut bench.taken);
         // Rows that end in this step make room for the calls that had to leave it.
@@ -398,6 +429,8 @@ impl<S: Sequence> State<S> {
             if slot.ticket.is_cancelled() {
                 self.slots.remove(place).ticket.bell.notify_all();
                 self.ended += 1;
+                call.keep();
+                self.store(model, std::mem::take(&mut call.given.kept));
                 over.push(call);
                 continue;
             }
@@ -422,18 +455,20 @@ impl<S: Sequence> State<S> {
                 }
             }
             for row in std::mem::take(&mut slot.finishing) {
-                call.events.retain(|event| event.row != row);
+                call.given.events.retain(|event| event.row != row);
                 self.ended += u64::from(call.finish(row));
             }
-            let is_there = call.events.is_empty() && slot.waits.is_some();
+            let is_there = call.given.events.is_empty() && slot.waits.is_some();
             slot.ahead += usize::from(step.is_ok() && !is_there);
-            slot.events.append(&mut call.events);
+            slot.events.append(&mut call.given.events);
+            let kept = slot.collect(&mut call);
             if call.is_done() {
                 slot.outcome = Some(Ok(()));
                 over.push(call);
             } else {
                 slot.call = Some(call);
             }
+            self.store(model, kept);
         }
         bench.taken = taken;
         over

@@ -228,6 +228,8 @@ where
             let begins = self.nodes[node].parent.is_none() && self.started[start].is_none();
             let source =
                 if begins { source_bytes(block, source_length(&self.scoring.starts[start])) } else { 0 };
+            // Prefixes that nobody uses make room first.
+            self.engine.make_room(own + source);
             let (_, reserved) = self.engine.apart();
             let all = reserved.saturating_add(model.open_bytes()).saturating_add(own + source);
             if all > limits.cache_bytes && !self.reading.is_empty() {

@@ -61,7 +61,8 @@ impl<S> std::fmt::Debug for Bench<S> {
 }
 
 impl<S: Sequence> Bench<S> {
-    /// Runs the step. Where memory is refused, the call that joined last leaves it, until one is left.
+    /// Runs the step. Where memory is refused, what nobody needs is given up first, if there is any; then the call that joined last
+    /// leaves it, until one is left.
     ///
     /// # Errors
     /// Those of the model: `Cancelled`, after which every call is as it was; `OutOfMemory` where one call was left; `Panicked`.
@@ -70,6 +71,7 @@ impl<S: Sequence> Bench<S> {
         model: &M,
         kind: Kind,
         cancel: &Cancel<'_>,
+        give_up: &dyn Fn() -> bool,
     ) -> Result<()> {
         loop {
             let outcome = catch_unwind(AssertUnwindSafe(|| match kind {
@@ -77,6 +79,7 @@ impl<S: Sequence> Bench<S> {
                 Kind::Tokens => self.read_tokens(model, cancel),
             }));
             match outcome.unwrap_or_else(|panic| Err(panicked(panic.as_ref()))) {
+                Err(Error::OutOfMemory { .. }) if give_up() => {}
                 Err(Error::OutOfMemory { .. })
                     if self.taken.iter().filter(|call| !call.is_parked).count() > 1 =>
                 {

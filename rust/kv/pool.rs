@@ -8,11 +8,12 @@
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use super::block::Block;
 use super::slab::{Counts, Sizes, Slab};
 use super::{Account, Shape};
 use crate::arena::Mapping;
 use crate::error::{Error, Result};
-use crate::forks::{self, PerProcess};
+use crate::forks::PerProcess;
 
 /// Idle bytes that a pool keeps for reuse, at most.
 const RESERVE: usize = 32 << 20;
@@ -208,44 +209,19 @@ impl Pool {
     /// A block whose contents are whatever was there; its owner writes all of it.
     pub(super) fn unwritten(self: &Arc<Self>, account: Account) -> Result<Arc<Block>> {
         let bytes = self.shape.block_bytes();
-        let generation = forks::generation();
         let taken = self.sizes.and_then(|sizes| self.lock().take(sizes, account));
         let (slab, number, at) = taken.ok_or_else(|| Self::refused(bytes))?;
-        Ok(Arc::new(Block { at, slab, number, account, generation, pool: Arc::clone(self) }))
+        Ok(Arc::new(Block::new(self, at, (slab, number), account)))
     }
-}
 
-/// A block; when the last sequence lets go of it, its memory goes back to the pool.
-#[derive(Debug)]
-pub(super) struct Block {
-    at: *mut u8,
-    slab: usize,
-    number: usize,
-    account: Account,
-    /// The process that handed it out.
-    generation: usize,
-    pool: Arc<Pool>,
-}
-
-// SAFETY: plain memory, owned by one value.
-unsafe impl Send for Block {}
-// SAFETY: reached through a sequence; writers are kept apart by `Sequence::reserve`'s contract.
-unsafe impl Sync for Block {}
-
-impl Block {
-    /// First byte.
-    pub(super) fn at(&self) -> *mut u8 {
-        self.at
+    /// Takes a block of this process back.
+    pub(super) fn put(&self, place: (usize, usize), account: Account) {
+        self.lock().put(place, account, self.reserve);
     }
-}
 
-impl Drop for Block {
-    fn drop(&mut self) {
-        // A block that a forked child has from its parent belongs to slabs that the child has left behind.
-        if self.generation == forks::generation() {
-            let place = (self.slab, self.number);
-            self.pool.lock().put(place, self.account, self.pool.reserve);
-        }
+    /// A block that a request answered for is nobody's now.
+    pub(super) fn opened(&self) {
+        self.lock().open += 1;
     }
 }
 
@@ -340,7 +316,7 @@ mod tests {
     fn blocks_are_handed_out_from_the_fullest_slab_lowest_first() {
         let pool = pool(4, 128, RESERVE);
         let mut blocks: Vec<_> = (0..3 * 128).map(|_| pool.block(Account::Open).unwrap()).collect();
-        let place = |block: &Block| (block.slab, block.number);
+        let place = |block: &Block| block.place;
         assert_eq!(place(&blocks[0]), (0, 0), "the first");
         assert_eq!(place(&blocks[383]), (2, 127), "the last of three slabs");
         // Of the second slab two are free, of the first one three.

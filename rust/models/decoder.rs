@@ -63,11 +63,13 @@ pub struct Limits {
     pub cache_bytes: usize,
     /// Sequences that decode side by side in one step.
     pub max_rows: usize,
+    /// Bytes of the cache, among `cache_bytes`, in which prefixes are kept from one request to the next.
+    pub prefix_cache_bytes: usize,
 }
 
 impl Default for Limits {
     fn default() -> Self {
-        Self { cache_bytes: usize::MAX, max_rows: 64 }
+        Self { cache_bytes: usize::MAX, max_rows: 64, prefix_cache_bytes: 0 }
     }
 }
 
@@ -90,6 +92,20 @@ pub trait Sequence: std::fmt::Debug + Sized + Send + Sync {
     /// The sequence will have so many positions at least when what is to be appended next is in it, however many steps that takes.
     /// Where positions count otherwise in long sequences, they do from the first step on.
     fn expect(&mut self, _len: usize) {}
+    /// How many of its first positions a sequence that will have `len` of them can begin with.
+    fn reusable(&self, _len: usize) -> usize {
+        self.len()
+    }
+    /// From now on a request answers for the blocks that the sequence takes.
+    fn claim(&mut self) {}
+    /// From now on no request answers for the sequence, its blocks included; for how many of its `first` blocks one did.
+    fn release(&mut self, _first: usize) -> usize {
+        0
+    }
+    /// Adds a number for every block to `out`; forks have the numbers of those that they share in common.
+    fn blocks(&self, _out: &mut Vec<usize>) {}
+    /// Shares whole blocks with another sequence whose first `positions` positions hold the same, where they do to the bit.
+    fn share(&mut self, _other: &Self, _positions: usize) {}
     /// A second sequence with the same contents; full blocks are shared, the last partial one is copied when written.
     fn fork(&self) -> Self;
     /// Forgets all but the first `len` positions; `len <= self.len()`.

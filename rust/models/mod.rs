@@ -140,7 +140,10 @@ impl Model {
         let source_pool = Pool::new(Shape { layers: 1, ..shape });
         // The weights are in memory by now: what is left beside them is for the cache and everything else.
         let half = || headroom::available().map_or(usize::MAX, |left| left / 2);
-        let limits = Limits { cache_bytes: cache_bytes.unwrap_or_else(half), max_rows };
+        let cache_bytes = cache_bytes.unwrap_or_else(half);
+        let has_encoder = !matches!(network, Network::Decoder(_));
+        let prefix_cache_bytes = options.prefix_cache_bytes(cache_bytes, has_encoder)?;
+        let limits = Limits { cache_bytes, max_rows, prefix_cache_bytes };
         Ok(Self { network, weights, runtime, bounds, pool: Pool::new(shape), source_pool, limits, info })
     }
 

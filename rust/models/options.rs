@@ -39,6 +39,8 @@ pub struct LoadOptions {
     pub cache_bytes: Option<u64>,
     /// Sequences that decode side by side in one step; 64 where none is given.
     pub max_rows: Option<usize>,
+    /// Bytes among these in which prefixes are kept from one request to the next; none where they are not given.
+    pub prefix_cache_bytes: Option<u64>,
     /// Applied to the folder's weights, in order.
     pub adapters: Vec<Adapter>,
 }
@@ -76,6 +78,22 @@ impl LoadOptions {
                 Err(option("cache_bytes", "None, or 1 to 2^63 - 1", &n.to_string()))
             }
             given => Ok(given.map(|n| usize::try_from(n).unwrap_or(usize::MAX))),
+        }
+    }
+
+    /// What is asked for of so many bytes, by a model with an encoder or without one.
+    pub(super) fn prefix_cache_bytes(&self, cache_bytes: usize, has_encoder: bool) -> Result<usize> {
+        let given = self.prefix_cache_bytes.unwrap_or(0);
+        if given > 0 && has_encoder {
+            let expected = "0 with an encoder (sources are shared by memory=, which encode gives)";
+            return Err(option("prefix_cache_bytes", expected, &given.to_string()));
+        }
+        match usize::try_from(given) {
+            Ok(bytes) if bytes <= cache_bytes => Ok(bytes),
+            _ => {
+                let expected = format!("0 to {cache_bytes}, which is cache_bytes");
+                Err(option("prefix_cache_bytes", &expected, &given.to_string()))
+            }
         }
     }
 

@@ -112,6 +112,32 @@ impl Sequence for DecoderSequence {
         }
     }
 
+    fn reusable(&self, len: usize) -> usize {
+        match &self.read {
+            Some(read) if (len > read.border) != read.is_long => 0,
+            Some(_) | None => self.cache.len(),
+        }
+    }
+
+    fn claim(&mut self) {
+        self.cache.claim();
+    }
+
+    fn release(&mut self, first: usize) -> usize {
+        self.cache.release(first)
+    }
+
+    fn blocks(&self, out: &mut Vec<usize>) {
+        self.cache.blocks(out);
+    }
+
+    fn share(&mut self, other: &Self, positions: usize) {
+        let is_long = |sequence: &Self| sequence.read.as_ref().is_some_and(|read| read.is_long);
+        if is_long(self) == is_long(other) {
+            self.cache.share(&other.cache, positions);
+        }
+    }
+
     fn fork(&self) -> Self {
         Self { cache: self.cache.fork(), source: self.source.clone(), read: self.read.clone() }
     }

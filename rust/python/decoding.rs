@@ -7,15 +7,24 @@ use pyo3::prelude::*;
 use super::exceptions::detached;
 use super::interrupt::interruptible_hook;
 use super::memory::SourceArgument;
+use super::prefix::Prefix;
 use super::turn::Turn;
 use crate::engine::{self, Canceller, Engine, Options, Start};
 use crate::error::Result;
 use crate::models::{Decoder, Model};
 
 /// A new token: sequence, id, why it was the last one, its log-probability and the best ones, the score of a beam, seconds to the
-/// first choice of its search.
-type Event =
-    (usize, u32, Option<&'static str>, Option<f32>, Option<Vec<(u32, f32)>>, Option<f32>, Option<f64>);
+/// first choice of its search, how much of its prompt was reused.
+type Event = (
+    usize,
+    u32,
+    Option<&'static str>,
+    Option<f32>,
+    Option<Vec<(u32, f32)>>,
+    Option<f32>,
+    Option<f64>,
+    Option<usize>,
+);
 
 type EnginePrompts = engine::Prompts<<Model as Decoder>::Sequence>;
 
@@ -27,9 +36,12 @@ pub(super) struct Prompts {
 }
 
 impl Prompts {
-    /// No prompts.
-    pub(super) fn of(engine: &Arc<Engine<Model>>) -> Self {
-        Self { engine: Arc::clone(engine), prompts: Mutex::default() }
+    /// No prompts; those that come begin behind a prefix, where there is one.
+    pub(super) fn of(
+        engine: &Arc<Engine<Model>>,
+        prefix: Option<Arc<engine::Prefix<<Model as Decoder>::Sequence>>>,
+    ) -> Self {
+        Self { engine: Arc::clone(engine), prompts: Mutex::new(EnginePrompts::behind(prefix)) }
     }
 
     /// The prompts that were added; none are left.
@@ -65,6 +77,7 @@ pub(super) struct Generation {
     /// A signal handler runs in the middle of a step, and must not wait for that.
     generation: Turn<engine::Generation<Model>>,
     canceller: Canceller<Model>,
+    engine: Arc<Engine<Model>>,
 }
 
 #[pymethods]
@@ -103,6 +116,14 @@ impl Generation {
         detached(py, || Ok(generation.prompt_end(sequence, most).to_vec()))
     }
 
+    /// Ends the call, and gives what its only sequence has in the cache, where that was asked for.
+    fn kept(&self, py: Python<'_>) -> PyResult<Option<Prefix>> {
+        let mut held = self.generation.wait(py)?;
+        let generation = &mut *held;
+        let kept = interruptible_hook(py, |hook| generation.kept(hook))?;
+        Ok(kept.map(|kept| Prefix::new(&self.engine, kept)))
+    }
+
     fn cancel(&self, py: Python<'_>) -> PyResult<()> {
         detached(py, || {
             self.canceller.cancel();
@@ -115,7 +136,8 @@ impl Generation {
     /// Checks a call's options and prompts; nothing is computed yet.
     pub(super) fn new(engine: &Arc<Engine<Model>>, prompts: EnginePrompts, options: Options) -> Result<Self> {
         let generation = engine::Generation::new(engine, prompts, options)?;
-        Ok(Self { canceller: generation.canceller(), generation: Turn::new(generation) })
+        let (canceller, engine) = (generation.canceller(), Arc::clone(engine));
+        Ok(Self { canceller, generation: Turn::new(generation), engine })
     }
 }
 
@@ -125,7 +147,16 @@ fn events(events: Option<&[engine::Event]>) -> Option<Vec<Event>> {
         let reason = event.finish_reason.map(|reason| reason.as_str());
         let logprobs = event.logprobs.as_ref();
         let (logprob, best) = (logprobs.map(|l| l.logprob), logprobs.map(|l| l.best.clone()));
-        (event.row, event.token_id, reason, logprob, best, event.score, event.first_seconds)
+        (
+            event.row,
+            event.token_id,
+            reason,
+            logprob,
+            best,
+            event.score,
+            event.first_seconds,
+            event.cached_tokens,
+        )
     };
     events.map(|events| events.iter().map(event).collect())
 }

@@ -14,7 +14,7 @@ use super::bytes;
 use super::exceptions::{detached, raised};
 use super::interrupt::interruptible;
 use super::turn::{Taken, Turn};
-use crate::engine::CHUNK;
+use crate::engine::{CHUNK, Engine};
 use crate::error::{Error, Result};
 use crate::models::{Cancel, Decoder, Input, Model, Segment, Sequence, Source, Wanted};
 
@@ -24,7 +24,7 @@ const EMBEDDING: i64 = -1;
 /// One sequence, advanced by hand.
 #[pyclass(frozen, module = "fastdecode._core")]
 pub(super) struct State {
-    model: Arc<Model>,
+    engine: Arc<Engine<Model>>,
     turn: Turn<Held>,
     /// Whether the logits have to be computed when they are asked for: what is known of them without a turn.
     stale: AtomicBool,
@@ -59,7 +59,7 @@ impl State {
             taken => taken.or_else(|busy| raised(py, Err(busy)))?,
         };
         if held.logits.is_none() {
-            let (model, held) = (&*self.model, &mut *held);
+            let (model, held) = (&**self.engine.model(), &mut *held);
             let outcome = interruptible(py, |cancel| held.recompute(model, cancel));
             // A signal that raises may come when the logits are there; they are as good then.
             self.note(held);
@@ -85,7 +85,7 @@ impl State {
         rows: PyBuffer<f32>,
         wanted: &str,
     ) -> PyResult<Bound<'py, PyByteArray>> {
-        let (rows, width): (Arc<[f32]>, usize) = (rows.to_vec(py)?.into(), self.model.width());
+        let (rows, width): (Arc<[f32]>, usize) = (rows.to_vec(py)?.into(), self.engine.model().width());
         let mut held = self.turn.take_or_raise(py)?;
         if !held.tokens.is_empty() {
             let (option, expected) = ("embeddings".to_owned(), "a sequence without tokens".to_owned());
@@ -103,7 +103,7 @@ impl State {
         let held = self.turn.wait(py)?;
         let inner = &*held;
         let fork = detached(py, || Ok(inner.fork()))?;
-        Ok(Self::of(&self.model, fork))
+        Ok(Self::of(&self.engine, fork))
     }
 
     /// Keeps the first `n` tokens, at least one.
@@ -118,14 +118,14 @@ impl State {
 
 impl State {
     /// An empty sequence that looks at `source`.
-    pub(super) fn new(model: &Arc<Model>, source: Source) -> Result<Self> {
-        let (sequence, embeddings) = (model.start_from(source)?, Arc::default());
-        Ok(Self::of(model, Held { sequence, tokens: Vec::new(), embeddings, logits: None }))
+    pub(super) fn new(engine: &Arc<Engine<Model>>, source: Source) -> Result<Self> {
+        let (sequence, embeddings) = (engine.model().start_from(source)?, Arc::default());
+        Ok(Self::of(engine, Held { sequence, tokens: Vec::new(), embeddings, logits: None }))
     }
 
-    fn of(model: &Arc<Model>, held: Held) -> Self {
+    fn of(engine: &Arc<Engine<Model>>, held: Held) -> Self {
         let stale = AtomicBool::new(held.logits.is_none());
-        Self { model: Arc::clone(model), turn: Turn::new(held), stale }
+        Self { engine: Arc::clone(engine), turn: Turn::new(held), stale }
     }
 
     /// Says to those without a turn whether the logits are there.
@@ -141,9 +141,20 @@ impl State {
         chunks: &[Input<'_>],
         wanted: &str,
     ) -> PyResult<Vec<f32>> {
-        let (model, held, every) = (&*self.model, &mut **held, wanted == "every");
+        let (model, held, every) = (&**self.engine.model(), &mut **held, wanted == "every");
         let (before, sequence) = (held.sequence.len(), &mut held.sequence);
-        let outcome = interruptible(py, |cancel| feed(model, sequence, chunks, every, cancel));
+        let rows: usize = chunks.iter().map(|input| input.rows(model.width())).sum();
+        let outcome = interruptible(py, |cancel| {
+            let block = model.cache_block();
+            self.engine.make_room((rows.div_ceil(block.positions)).saturating_mul(block.bytes));
+            loop {
+                match feed(model, sequence, chunks, every, cancel) {
+                    // What calls have left for others is given up before somebody is refused memory.
+                    Err(Error::OutOfMemory { .. }) if self.engine.give_up() => sequence.truncate(before),
+                    outcome => return outcome,
+                }
+            }
+        });
         match outcome {
             Ok(logits) => {
                 let from = logits.len().saturating_sub(model.vocab_size());

@@ -39,6 +39,7 @@ def test_signature_of_load_is_as_announced() -> None:
         "num_threads",
         "cache_bytes",
         "max_rows",
+        "prefix_cache_bytes",
         "tokenizer",
         "adapter",
         "revision",
@@ -48,7 +49,7 @@ def test_signature_of_load_is_as_announced() -> None:
         "transformers",
     ]
     kinds = [parameter.kind for parameter in signature.parameters.values()]
-    assert kinds[1:-1] == [inspect.Parameter.KEYWORD_ONLY] * 11
+    assert kinds[1:-1] == [inspect.Parameter.KEYWORD_ONLY] * 12
     assert kinds[-1] is inspect.Parameter.VAR_KEYWORD
     assert signature.parameters["dtype"].default == "auto"
 
@@ -523,6 +524,10 @@ def test_unknown_tensors_of_a_folder_are_warned_about(tmp_path: Path) -> None:
         ("max_rows", True),
         ("max_rows", 2**16 + 1),
         ("max_rows", 2**64),
+        ("prefix_cache_bytes", -1),
+        ("prefix_cache_bytes", 1.0),
+        ("prefix_cache_bytes", True),
+        ("prefix_cache_bytes", 2**63),
     ],
 )
 def test_options_of_load(folder: Path, ids_folder: Path, option: str, value: Any) -> None:
@@ -545,7 +550,7 @@ def test_options_of_load(folder: Path, ids_folder: Path, option: str, value: Any
 def test_limits_of_requests(folder: Path, ids_folder: Path) -> None:
     config = json.loads((ids_folder / "config.json").read_text())
     tensors = load_file(ids_folder / "model.safetensors")
-    limits: Any = {"cache_bytes": 10**6, "max_rows": 3}
+    limits: Any = {"cache_bytes": 10**6, "max_rows": 3, "prefix_cache_bytes": 10**5}
     for limited in (
         fastdecode.load(folder, **limits),
         fastdecode.CausalLM.load(folder, **limits),
@@ -553,7 +558,7 @@ def test_limits_of_requests(folder: Path, ids_folder: Path) -> None:
         pickle.loads(pickle.dumps(fastdecode.load(folder, **limits))),
     ):
         info = limited.info()
-        assert (info["cache_bytes"], info["max_rows"]) == (10**6, 3)
+        assert {name: info[name] for name in limits} == limits
     most = fastdecode.load(folder, cache_bytes=2**63 - 1, max_rows=2**16).info()
     assert (most["cache_bytes"], most["max_rows"]) == (2**63 - 1, 2**16)
     info = fastdecode.load(folder).info()

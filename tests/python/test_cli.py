@@ -128,12 +128,14 @@ def test_load_options_reach_the_model(capsys: pytest.CaptureFixture[str], folder
         "1000000",
         "--max-rows",
         "3",
+        "--prefix-cache-bytes",
+        "70000",
         "--json",
     )
     assert status == 0
     model = json.loads(out)["model"]
     assert (model["dtype"], model["compute_dtype"], model["num_threads"]) == ("bfloat16", "bfloat16", 1)
-    assert (model["cache_bytes"], model["max_rows"]) == (10**6, 3)
+    assert (model["cache_bytes"], model["max_rows"], model["prefix_cache_bytes"]) == (10**6, 3, 70000)
     status, out, _ = run(capsys, "info", str(folder), "--cache-bytes", "2500000")
     assert status == 0
     lines = {" ".join(line.split()) for line in out.splitlines()}

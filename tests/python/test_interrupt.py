@@ -98,6 +98,7 @@ def test_sources(t5_folder: Path, call: str) -> None:
     "call",
     [
         "model.prefill([5] * 65_000)",
+        "model.prefix([5] * 65_000)",
         "model.prefill(embeddings=model.embed([5] * 65_000))",
         "model.trace([5] * 20_000)",
         "model.loss([5] * 65_000)",

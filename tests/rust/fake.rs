@@ -9,10 +9,43 @@ use fastdecode::models::{
 };
 use fastdecode::{Error, Result};
 
+/// Blocks that sequences hold: how many there are, and how many of them no request answers for.
+#[derive(Debug, Default)]
+pub(crate) struct FakePool {
+    pub(crate) live: AtomicUsize,
+    pub(crate) open: AtomicUsize,
+}
+
+/// Sixteen positions of a sequence, and of its forks.
+#[derive(Debug)]
+struct FakeBlock {
+    is_open: AtomicBool,
+    pool: Arc<FakePool>,
+}
+
+impl FakeBlock {
+    fn new(pool: &Arc<FakePool>, is_open: bool) -> Arc<Self> {
+        pool.live.fetch_add(1, Ordering::SeqCst);
+        pool.open.fetch_add(usize::from(is_open), Ordering::SeqCst);
+        Arc::new(Self { is_open: AtomicBool::new(is_open), pool: Arc::clone(pool) })
+    }
+}
+
+impl Drop for FakeBlock {
+    fn drop(&mut self) {
+        self.pool.live.fetch_sub(1, Ordering::SeqCst);
+        self.pool.open.fetch_sub(usize::from(*self.is_open.get_mut()), Ordering::SeqCst);
+    }
+}
+
 /// Tokens so far, as their hash and their number after every one.
 #[derive(Debug)]
 pub(crate) struct FakeSequence {
     hashes: Vec<u32>,
+    /// Its blocks and where they come from, where the model counts them; whether new ones are nobody's.
+    blocks: Vec<Arc<FakeBlock>>,
+    pool: Option<Arc<FakePool>>,
+    is_open: bool,
     /// Ids of a source that the encoder is still to read, or has read.
     source: Vec<u32>,
     /// Rows of it that are still to be read, for all forks together.
@@ -29,6 +62,13 @@ impl FakeSequence {
 
     fn append(&mut self, token: u32) {
         let mixed = (self.hash() ^ token).wrapping_mul(0x0100_0193);
+        if let Some(pool) = &self.pool {
+            let is_new = self.hashes.len().is_multiple_of(16);
+            if is_new || self.blocks.last_mut().is_some_and(|last| Arc::get_mut(last).is_none()) {
+                self.blocks.truncate(self.hashes.len() / 16);
+                self.blocks.push(FakeBlock::new(pool, self.is_open));
+            }
+        }
         self.hashes.push(mixed ^ (mixed >> 15));
         self.held.fetch_add(1, Ordering::SeqCst);
     }
@@ -63,6 +103,9 @@ impl Sequence for FakeSequence {
         self.held.fetch_add(hashes.len(), Ordering::SeqCst);
         Self {
             hashes,
+            blocks: self.blocks.clone(),
+            pool: self.pool.clone(),
+            is_open: self.is_open,
             source: self.source.clone(),
             pending: Arc::clone(&self.pending),
             live: Arc::clone(&self.live),
@@ -75,6 +118,32 @@ impl Sequence for FakeSequence {
         assert!(len <= self.len(), "truncate({len}) of {} positions", self.len());
         self.held.fetch_sub(self.hashes.len() - len, Ordering::SeqCst);
         self.hashes.truncate(len);
+        self.blocks.truncate(len.div_ceil(16));
+    }
+
+    fn claim(&mut self) {
+        self.is_open = false;
+    }
+
+    fn release(&mut self, first: usize) -> usize {
+        self.is_open = true;
+        let released = self.blocks.iter().enumerate().filter(|(_, block)| {
+            let was_reserved = !block.is_open.swap(true, Ordering::SeqCst);
+            block.pool.open.fetch_add(usize::from(was_reserved), Ordering::SeqCst);
+            was_reserved
+        });
+        released.filter(|&(place, _)| place < first).count()
+    }
+
+    fn blocks(&self, out: &mut Vec<usize>) {
+        out.extend(self.blocks.iter().map(|block| Arc::as_ptr(block).addr()));
+    }
+
+    fn share(&mut self, other: &Self, positions: usize) {
+        assert_eq!(self.hashes[..positions], other.hashes[..positions], "sequences that hold the same");
+        for place in 0..(positions / 16).min(self.blocks.len()) {
+            self.blocks[place] = Arc::clone(&other.blocks[place]);
+        }
     }
 }
 
@@ -128,6 +197,8 @@ pub(crate) struct FakeModel {
     /// What requests may use, and what is used by nobody's request.
     pub(crate) limits: Limits,
     pub(crate) open_bytes: usize,
+    /// Where blocks are counted.
+    pub(crate) pool: Option<Arc<FakePool>>,
     /// An id that is never chosen. Where every prompt ends with it, and only there, steps are noted.
     pub(crate) mark: Option<u32>,
     pub(crate) steps: Mutex<Vec<Step>>,
@@ -151,6 +222,7 @@ impl FakeModel {
             constant: None,
             limits: Limits::default(),
             open_bytes: 0,
+            pool: None,
             mark: None,
             steps: Mutex::default(),
         }
@@ -205,7 +277,8 @@ impl Decoder for FakeModel {
     }
 
     fn open_bytes(&self) -> usize {
-        self.open_bytes
+        let open = self.pool.as_ref().map_or(0, |pool| pool.open.load(Ordering::SeqCst));
+        self.open_bytes.saturating_add(1024 * open)
     }
 
     fn threads(&self) -> usize {
@@ -217,6 +290,9 @@ impl Decoder for FakeModel {
         let source = source.unwrap_or_default().to_vec();
         Ok(FakeSequence {
             hashes: Vec::with_capacity(2048),
+            blocks: Vec::new(),
+            pool: self.pool.clone(),
+            is_open: false,
             pending: Arc::new(AtomicUsize::new(source.len())),
             source,
             live: Arc::clone(&self.live),

@@ -126,7 +126,7 @@ fn limits_are_those_asked_for() {
         Model::load(&folder, &options, &Cancel::never())
     };
     let limits = load(Some(12_345), Some(3)).unwrap().limits();
-    assert_eq!(limits, Limits { cache_bytes: 12_345, max_rows: 3 }, "as given");
+    assert_eq!(limits, Limits { cache_bytes: 12_345, max_rows: 3, prefix_cache_bytes: 0 }, "as given");
     assert!(load(Some(1), Some(1)).is_ok() && load(Some(i64::MAX as u64), Some(1 << 16)).is_ok(), "the ends");
     let limits = load(None, None).unwrap().limits();
     assert_eq!(limits.max_rows, 64, "rows, where nothing is asked for");

@@ -21,6 +21,7 @@ mod forward;
 mod kernels;
 mod kernels_cache;
 mod linear;
+mod prefixes;
 mod program;
 mod scans;
 mod schedule;

@@ -26,7 +26,7 @@ pub(crate) fn engine(model: FakeModel) -> Arc<Engine<FakeModel>> {
 }
 
 pub(crate) fn limits(max_rows: usize, cache_bytes: usize) -> Limits {
-    Limits { cache_bytes, max_rows }
+    Limits { cache_bytes, max_rows, ..Limits::default() }
 }
 
 /// A prompt of so many ids; others for another number.

@@ -5,10 +5,10 @@ use std::sync::{Arc, Mutex};
 
 use fastdecode::Error;
 use fastdecode::engine::{
-    AHEAD, Canceller, EarlyStopping, Engine, Event, FinishReason, Generation, Limit, Options, Prompts, Seed,
-    Start,
+    AHEAD, Canceller, EarlyStopping, Engine, Event, FinishReason, Generation, Limit, Options, Prefix,
+    Prompts, Seed, Start,
 };
-use fastdecode::models::{Cancel, Decoder, Input, Segment, Wanted};
+use fastdecode::models::{Cancel, Decoder, Input, Limits, Segment, Wanted};
 
 use crate::fake::FakeModel;
 use crate::schedule::{MARK, Rows, engine, fake, limits, live, steps, within_minutes};
@@ -49,6 +49,8 @@ enum Begin {
 #[derive(Debug, Clone)]
 struct Plan {
     prompts: Vec<(Vec<u32>, Begin)>,
+    /// What the prompts stand behind, as far as they go along with it.
+    behind: Option<Vec<u32>>,
     options: Options,
 }
 
@@ -90,9 +92,19 @@ impl Plan {
         };
         let mut source = Vec::new();
         let has_sources = dice.one_in(3);
+        // Beginnings that prompts of all calls share.
+        let stems =
+            [40, 100, 33].map(|length| (0..length).map(|i| (i * i % 30) as u32).collect::<Vec<u32>>());
+        let behind = (may_be_cached && dice.one_in(3)).then(|| dice.of(&stems));
         let prompts = (0..count).map(|_| {
             let length = if dice.one_in(12) { 100 + dice.below(700) } else { 1 + dice.below(20) };
-            let ids: Vec<u32> = (1..length).map(|_| dice.below(30) as u32).chain([MARK]).collect();
+            let mut ids: Vec<u32> = (1..length).map(|_| dice.below(30) as u32).chain([MARK]).collect();
+            if dice.one_in(2) {
+                let stem = dice.of(&stems);
+                let shared = dice.below(stem.len());
+                ids.splice(..0, stem[..shared].iter().copied());
+            }
+            let length = ids.len();
             let begin = if has_sources {
                 if source.is_empty() || !dice.one_in(3) {
                     let length = if dice.one_in(8) { 300 + dice.below(500) } else { 1 + dice.below(30) };
@@ -106,22 +118,25 @@ impl Plan {
             };
             (ids, begin)
         });
-        Self { prompts: prompts.collect(), options }
+        Self { prompts: prompts.collect(), behind, options }
     }
 
     fn begin(&self, engine: &Arc<Engine<FakeModel>>) -> Result<Generation<FakeModel>, Error> {
-        let mut all = Prompts::new();
+        let read = |ids: &[u32]| {
+            let mut sequence = engine.model().start(None)?;
+            let segment =
+                Segment { sequence: &mut sequence, input: Input::Tokens(ids), logits: Wanted::Nothing };
+            engine.model().forward(&mut [segment], &mut Vec::new(), &Cancel::never())?;
+            Ok(sequence)
+        };
+        let prefix =
+            self.behind.as_ref().map(|ids| Ok(Arc::new(Prefix::new(ids, read(ids)?)))).transpose()?;
+        let mut all = Prompts::behind(prefix);
         for (ids, begin) in &self.prompts {
             let start = match begin {
                 Begin::Empty => Start::Empty,
                 Begin::Source(source) => Start::Source(source.clone()),
-                &Begin::Cached(count) => {
-                    let mut sequence = engine.model().start(None)?;
-                    let input = Input::Tokens(&ids[..count]);
-                    let segment = Segment { sequence: &mut sequence, input, logits: Wanted::Nothing };
-                    engine.model().forward(&mut [segment], &mut Vec::new(), &Cancel::never())?;
-                    Start::Sequence(sequence)
-                }
+                &Begin::Cached(count) => Start::Sequence(read(&ids[..count])?),
             };
             all.push(ids, start);
         }
@@ -256,10 +271,24 @@ fn any_model(dice: &mut Dice, plans: &[Plan]) -> FakeModel {
     let largest = plans.iter().map(Plan::positions).max().unwrap_or(0);
     let cache_bytes = if dice.one_in(2) { usize::MAX } else { 1024 * (3 + dice.below(60)) };
     let cached =
-        plans.iter().flat_map(|plan| &plan.prompts).any(|(_, begin)| matches!(begin, Begin::Cached(_)));
+        plans.iter().flat_map(|plan| &plan.prompts).any(|(_, begin)| matches!(begin, Begin::Cached(_)))
+            || plans.iter().any(|plan| plan.behind.is_some());
     let memory = (!cached && dice.one_in(2)).then(|| largest / 2 + dice.below(largest * 2));
     let open_bytes = if dice.one_in(4) { 1024 * dice.below(20) } else { 0 };
-    FakeModel { limits: limits(1 + dice.below(6), cache_bytes), memory, open_bytes, ..fake() }
+    let most = cache_bytes.min(1024 * 80);
+    let prefix_cache_bytes = if dice.one_in(2) { 0 } else { dice.below(most) };
+    let limits = Limits { prefix_cache_bytes, ..limits(1 + dice.below(6), cache_bytes) };
+    FakeModel { limits, memory, open_bytes, pool: Some(Arc::default()), ..fake() }
+}
+
+/// Nothing is held once what is kept for others is given up, too; before, that is within its bounds.
+fn check_end(engine: &Engine<FakeModel>, seed: u64) {
+    let (entries, bytes) = engine.prefixes_kept();
+    assert!(bytes <= engine.model().limits.prefix_cache_bytes, "{bytes} bytes are kept: seed {seed}");
+    assert_eq!(entries > 0, engine.give_up(), "seed {seed}");
+    assert_eq!((live(engine), engine.prefixes_kept()), (0, (0, 0)), "seed {seed}");
+    let pool = engine.model().pool.as_ref().expect("its blocks are counted");
+    assert_eq!((pool.live.load(Ordering::SeqCst), pool.open.load(Ordering::SeqCst)), (0, 0), "seed {seed}");
 }
 
 /// No step has more rows that decode than the limit, but for a search that is wider.
@@ -305,7 +334,7 @@ fn any_calls_in_any_order_are_what_they_are_alone() {
             whole += rows.filter(|row| row.1.is_some_and(|reason| reason != FinishReason::Eos)).count();
             refused += usize::from(engine.model().memory.is_some());
             drop(readers);
-            assert_eq!(live(&engine), 0, "seed {seed}");
+            check_end(&engine, seed);
         }
         assert!(whole > 1000 && refused > 50, "{whole} rows, {refused} models without memory");
     });
@@ -357,7 +386,7 @@ fn any_calls_of_four_threads_are_what_they_are_alone() {
             assert_eq!(left.into_inner(), 0);
             check_steps(&engine, &all);
             drop(cancellers);
-            assert_eq!(live(&engine), 0, "seed {seed}");
+            check_end(&engine, seed);
         }
     });
 }

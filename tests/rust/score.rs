@@ -107,7 +107,7 @@ fn limits_change_nothing_but_the_steps() {
         let held = Arc::new(AtomicUsize::new(0));
         let mut model = FakeModel::new(VOCAB, 4.0);
         // An item alone has eight blocks.
-        model.limits = Limits { cache_bytes: (8 + blocks) * 1024, max_rows };
+        model.limits = Limits { cache_bytes: (8 + blocks) * 1024, max_rows, ..model.limits };
         let (most, of) = (Arc::clone(&held), Arc::clone(&model.held));
         model.begins = Begins(Some(Box::new(move |_| {
             most.fetch_max(of.load(Ordering::SeqCst), Ordering::SeqCst);
@@ -131,7 +131,7 @@ fn no_more_is_reserved_than_fits() {
     // Items that share nothing, of four blocks each, of which three fit.
     let items: Vec<_> = (0..20).map(|seed| item(&tokens(seed, 65), 1)).collect();
     let mut model = FakeModel::new(VOCAB, 4.0);
-    model.limits = Limits { cache_bytes: 13 * 1024, max_rows: 64 };
+    model.limits = Limits { cache_bytes: 13 * 1024, max_rows: 64, ..model.limits };
     let (model, found) = score(model, items.clone());
     assert_as_alone(&items, &found);
     assert_eq!(*model.fed.lock().unwrap(), [[64 * 3; 6].as_slice(), &[64 * 2]].concat());
