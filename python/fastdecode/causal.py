@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, overload
 
-from .arrays import as_floats, bad_option, is_empty, is_one
+from .arrays import as_floats, bad_option, is_conversation, is_empty, is_message, is_one
+from .chat_calls import Reading
+from .chat_options import Asked
 from .model import LanguageModel, Request
 from .state import State
 
@@ -44,9 +46,10 @@ class CausalLM(LanguageModel):
         """Continues a prompt, or each of a list of prompts.
 
         Args:
-            prompt: A string, a list of token ids, or a list of such prompts. An empty prompt starts from the
-                model's bos token. Prompts of a list do not influence each other, and any number of them is
-                allowed: those that do not fit side by side begin as others end.
+            prompt: A string, a list of token ids, a conversation (a list of messages, mappings with `role` and
+                `content`, which the folder's chat template makes a text of), or a list of such prompts. An empty
+                prompt starts from the model's bos token. Prompts of a list do not influence each other, and any
+                number of them is allowed: those that do not fit side by side begin as others end.
             **options: See `GenerateOptions`.
 
         Returns:
@@ -57,6 +60,7 @@ class CausalLM(LanguageModel):
             TokenizerMissing: The model has no tokenizer.
             UnknownOptionError: There is no such option.
             OptionError: An option or the prompt cannot be used.
+            ChatTemplateError: There is no chat template for a conversation, or it fails with these messages.
             ContextLengthError: Prompt and new tokens are more than the model's context holds.
 
         Example:
@@ -245,9 +249,14 @@ class CausalLM(LanguageModel):
         return {name: as_floats(values).reshape(shape) for name, shape, values in self._core.trace(ids)}
 
     def _read(self, item: Prompt) -> Request:
+        if is_conversation(item):
+            expected = "prompts that are all conversations, or none of them"
+            raise bad_option("prompt", expected, f"{item!r:.80} behind another prompt")
         return Request(self._ids(item))
 
     def _ids(self, prompt: Prompt) -> list[int]:
+        if is_conversation(prompt):
+            return Reading(self, Asked()).ids(prompt)
         ids = [] if is_empty(prompt) else self._encode_text(prompt)
         if ids:
             return ids
@@ -273,4 +282,6 @@ def _items(prompt: Prompt | Sequence[Prompt]) -> tuple[Sequence[Any], bool]:
     """The prompts of a call, and whether it was one that is not in a list."""
     if is_one(prompt):
         return [prompt], True
-    return (prompt if isinstance(prompt, (list, tuple)) else list(prompt)), False
+    prompts: Sequence[Any] = prompt if isinstance(prompt, (list, tuple)) else list(prompt)
+    # What comes one by one may be the messages of one conversation.
+    return ([prompts], True) if prompts and is_message(prompts[0]) else (prompts, False)

@@ -11,7 +11,9 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, Self, Type
 
 from . import _core
 from .accepted import PassedOverInLoading, of_load
-from .arrays import as_ids, as_tensor, bad_option, is_empty, is_one
+from .arrays import as_ids, as_tensor, bad_option, is_conversation, is_empty, is_one
+from .chat_calls import Conversing, Reading, first_is_conversation
+from .chat_options import asked, divided, refuse
 from .errors import ConfigError, FastdecodeError, FastdecodeWarning, TokenizerMissing, UnsupportedModelError
 from .families import FAMILIES, model_types, tokenizer_files
 from .folder import NO_DEFAULTS, Config, config_defaults, folder_defaults, read_json
@@ -204,7 +206,7 @@ def load_options(
     return dtype, compute_dtype, num_threads, cache_bytes, max_rows
 
 
-class LanguageModel:
+class LanguageModel(Conversing):
     """A loaded model of any kind.
 
     Any number of threads may call it at once, and forked processes too. Pickling keeps where it was loaded
@@ -237,6 +239,10 @@ class LanguageModel:
         self._tokenizer_read = tokenizer is not None
         self._tokenizer_damaged = False
         self._streams: dict[int, Streams] = {}
+        # Of chat templates: those that were read, what ends a turn in each, and the roles that each is known to write.
+        self._templates: dict[Path, Any] = {}
+        self._turn_ends: dict[str, Any] = {}
+        self._kept_roles: set[tuple[str, str]] = set()
         if unknown := core.info()["unknown_tensors"]:
             message = f"the checkpoint has tensors that the model does not use: {', '.join(unknown)}"
             warnings.warn(message, FastdecodeWarning, stacklevel=4)
@@ -378,12 +384,28 @@ class LanguageModel:
         from .decoding import Decoding
         from .options import resolve
 
+        chat, options = divided(options)
         resolved = resolve(options, self._defaults, len(items), self._core.context_limit)
+        read: Callable[[Any], Request] = self._read
+        if first_is_conversation(items):
+            reading = Reading(self, asked(chat))
+            resolved = reading.with_turn_end(resolved, options)
+
+            def read(item: Any) -> Request:  # noqa: ANN401 (as `_read`)
+                return Request(reading.ids(item))
+
+        else:
+            refuse(
+                chat,
+                "none in a model with an encoder, which reads the text of the user's last message"
+                if self.has_encoder
+                else "none without a list of messages as the prompt",
+            )
         if resolved.stop or resolved.stop_strings:
             self._need_tokenizer("stop")
         prompts = self._core.prompts()
         for item in items:
-            prompts.push(*self._read(item))
+            prompts.push(*read(item))
         return Decoding(self._core, prompts, resolved, self._writer(), self._load_seconds)
 
     def _writer(self) -> Tokenizer | None:
@@ -424,12 +446,16 @@ class LanguageModel:
                 got = f"{tokenizer.decode([highest])!r}, id {highest} of a tokenizer of {tokenizer.vocab_size} tokens"
                 raise bad_option(option, expected, got)
             return ids
-        if not is_empty(prompt) and not is_one(prompt, option):
+        if not is_empty(prompt) and (is_conversation(prompt) or not is_one(prompt, option)):
             raise bad_option(option, "one string or one list of token ids", f"{prompt!r:.80}")
         return as_ids(prompt, self._core.vocab_size, option)
 
     def _source_ids(self, source: Prompt) -> list[int]:
-        """Ids of one source, which has at least one."""
+        """Ids of one source, which has at least one; of a conversation, the text of the user's last message."""
+        if self.has_decoder and is_conversation(source):
+            from .chat_messages import source_of
+
+            source = source_of(source)
         ids = [] if is_empty(source) else self._encode_text(source, "source")
         if not ids:
             raise bad_option("source", "at least one token", "none")
