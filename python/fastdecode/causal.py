@@ -256,7 +256,7 @@ class CausalLM(LanguageModel):
 
     def _ids(self, prompt: Prompt) -> list[int]:
         if is_conversation(prompt):
-            return Reading(self, Asked()).ids(prompt)
+            return self._known(Reading(self, Asked()).ids(prompt), "messages")
         ids = [] if is_empty(prompt) else self._encode_text(prompt)
         if ids:
             return ids

@@ -180,7 +180,7 @@ class Reading:
         from .chat_messages import conversation
 
         held = conversation(messages)
-        if self._control:
+        if self._options.sanitize:
             from .chat_tokens import marked
 
             held = marked(held, self._control)
@@ -200,12 +200,11 @@ class Reading:
             expected = "a list of messages, as the other prompts are and the options say"
             raise bad_option("messages", expected, f"{messages!r:.80}")
         text, has_layout = self.text(messages), self._chosen.layout is not None
-        if self._control:
+        if self._options.sanitize:
             from .chat_tokens import encode_marked
 
             return self._around(encode_marked(self._tokenizer, text), has_layout=has_layout)
-        ids: list[int] = self._model._encode_text(text, "messages", add_special_tokens=has_layout)
-        return ids
+        return self._tokenizer.encode(text, add_special_tokens=has_layout)
 
     def _around(self, ids: list[int], *, has_layout: bool) -> list[int]:
         """Ids with the special tokens that a text has around it, where it is a layout's."""

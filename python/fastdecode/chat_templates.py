@@ -50,11 +50,11 @@ def read_templates(folder: Path) -> Templates:
     files: dict[str, str] = {}
     own = folder / "chat_template.jinja"
     if own.is_file():
-        files[_DEFAULT] = _read(own)
+        files[_DEFAULT] = read_file(own)
     others = folder / "additional_chat_templates"
     if others.is_dir():
         for file in sorted(others.glob("*.jinja")):
-            files[file.name.removesuffix(".jinja")] = _read(file)
+            files[file.name.removesuffix(".jinja")] = read_file(file)
     if files:
         return files[_DEFAULT] if [*files] == [_DEFAULT] else files
     path = folder / "tokenizer_config.json"
@@ -128,7 +128,13 @@ def _error(what: str, expected: str, got: str) -> ChatTemplateError:
     return ChatTemplateError(message, option="chat_template", expected=expected, got=got, line=None, message=what)
 
 
-def _read(file: Path) -> str:
+def read_file(file: Path) -> str:
+    """The text of a template in a file.
+
+    Raises:
+        FileReadError: The file cannot be read.
+        ConfigError: It is no text, or too long.
+    """
     try:
         if file.stat().st_size > _MOST_BYTES:
             raise bad_field(str(file), "", f"a template of at most {_MOST_BYTES} bytes", "more")

@@ -392,7 +392,7 @@ class LanguageModel(Conversing):
             resolved = reading.with_turn_end(resolved, options)
 
             def read(item: Any) -> Request:  # noqa: ANN401 (as `_read`)
-                return Request(reading.ids(item))
+                return Request(self._known(reading.ids(item), "messages"))
 
         else:
             refuse(
@@ -436,19 +436,23 @@ class LanguageModel(Conversing):
         """Ids of one prompt, which may be none."""
         if isinstance(prompt, str):
             tokenizer = self._need_tokenizer(f"a {option} of text")
-            ids = tokenizer.encode(prompt, add_special_tokens=add_special_tokens)
-            if ids and (highest := max(ids)) >= self._core.vocab_size:
-                # A caller of text has not seen ids, so that the error is about the two vocabularies.
-                expected = (
-                    f"a text within the model's vocabulary of {self._core.vocab_size} tokens; give the model its own "
-                    "tokenizer, load(..., tokenizer=...), or resize its embedding where tokens were added"
-                )
-                got = f"{tokenizer.decode([highest])!r}, id {highest} of a tokenizer of {tokenizer.vocab_size} tokens"
-                raise bad_option(option, expected, got)
-            return ids
+            return self._known(tokenizer.encode(prompt, add_special_tokens=add_special_tokens), option)
         if not is_empty(prompt) and (is_conversation(prompt) or not is_one(prompt, option)):
             raise bad_option(option, "one string or one list of token ids", f"{prompt!r:.80}")
         return as_ids(prompt, self._core.vocab_size, option)
+
+    def _known(self, ids: list[int], option: str) -> list[int]:
+        """Ids of a text, when the model has all of them."""
+        if ids and (highest := max(ids)) >= self._core.vocab_size:
+            # A caller of text has not seen ids, so that the error is about the two vocabularies.
+            tokenizer = self._need_tokenizer("text")
+            expected = (
+                f"a text within the model's vocabulary of {self._core.vocab_size} tokens; give the model its own "
+                "tokenizer, load(..., tokenizer=...), or resize its embedding where tokens were added"
+            )
+            got = f"{tokenizer.decode([highest])!r}, id {highest} of a tokenizer of {tokenizer.vocab_size} tokens"
+            raise bad_option(option, expected, got)
+        return ids
 
     def _source_ids(self, source: Prompt) -> list[int]:
         """Ids of one source, which has at least one; of a conversation, the text of the user's last message."""
