@@ -6,12 +6,14 @@ not imported before a template is rendered.
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from .arrays import bad_option, is_conversation
-from .chat_options import Asked, asked
+from .chat_options import RESERVED, Asked, asked
 from .errors import ChatTemplateError, FastdecodeWarning
 
 if TYPE_CHECKING:
@@ -144,6 +146,9 @@ class Reading:
             where=where,
         )
         tools, documents, variables = options.tools, options.documents, dict(options.variables)
+        if taken := RESERVED & variables.keys():
+            expected = "names that the call itself does not give"
+            raise bad_option("chat_variables", expected, ", ".join(sorted(taken)))
         self._control: tuple[str, ...] = ()
         if options.sanitize:
             from .chat_tokens import control_tokens, marked
@@ -196,9 +201,6 @@ class Reading:
             ChatTemplateError: The template fails.
             OptionError: These are no messages.
         """
-        if not (is_conversation(messages) or hasattr(messages, "messages") or isinstance(messages, Iterator)):
-            expected = "a list of messages, as the other prompts are and the options say"
-            raise bad_option("messages", expected, f"{messages!r:.80}")
         text, has_layout = self.text(messages), self._chosen.layout is not None
         if self._options.sanitize:
             from .chat_tokens import encode_marked
@@ -265,9 +267,25 @@ class Reading:
             message = f"{self._chosen.name} writes nothing for a message whose role is {role!r}"
             warnings.warn(message, FastdecodeWarning, stacklevel=6)
 
+    def _probe(self, messages: list[dict[str, Any]], *, bare: bool) -> str:
+        """The text of some messages, without what the call gives beside its own where `bare`."""
+        from .chat_render import render
+
+        assert self._chosen.template is not None
+        return render(
+            self._chosen.template,
+            messages,
+            name=self._chosen.name,
+            tools=None if bare else self._tools,
+            documents=None if bare else self._documents,
+            add_generation_prompt=False,
+            continue_final_message=False,
+            variables=self._tokenizer.special_tokens_map if bare else self._variables,
+        )
+
     def turn_end(self) -> TurnEnd:
         """What ends the model's turn, beside the end tokens of its folder."""
-        from .chat_turns import of_template, of_texts
+        from .chat_turns import TurnEnd, of_template, of_texts
 
         key = self._chosen.template or self._chosen.name
         found: TurnEnd | None = self._model._turn_ends.get(key)
@@ -275,7 +293,14 @@ class Reading:
             return found
         layout = self._chosen.layout
         if layout is None:
-            found = of_template(lambda messages: self._render(messages, opens=False), self._tokenizer)
+            found = None
+            # What a call gives beside the messages changes nothing about it, but a template may need some of that.
+            for bare in (True, False):
+                with contextlib.suppress(ChatTemplateError):
+                    found = of_template(functools.partial(self._probe, bare=bare), self._tokenizer)
+                    break
+            if found is None:
+                return TurnEnd()
         else:
             found = of_texts(layout.stops, self._tokenizer)
             if self._tokenizer.eos_token_id is not None:

@@ -33,6 +33,8 @@ class ChatOptions(TypedDict, total=False):
     sanitize_control_tokens: bool
 
 
+# What a template sees under these names comes from the call itself.
+RESERVED = frozenset({"messages", "tools", "documents", "add_generation_prompt"})
 NAMES = tuple(ChatOptions.__annotations__)
 
 

@@ -27,8 +27,6 @@ if TYPE_CHECKING:
 _OLDEST = (3, 1, 6)
 # Stands behind the text of a message that is to be continued; the text is cut at it.
 _MARK = "CONTINUE_FINAL_MESSAGE_TAG "
-# What a template sees under these names comes from the call itself.
-RESERVED = frozenset({"messages", "tools", "documents", "add_generation_prompt"})
 
 
 def render(
@@ -62,8 +60,6 @@ def render(
         isinstance(documents, (list, tuple)) and all(isinstance(item, dict) for item in documents)
     ):
         raise bad_option("documents", "a list of dictionaries with title and text, or None", f"{documents!r:.80}")
-    if taken := RESERVED & variables.keys():
-        raise bad_option("chat_variables", "names that the call itself does not give", ", ".join(sorted(taken)))
     if add_generation_prompt and continue_final_message:
         expected = "False where add_generation_prompt is True: an answer is continued or opened"
         raise bad_option("continue_final_message", expected, repr(continue_final_message))

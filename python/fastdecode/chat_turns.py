@@ -9,7 +9,6 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, NamedTuple
 
 from .chat_tokens import single_token
-from .errors import FastdecodeError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -33,22 +32,22 @@ class TurnEnd(NamedTuple):
 
 
 def of_template(render: Callable[[list[dict[str, str]]], str], tokenizer: Tokenizer) -> TurnEnd:
-    """The end of a turn in a template's own words; nothing where the template does not render these messages.
+    """The end of a turn in a template's own words.
 
     Args:
         render: Renders messages without a generation prompt.
         tokenizer: Knows which text is a token.
+
+    Raises:
+        ChatTemplateError: The template does not render these messages.
     """
     messages = [{"role": "user", "content": _QUESTION}, {"role": "assistant", "content": _ANSWER}]
-    try:
-        behind = render(messages).rpartition(_ANSWER)
-        written = behind[2] if behind[1] else ""
-        if not written.strip():
-            # Nothing ends an answer but what the next message begins with.
-            longer = render([*messages, {"role": "user", "content": _NEXT}])
-            written = longer.rpartition(_ANSWER)[2].partition(_NEXT)[0] if _ANSWER in longer else ""
-    except FastdecodeError:
-        return TurnEnd()
+    behind = render(messages).rpartition(_ANSWER)
+    written = behind[2] if behind[1] else ""
+    if not written.strip():
+        # Nothing ends an answer but what the next message begins with.
+        longer = render([*messages, {"role": "user", "content": _NEXT}])
+        written = longer.rpartition(_ANSWER)[2].partition(_NEXT)[0] if _ANSWER in longer else ""
     return of_texts([written], tokenizer)
 
 
