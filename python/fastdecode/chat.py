@@ -153,11 +153,12 @@ class Chat:
                 given += 1
                 yield chunk
         except (GeneratorExit, KeyboardInterrupt):
-            chunks.close()
             if given:
                 self._end(messages, "".join(read), options)
                 self._keep(decoding)
             raise
+        finally:
+            chunks.close()
         self._end(messages, "".join(read), options)
         self._keep(decoding)
 

@@ -27,8 +27,8 @@ MOST_TEXT = 16_000_000
 MOST_MADE, MOST_WRITTEN = 16 * MOST_TEXT, 4 * MOST_TEXT
 # Bits of a whole number; those of more than 4,300 digits cannot be written anyway.
 _MOST_BITS = 100_000
-# What one item of a list counts, beside its text.
-_ITEM = 8
+# What one item of a list counts: the memory of the list, and with its own where the whole is looked at.
+_ITEM, _HELD = 8, 64
 # What holds other values; no abstract class is asked, as that would be traced.
 _HOLDERS = (list, tuple, set, frozenset, type({}.keys()), type({}.values()), type({}.items()))
 # Numbers within a format that are looked at; longer ones are too large.
@@ -151,17 +151,17 @@ def weight(value: object) -> int:
         if isinstance(item, (str, bytes)):
             total += len(item)
         elif isinstance(item, dict):
-            total += len(item) * _ITEM
+            total += len(item) * _HELD
             waiting.extend(item.keys())
             waiting.extend(item.values())
         elif isinstance(item, _HOLDERS):
-            total += len(item) * _ITEM
+            total += len(item) * _HELD
             waiting.extend(item)
         elif isinstance(item, int):
             total += item.bit_length() // 3
         else:
-            total += _ITEM
-        if total > MOST_TEXT or len(waiting) > MOST_TEXT // _ITEM:
+            total += _HELD
+        if total > MOST_TEXT or len(waiting) > MOST_TEXT // _HELD:
             raise TooMuch(f"a value of more than {MOST_TEXT // 10**6} MB as text")
     return total
 

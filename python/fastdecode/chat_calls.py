@@ -305,13 +305,12 @@ class Reading:
             found = of_texts(layout.stops, self._tokenizer)
             if self._tokenizer.eos_token_id is not None:
                 found = found._replace(token_ids=(self._tokenizer.eos_token_id, *found.token_ids))
-            for token in layout.tokens:
-                if token in found.strings:
-                    message = (
-                        f"{self._chosen.name} writes {token!r}, which is no token of this model's; the model was "
-                        "probably not trained on it"
-                    )
-                    warnings.warn(message, FastdecodeWarning, stacklevel=6)
+            if missing := [token for token in layout.tokens if token in found.strings]:
+                message = (
+                    f"{self._chosen.name} writes {' and '.join(map(repr, missing))}, no token of this model's; it was "
+                    "probably not trained on them"
+                )
+                warnings.warn(message, FastdecodeWarning, stacklevel=6)
         size = self._model._core.vocab_size
         found = found._replace(token_ids=tuple(index for index in found.token_ids if index < size))
         self._model._turn_ends[key] = found
