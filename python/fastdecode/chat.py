@@ -54,14 +54,20 @@ class Chat:
         self, model: LanguageModel, system: str | None = None, chat_template: str | None = None
     ) -> None:
         if not getattr(model, "has_decoder", False) or not hasattr(model, "stream"):
-            raise bad_option("model", "a CausalLM or a Seq2SeqLM, as fastdecode.load returns it", f"{model!r:.80}")
+            raise bad_option(
+                "model", "a CausalLM or a Seq2SeqLM, as fastdecode.load returns it", f"{model!r:.80}"
+            )
         if not isinstance(system, (str, type(None))):
             raise bad_option("system", "a text or None", f"{system!r:.80}")
         if model.has_encoder:
             if chat_template is not None:
-                raise bad_option("chat_template", "None with a model that has an encoder", f"{chat_template!r:.80}")
+                raise bad_option(
+                    "chat_template", "None with a model that has an encoder", f"{chat_template!r:.80}"
+                )
             if system is not None:
-                message = "system has no effect: a model with an encoder reads the last message of the user alone"
+                message = (
+                    "system has no effect: a model with an encoder reads the last message of the user alone"
+                )
                 warnings.warn(message, FastdecodeWarning, stacklevel=2)
         self._model: Any = model
         self._chat_template = chat_template

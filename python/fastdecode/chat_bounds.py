@@ -30,7 +30,15 @@ _MOST_BITS = 100_000
 # What one item of a list counts: the memory of the list, and with its own where the whole is looked at.
 _ITEM, _HELD = 8, 64
 # What holds other values; no abstract class is asked, as that would be traced.
-_HOLDERS = (list, tuple, set, frozenset, type({}.keys()), type({}.values()), type({}.items()))
+_HOLDERS: Any = (
+    list,
+    tuple,
+    set,
+    frozenset,
+    type({}.keys()),
+    type({}.values()),
+    type({}.items()),
+)
 # Numbers within a format that are looked at; longer ones are too large.
 _DIGITS = len(str(MOST_TEXT))
 
@@ -187,7 +195,8 @@ def size_of_operator(operator: str, left: Any, right: Any) -> int:  # noqa: ANN4
 
 
 _CONVERSION = re.compile(
-    r"%(?:\((?P<name>[^)]*)\))?[#0\- +]*(?P<width>\*|\d+)?(?:\.(?P<precision>\*|\d+)?)?[hlL]?(?P<kind>.)", re.DOTALL
+    r"%(?:\((?P<name>[^)]*)\))?[#0\- +]*(?P<width>\*|\d+)?(?:\.(?P<precision>\*|\d+)?)?[hlL]?(?P<kind>.)",
+    re.DOTALL,
 )
 
 

@@ -1,7 +1,7 @@
 """What a model does with conversations: ids and texts of them, and where the model's turn ends.
 
-`Conversing` is what every model with a decoder has; a `Reading` is how the conversations of one call are read. jinja2 is
-not imported before a template is rendered.
+`Conversing` is what every model with a decoder has; a `Reading` is how the conversations of one call are read. Nothing
+here imports jinja2, and what does is imported when a template is rendered.
 """
 
 from __future__ import annotations
@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import functools
 import warnings
-from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from .arrays import bad_option, is_conversation
@@ -17,7 +16,7 @@ from .chat_options import RESERVED, Asked, asked
 from .errors import ChatTemplateError, FastdecodeWarning
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from .chat_templates import Chosen, Templates
     from .chat_turns import TurnEnd
@@ -52,7 +51,7 @@ class Conversing:
         sanitize_control_tokens: bool = False,
         **variables: Any,  # noqa: ANN401 (whatever a template takes)
     ) -> Any:  # noqa: ANN401 (ids or a text, or a list of these)
-        """Makes ids, or the text, of a conversation, as transformers' `tokenizer.apply_chat_template` does.
+        r"""Makes ids, or the text, of a conversation, as transformers' `tokenizer.apply_chat_template` does.
 
         `generate` and its like do the same with a list of messages as their prompt.
 
@@ -83,7 +82,7 @@ class Conversing:
         Example:
             >>> messages = [{"role": "user", "content": "Tell me about a wolf."}]
             >>> model.apply_chat_template(messages, tokenize=False, chat_template="plain")
-            'Human: Tell me about a wolf.\\n\\nAssistant:'
+            'Human: Tell me about a wolf.\n\nAssistant:'
         """
         for name, values in _PASSED_OVER.items():
             if name in variables and not any(variables[name] == value for value in values):
@@ -163,10 +162,16 @@ class Reading:
             self._refuse_for_layout()
 
     def _refuse_for_layout(self) -> None:
-        given = {"tools": self._tools, "documents": self._documents, "chat_variables": self._options.variables}
+        given = {
+            "tools": self._tools,
+            "documents": self._documents,
+            "chat_variables": self._options.variables,
+        }
         for name, value in given.items():
             if value:
-                raise bad_option(name, f"none with {self._chosen.name}, which has no place for any", f"{value!r:.80}")
+                raise bad_option(
+                    name, f"none with {self._chosen.name}, which has no place for any", f"{value!r:.80}"
+                )
         if isinstance(self._options.continue_final_message, str) and self._continues != "content":
             expected = f'"content" with {self._chosen.name}'
             raise bad_option("continue_final_message", expected, repr(self._continues))
@@ -264,8 +269,8 @@ class Reading:
             if without != text:
                 kept.add((self._chosen.template or "", role))
                 continue
-            message = f"{self._chosen.name} writes nothing for a message whose role is {role!r}"
-            warnings.warn(message, FastdecodeWarning, stacklevel=6)
+            told = f"{self._chosen.name} writes nothing for a message whose role is {role!r}"
+            warnings.warn(told, FastdecodeWarning, stacklevel=6)
 
     def _probe(self, messages: list[dict[str, Any]], *, bare: bool) -> str:
         """The text of some messages, without what the call gives beside its own where `bare`."""

@@ -6,6 +6,7 @@ knows models beyond their public interface.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import sys
 import time
@@ -14,11 +15,11 @@ from typing import TYPE_CHECKING, Any
 
 from . import errors
 from .arrays import bad_option
-from .chat import Chat
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
+    from .chat import Chat
     from .results import Chunk
 
 _HELP = """\
@@ -77,10 +78,8 @@ class Session:
             Whether every line of a pipe was answered; at a terminal always True.
         """
         if self._is_asked:
-            try:
+            with contextlib.suppress(ImportError):
                 import readline  # noqa: F401 (`input` edits lines with it)
-            except ImportError:
-                pass
             _tell("Write /help for what there is beside talking, and /exit to leave.")
         while True:
             try:
@@ -123,7 +122,9 @@ class Session:
             name, _, rest = line[1:].partition(" ")
             command = self._commands.get(name)
             if command is None:
-                raise bad_option("command", f"one of {', '.join('/' + name for name in self._commands)}", f"/{name}")
+                raise bad_option(
+                    "command", f"one of {', '.join('/' + name for name in self._commands)}", f"/{name}"
+                )
             command(rest.strip())
             return
         self._answer(line.removeprefix("/") if line.startswith("//") else line)
@@ -176,7 +177,9 @@ class Session:
         del messages[asked[-1] :]
 
     def _reset(self, _: str) -> None:
-        self._chat.messages = [message for message in self._chat.messages[:1] if message.get("role") == "system"]
+        self._chat.messages = [
+            message for message in self._chat.messages[:1] if message.get("role") == "system"
+        ]
 
     def _save(self, name: str) -> None:
         if not name:

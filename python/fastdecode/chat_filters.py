@@ -4,6 +4,8 @@ A wrapped filter is one that takes the context, so that none is computed when a 
 what a chat is.
 """
 
+# The signatures are those of the filters.
+# ruff: noqa: ANN401, ARG001, FBT002
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
@@ -50,7 +52,24 @@ _MOST_SLOW = MOST_TEXT // 16
 _OF_ITEMS = frozenset({"dictsort", "groupby", "join", "max", "min", "sort", "sum", "unique"})
 # Tests that compare, or look for something.
 _COMPARING = frozenset(
-    {"==", "!=", "<", "<=", ">", ">=", "eq", "equalto", "ge", "gt", "greaterthan", "in", "le", "lessthan", "lt", "ne"}
+    {
+        "==",
+        "!=",
+        "<",
+        "<=",
+        ">",
+        ">=",
+        "eq",
+        "equalto",
+        "ge",
+        "gt",
+        "greaterthan",
+        "in",
+        "le",
+        "lessthan",
+        "lt",
+        "ne",
+    }
 )
 # Digits to which a number is rounded; no float has so many.
 _MOST_DIGITS = 400
@@ -64,13 +83,11 @@ def bounded(filters: Mapping[str, _Filter]) -> dict[str, _Filter]:
 
 def bounded_tests(tests: Mapping[str, _Filter]) -> dict[str, _Filter]:
     """The same for tests."""
-    return {
-        name: _weighing(function) if name in _COMPARING else function for name, function in tests.items()
-    }
+    return {name: _weighing(function) if name in _COMPARING else function for name, function in tests.items()}
 
 
 def _weighing(test: _Filter) -> _Filter:
-    def weighed(*values: Any) -> Any:  # noqa: ANN401 (any values)
+    def weighed(*values: Any) -> Any:
         for value in values:
             if not isinstance(value, (str, int, float)):
                 weight(value)
@@ -84,7 +101,7 @@ def _bounded(name: str, function: _Filter) -> _Filter:
     size = _SIZES.get(name)
 
     @jinja2.pass_context
-    def limited(context: Context, value: Any, *args: Any, **kwargs: Any) -> Any:  # noqa: ANN401 (any values)
+    def limited(context: Context, value: Any, *args: Any, **kwargs: Any) -> Any:
         running = meter()
         if name in _OF_ITEMS and isinstance(value, Iterator):
             value = list(value)
@@ -120,15 +137,15 @@ def _center(value: object, width: int = 80) -> int:
     return _text(value) + width
 
 
-def _indent(s: object, width: int | str = 4, first: object = False, blank: object = False) -> int:  # noqa: ARG001, FBT002
+def _indent(s: object, width: int | str = 4, first: object = False, blank: object = False) -> int:
     return _text(s) + _lines(s) * (len(width) if isinstance(width, str) else width)
 
 
-def _join(value: Any, d: object = "", attribute: object = None) -> int:  # noqa: ANN401, ARG001 (as the filter's)
+def _join(value: Any, d: object = "", attribute: object = None) -> int:
     return _text(value) + len(value) * _text(d)
 
 
-def _replace(s: object, old: object, new: object, count: object = None) -> int:  # noqa: ARG001 (as the filter's)
+def _replace(s: object, old: object, new: object, count: object = None) -> int:
     text = s if isinstance(s, str) else str(s)
     return len(text) + text.count(str(old)) * _text(new)
 
@@ -140,15 +157,17 @@ def _format(value: object, *args: object, **kwargs: object) -> int:
 def _wordwrap(
     s: object,
     width: int = 79,
-    break_long_words: object = True,  # noqa: ARG001, FBT002 (as the filter's)
+    break_long_words: object = True,
     wrapstring: str | None = None,
-    break_on_hyphens: object = True,  # noqa: ARG001, FBT002 (as above)
+    break_on_hyphens: object = True,
 ) -> int:
     lines = 2 * _text(s) // max(width, 1) + _lines(s)
     return _text(s) + lines * max(length(wrapstring), 1)
 
 
-def _truncate(s: object, length: object = 255, killwords: object = False, end: str = "...", leeway: object = None) -> int:  # noqa: ARG001, FBT002
+def _truncate(
+    s: object, length: object = 255, killwords: object = False, end: str = "...", leeway: object = None
+) -> int:
     return _text(s) + len(end)
 
 
@@ -164,23 +183,23 @@ def _escape(value: object) -> int:
     return len(value) + 5 * sum(map(value.count, _ESCAPED))
 
 
-def _xmlattr(d: object, autospace: object = True) -> int:  # noqa: ARG001, FBT002 (as the filter's)
+def _xmlattr(d: object, autospace: object = True) -> int:
     return 6 * _text(d)
 
 
-def _batch(value: object, linecount: int, fill_with: object = None) -> int:  # noqa: ARG001 (as the filter's)
+def _batch(value: object, linecount: int, fill_with: object = None) -> int:
     return 8 * linecount
 
 
-def _slice(value: object, slices: int, fill_with: object = None) -> int:  # noqa: ARG001 (as above)
+def _slice(value: object, slices: int, fill_with: object = None) -> int:
     return 8 * slices
 
 
-def _round(value: object, precision: int = 0, method: object = "common") -> int:  # noqa: ARG001 (as above)
+def _round(value: object, precision: int = 0, method: object = "common") -> int:
     return MOST_TEXT + 1 if abs(precision) > _MOST_DIGITS else 0
 
 
-def _sum(iterable: Any, attribute: object = None, start: object = 0) -> int:  # noqa: ANN401, ARG001 (as above)
+def _sum(iterable: Any, attribute: object = None, start: object = 0) -> int:
     # Lists are added up by copying what there is so far, again and again.
     return 0 if isinstance(start, (int, float)) else (len(iterable) + 1) * (_text(iterable) + _text(start))
 

@@ -6,14 +6,13 @@ templates, tokenizers or models.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from .arrays import bad_option
 from .chat_messages import text_of
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Mapping, Sequence
 
 # Stands for the tokenizer's end token, where there is one.
 _EOS = "\0"
@@ -55,16 +54,20 @@ class Layout(NamedTuple):
         """
         pieces = []
         for message in messages:
-            role = message.get("role")
+            role = str(message.get("role"))
             if role not in self.roles:
-                raise bad_option("messages", f"one of the layout's roles, {', '.join(self.roles)}", repr(role))
+                raise bad_option(
+                    "messages", f"one of the layout's roles, {', '.join(self.roles)}", repr(role)
+                )
             before, behind = self.roles[role]
             pieces += [before, text_of(message).strip(), behind]
         if continue_final_message:
             pieces.pop()
         if add_generation_prompt:
             pieces.append(self.opening)
-        return "".join(pieces[at] if at % 3 == 1 else _with_eos(pieces[at], eos_token) for at in range(len(pieces)))
+        return "".join(
+            pieces[at] if at % 3 == 1 else _with_eos(pieces[at], eos_token) for at in range(len(pieces))
+        )
 
 
 def _with_eos(text: str, eos_token: str | None) -> str:

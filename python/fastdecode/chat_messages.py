@@ -129,7 +129,9 @@ def text_of(message: Mapping[str, Any], option: str = "messages") -> str:
     parts = content if isinstance(content, (list, tuple)) else [content]
     texts = [part.get("text") if isinstance(part, Mapping) else part for part in parts]
     if not parts or not all(isinstance(text, str) for text in texts):
-        raise bad_option(option, "a content that is a text, or a list of parts with texts", f"{content!r:.80}")
+        raise bad_option(
+            option, "a content that is a text, or a list of parts with texts", f"{content!r:.80}"
+        )
     return "".join(str(text) for text in texts)
 
 

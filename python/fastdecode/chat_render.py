@@ -59,7 +59,9 @@ def render(
     if documents is not None and not (
         isinstance(documents, (list, tuple)) and all(isinstance(item, dict) for item in documents)
     ):
-        raise bad_option("documents", "a list of dictionaries with title and text, or None", f"{documents!r:.80}")
+        raise bad_option(
+            "documents", "a list of dictionaries with title and text, or None", f"{documents!r:.80}"
+        )
     if add_generation_prompt and continue_final_message:
         expected = "False where add_generation_prompt is True: an answer is continued or opened"
         raise bad_option("continue_final_message", expected, repr(continue_final_message))
@@ -86,9 +88,10 @@ def literal_text(template: str, name: str) -> str:
     """
     sandbox = _sandbox()
     try:
-        return bounded(lambda _: sandbox.literals(template))
+        found: str = bounded(lambda _: sandbox.literals(template))
     except (TimeUp, Exception) as error:
         raise _failed(error, name) from error
+    return found
 
 
 def _marked(chat: list[Any], field: bool | str, template: str) -> str:  # noqa: FBT001 (as it is given)
@@ -147,7 +150,8 @@ def _run(template: str, values: Mapping[str, Any], name: str) -> str:
 
 @functools.lru_cache(maxsize=64)
 def _compiled(template: str) -> jinja2.Template:
-    return _sandbox().environment().from_string(template)
+    compiled: jinja2.Template = _sandbox().environment().from_string(template)
+    return compiled
 
 
 def _failed(error: BaseException, name: str) -> ChatTemplateError:

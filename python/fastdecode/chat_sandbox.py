@@ -11,7 +11,7 @@ import json
 import re
 from datetime import datetime
 from types import BuiltinMethodType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import jinja2
 import jinja2.ext
@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 
     from jinja2.parser import Parser
     from jinja2.runtime import Context
+
+T = TypeVar("T")
 
 # Filters of our own, under names that no template can write.
 _JOINED, _WEIGHED = "~", "=="
@@ -68,7 +70,7 @@ class _Dict:
 class _Namespace(Namespace):
     """`namespace` of a template, without names that begin with an underscore."""
 
-    def __init__(*arguments: Any, **named: Any) -> None:  # noqa: ANN401, N805 (a name may be `self`)
+    def __init__(*arguments: Any, **named: Any) -> None:  # noqa: ANN401 (a name may be `self`)
         self, values = arguments[0], dict(*arguments[1:], **named)
         for name in values:
             _refuse_private(name)
@@ -128,14 +130,16 @@ class ChatEnvironment(ImmutableSandboxedEnvironment):
         self.filters["tojson"] = _tojson
         self.filters = chat_filters.bounded(self.filters)
         self.filters |= {_JOINED: _joined, _WEIGHED: _weighed}
-        self.tests = chat_filters.bounded_tests(self.tests)
+        known: Any = self.tests
+        tests: Any = chat_filters.bounded_tests(known)
+        self.tests = tests
         self.globals |= {
             "raise_exception": _raise_exception,
             "strftime_now": _strftime_now,
             "dict": _Dict(),
             "namespace": _Namespace,
         }
-        self.concat = _concat
+        setattr(self, "concat", _concat)  # noqa: B010 (a method of the class, of which this is another)
 
     def _parse(self, source: str, name: str | None, filename: str | None) -> nodes.Template:
         tree = super()._parse(source, name, filename)
@@ -149,7 +153,7 @@ class ChatEnvironment(ImmutableSandboxedEnvironment):
         _allow(size_of_operator(operator, left, right))
         return _made(super().call_binop(context, operator, left, right))
 
-    def call(self, context: Context, obj: Any, /, *args: Any, **kwargs: Any) -> Any:  # type: ignore[override]  # noqa: ANN401
+    def call(self, context: Context, obj: Any, /, *args: Any, **kwargs: Any) -> Any:  # noqa: ANN401 (any values)
         """A call; methods of texts are bounded by what they are given."""
         owner = obj.__self__ if isinstance(obj, BuiltinMethodType) else None
         if isinstance(owner, (str, bytes, int, float)):
@@ -178,11 +182,13 @@ class ChatEnvironment(ImmutableSandboxedEnvironment):
             if by_map:
                 if kwargs or len(args) != 1:
                     raise TypeError("format_map() takes exactly one argument")
-                args, kwargs = (), args[0]
+                [kwargs] = args
+                args = ()
             formatter = (
                 _EscapeFormatter(self, escape=text.escape) if isinstance(text, Markup) else _Formatter(self)
             )
-            return type(text)(formatter.vformat(text, args, kwargs))
+            made: str = type(text)(formatter.vformat(text, args, kwargs))
+            return made
 
         return formatted
 
@@ -209,7 +215,7 @@ def _allow(size: int) -> None:
         raise TooMuch(f"an operation would make more than {MOST_TEXT // 10**6} MB")
 
 
-def _made(result: Any) -> Any:  # noqa: ANN401 (any value)
+def _made(result: T) -> T:
     running = meter()
     return result if running is None else running.made(result)
 
@@ -247,7 +253,9 @@ def _weighed(_: Context, value: Any) -> Any:  # noqa: ANN401 (any value)
 
 
 def _own_filter(value: nodes.Expr, name: str) -> nodes.Filter:
-    return nodes.Filter(value, name, [], [], None, None).set_lineno(value.lineno)
+    node = nodes.Filter(value, name, [], [], None, None)
+    node.set_lineno(value.lineno)
+    return node
 
 
 def _weigh_operands(node: nodes.Node) -> None:
@@ -256,7 +264,8 @@ def _weigh_operands(node: nodes.Node) -> None:
             node.key = _own_filter(node.key, _WEIGHED)
         return
     assert isinstance(node, nodes.Compare)
-    for holder in (node, *node.ops):
+    holders: list[Any] = [node, *node.ops]
+    for holder in holders:
         if not isinstance(holder.expr, nodes.Const):
             holder.expr = _own_filter(holder.expr, _WEIGHED)
 
@@ -272,8 +281,9 @@ def _replace_joins(tree: nodes.Node) -> None:
 
 
 def _as_filter(node: nodes.Concat) -> nodes.Filter:
-    values = nodes.Tuple(node.nodes, "load").set_lineno(node.lineno)
-    return nodes.Filter(values, _JOINED, [], [], None, None).set_lineno(node.lineno)
+    values = nodes.Tuple(node.nodes, "load")
+    values.set_lineno(node.lineno)
+    return _own_filter(values, _JOINED)
 
 
 def _tojson(
@@ -309,15 +319,15 @@ def _size_of_method(
     values = [*args, *kwargs.values()]
     for value in values:
         weight(value)
-    whole = length(owner)
+    whole: int = length(owner)
     numbers = [value for value in values if isinstance(value, int)]
     if name in _WIDE:
         return whole + max(numbers, default=0)
     if name == "expandtabs":
         tab = b"\t" if isinstance(owner, bytes) else "\t"
-        return whole + owner.count(tab) * max(numbers, default=8)
+        return whole + int(owner.count(tab)) * max(numbers, default=8)
     if name == "replace" and len(args) >= 2 and isinstance(args[0], (str, bytes)):
-        return whole + owner.count(args[0]) * length(args[1])
+        return whole + int(owner.count(args[0])) * length(args[1])
     if name == "translate" and args and isinstance(args[0], dict):
         return whole * max((length(value) for value in args[0].values()), default=1)
     if name == "join" and args:

@@ -125,7 +125,9 @@ def _expected(named: Mapping[str, str]) -> str:
 
 def _error(what: str, expected: str, got: str) -> ChatTemplateError:
     message = f"{what}: expected {expected}, got {got}"
-    return ChatTemplateError(message, option="chat_template", expected=expected, got=got, line=None, message=what)
+    return ChatTemplateError(
+        message, option="chat_template", expected=expected, got=got, line=None, message=what
+    )
 
 
 def read_file(file: Path) -> str:

@@ -1,8 +1,8 @@
 """Tokens of a conversation: which ones control it, and how a text is encoded in which none may.
 
-A user's text that holds `<|im_end|>` becomes that token, as in transformers. With `sanitize_control_tokens` it is marked
-before a template runs, and encoded as ordinary text afterwards (`mark_control_tokens` and `encode_marked_chat` in
-transformers 5.24). Nothing here renders.
+A user's text that holds `<|im_end|>` becomes that token, as in transformers. With `sanitize_control_tokens` it is
+marked before a template runs, and encoded as ordinary text afterwards (`mark_control_tokens` and `encode_marked_chat`
+in transformers 5.24). Nothing here renders.
 """
 
 from __future__ import annotations
@@ -109,7 +109,9 @@ def encode_marked(tokenizer: Tokenizer, text: str) -> list[int]:
         if not part:
             continue
         is_text = place % 2 == 1
-        of_part = _behind_newline(part, functools.partial(_as_text, tokenizer) if is_text else plainly, plainly)
+        of_part = _behind_newline(
+            part, functools.partial(_as_text, tokenizer) if is_text else plainly, plainly
+        )
         if is_text and tokenizer.token_id(part) in of_part:
             expected = f"texts without {part!r}, which the tokenizer makes of the same letters"
             raise OptionError(
@@ -135,7 +137,9 @@ def _as_text(tokenizer: Tokenizer, text: str) -> list[int]:
     """Ids of a text in which no added token is looked for."""
     backend: Any = tokenizer._backend
     given = getattr(backend, "_given", None)
-    library = getattr(backend, "library", None) if given is None else getattr(given, "backend_tokenizer", None)
+    library = (
+        getattr(backend, "library", None) if given is None else getattr(given, "backend_tokenizer", None)
+    )
     if library is not None:
         if library.normalizer is not None:
             text = library.normalizer.normalize_str(text)

@@ -217,7 +217,11 @@ def _arguments(lines: list[str]) -> dict[str, str]:
     name, indent, gathered = None, "", ""
     for line in lines:
         begins = _ARGUMENT.match(line)
-        deeper = name is not None and line.startswith(indent) and line[len(indent) : len(indent) + 1] in (" ", "\t")
+        deeper = (
+            name is not None
+            and line.startswith(indent)
+            and line[len(indent) : len(indent) + 1] in (" ", "\t")
+        )
         if begins is not None and not deeper:
             if name is not None:
                 found[name] = gathered

@@ -104,8 +104,8 @@ def _parser() -> argparse.ArgumentParser:
     chat = commands.add_parser(
         "chat",
         help="talk to a model, line by line",
-        description="Talks to a model: every line is a turn, and its answer comes as it is written. Lines that begin with "
-        "/ are commands; /help lists them. An encoder-decoder reads every line as its source.",
+        description="Talks to a model: every line is a turn, and its answer comes as it is written. Lines that begin "
+        "with / are commands; /help lists them. An encoder-decoder reads every line as its source.",
     )
     _add_model(chat)
     chat.add_argument(
@@ -164,7 +164,9 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
         metavar="WHEN",
         help="true, false or never: when a search with beams ends",
     )
-    parser.add_argument("--stop", action="append", metavar="TEXT", help="end before this text (may be repeated)")
+    parser.add_argument(
+        "--stop", action="append", metavar="TEXT", help="end before this text (may be repeated)"
+    )
 
 
 def _add_model(parser: argparse.ArgumentParser, *, optional: bool = False) -> None:

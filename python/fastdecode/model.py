@@ -439,7 +439,8 @@ class LanguageModel(Conversing):
             return self._known(tokenizer.encode(prompt, add_special_tokens=add_special_tokens), option)
         if not is_empty(prompt) and (is_conversation(prompt) or not is_one(prompt, option)):
             raise bad_option(option, "one string or one list of token ids", f"{prompt!r:.80}")
-        return as_ids(prompt, self._core.vocab_size, option)
+        ids: Any = prompt
+        return as_ids(ids, self._core.vocab_size, option)
 
     def _known(self, ids: list[int], option: str) -> list[int]:
         """Ids of a text, when the model has all of them."""

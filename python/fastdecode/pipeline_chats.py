@@ -78,7 +78,10 @@ def ids_of(model: Any, messages: Sequence[Mapping[str, Any]], own: Mapping[str, 
     named = {name: own[name] for name in ("chat_template", "documents", "tools") if own.get(name) is not None}
     last_is_open = continues(messages, own)
     ids: list[int] = model.apply_chat_template(
-        messages, add_generation_prompt=not last_is_open, continue_final_message=last_is_open, **{**variables, **named}
+        messages,
+        add_generation_prompt=not last_is_open,
+        continue_final_message=last_is_open,
+        **{**variables, **named},
     )
     return ids
 
@@ -91,6 +94,9 @@ def joined(messages: Sequence[Any], answer: str, own: Mapping[str, Any]) -> list
     content = last.get("content") if isinstance(last, Mapping) else getattr(last, "content", None)
     if isinstance(content, (list, tuple)):
         at = max((at for at, part in enumerate(content) if "text" in part), default=len(content) - 1)
-        parts = [{**part, "text": part.get("text", "") + answer} if i == at else part for i, part in enumerate(content)]
+        parts = [
+            {**part, "text": part.get("text", "") + answer} if i == at else part
+            for i, part in enumerate(content)
+        ]
         return [*messages[:-1], {"role": _role(last), "content": parts}]
     return [*messages[:-1], {"role": _role(last), "content": f"{content or ''}{answer}"}]

@@ -182,14 +182,15 @@ class TextGenerationPipeline(Pipeline):
                 input's beginning where it and the new tokens are more than that), `stop_sequence` (each of its tokens
                 ends the text), `prefix` (text before the input, not returned), `add_special_tokens` and
                 `skip_special_tokens` (both True); for conversations `chat_template`, `tools`, `documents`,
-                `chat_variables` (or `tokenizer_encode_kwargs`) and `continue_final_message` (whether the last message is
-                continued, which it is by default where its role is "assistant"). One `seed` lets every text draw as
-                it would alone.
+                `chat_variables` (or `tokenizer_encode_kwargs`) and `continue_final_message` (whether the last message
+                is continued, which it is by default where its role is "assistant"). One `seed` lets every text draw
+                as it would alone.
 
         Returns:
-            For a conversation, "generated_text" holds its messages and the answer as one more. For a text a list of dictionaries, one per returned sequence; for a list of texts a list of such
+            For a text a list of dictionaries, one per returned sequence; for a list of texts a list of such
             lists; for an iterator an iterator of lists. The key is "generated_text", or with return_tensors
-            "generated_token_ids", those of the input first.
+            "generated_token_ids", those of the input first. Of a conversation "generated_text" is its messages with
+            the answer as one more (or at the end of the last one), and with return_full_text=False the answer.
 
         Raises:
             OptionError: An option or an input cannot be used.
@@ -267,7 +268,9 @@ class TextGenerationPipeline(Pipeline):
         else:
             ids = pipeline_chats.ids_of(self.model, text, own)
             if truncates(own["truncation"]):
-                ids = shortened(self.tokenizer, ids, own.get("source_length") or self.tokenizer.model_max_length)
+                ids = shortened(
+                    self.tokenizer, ids, own.get("source_length") or self.tokenizer.model_max_length
+                )
         if own["handle_long_generation"] is not None:
             ids = self._with_hole(ids, *own["hole"])
         encoding = _one_row(ids)
@@ -320,11 +323,12 @@ class TextGenerationPipeline(Pipeline):
 
         ids, text = outputs.get("input_ids"), outputs.get("prompt_text")
         if is_conversation(text):
+            messages: Any = text
             read = 0 if ids is None else matrix(outputs, "input_ids").shape[1]
             new = [decode(sequence.tolist()[read:]) for sequence in sequences]
             if own["return_full_text"] is False:
                 return [{"generated_text": answer} for answer in new]
-            return [{"generated_text": pipeline_chats.joined(text, answer, own)} for answer in new]
+            return [{"generated_text": pipeline_chats.joined(messages, answer, own)} for answer in new]
         shown = 0 if ids is None else len(decode([int(token) for token in matrix(outputs, "input_ids")[0]]))
         before = text if isinstance(text, str) and own["return_full_text"] is not False else ""
         return [{"generated_text": before + decode(ids.tolist())[shown:]} for ids in sequences]

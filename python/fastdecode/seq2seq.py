@@ -500,8 +500,9 @@ class Seq2SeqLM(LanguageModel):
     def _labels(self, target: Prompt) -> list[int]:
         if isinstance(target, str) or is_empty(target) or not is_one(target, "target"):
             return self._encode_text(target, "target")
-        counts = [token != IGNORED for token in target]
-        known = iter(as_ids([token for token in target if token != IGNORED], self._core.vocab_size, "target"))
+        tokens: Any = target
+        counts = [token != IGNORED for token in tokens]
+        known = iter(as_ids([token for token in tokens if token != IGNORED], self._core.vocab_size, "target"))
         return [next(known) if count else IGNORED for count in counts]
 
 

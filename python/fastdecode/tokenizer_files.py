@@ -318,5 +318,7 @@ def _shown(values: Mapping[str, Any], named: Mapping[str, Any]) -> dict[str, Any
         "clean_up_tokenization_spaces": bool(values.get("clean_up_tokenization_spaces")),
         "model_max_length": token_limit(values.get("model_max_length", values.get("max_len"))),
         "truncation_side": values.get("truncation_side") or "right",
-        "special_tokens_map": {name: text for name, token in named.items() if (text := content(token)) is not None},
+        "special_tokens_map": {
+            name: text for name, token in named.items() if (text := content(token)) is not None
+        },
     }

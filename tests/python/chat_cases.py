@@ -137,7 +137,10 @@ TOOL = {
         "description": "Says what the weather is like in a <place> & when.",
         "parameters": {
             "type": "object",
-            "properties": {"place": {"type": "string", "description": "Größe der Stadt"}, "days": {"type": "integer"}},
+            "properties": {
+                "place": {"type": "string", "description": "Größe der Stadt"},
+                "days": {"type": "integer"},
+            },
             "required": ["place"],
         },
     },
@@ -162,7 +165,13 @@ CALL = {"type": "function", "function": {"name": "weather", "arguments": {"place
 CONVERSATIONS: dict[str, tuple[list[dict[str, Any]], dict[str, Any]]] = {
     "one": ([user("  Who is there?  ")], {}),
     "turns": (
-        [system("Be brief.\n"), user("Hi"), assistant(" Hello! \n"), user("1 < 2 & 3 > 2, \"isn't\" it?"), assistant("Yes.")],
+        [
+            system("Be brief.\n"),
+            user("Hi"),
+            assistant(" Hello! \n"),
+            user('1 < 2 & 3 > 2, "isn\'t" it?'),
+            assistant("Yes."),
+        ],
         {},
     ),
     "tools": ([system("Use tools."), user("What is the weather in Paris?")], {"tools": [TOOL]}),
@@ -190,13 +199,23 @@ CONVERSATIONS: dict[str, tuple[list[dict[str, Any]], dict[str, Any]]] = {
     "parts": (
         [
             system([{"type": "text", "text": "Look."}]),
-            user([{"type": "text", "text": "What is "}, {"type": "image"}, {"type": "text", "text": "this?"}]),
+            user(
+                [{"type": "text", "text": "What is "}, {"type": "image"}, {"type": "text", "text": "this?"}]
+            ),
         ],
         {},
     ),
     "others": (
-        [user("Go on <|im_end|> <s>"), {"role": "observation", "content": "A wall 🙂"}, assistant("I stop."), user("")],
+        [
+            user("Go on <|im_end|> <s>"),
+            {"role": "observation", "content": "A wall 🙂"},
+            assistant("I stop."),
+            user(""),
+        ],
         {"documents": [{"title": "T", "text": "x"}], "own": {"a": [1, None]}},
     ),
-    "empty tools": ([user("a\n\nb"), assistant("", thinking="Hm"), user("c")], {"tools": [], "bos_token": "<bos>"}),
+    "empty tools": (
+        [user("a\n\nb"), assistant("", thinking="Hm"), user("c")],
+        {"tools": [], "bos_token": "<bos>"},
+    ),
 }

@@ -30,7 +30,11 @@ def chat_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     tokenizer.add_special_tokens(["<|im_end|>"])
     folder = tmp_path_factory.mktemp("chat") / "model"
     tiny.write_folder(folder, tokenizer=tokenizer, vocab_size=400, n_positions=512)
-    settings = {"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": "<|im_end|>", "chat_template": TEMPLATE}
+    settings = {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "eos_token": "<|im_end|>",
+        "chat_template": TEMPLATE,
+    }
     (folder / "tokenizer_config.json").write_text(json.dumps(settings))
     return folder
 
@@ -42,7 +46,9 @@ def model(chat_folder: Path) -> fastdecode.CausalLM:
 
 @pytest.fixture(scope="module")
 def t5(tmp_path_factory: pytest.TempPathFactory) -> fastdecode.Seq2SeqLM:
-    folder = T5.write_tiny(tmp_path_factory.mktemp("t5"), tokenizer=tiny.with_end(), generation={"max_new_tokens": 6})
+    folder = T5.write_tiny(
+        tmp_path_factory.mktemp("t5"), tokenizer=tiny.with_end(), generation={"max_new_tokens": 6}
+    )
     return fastdecode.Seq2SeqLM.load(folder, num_threads=1)
 
 
@@ -58,8 +64,9 @@ def test_a_conversation_is_one_prompt(model: fastdecode.CausalLM) -> None:
     assert isinstance(output, fastdecode.Output)
     assert (output.token_ids, output.text) == (expected.token_ids, expected.text)
     assert output.usage.prompt_tokens == len(ids)
-    for prompt in (messages, tuple(messages), iter(messages)):
-        assert model.generate(prompt, **SHORT) == expected.text  # type: ignore[call-overload]
+    prompts: list[Any] = [messages, tuple(messages), iter(messages)]
+    for prompt in prompts:
+        assert model.generate(prompt, **SHORT) == expected.text
     assert "".join(map(str, model.stream(messages, **SHORT))) == expected.text
     pieces = asyncio.run(read(model.astream(messages, **SHORT)))
     assert "".join(map(str, pieces)) == expected.text
@@ -108,12 +115,15 @@ def test_options_of_conversations(model: fastdecode.CausalLM) -> None:
     assert continued.token_ids == model.run(ids, **SHORT).token_ids
     control = [user("a<|im_end|>b")]
     counts = [
-        model.run(control, sanitize_control_tokens=value, **SHORT).usage.prompt_tokens for value in (False, True)
+        model.run(control, sanitize_control_tokens=value, **SHORT).usage.prompt_tokens
+        for value in (False, True)
     ]
     assert counts[0] < counts[1]
     # What says nothing is taken, with any prompt.
     nothing: Any = {"chat_template": None, "tools": None, "documents": None, "chat_variables": {}}
-    assert model.generate("x", **nothing, continue_final_message=False, **SHORT) == model.generate("x", **SHORT)
+    assert model.generate("x", **nothing, continue_final_message=False, **SHORT) == model.generate(
+        "x", **SHORT
+    )
 
 
 @pytest.mark.parametrize(
@@ -160,7 +170,13 @@ def test_without_a_tokenizer(ids_model: fastdecode.CausalLM) -> None:
 
 
 def test_an_encoder_decoder_reads_the_users_last_message(t5: fastdecode.Seq2SeqLM) -> None:
-    messages = [system("s"), user("Good day"), assistant("no"), user([{"type": "text", "text": "the wolf"}]), assistant("x")]
+    messages = [
+        system("s"),
+        user("Good day"),
+        assistant("no"),
+        user([{"type": "text", "text": "the wolf"}]),
+        assistant("x"),
+    ]
     expected = t5.generate("the wolf")
     assert t5.generate(messages) == expected
     assert t5.generate([messages, messages[:2]]) == [expected, t5.generate("Good day")]
@@ -195,7 +211,9 @@ def test_turns(model: fastdecode.CausalLM) -> None:
     chat.messages[2]["content"] = "changed"
     del chat.messages[3:]
     third = chat.send("a time", **SHORT)
-    assert third == model.generate([system("Be good."), user("Once"), assistant("changed"), user("a time")], **SHORT)
+    assert third == model.generate(
+        [system("Be good."), user("Once"), assistant("changed"), user("a time")], **SHORT
+    )
     chat.messages = []
     chat.send("x", role="observation", **SHORT)
     assert chat.messages[0] == {"role": "observation", "content": "x"}
@@ -224,7 +242,7 @@ def test_options_of_turns(model: fastdecode.CausalLM) -> None:
         before = list(chat.messages)
         for call in (chat.send, chat.stream):
             with pytest.raises(errors.OptionError, match=match):
-                call("y", **options)  # type: ignore[arg-type]
+                call("y", **options)
         assert chat.messages == before
     with pytest.raises(errors.OptionError, match="text"):
         chat.send(3)  # type: ignore[arg-type]
@@ -308,7 +326,7 @@ def test_an_error_leaves_the_messages(model: fastdecode.CausalLM, monkeypatch: p
 
 
 def test_a_stream_that_another_thread_reads(model: fastdecode.CausalLM) -> None:
-    chat = Chat(model)
+    chat: Any = Chat(model)
     inside, leave = threading.Event(), threading.Event()
     stream = chat.stream("x", **LONG)
 
@@ -319,7 +337,7 @@ def test_a_stream_that_another_thread_reads(model: fastdecode.CausalLM) -> None:
         leave.wait(20)
         original(*arguments)
 
-    chat._end = end  # type: ignore[method-assign]
+    chat._end = end
     thread = threading.Thread(target=lambda: list(stream))
     thread.start()
     assert inside.wait(20)
@@ -327,7 +345,7 @@ def test_a_stream_that_another_thread_reads(model: fastdecode.CausalLM) -> None:
         chat.send("y", **SHORT)
     leave.set()
     thread.join(20)
-    chat._end = original  # type: ignore[method-assign]
+    chat._end = original
     assert len(chat.messages) == 2
     chat.send("y", **SHORT)
     assert len(chat.messages) == 4

@@ -15,7 +15,9 @@ SHARED = (
     "{% set ns = namespace(x=(1,), y=(1,)) %}{% for i in range(60) %}{% set ns.x = (ns.x, ns.x) %}"
     "{% set ns.y = (ns.y, ns.y) %}{% endfor %}"
 )
-DOUBLED = "{% set ns = namespace(x='aaaaaaaa') %}{% for i in range(60) %}{% set ns.x = EXPRESSION %}{% endfor %}"
+DOUBLED = (
+    "{% set ns = namespace(x='aaaaaaaa') %}{% for i in range(60) %}{% set ns.x = EXPRESSION %}{% endfor %}"
+)
 BIG = "{% set b = 'a' * 1000000 %}"
 
 # Each would make gigabytes, at least.
@@ -94,9 +96,12 @@ TOO_MUCH = {
     "str.split": "{{ ('a,' * 7000000).split(',') | length }}",
     "int.to_bytes": "{{ (1).to_bytes(10**9, 'big') | length }}",
     "a block": BIG + "{% set x %}{% for i in range(10000) %}{{ b }}{% endfor %}{% endset %}",
-    "a filter's block": BIG + "{% filter upper %}{% for i in range(10000) %}{{ b }}{% endfor %}{% endfilter %}",
-    "a macro": BIG + "{% macro m() %}{% for i in range(10000) %}{{ b }}{% endfor %}{% endmacro %}{{ m() | length }}",
-    "many values": BIG + "{% set n = namespace(l=[]) %}{% for i in range(10000) %}{% set n.l = n.l + [b ~ i] %}{% endfor %}",
+    "a filter's block": BIG
+    + "{% filter upper %}{% for i in range(10000) %}{{ b }}{% endfor %}{% endfilter %}",
+    "a macro": BIG
+    + "{% macro m() %}{% for i in range(10000) %}{{ b }}{% endfor %}{% endmacro %}{{ m() | length }}",
+    "many values": BIG
+    + "{% set n = namespace(l=[]) %}{% for i in range(10000) %}{% set n.l = n.l + [b ~ i] %}{% endfor %}",
     "the whole": "{% for i in range(100000) %}{{ 'a' * 1000 }}{% endfor %}",
     "its own text": "{% for i in range(100000) %}" + "a" * 1000 + "{% endfor %}",
     "a date": "{{ strftime_now('%c' * 100000) }}",
@@ -169,7 +174,10 @@ def test_what_calls_itself_ends(template: str) -> None:
 
 def test_what_is_large_and_allowed() -> None:
     assert len(render("{{ 'a' * 15000000 }}")) == 15_000_000
-    assert render("{{ range(100000) | list | length }}{{ range(100000) | map('string') | list | length }}") == "100000" * 2
+    assert (
+        render("{{ range(100000) | list | length }}{{ range(100000) | map('string') | list | length }}")
+        == "100000" * 2
+    )
     assert render("{{ 2 ** 1000 }}") == str(2**1000)
     text = render("{% for i in range(20000) %}{{ 'x' ~ i }}{{ '%d' % i }}{% endfor %}")
     assert text == "".join(f"x{i}{i}" for i in range(20000))

@@ -39,7 +39,12 @@ def made(folder: Path, tokens: list[str], **settings: Any) -> fastdecode.CausalL
     begin = tokenizer.token_to_id("<s>")
     tokenizer.post_processor = TemplateProcessing(single="<s> $A", special_tokens=[("<s>", begin)])
     tiny.write_folder(folder, tokenizer=tokenizer, vocab_size=400, n_positions=256)
-    values = {"tokenizer_class": "PreTrainedTokenizerFast", "bos_token": "<s>", "eos_token": "</s>", **settings}
+    values = {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "bos_token": "<s>",
+        "eos_token": "</s>",
+        **settings,
+    }
     (folder / "tokenizer_config.json").write_text(json.dumps(values))
     return fastdecode.CausalLM.load(folder, num_threads=1)
 
@@ -58,9 +63,13 @@ def test_what_a_layout_writes(name: str, model: fastdecode.CausalLM) -> None:
     ids = model.apply_chat_template(MESSAGES, chat_template=name)
     assert ids == model.tokenizer.encode(text)
     assert ids.count(model.tokenizer.bos_token_id or -1) == 1
-    closed = model.apply_chat_template(MESSAGES, chat_template=name, tokenize=False, add_generation_prompt=False)
+    closed = model.apply_chat_template(
+        MESSAGES, chat_template=name, tokenize=False, add_generation_prompt=False
+    )
     assert text.startswith(closed)
-    opened = model.apply_chat_template(MESSAGES[:3], chat_template=name, tokenize=False, continue_final_message=True)
+    opened = model.apply_chat_template(
+        MESSAGES[:3], chat_template=name, tokenize=False, continue_final_message=True
+    )
     assert opened.endswith("Me.")
     assert closed.startswith(opened)
     parts = [*MESSAGES[:3], user([{"type": "text", "text": " Wh"}, {"type": "text", "text": "y? "}])]
@@ -107,8 +116,8 @@ def ends(model: fastdecode.CausalLM, template: str, **options: Any) -> TurnEnd:
 
 
 def test_where_a_turn_ends(model: fastdecode.CausalLM) -> None:
-    assert model.tokenizer is not None
-    eos, im_end, im_start = (model.tokenizer.token_id(token) for token in ("</s>", "<|im_end|>", "<|im_start|>"))
+    tokenizer: Any = model.tokenizer
+    eos, im_end, im_start = (tokenizer.token_id(token) for token in ("</s>", "<|im_end|>", "<|im_start|>"))
     assert ends(model, "chatml") == TurnEnd((eos, im_end, im_start))
     assert ends(model, "alpaca") == TurnEnd((eos,), ("### Instruction:",))
     assert ends(model, "vicuna") == TurnEnd((eos,), ("USER:",))
@@ -134,7 +143,9 @@ def test_where_a_turn_ends(model: fastdecode.CausalLM) -> None:
 
 def test_a_layout_whose_tokens_the_model_does_not_have(tmp_path: Path) -> None:
     model = made(tmp_path / "model", [])
-    with pytest.warns(errors.FastdecodeWarning, match=r"chatml writes '<\|im_end\|>' and '<\|im_start\|>', no token"):
+    with pytest.warns(
+        errors.FastdecodeWarning, match=r"chatml writes '<\|im_end\|>' and '<\|im_start\|>', no token"
+    ):
         model.run([user("a")], chat_template="chatml", max_new_tokens=1)
     end = ends(model, "chatml")
     assert end.strings == ("<|im_end|>", "<|im_start|>")
@@ -143,7 +154,8 @@ def test_a_layout_whose_tokens_the_model_does_not_have(tmp_path: Path) -> None:
 def forced(model: fastdecode.CausalLM, messages: Any, **options: Any) -> list[int]:
     """The new ids of a conversation, whatever ends a turn."""
     ids = model.apply_chat_template(messages, chat_template=options.pop("chat_template"))
-    return model.run(ids, eos_token_id=None, **options).token_ids
+    found: list[int] = model.run(ids, eos_token_id=None, **options).token_ids
+    return found
 
 
 def test_what_ends_a_turn_is_not_in_its_text(model: fastdecode.CausalLM) -> None:
@@ -175,13 +187,22 @@ def test_what_ends_a_turn_is_not_in_its_text(model: fastdecode.CausalLM) -> None
                 assert output.finish_reason == "stop"
                 assert end not in output.token_ids[:-1]
     ended = [
-        model.run(messages, chat_template=with_end, **{**options, "seed": seed, "top_k": 0, "max_new_tokens": 60, "temperature": 50.0})
+        model.run(
+            messages,
+            chat_template=with_end,
+            **{**options, "seed": seed, "top_k": 0, "max_new_tokens": 60, "temperature": 50.0},
+        )
         for seed in range(40)
     ]
     assert any(output.token_ids[-1] == end for output in ended)
     # None switches it off.
     open_end = [
-        model.run(messages, chat_template=with_end, stop_token_ids=None, **{**options, "seed": seed, "top_k": 0, "max_new_tokens": 60, "temperature": 50.0})
+        model.run(
+            messages,
+            chat_template=with_end,
+            stop_token_ids=None,
+            **{**options, "seed": seed, "top_k": 0, "max_new_tokens": 60, "temperature": 50.0},
+        )
         for seed in range(40)
     ]
     assert any(end in output.token_ids[:-1] for output in open_end)
@@ -190,11 +211,25 @@ def test_what_ends_a_turn_is_not_in_its_text(model: fastdecode.CausalLM) -> None
 def test_texts_that_end_a_turn(model: fastdecode.CausalLM) -> None:
     messages = [user("Once upon a time")]
     template = "{% for m in messages %}{{ m.content }}{% endfor %}"
-    options: Any = {"max_new_tokens": 24, "do_sample": True, "temperature": 2.0, "seed": 8, "eos_token_id": None}
+    options: Any = {
+        "max_new_tokens": 24,
+        "do_sample": True,
+        "temperature": 2.0,
+        "seed": 8,
+        "eos_token_id": None,
+    }
     text = str(model.run(messages, chat_template=template, **options).text)
-    at = next(at for at in range(6, len(text)) if text[at : at + 2].isascii() and text[at : at + 2].isprintable() and text[at : at + 2].strip() == text[at : at + 2] != "")
+    at = next(
+        at
+        for at in range(6, len(text))
+        if text[at : at + 2].isascii()
+        and text[at : at + 2].isprintable()
+        and text[at : at + 2].strip() == text[at : at + 2] != ""
+    )
     end = text[at : at + 2]
-    both = "{% for m in messages %}{{ m.content }}{% if m.role != 'user' %}" + end + "\n{% endif %}{% endfor %}"
+    both = (
+        "{% for m in messages %}{{ m.content }}{% if m.role != 'user' %}" + end + "\n{% endif %}{% endfor %}"
+    )
     output = model.run(messages, chat_template=both, **options)
     assert output.text == text[: text.index(end)]
     assert output.finish_reason == "stop"
@@ -212,9 +247,15 @@ def test_the_folders_stop_strings_stay(tmp_path: Path) -> None:
     plain = "{% for m in messages %}{{ m.content }}{% endfor %}"
     options: Any = {"max_new_tokens": 20, "eos_token_id": None, "chat_template": plain}
     text = str(model.run([user("Once upon")], **options).text)
-    stop = next(text[at : at + 2] for at in range(3, len(text)) if text[at : at + 2].isalpha() and text[at : at + 2].isascii())
+    stop = next(
+        text[at : at + 2]
+        for at in range(3, len(text))
+        if text[at : at + 2].isalpha() and text[at : at + 2].isascii()
+    )
     (tmp_path / "model" / "generation_config.json").write_text(json.dumps({"stop_strings": [stop]}))
     again = fastdecode.CausalLM.load(tmp_path / "model", num_threads=1)
     assert again.run([user("Once upon")], **options).text == text[: text.index(stop)]
-    options["chat_template"] = plain.replace("{% endfor", "{% if m.role != 'user' %}zzzz\n{% endif %}{% endfor")
+    options["chat_template"] = plain.replace(
+        "{% endfor", "{% if m.role != 'user' %}zzzz\n{% endif %}{% endfor"
+    )
     assert again.run([user("Once upon")], **options).text == text[: text.index(stop)]

@@ -78,7 +78,11 @@ def test_text_and_ids_are_those_of_transformers(name: str, ours: fastdecode.Caus
             "continue_final_message": continues,
             **options,
         }
-        text = answer(lambda given=given, messages=messages: theirs.apply_chat_template(messages, tokenize=False, **given))
+        text = answer(
+            lambda given=given, messages=messages: theirs.apply_chat_template(
+                messages, tokenize=False, **given
+            )
+        )
         assert answer(lambda g=given, m=messages: ours.apply_chat_template(m, tokenize=False, **g)) == text
         ids = answer(lambda g=given, m=messages: theirs.apply_chat_template(m, return_dict=False, **g))
         assert answer(lambda g=given, m=messages: ours.apply_chat_template(m, **g)) == ids
@@ -87,7 +91,9 @@ def test_text_and_ids_are_those_of_transformers(name: str, ours: fastdecode.Caus
                 m, return_dict=False, sanitize_control_tokens=True, **g
             )
         )
-        got = answer(lambda g=given, m=messages: ours.apply_chat_template(m, sanitize_control_tokens=True, **g))
+        got = answer(
+            lambda g=given, m=messages: ours.apply_chat_template(m, sanitize_control_tokens=True, **g)
+        )
         assert got == plain
         failures += text == "an error"
         assert json.dumps(messages) == before
@@ -127,7 +133,11 @@ def test_control_tokens_of_a_user(ours: fastdecode.CausalLM, theirs: Any) -> Non
 def test_reasoning_has_several_names(ours: fastdecode.CausalLM, theirs: Any) -> None:
     template = "{% for m in messages %}{{ m | tojson }}{{ m.reasoning_content }}{{ m.thinking }}{% endfor %}"
     for field in ("reasoning_content", "thinking", "reasoning"):
-        messages = [user("a"), assistant("b", **{field: " why "}), assistant("c", reasoning=None, thinking="x")]
+        messages = [
+            user("a"),
+            assistant("b", **{field: " why "}),
+            assistant("c", reasoning=None, thinking="x"),
+        ]
         for continues in (False, field, "content"):
             given: Any = {"chat_template": template, "continue_final_message": continues, "tokenize": False}
             opened = ours.apply_chat_template(messages[:2], add_generation_prompt=False, **given)
@@ -162,7 +172,10 @@ def test_messages_may_be_objects(ours: fastdecode.CausalLM, theirs: Any) -> None
 
     messages: list[Any] = [
         Message("system", Text("be")),
-        Dumped(role="user", content=[Message("x", np.float32(0.5)), np.bool_(False), {1: b"bytes"}, (1, object())]),
+        Dumped(
+            role="user",
+            content=[Message("x", np.float32(0.5)), np.bool_(False), {1: b"bytes"}, (1, object())],
+        ),
         {"role": "user", "content": "c", "more": np.arange(2)},
     ]
     template = "{% for m in messages %}{{ m }}{{ m.more }}{{ m.content is string }}{% endfor %}{{ own }}"
@@ -236,14 +249,19 @@ def test_where_templates_are_and_which_counts(form: str, chat_folder: Path, tmp_
             continue  # a text that is no template; transformers writes it as it is
         expected = answer(lambda o=options: theirs.apply_chat_template(messages, tokenize=False, **o))
         for model in (ours, given, elsewhere):
-            assert answer(lambda o=options, m=model: m.apply_chat_template(messages, tokenize=False, **o)) == expected
+            assert (
+                answer(lambda o=options, m=model: m.apply_chat_template(messages, tokenize=False, **o))
+                == expected
+            )
 
 
-def test_what_is_said_where_there_is_no_template(ours: fastdecode.CausalLM, chat_folder: Path, tmp_path: Path) -> None:
+def test_what_is_said_where_there_is_no_template(
+    ours: fastdecode.CausalLM, chat_folder: Path, tmp_path: Path
+) -> None:
     layouts = "chatml, alpaca, vicuna, plain"
     for call in (ours.apply_chat_template, ours.generate, ours.run, ours.stream):
         with pytest.raises(errors.ChatTemplateError, match=f"no chat template: .*{layouts}") as caught:
-            call([user("x")])  # type: ignore[operator]
+            call([user("x")])
         assert isinstance(caught.value, errors.OptionError)
         assert caught.value.option == "chat_template"
         assert caught.value.line is None
@@ -260,7 +278,10 @@ def test_what_is_said_where_there_is_no_template(ours: fastdecode.CausalLM, chat
     with pytest.raises(errors.ChatTemplateError, match="no default: expected chat_template= with one of rag"):
         model.generate([user("x")])
     # A layout's name means the folder's own template where that has it.
-    write(tmp_path, {"tokenizer_config.json": {"chat_template": [{"name": "plain", "template": NAMED % "mine"}]}})
+    write(
+        tmp_path,
+        {"tokenizer_config.json": {"chat_template": [{"name": "plain", "template": NAMED % "mine"}]}},
+    )
     model = fastdecode.load(tmp_path, num_threads=1)
     assert model.apply_chat_template([user("x")], chat_template="plain", tokenize=False) == "minex"
 
@@ -347,12 +368,16 @@ def test_misuse(ours: fastdecode.CausalLM) -> None:
 def test_a_role_that_the_template_drops_is_worth_a_warning(ours: fastdecode.CausalLM) -> None:
     template = TEMPLATES["qwen2.5"]
     messages = [user("a"), {"role": "observation", "content": "b"}]
-    with pytest.warns(errors.FastdecodeWarning, match="writes nothing for a message whose role is 'observation'"):
+    with pytest.warns(
+        errors.FastdecodeWarning, match="writes nothing for a message whose role is 'observation'"
+    ):
         ours.apply_chat_template(messages, chat_template=template)
     with pytest.warns(errors.FastdecodeWarning, match="'observation'"):
         ours.generate(messages, chat_template=template, max_new_tokens=1)
     # A message that is written otherwise than it is, or that a template needs, is none.
-    ours.apply_chat_template([system("s"), user("  a  "), assistant("<think>x</think>")], chat_template=template)
+    ours.apply_chat_template(
+        [system("s"), user("  a  "), assistant("<think>x</think>")], chat_template=template
+    )
     ours.apply_chat_template([user("a"), assistant(" b "), user("c")], chat_template=chat_cases.LLAMA2)
     ours.apply_chat_template([user("")], chat_template=chat_cases.GEMMA)
 
@@ -400,6 +425,10 @@ jinja2.__version__ = "3.1.10"
 model.generate(messages, max_new_tokens=2)
 """
     done = subprocess.run(
-        [sys.executable, "-W", "error", "-c", program], cwd=tmp_path, capture_output=True, text=True, timeout=100
+        [sys.executable, "-W", "error", "-c", program],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=100,
     )
     assert done.returncode == 0, done.stderr

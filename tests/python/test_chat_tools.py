@@ -1,5 +1,6 @@
+# mypy: disable-error-code="type-arg,no-untyped-def,name-defined"
+# ruff: noqa: ANN001, ANN201, UP006, UP007, UP045, F821, B006
 """Functions as tools: the schema of each is that of transformers' get_json_schema."""
-
 
 import enum
 import typing
@@ -9,6 +10,7 @@ import pytest
 from fastdecode import errors
 from fastdecode.chat_tools import schema_of, schemas
 from transformers.utils import get_json_schema
+
 
 class Colour(enum.Enum):
     RED = "red"
@@ -66,7 +68,7 @@ def types(
     m: tuple,
     n: bool | None = None,
     o: list | tuple = (),
-    p: typing.List[Literal[True, False]] = [],  # noqa: B006, UP006
+    p: typing.List[Literal[True, False]] = [],
     q: dict[str, list[int | None]] | None = None,
 ) -> None:
     """Takes every type.
@@ -97,6 +99,7 @@ def choices(drink: str, size: int = 1) -> dict[str, int]:
     Args:
         drink: What to drink (choices: ["tea", " coffee "])
         size: How much (Choices: [1, 2, 3])
+
     Returns:
         What is left: a mapping.
     """
@@ -221,7 +224,7 @@ def bad_choices(x: str):
     """
 
 
-def unknown_name(x: "Unknown"):  # type: ignore[name-defined]  # noqa: F821
+def unknown_name(x: "Unknown"):
     """Does.
 
     Args:
