@@ -4,6 +4,8 @@ Four templates are those of models (tests/golden/chat-templates names their sour
 shapes of wide-spread ones.
 """
 
+# Templates are lines of their own.
+# ruff: noqa: E501
 from __future__ import annotations
 
 from pathlib import Path

@@ -18,7 +18,8 @@ from fastdecode import Chat, errors
 
 T5 = FAMILIES["t5"]
 TEMPLATE = (
-    "{% for m in messages %}{{ '<' ~ m.role ~ '>' ~ m.content ~ '\\n' }}{% endfor %}{{ tools | tojson if tools else '' }}"
+    "{% for m in messages %}{{ '<' ~ m.role ~ '>' ~ m.content ~ '\\n' }}{% endfor %}"
+    "{{ tools | tojson if tools else '' }}"
     "{{ documents | tojson if documents else '' }}{{ own }}{% if add_generation_prompt %}<assistant>{% endif %}"
 )
 SHORT: Any = {"max_new_tokens": 6}
@@ -311,7 +312,7 @@ def test_an_error_leaves_the_messages(model: fastdecode.CausalLM, monkeypatch: p
     assert json.dumps(chat.messages) == before
     from fastdecode.decoding import Decoding
 
-    def fail(self: Decoding) -> None:
+    def fail(_: Decoding) -> None:
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patched:

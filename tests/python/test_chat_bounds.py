@@ -1,5 +1,7 @@
 """Templates that would never end, or fill the memory: each is an error within its bounds, in any thread."""
 
+# Templates are lines of their own.
+# ruff: noqa: E501
 from __future__ import annotations
 
 import resource
@@ -149,7 +151,7 @@ def test_text_is_bounded_before_it_is_made(name: str) -> None:
 def test_time_is_bounded(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(chat_bounds, "DEADLINE", 0.3)
     began = time.monotonic()
-    with pytest.raises(errors.ChatTemplateError, match="longer than|too much text"):
+    with pytest.raises(errors.ChatTemplateError, match=r"longer than|too much text"):
         render(ENDLESS[name])
     assert time.monotonic() - began < 5
 
@@ -186,7 +188,7 @@ def test_what_is_large_and_allowed() -> None:
 def test_a_debuggers_trace_comes_back() -> None:
     seen = []
 
-    def trace(frame: Any, event: str, argument: Any) -> Any:
+    def trace(_frame: Any, event: str, _argument: Any) -> Any:
         seen.append(event)
         return trace
 

@@ -1,5 +1,7 @@
 """Layouts for folders without a template, and where a turn ends, in layouts and in templates."""
 
+# Templates are lines of their own.
+# ruff: noqa: E501
 from __future__ import annotations
 
 import json

@@ -1,5 +1,5 @@
 # mypy: disable-error-code="type-arg,no-untyped-def,name-defined"
-# ruff: noqa: ANN001, ANN201, UP006, UP007, UP045, F821, B006
+# ruff: noqa: ARG003, ANN001, ANN201, UP006, UP007, UP045, F821, B006
 """Functions as tools: the schema of each is that of transformers' get_json_schema."""
 
 import enum
