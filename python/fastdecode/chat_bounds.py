@@ -25,6 +25,8 @@ DEADLINE = 5.0
 MOST_TEXT = 16_000_000
 # Characters that all operations of a rendering may make together, and that all expressions may write.
 MOST_MADE, MOST_WRITTEN = 16 * MOST_TEXT, 4 * MOST_TEXT
+# Characters that a search may compare where its time is that of both texts multiplied.
+MOST_COMPARED = 10**9
 # Bits of a whole number; those of more than 4,300 digits cannot be written anyway.
 _MOST_BITS = 100_000
 # What one item of a list counts: the memory of the list, and with its own where the whole is looked at.

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import jinja2
 
-from .chat_bounds import MOST_TEXT, TooMuch, length, meter, size_of_format, weight
+from .chat_bounds import MOST_COMPARED, MOST_TEXT, TooMuch, length, meter, size_of_format, weight
 
 if TYPE_CHECKING:
     from jinja2.runtime import Context
@@ -165,6 +165,10 @@ def _wordwrap(
     return _text(s) + lines * max(length(wrapstring), 1)
 
 
+def _trim(value: object, chars: object = None) -> int:
+    return MOST_TEXT + 1 if _text(value) * length(chars) > MOST_COMPARED else 0
+
+
 def _truncate(
     s: object, length: object = 255, killwords: object = False, end: str = "...", leeway: object = None
 ) -> int:
@@ -217,6 +221,7 @@ _SIZES: dict[str, Callable[..., int]] = {
     "round": _round,
     "slice": _slice,
     "sum": _sum,
+    "trim": _trim,
     "truncate": _truncate,
     "urlize": _urlize,
     "wordwrap": _wordwrap,

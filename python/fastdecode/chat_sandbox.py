@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import json
 import re
+from collections.abc import Iterator
 from datetime import datetime
 from types import BuiltinMethodType
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -23,7 +24,7 @@ from jinja2.utils import Namespace
 from markupsafe import Markup
 
 from . import chat_filters
-from .chat_bounds import MOST_TEXT, TooMuch, length, meter, number, size_of_operator, weight
+from .chat_bounds import MOST_COMPARED, MOST_TEXT, TooMuch, length, meter, number, size_of_operator, weight
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
@@ -39,6 +40,10 @@ _JOINED, _WEIGHED = "~", "=="
 _WIDE = frozenset({"center", "ljust", "rjust", "zfill", "to_bytes"})
 # Parts into which a text may be split.
 _MOST_PARTS = 1_000_000
+# White space, where a text is split without a separator.
+_BLANKS = [character for character in map(chr, range(0x3001)) if character.isspace()]
+# Methods whose time may be that of both texts multiplied.
+_SEARCHING = frozenset({"lstrip", "rfind", "rindex", "rpartition", "rsplit", "rstrip", "strip"})
 # The C library writes at most so many characters for each of a date's format.
 _PER_CHARACTER = 256
 
@@ -157,6 +162,8 @@ class ChatEnvironment(ImmutableSandboxedEnvironment):
         """A call; methods of texts are bounded by what they are given."""
         owner = obj.__self__ if isinstance(obj, BuiltinMethodType) else None
         if isinstance(owner, (str, bytes, int, float)):
+            if obj.__name__ == "join" and args and isinstance(args[0], Iterator):
+                args = ([*args[0]], *args[1:])  # what comes one by one is looked at first
             _allow(_size_of_method(owner, obj.__name__, args, kwargs))
         elif not isinstance(obj, Macro):
             for value in (*args, *kwargs.values()):
@@ -328,13 +335,21 @@ def _size_of_method(
         return whole + int(owner.count(tab)) * max(numbers, default=8)
     if name == "replace" and len(args) >= 2 and isinstance(args[0], (str, bytes)):
         return whole + int(owner.count(args[0])) * length(args[1])
-    if name == "translate" and args and isinstance(args[0], dict):
-        return whole * max((length(value) for value in args[0].values()), default=1)
+    if name == "translate" and args:
+        table = args[0].values() if isinstance(args[0], dict) else args[0]
+        return whole * max((length(value) for value in table if isinstance(value, str)), default=1)
     if name == "join" and args:
-        items = args[0] if isinstance(args[0], (str, list, tuple, dict)) else ()
-        return whole * len(items) + weight(items)
+        items = args[0]
+        return whole * len(items) + weight(items) if hasattr(items, "__len__") else 0
+    if name in _SEARCHING:
+        for value in values:
+            if whole * length(value) > MOST_COMPARED and isinstance(value, (str, bytes)):
+                raise TooMuch(f"a text of {whole} characters is searched for {length(value)}")
     if name in ("split", "rsplit", "splitlines"):
-        separator = args[0] if args and isinstance(args[0], (str, bytes)) and args[0] else None
-        if (owner.count(separator) if separator is not None else whole // 2) > _MOST_PARTS:
+        given = next((value for value in values if isinstance(value, (str, bytes)) and value), None)
+        blanks = _BLANKS if given is None else [given]
+        if isinstance(owner, bytes) and given is None:
+            blanks = [blank.encode() for blank in _BLANKS if blank.isascii()]
+        if sum(map(owner.count, blanks)) > _MOST_PARTS:
             raise TooMuch(f"a text is split into more than {_MOST_PARTS} parts")
     return 0

@@ -94,6 +94,17 @@ TOO_MUCH = {
     "str.replace": "{{ ('a' * 100000).replace('a', 'b' * 1000) }}",
     "str.join": "{{ ('a' * 10000).join(['b'] * 10000) }}",
     "str.join of letters": "{{ ('a' * 10000).join('b' * 10000) }}",
+    "str.join of a generator": "{{ ('a' * 10000).join(range(10000) | map('string')) }}",
+    "str.join of keys": "{{ ('a' * 1000000).join(dict.fromkeys(range(1000) | map('string')).keys()) }}",
+    "str.join of bytes": "{{ ('a' * 10000).encode().join(['b'.encode()] * 10000) }}",
+    "str.translate of a list": "{{ ('a' * 10000).translate(['b' * 10000] * 100) }}",
+    "a method by attr": "{{ ('a' | attr('center'))(10**9) }}",
+    "str.format by attr": "{{ ('{:1000000000}' | attr('format'))(1) }}",
+    "str.format by item": "{{ '{:1000000000}'['format'](1) }}",
+    "str.strip": "{{ ('a' * 8000000).strip('b' * 8000000 ~ 'a') | length }}",
+    "str.rfind": "{{ ('a' * 8000000).rfind('ab' ~ 'a' * 4000000) }}",
+    "str.rsplit": "{{ ('a' * 8000000).rsplit('ab' ~ 'a' * 4000000) | length }}",
+    "trim": "{{ ('a' * 8000000) | trim('b' * 8000000 ~ 'a') | length }}",
     "str.translate": "{{ ('a' * 10000).translate({97: 'b' * 10000}) }}",
     "str.split": "{{ ('a,' * 7000000).split(',') | length }}",
     "int.to_bytes": "{{ (1).to_bytes(10**9, 'big') | length }}",
@@ -181,6 +192,12 @@ def test_what_is_large_and_allowed() -> None:
         == "100000" * 2
     )
     assert render("{{ 2 ** 1000 }}") == str(2**1000)
+    assert (
+        render("{{ ('word ' * 900000).split() | length }}{{ ('a' * 9000000).splitlines() | length }}")
+        == "9000001"
+    )
+    assert render("{{ ('a' * 9000000 ~ '</think>b').rsplit('</think>', 1) | last }}") == "b"
+    assert render("{{ (' ' * 9000000 ~ 'x').strip() }}{{ ('x' ~ ' ' * 900000) | trim }}") == "xx"
     text = render("{% for i in range(20000) %}{{ 'x' ~ i }}{{ '%d' % i }}{% endfor %}")
     assert text == "".join(f"x{i}{i}" for i in range(20000))
 
