@@ -347,7 +347,7 @@ def _size_of_method(
                 raise TooMuch(f"a text of {whole} characters is searched for {length(value)}")
     if name in ("split", "rsplit", "splitlines"):
         given = next((value for value in values if isinstance(value, (str, bytes)) and value), None)
-        blanks = _BLANKS if given is None else [given]
+        blanks: list[Any] = [*_BLANKS] if given is None else [given]
         if isinstance(owner, bytes) and given is None:
             blanks = [blank.encode() for blank in _BLANKS if blank.isascii()]
         if sum(map(owner.count, blanks)) > _MOST_PARTS:

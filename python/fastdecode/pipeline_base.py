@@ -124,11 +124,11 @@ class Pipeline:
         """
         raise NotImplementedError
 
-    def preprocess(self, inputs: str, **options: Any) -> Encoding:  # noqa: ANN401 (those of a call)
+    def preprocess(self, inputs: str | Sequence[Mapping[str, Any]], **options: Any) -> Encoding:  # noqa: ANN401 (those of a call)
         """Makes ids of one text.
 
         Args:
-            inputs: The text.
+            inputs: The text; for text-generation it may be a conversation.
             **options: As in a call.
 
         Returns:
