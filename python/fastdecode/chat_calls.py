@@ -34,6 +34,9 @@ _PASSED_OVER: dict[str, tuple[Any, ...]] = {
     "truncation": (False,),
 }
 
+# A text that no template writes by itself.
+_MARK = "Qfd4mark"
+
 
 class Conversing:
     """What a model does with conversations; part of every `LanguageModel`."""
@@ -262,10 +265,13 @@ class Reading:
             if not known or (isinstance(content, str) and content.strip() not in text):
                 doubtful[str(role)] = place
         for role, place in doubtful.items():
+            other = _otherwise(messages[place])
+            # A message that goes may change what is written of those before it, so its text is changed if it has one.
+            changed = [*messages[:place], *([] if other is None else [other]), *messages[place + 1 :]]
             try:
-                without = self._render(messages[:place] + messages[place + 1 :], opens=self._opens)
+                without = self._render(changed, opens=self._opens)
             except ChatTemplateError:
-                without = ""  # the message was needed
+                without = ""  # the message is looked at
             if without != text:
                 kept.add((self._chosen.template or "", role))
                 continue
@@ -347,6 +353,18 @@ class Reading:
             stop_strings=() if strings else options.stop_strings,
             unshown=frozenset((*options.eos_token_id, *ids)),
         )
+
+
+def _otherwise(message: dict[str, Any]) -> dict[str, Any] | None:
+    """The message with another text, or None where it has none."""
+    content = message.get("content")
+    if isinstance(content, str):
+        return {**message, "content": f"{content} {_MARK}"}
+    if isinstance(content, (list, tuple)) and any(
+        isinstance(part, dict) and "text" in part for part in content
+    ):
+        return {**message, "content": [*content, {"type": "text", "text": _MARK}]}
+    return None
 
 
 def _templates(model: Any, tokenizer: Tokenizer) -> Templates:  # noqa: ANN401 (a LanguageModel)

@@ -374,6 +374,11 @@ def test_a_role_that_the_template_drops_is_worth_a_warning(ours: fastdecode.Caus
         ours.apply_chat_template(messages, chat_template=template)
     with pytest.warns(errors.FastdecodeWarning, match="'observation'"):
         ours.generate(messages, chat_template=template, max_new_tokens=1)
+    # It is no other message's end that tells.
+    talk = [user("a"), assistant("b"), {"role": "observation", "content": [{"type": "text", "text": "c"}]}]
+    for last in (talk[2], {"role": "observation", "content": "c"}):
+        with pytest.warns(errors.FastdecodeWarning, match="'observation'"):
+            ours.apply_chat_template([*talk[:2], last], chat_template=TEMPLATES["qwen3"])
     # A message that is written otherwise than it is, or that a template needs, is none.
     ours.apply_chat_template(
         [system("s"), user("  a  "), assistant("<think>x</think>")], chat_template=template
