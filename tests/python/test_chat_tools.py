@@ -1,6 +1,7 @@
+"""Functions as tools: the schema of each is that of transformers' get_json_schema."""
+
 # mypy: disable-error-code="type-arg,no-untyped-def,name-defined"
 # ruff: noqa: ARG003, ANN001, ANN201, UP006, UP007, UP045, F821, B006
-"""Functions as tools: the schema of each is that of transformers' get_json_schema."""
 
 import enum
 import typing
