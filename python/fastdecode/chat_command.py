@@ -96,6 +96,8 @@ class Session:
             except errors.FastdecodeError as error:
                 self._failed = True
                 _tell(f"fastdecode: error: {error}")
+                if isinstance(error, errors.ContextLengthError):
+                    _tell("(/undo takes a turn back, /reset all of them)")
 
     def _line(self) -> str | None:
         """The next line, or None at the end of the input."""

@@ -350,3 +350,21 @@ def test_a_stream_that_another_thread_reads(model: fastdecode.CausalLM) -> None:
     assert len(chat.messages) == 2
     chat.send("y", **SHORT)
     assert len(chat.messages) == 4
+
+
+def test_what_a_turn_has_read_is_handed_to_the_next(
+    model: fastdecode.CausalLM, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from fastdecode.decoding import Decoding
+
+    seen: list[object] = []
+    monkeypatch.setattr(Decoding, "kept", "a handle", raising=False)
+    monkeypatch.setattr(type(model), "_prefix_for_chat", lambda _, previous: seen.append(previous) or {})
+    chat = Chat(model)
+    chat.send("a", **SHORT)
+    list(chat.stream("b", **SHORT))
+    stream = chat.stream("c", **LONG)
+    next(stream)
+    stream.close()
+    chat.send("d", **SHORT)
+    assert seen == [None, "a handle", "a handle", "a handle"]
