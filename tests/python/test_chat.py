@@ -359,7 +359,12 @@ def test_what_a_turn_has_read_is_handed_to_the_next(
 
     seen: list[object] = []
     monkeypatch.setattr(Decoding, "kept", "a handle", raising=False)
-    monkeypatch.setattr(type(model), "_prefix_for_chat", lambda _, previous: seen.append(previous) or {})
+
+    def prefix(_: object, previous: object) -> dict[str, Any]:
+        seen.append(previous)
+        return {}
+
+    monkeypatch.setattr(type(model), "_prefix_for_chat", prefix)
     chat = Chat(model)
     chat.send("a", **SHORT)
     list(chat.stream("b", **SHORT))
