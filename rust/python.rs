@@ -273,8 +273,14 @@ impl Model {
     }
 
     /// Log-probabilities of given tokens, and whether they were the best, item by item.
-    fn score(&self, py: Python<'_>, items: Vec<score::ItemArgument>) -> PyResult<Vec<score::Found>> {
-        score::score(py, &self.0, items)
+    #[pyo3(signature = (items, prefix = None))]
+    fn score(
+        &self,
+        py: Python<'_>,
+        items: Vec<score::ItemArgument>,
+        prefix: Option<&Prefix>,
+    ) -> PyResult<Vec<score::Found>> {
+        score::score(py, &self.0, items, prefix)
     }
 
     /// Hidden states of sources by an encoder alone, or their means, some sources at a time. What has been read is converted

@@ -14,6 +14,7 @@ from .state import State as State
 from .tokenizer import Tokenizer as Tokenizer
 
 if TYPE_CHECKING:
+    from .chat import Chat as Chat
     from .options import GenerateOptions as GenerateOptions
     from .pipelines import pipeline as pipeline
     from .results import Chunk as Chunk
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "CausalLM",
+    "Chat",
     "Chunk",
     "GenerateOptions",
     "Memory",
@@ -47,6 +49,10 @@ def __getattr__(name: str) -> object:
         from .pipelines import pipeline
 
         return pipeline
+    if name == "Chat":
+        from .chat import Chat
+
+        return Chat
     if name == "TextEncoder":
         from .text_encoder import TextEncoder
 

@@ -279,15 +279,18 @@ _PIPELINE: dict[str, _Rule] = {
 
 # In a call of a pipeline; `padding` changes no id, since nothing is padded.
 _PIPELINE_CALL: dict[str, _Rule] = {
-    "continue_final_message": _FLAG,
-    "documents": _NONE,
     "num_workers": _WHOLE,
     "padding": _one_of([True, False, "longest", "max_length", "do_not_pad"]),
+}
+# In a call of a pipeline that never shows its input.
+_WITHOUT_ECHO: dict[str, _Rule] = {
+    "continue_final_message": _FLAG,
+    "documents": _NONE,
+    "handle_long_generation": _NONE,
+    "return_full_text": _FLAG,
     "tokenizer_encode_kwargs": (_is_none_or_empty, "None or nothing in it (give its values as options)"),
     "tools": _NONE,
 }
-# In a call of a pipeline that never shows its input.
-_WITHOUT_ECHO: dict[str, _Rule] = {"handle_long_generation": _NONE, "return_full_text": _FLAG}
 
 _DTYPES = ("float32", "float16", "bfloat16")
 

@@ -15,8 +15,10 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    # A text, or token ids.
-    Prompt = str | Sequence[int] | NDArray[np.integer[Any]]
+    # A conversation: mappings with role and content.
+    Messages = Sequence[Mapping[str, Any]]
+    # A text, token ids, or a conversation.
+    Prompt = str | Sequence[int] | NDArray[np.integer[Any]] | Messages
     # Token ids, of which some may be -100.
     Labels = Sequence[int] | NDArray[np.integer[Any]]
 
@@ -62,18 +64,39 @@ def is_empty(prompt: object) -> bool:
     return not isinstance(prompt, str) and hasattr(prompt, "__len__") and len(prompt) == 0
 
 
+def is_message(value: object) -> bool:
+    """Whether this is a message of a conversation: a mapping, or an object that stands for one."""
+    if isinstance(value, Mapping):
+        return True
+    if isinstance(value, (str, int, list, tuple, type)) or value is None:
+        return False
+    known = hasattr(type(value), "__dataclass_fields__") or callable(getattr(value, "model_dump", None))
+    return known and (hasattr(value, "role") or hasattr(value, "content"))
+
+
+def is_conversation(value: object) -> bool:
+    """Whether this is a list of messages; one without any is no conversation, but a list of no ids."""
+    return isinstance(value, (list, tuple)) and len(value) > 0 and is_message(value[0])
+
+
 def is_one(prompt: object, option: str = "prompt") -> bool:
-    """Whether this is one prompt, and not a list of them (an empty list is a list of none)."""
+    """Whether this is one prompt, and not a list of them (an empty list is a list of none).
+
+    A list is told by its first item: ids and messages make one prompt; texts and lists are several.
+    """
     if isinstance(prompt, str):
         return True
     unfit = isinstance(prompt, (bytes, bytearray, Mapping, set, frozenset)) or not isinstance(
         prompt, Iterable
     )
     if unfit or getattr(prompt, "ndim", 1) == 0:  # an array of one number alone says that it is iterable
-        raise bad_option(option, "a string, a list of token ids, or a list of such", f"{prompt!r:.80}")
+        expected = "a string, a list of token ids or of messages, or a list of such"
+        raise bad_option(option, expected, f"{prompt!r:.80}")
     if not isinstance(prompt, Sequence) and not hasattr(prompt, "ndim"):
         return False  # an iterator: of prompts, as its first item cannot be looked at
     items: Any = prompt
+    if is_conversation(items):
+        return True
     return len(items) > 0 and hasattr(items[0], "__index__") and not getattr(items[0], "ndim", 0)
 
 

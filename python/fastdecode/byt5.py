@@ -99,6 +99,10 @@ class ByT5Backend:
         """Number of tokens, added ones included."""
         return len(self._vocabulary())
 
+    def encode_as_text(self, text: str) -> list[int]:
+        """Ids of a text in which no token is looked for."""
+        return [self._ids.get(chr(byte), byte + _OFFSET) for byte in text.encode()]
+
     def encode(self, text: str, *, add_special_tokens: bool) -> list[int]:
         """Ids of a text; it ends with the end token, unless it does so by itself."""
         ids: list[int] = []

@@ -6,7 +6,9 @@ import math
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any, overload
 
-from .arrays import as_floats, bad_option, is_empty, is_one, whole
+from .arrays import as_floats, bad_option, is_conversation, is_empty, is_message, is_one, whole
+from .chat_calls import Reading
+from .chat_options import Asked, asked, refuse
 from .errors import ContextLengthError
 from .model import Request
 from .prefix import Prefix, snapshot
@@ -21,6 +23,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from .arrays import Labels, Prompt
+    from .chat_options import ChatOptions
     from .decoding import Decoding
     from .options import GenerateOptions
     from .results import Chunk, Output
@@ -49,9 +52,10 @@ class CausalLM(ScoringLM):
         """Continues a prompt, or each of a list of prompts.
 
         Args:
-            prompt: A string, a list of token ids, or a list of such prompts. An empty prompt starts from the
-                model's bos token. Prompts of a list do not influence each other, and any number of them is
-                allowed: those that do not fit side by side begin as others end.
+            prompt: A string, a list of token ids, a conversation (a list of messages, mappings with `role` and
+                `content`, which the folder's chat template makes a text of), or a list of such prompts. An empty
+                prompt starts from the model's bos token. Prompts of a list do not influence each other, and any
+                number of them is allowed: those that do not fit side by side begin as others end.
             **options: See `GenerateOptions`.
 
         Returns:
@@ -62,6 +66,7 @@ class CausalLM(ScoringLM):
             TokenizerMissing: The model has no tokenizer.
             UnknownOptionError: There is no such option.
             OptionError: An option or the prompt cannot be used.
+            ChatTemplateError: There is no chat template for a conversation, or it fails with these messages.
             ContextLengthError: Prompt and new tokens are more than the model's context holds.
 
         Example:
@@ -204,17 +209,19 @@ class CausalLM(ScoringLM):
             core.append_embeddings(rows.data)
         return State(core, self._core.vocab_size)
 
-    def prefix(self, prompt: Prompt) -> Prefix:
+    def prefix(self, prompt: Prompt, **chat: Unpack[ChatOptions]) -> Prefix:
         """Reads once what many prompts begin with: a system prompt, examples, a document.
 
         Calls that get it as `prefix=` give what they would give with both as one prompt, to the bit, and compute
         only what is new. `Usage.cached_tokens` says how much was not.
 
         Args:
-            prompt: A string or token ids. Prompts behind it are of the same kind.
+            prompt: A string, token ids, or messages. Prompts behind it are of the same kind.
+            **chat: How messages are read, see `chat_options.ChatOptions`; calls are given the same.
 
         Raises:
-            OptionError: The prompt cannot be used.
+            ChatTemplateError: There is no template for messages, or it fails with them.
+            OptionError: The prompt or an option cannot be used.
             ContextLengthError: It is longer than the model's context.
             TokenizerMissing: Text is given and the model has no tokenizer.
 
@@ -224,7 +231,11 @@ class CausalLM(ScoringLM):
             ...     len(prefix) - 1 <= output.usage.cached_tokens < output.usage.prompt_tokens
             True
         """
-        ids = self._ids(prompt)
+        if is_conversation(prompt):
+            ids = self._known(Reading(self, asked(chat)).ids(prompt), "messages")
+        else:
+            refuse(chat, "none without a list of messages as the prompt")
+            ids = self._ids(prompt)
         return Prefix(self._core.prefix(ids), snapshot(prompt))
 
     def logits(self, prompt: Prompt) -> NDArray[np.float32]:
@@ -349,6 +360,9 @@ class CausalLM(ScoringLM):
         return {name: as_floats(values).reshape(shape) for name, shape, values in self._core.trace(ids)}
 
     def _read(self, item: Prompt) -> Request:
+        if is_conversation(item):
+            expected = "prompts that are all conversations, or none of them"
+            raise bad_option("prompt", expected, f"{item!r:.80} behind another prompt")
         return Request(self._ids(item))
 
     def _labelled(self, prompt: Prompt, labels: Any) -> Item:  # noqa: ANN401 (checked here)
@@ -389,6 +403,8 @@ class CausalLM(ScoringLM):
         return full, 0
 
     def _ids(self, prompt: Prompt) -> list[int]:
+        if is_conversation(prompt):
+            return self._known(Reading(self, Asked()).ids(prompt), "messages")
         ids = [] if is_empty(prompt) else self._encode_text(prompt)
         return ids or [self._bos()]
 
@@ -437,4 +453,6 @@ def _items(prompt: Prompt | Sequence[Prompt]) -> tuple[Sequence[Any], bool]:
     """The prompts of a call, and whether it was one that is not in a list."""
     if is_one(prompt):
         return [prompt], True
-    return (prompt if isinstance(prompt, (list, tuple)) else list(prompt)), False
+    prompts: Sequence[Any] = prompt if isinstance(prompt, (list, tuple)) else list(prompt)
+    # What comes one by one may be the messages of one conversation.
+    return ([prompts], True) if prompts and is_message(prompts[0]) else (prompts, False)

@@ -1,4 +1,4 @@
-"""The command `fastdecode`: run, info and bench; text to stdout, everything else to stderr.
+"""The command `fastdecode`: run, chat, info and bench; text to stdout, everything else to stderr.
 
 A thin layer over the public interface; it knows arguments and how things are shown, nothing else.
 """
@@ -96,23 +96,27 @@ def _parser() -> argparse.ArgumentParser:
         default="",
         help="text to continue, or the source of an encoder-decoder; - reads it from stdin",
     )
-    for name, kind, text in _NUMBERS:
-        run.add_argument(f"--{name.replace('_', '-')}", type=kind, metavar="N", help=text)
-    run.add_argument(
-        "--do-sample",
-        action=argparse.BooleanOptionalAction,
-        help="draw tokens, or take the best one always; the model's folder decides otherwise",
-    )
-    run.add_argument(
-        "--early-stopping",
-        type=_early_stopping,
-        metavar="WHEN",
-        help="true, false or never: when a search with beams ends",
-    )
-    run.add_argument("--stop", action="append", metavar="TEXT", help="end before this text (may be repeated)")
+    _add_options(run)
     run.add_argument("--echo", action="store_true", help="show the prompt before the new text")
     run.add_argument("--quiet", action="store_true", help="no statistics")
     run.set_defaults(command=_run)
+
+    chat = commands.add_parser(
+        "chat",
+        help="talk to a model, line by line",
+        description="Talks to a model: every line is a turn, and its answer comes as it is written. Lines that begin "
+        "with / are commands; /help lists them. An encoder-decoder reads every line as its source.",
+    )
+    _add_model(chat)
+    chat.add_argument(
+        "--chat-template",
+        metavar="NAME|FILE",
+        help="template of the model's folder, layout (chatml, alpaca, vicuna, plain) or file with a template",
+    )
+    chat.add_argument("--system", metavar="TEXT", help="text of a system message that stands first")
+    _add_options(chat)
+    chat.add_argument("--stats", action="store_true", help="statistics behind every answer")
+    chat.set_defaults(command=_chat)
 
     info = commands.add_parser("info", help="about a model and this machine")
     _add_model(info, optional=True)
@@ -144,6 +148,25 @@ def _early_stopping(text: str) -> bool | str:
     if text.lower() not in words:
         raise argparse.ArgumentTypeError(f"expected true, false or never, got {text!r}")
     return words[text.lower()]
+
+
+def _add_options(parser: argparse.ArgumentParser) -> None:
+    for name, kind, text in _NUMBERS:
+        parser.add_argument(f"--{name.replace('_', '-')}", type=kind, metavar="N", help=text)
+    parser.add_argument(
+        "--do-sample",
+        action=argparse.BooleanOptionalAction,
+        help="draw tokens, or take the best one always; the model's folder decides otherwise",
+    )
+    parser.add_argument(
+        "--early-stopping",
+        type=_early_stopping,
+        metavar="WHEN",
+        help="true, false or never: when a search with beams ends",
+    )
+    parser.add_argument(
+        "--stop", action="append", metavar="TEXT", help="end before this text (may be repeated)"
+    )
 
 
 def _add_model(parser: argparse.ArgumentParser, *, optional: bool = False) -> None:
@@ -217,14 +240,8 @@ def _load_with_decoder(parsed: argparse.Namespace) -> CausalLM | Seq2SeqLM:
 
 
 def _run(parsed: argparse.Namespace) -> None:
-    locale = sys.getfilesystemencoding()
-    prompt = _read_stdin() if parsed.prompt == "-" else _as_text("prompt", parsed.prompt, locale)
-    names = [*(name for name, _, _ in _NUMBERS), "do_sample", "early_stopping", "stop"]
-    options: dict[str, Any] = {
-        name: getattr(parsed, name) for name in names if getattr(parsed, name) is not None
-    }
-    if "stop" in options:
-        options["stop"] = [_as_text("stop", text, locale) for text in options["stop"]]
+    prompt = _read_stdin() if parsed.prompt == "-" else _from_command_line("prompt", parsed.prompt)
+    options = _options(parsed)
     model = _load_with_decoder(parsed)
     began = time.perf_counter()
     stream = _pieces(model, prompt, options)
@@ -249,6 +266,39 @@ def _run(parsed: argparse.Namespace) -> None:
             shown += 1
     if not parsed.quiet:
         _show_statistics(model, prompt, tokens, (began, first, time.perf_counter()))
+
+
+def _options(parsed: argparse.Namespace) -> dict[str, Any]:
+    """Options of generation that the command line has."""
+    names = [*(name for name, _, _ in _NUMBERS), "do_sample", "early_stopping", "stop"]
+    options: dict[str, Any] = {
+        name: getattr(parsed, name) for name in names if getattr(parsed, name) is not None
+    }
+    if "stop" in options:
+        options["stop"] = [_from_command_line("stop", text) for text in options["stop"]]
+    return options
+
+
+def _from_command_line(option: str, text: str) -> str:
+    return _as_text(option, text, sys.getfilesystemencoding())
+
+
+def _chat(parsed: argparse.Namespace) -> None:
+    from .chat import Chat
+    from .chat_command import Session, template_of
+
+    system = None if parsed.system is None else _from_command_line("system", parsed.system)
+    model = _load_with_decoder(parsed)
+    chat = Chat(model, system, template_of(model, parsed.chat_template))
+    session = Session(
+        chat,
+        _options(parsed),
+        is_asked=sys.stdin is not None and sys.stdin.isatty(),
+        shows_statistics=parsed.stats,
+        as_text=lambda text: _as_text("stdin", text, sys.stdin.encoding),
+    )
+    if not session.run():
+        raise SystemExit(1)
 
 
 def _read_stdin() -> str:

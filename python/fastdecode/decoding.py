@@ -249,6 +249,7 @@ class _Text:
 
     def __init__(self, writer: _Writer, prompt_end: Callable[[int], list[int]]) -> None:
         options, self._pieces = writer.options, writer.pieces
+        self._unshown = options.unshown
         stops = options.stop or options.stop_strings
         self._shown = writer.detokenizer(prompt_end, skip_special_tokens=options.skip_special_tokens)
         # What ends a text does not depend on what is shown.
@@ -276,6 +277,8 @@ class _Text:
             token: The id.
             last: Whether no more come.
         """
+        if last and token in self._unshown:
+            return self._end()
         if not self._has_stops:
             return _piece(self._shown, token, ends=last)
         covered = None
@@ -296,6 +299,14 @@ class _Text:
             return self._stop.end(searched, shown, in_prompt=covered > self._new)
         text = self._stop.push(searched, shown, search=self._pieces is None)
         return text + self._stop.finish() if last else text
+
+    def _end(self) -> str:
+        """What is left of the text where the last id is none of it."""
+        shown = self._shown.finish()
+        if not self._has_stops:
+            return shown
+        searched = shown if self._searched is None else self._searched.finish()
+        return self._stop.push(searched, shown, search=self._pieces is None) + self._stop.finish()
 
 
 def _piece(detokenizer: Detokenizer, token: int, *, ends: bool) -> str:

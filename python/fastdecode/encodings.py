@@ -124,3 +124,10 @@ def truncated(
     room = max(limit - before - len(after), 0)
     left = tokenizer.truncation_side == "left"
     return ids[:before] + (body[len(body) - room :] if left else body[:room]) + after
+
+
+def shortened(tokenizer: Tokenizer, ids: list[int], limit: int | None) -> list[int]:
+    """Ids without any special ones around them, at most so many, without those on the side that the tokenizer names."""
+    if limit is None or len(ids) <= limit:
+        return ids
+    return ids[-limit:] if tokenizer.truncation_side == "left" else ids[:limit]

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 __all__ = [
     "CancelledError",
+    "ChatTemplateError",
     "CheckpointError",
     "ConfigError",
     "ContextLengthError",
@@ -43,7 +44,7 @@ class FastdecodeError(Exception):
         **fields: Values of the attributes that the class declares; the others are None.
     """
 
-    def __init__(self, message: str, **fields: object) -> None:
+    def __init__(self, message: str, /, **fields: object) -> None:
         super().__init__(message)
         self._fields = fields
         for name, value in fields.items():
@@ -114,6 +115,21 @@ class OptionError(FastdecodeError, ValueError):
     option: str | None = None
     expected: str | None = None
     got: str | None = None
+
+
+class ChatTemplateError(OptionError):
+    """A chat template fails with these messages, takes too long, or there is none.
+
+    Attributes:
+        line: Line of the template, where one is known.
+        message: What the template or jinja2 says about it.
+        option: "chat_template".
+        expected: What would have worked, where that is known.
+        got: What was found.
+    """
+
+    line: int | None = None
+    message: str | None = None
 
 
 class UnknownOptionError(FastdecodeError, TypeError):

@@ -37,6 +37,7 @@ _PATTERNS = (
     "special_tokens_map.json",
     "added_tokens.json",
     "chat_template.*",
+    "additional_chat_templates/*.jinja",
     # Files of every class of tokenizers are fetched, so that one that is not built is refused by its name, and not for
     # a missing file.
     "vocab.json",

@@ -11,7 +11,9 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, Self, Type
 
 from . import _core
 from .accepted import PassedOverInLoading, of_load
-from .arrays import as_ids, as_tensor, bad_option, is_empty, is_one
+from .arrays import as_ids, as_tensor, bad_option, is_conversation, is_empty, is_one
+from .chat_calls import Conversing, Reading, first_is_conversation
+from .chat_options import asked, divided, refuse
 from .errors import (
     ConfigError,
     FastdecodeError,
@@ -224,7 +226,7 @@ def load_options(
     return dtype, compute_dtype, num_threads, cache_bytes, max_rows, prefix_cache_bytes or 0
 
 
-class LanguageModel:
+class LanguageModel(Conversing):
     """A loaded model of any kind.
 
     Any number of threads may call it at once, and forked processes too. Pickling keeps where it was loaded
@@ -257,6 +259,10 @@ class LanguageModel:
         self._tokenizer_read = tokenizer is not None
         self._tokenizer_damaged = False
         self._streams: dict[int, Streams] = {}
+        # Of chat templates: those that were read, what ends a turn in each, and the roles that each is known to write.
+        self._templates: dict[Path, Any] = {}
+        self._turn_ends: dict[str, Any] = {}
+        self._kept_roles: set[tuple[str, str]] = set()
         if unknown := core.info()["unknown_tensors"]:
             message = f"the checkpoint has tensors that the model does not use: {', '.join(unknown)}"
             warnings.warn(message, FastdecodeWarning, stacklevel=4)
@@ -426,18 +432,39 @@ class LanguageModel:
         from .decoding import Decoding
         from .options import resolve
 
-        prefix = of_call(options.get("prefix"))
-        if prefix is not None and self.has_encoder:
-            raise _no_prefix(repr(prefix))
-        options = {name: value for name, value in options.items() if name != "prefix"}
+        prefix = self._own_prefix(options.get("prefix"))
+        chat, options = divided({name: value for name, value in options.items() if name != "prefix"})
         resolved = resolve(options, self._defaults, len(items), self._core.context_limit)
+        read: Callable[[Any], Request] = self._read
+        first = items if prefix is None or not items else [prefix.joined(next(iter(items)))]
+        if first_is_conversation(first):
+            reading = Reading(self, asked(chat))
+            resolved = reading.with_turn_end(resolved, options)
+
+            def read(item: Any) -> Request:  # noqa: ANN401 (as `_read`)
+                return Request(self._known(reading.ids(item), "messages"))
+
+        else:
+            refuse(
+                chat,
+                "none in a model with an encoder, which reads the text of the user's last message"
+                if self.has_encoder
+                else "none without a list of messages as the prompt",
+            )
         if resolved.stop or resolved.stop_strings:
             self._need_tokenizer("stop")
         known = reuse if prefix is None else prefix
         prompts = self._core.prompts(None if known is None else known.core)
         for item in items:
-            prompts.push(*self._read(item if prefix is None else prefix.joined(item)))
+            prompts.push(*read(item if prefix is None else prefix.joined(item)))
         return Decoding(self._core, prompts, resolved, self._writer(), self._load_seconds, keep=keep)
+
+    def _own_prefix(self, prefix: object) -> Prefix | None:
+        """The prefix that a call was given."""
+        known = of_call(prefix)
+        if known is not None and self.has_encoder:
+            raise _no_prefix(repr(known))
+        return known
 
     def _writer(self) -> Tokenizer | None:
         """The tokenizer that writes the text of a call which reads none; a damaged one is worth a warning only."""
@@ -467,22 +494,31 @@ class LanguageModel:
         """Ids of one prompt, which may be none."""
         if isinstance(prompt, str):
             tokenizer = self._need_tokenizer(f"a {option} of text")
-            ids = tokenizer.encode(prompt, add_special_tokens=add_special_tokens)
-            if ids and (highest := max(ids)) >= self._core.vocab_size:
-                # A caller of text has not seen ids, so that the error is about the two vocabularies.
-                expected = (
-                    f"a text within the model's vocabulary of {self._core.vocab_size} tokens; give the model its own "
-                    "tokenizer, load(..., tokenizer=...), or resize its embedding where tokens were added"
-                )
-                got = f"{tokenizer.decode([highest])!r}, id {highest} of a tokenizer of {tokenizer.vocab_size} tokens"
-                raise bad_option(option, expected, got)
-            return ids
-        if not is_empty(prompt) and not is_one(prompt, option):
+            return self._known(tokenizer.encode(prompt, add_special_tokens=add_special_tokens), option)
+        if not is_empty(prompt) and (is_conversation(prompt) or not is_one(prompt, option)):
             raise bad_option(option, "one string or one list of token ids", f"{prompt!r:.80}")
-        return as_ids(prompt, self._core.vocab_size, option)
+        ids: Any = prompt
+        return as_ids(ids, self._core.vocab_size, option)
+
+    def _known(self, ids: list[int], option: str) -> list[int]:
+        """Ids of a text, when the model has all of them."""
+        if ids and (highest := max(ids)) >= self._core.vocab_size:
+            # A caller of text has not seen ids, so that the error is about the two vocabularies.
+            tokenizer = self._need_tokenizer("text")
+            expected = (
+                f"a text within the model's vocabulary of {self._core.vocab_size} tokens; give the model its own "
+                "tokenizer, load(..., tokenizer=...), or resize its embedding where tokens were added"
+            )
+            got = f"{tokenizer.decode([highest])!r}, id {highest} of a tokenizer of {tokenizer.vocab_size} tokens"
+            raise bad_option(option, expected, got)
+        return ids
 
     def _source_ids(self, source: Prompt) -> list[int]:
-        """Ids of one source, which has at least one."""
+        """Ids of one source, which has at least one; of a conversation, the text of the user's last message."""
+        if self.has_decoder and is_conversation(source):
+            from .chat_messages import source_of
+
+            source = source_of(source)
         ids = [] if is_empty(source) else self._encode_text(source, "source")
         if not ids:
             raise bad_option("source", "at least one token", "none")

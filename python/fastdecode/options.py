@@ -15,6 +15,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from .accepted import PassedOver, of_generate
+from .chat_options import NAMES as CHAT_NAMES
+from .chat_options import ChatOptions
 from .checks import CHECKS
 from .errors import FastdecodeWarning, OptionError, UnknownOptionError
 from .folder import as_whole, bad_field
@@ -31,12 +33,13 @@ MAX_SEQUENCES = 2**24
 LimitKind = Literal["new_tokens", "length", "up_to_new_tokens", "default"]
 
 
-class GenerateOptions(PassedOver, total=False):
+class GenerateOptions(ChatOptions, PassedOver, total=False):
     """Options of `generate`, `run`, `stream` and `astream`; names and meanings are those of transformers.
 
     An option that is not given comes from the model's folder, then from the default named here. None switches
     an option off, whatever the folder says. Options of transformers that change nothing here (`pad_token_id`,
     `use_cache`, `return_dict_in_generate=False` and their like, see `accepted.PassedOver`) are taken and passed over.
+    Those that conversations take (`chat_template`, `tools`, ...) are described by `chat_options.ChatOptions`.
 
     Attributes:
         max_new_tokens: New tokens per sequence, at least 1. Without any length 256, or what the context leaves, or the
@@ -115,6 +118,7 @@ class Options:
             smaller; "up_to_new_tokens": this, or what the context leaves; "default": the same, and never past the
             config's max_position_embeddings.
         stop_strings: Those of the folder; none where the call has `stop`.
+        unshown: Ids that are never shown where they end a text; none but those that end a turn of a conversation.
     """
 
     limit: tuple[LimitKind, int]
@@ -140,6 +144,7 @@ class Options:
     stop_token_ids: tuple[int, ...]
     logprobs: int | None
     skip_special_tokens: bool
+    unshown: frozenset[int] = frozenset()
 
 
 def _bad_option(option: str, expected: str, got: object) -> OptionError:
@@ -422,7 +427,7 @@ def _check_names(call: Mapping[str, Any]) -> None:
             continue
         import difflib
 
-        names = (*CHECKS, "prefix")
+        names = (*CHECKS, *CHAT_NAMES, "prefix")
         close = difflib.get_close_matches(name, names, n=1)
         meant = _ALIASES.get(name) or (close[0] if close else None)
         expected = meant if meant is not None else ", ".join(names)

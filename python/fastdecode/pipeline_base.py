@@ -124,11 +124,11 @@ class Pipeline:
         """
         raise NotImplementedError
 
-    def preprocess(self, inputs: str, **options: Any) -> Encoding:  # noqa: ANN401 (those of a call)
+    def preprocess(self, inputs: str | Sequence[Mapping[str, Any]], **options: Any) -> Encoding:  # noqa: ANN401 (those of a call)
         """Makes ids of one text.
 
         Args:
-            inputs: The text.
+            inputs: The text; for text-generation it may be a conversation.
             **options: As in a call.
 
         Returns:
@@ -138,7 +138,7 @@ class Pipeline:
         Raises:
             OptionError: An option or the text cannot be used.
         """
-        if not isinstance(inputs, str):
+        if not self._is_input(inputs):
             raise bad_option("inputs", "one text", f"{inputs!r:.80}")
         return self._tokenized(inputs, self._asked(options))
 
@@ -179,7 +179,11 @@ class Pipeline:
         """What a call asks for: its options, checked, with everything that other layers say."""
         raise NotImplementedError
 
-    def _tokenized(self, text: str, asked: Asked) -> Encoding:
+    def _is_input(self, text: object) -> bool:
+        """Whether this is one input."""
+        return isinstance(text, str)
+
+    def _tokenized(self, text: Any, asked: Asked) -> Encoding:  # noqa: ANN401 (an input)
         raise NotImplementedError
 
     def _prompts(self, inputs: Mapping[str, Any]) -> list[list[int]]:
@@ -344,7 +348,7 @@ class Pipeline:
 
     def _answers(self, inputs: object, asked: Asked) -> Any:  # noqa: ANN401 (see below)
         """Answers of a text or of a list of texts as a list, and of an iterator of them as one, batch by batch."""
-        if isinstance(inputs, str):
+        if self._is_input(inputs):
             return next(self._batches([inputs], asked))
         # An array without dimensions says that it is iterable.
         alone = getattr(inputs, "ndim", 1) == 0
@@ -362,13 +366,13 @@ class Pipeline:
         source, done = iter(texts), 0
         while batch := list(itertools.islice(source, asked.own["batch_size"])):
             for text in batch:
-                if not isinstance(text, str):
+                if not self._is_input(text):
                     raise bad_option("inputs", "texts", f"{text!r:.80}")
             options = self._seeded(asked.settled, len(batch))
             if seeds is not None:
                 options["seed"] = seeds[done : done + len(batch)]
             done += len(batch)
-            inputs = [self._tokenized(str(text), asked) for text in batch]
+            inputs = [self._tokenized(text, asked) for text in batch]
             for outputs in self._generated(inputs, options):
                 yield self._records(outputs, asked.own)
 

@@ -10,8 +10,9 @@ import warnings
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from .arrays import bad_option
-from .encodings import Encoding, truncates
+from . import pipeline_chats
+from .arrays import bad_option, is_conversation
+from .encodings import Encoding, shortened, truncates
 from .errors import FastdecodeWarning
 from .pipeline_base import Asked, Entry, Pipeline, Record, matrix, stacked
 
@@ -77,7 +78,7 @@ class Seq2SeqPipeline(Pipeline):
         truncates(own["truncation"])
         return Asked(own, self._settled(call, entry), entry)
 
-    def _tokenized(self, text: str, asked: Asked) -> Encoding:
+    def _tokenized(self, text: Any, asked: Asked) -> Encoding:  # noqa: ANN401 (a text)
         prefix = asked.entry.prefix
         if prefix and text.startswith(prefix):
             message = (
@@ -165,13 +166,14 @@ class TextGenerationPipeline(Pipeline):
         "prefix",
         "add_special_tokens",
         "skip_special_tokens",
+        *pipeline_chats.OWN,
     )
 
     def __call__(self, inputs: Any, **options: Any) -> Any:  # noqa: ANN401 (see _answers)
-        """Continues a text, a list of texts, or an iterator of them.
+        """Continues a text or a conversation, a list of such, or an iterator of them.
 
         Args:
-            inputs: What to continue.
+            inputs: What to continue: a text, or a conversation, which is a list of messages with `role` and `content`.
             **options: Those of `GenerateOptions`, `batch_size`, and: `return_full_text` (True, the default,
                 puts the input before the new text), `return_tensors` (lists of ids instead of text), `return_text`,
                 `return_type` (of transformers: 0 for ids, 1 for the new text, 2 for the whole),
@@ -179,18 +181,25 @@ class TextGenerationPipeline(Pipeline):
                 (True cuts inputs to the tokenizer's model_max_length), `handle_long_generation` ("hole" cuts the
                 input's beginning where it and the new tokens are more than that), `stop_sequence` (each of its tokens
                 ends the text), `prefix` (text before the input, not returned), `add_special_tokens` and
-                `skip_special_tokens` (both True). One `seed` lets every text draw as it would alone.
+                `skip_special_tokens` (both True); for conversations `chat_template`, `tools`, `documents`,
+                `chat_variables` (or `tokenizer_encode_kwargs`) and `continue_final_message` (whether the last message
+                is continued, which it is by default where its role is "assistant"). One `seed` lets every text draw
+                as it would alone.
 
         Returns:
             For a text a list of dictionaries, one per returned sequence; for a list of texts a list of such
             lists; for an iterator an iterator of lists. The key is "generated_text", or with return_tensors
-            "generated_token_ids", those of the input first.
+            "generated_token_ids", those of the input first. Of a conversation "generated_text" is its messages with
+            the answer as one more (or at the end of the last one), and with return_full_text=False the answer.
 
         Raises:
             OptionError: An option or an input cannot be used.
             UnknownOptionError: There is no such option.
         """
-        return self._answers(inputs, self._asked(options))
+        return self._answers(pipeline_chats.as_inputs(inputs), self._asked(options))
+
+    def _is_input(self, text: object) -> bool:
+        return isinstance(text, str) or is_conversation(text)
 
     def _asked(self, options: Mapping[str, Any]) -> Asked:
         own, call = self._divided(options)
@@ -250,10 +259,18 @@ class TextGenerationPipeline(Pipeline):
             call["max_new_tokens"] = new
         return length
 
-    def _tokenized(self, text: str, asked: Asked) -> Encoding:
+    def _tokenized(self, text: Any, asked: Asked) -> Encoding:  # noqa: ANN401 (a text or a conversation)
         own = asked.own
-        special = own["add_special_tokens"] is not False
-        ids = self._ids(self._prefix(own) + text, own, add_special_tokens=special)
+        if isinstance(text, str):
+            pipeline_chats.refuse_for_texts(own)
+            special = own["add_special_tokens"] is not False
+            ids = self._ids(self._prefix(own) + text, own, add_special_tokens=special)
+        else:
+            ids = pipeline_chats.ids_of(self.model, text, own)
+            if truncates(own["truncation"]):
+                ids = shortened(
+                    self.tokenizer, ids, own.get("source_length") or self.tokenizer.model_max_length
+                )
         if own["handle_long_generation"] is not None:
             ids = self._with_hole(ids, *own["hole"])
         encoding = _one_row(ids)
@@ -305,6 +322,13 @@ class TextGenerationPipeline(Pipeline):
             )
 
         ids, text = outputs.get("input_ids"), outputs.get("prompt_text")
+        if is_conversation(text):
+            messages: Any = text
+            read = 0 if ids is None else matrix(outputs, "input_ids").shape[1]
+            new = [decode(sequence.tolist()[read:]) for sequence in sequences]
+            if own["return_full_text"] is False:
+                return [{"generated_text": answer} for answer in new]
+            return [{"generated_text": pipeline_chats.joined(messages, answer, own)} for answer in new]
         shown = 0 if ids is None else len(decode([int(token) for token in matrix(outputs, "input_ids")[0]]))
         before = text if isinstance(text, str) and own["return_full_text"] is not False else ""
         return [{"generated_text": before + decode(ids.tolist())[shown:]} for ids in sequences]

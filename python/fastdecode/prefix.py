@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, NoReturn, Self
 
-from .arrays import bad_option, is_empty
+from .arrays import bad_option, is_conversation, is_empty
 from .errors import PrefixClosedError
 
 if TYPE_CHECKING:
@@ -22,7 +22,7 @@ class Prefix:
     """What a model has read once, for any number of calls that begin with it; made by `CausalLM.prefix`.
 
     A call with `prefix=` reads the prefix and its prompt as one: texts are joined and tokenized together, token ids and
-    messages are joined as lists. Only ids behind what the result has in common with the prefix are computed. Every
+    messages are joined as lists, which become one conversation. Only ids behind what the result has in common with the prefix are computed. Every
     bit is that of a call without a prefix.
 
     Threads may share it, and a forked process goes on using it. It cannot be pickled. Its keys and values count
@@ -150,4 +150,4 @@ def _is_nothing(prompt: object) -> bool:
 def _kind(prompt: Any) -> str:  # noqa: ANN401 (a prompt of any kind)
     if isinstance(prompt, str):
         return _TEXT
-    return _MESSAGES if isinstance(prompt[0], Mapping) else _IDS
+    return _MESSAGES if is_conversation(prompt) else _IDS

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from . import _core
     from .arrays import Prompt
     from .memory import Memory
+    from .prefix import Prefix
     from .results import Score
 
 # Among labels, the place of a token that does not count (torch's ignore_index).
@@ -44,7 +45,9 @@ class Item(NamedTuple):
 class ScoringLM(LanguageModel):
     """A model that says how probable given texts are."""
 
-    def score(self, pairs: Iterable[tuple[Prompt | Memory, Prompt]]) -> list[Score]:
+    def score(
+        self, pairs: Iterable[tuple[Prompt | Memory, Prompt]], *, prefix: Prefix | None = None
+    ) -> list[Score]:
         """How probable continuations are behind their prompts, all tokens of each from one pass.
 
         What prompts begin with in common is read once, and a source that several pairs have is encoded once. Each
@@ -57,6 +60,7 @@ class ScoringLM(LanguageModel):
                 tokenized by itself. An empty prompt stands for the model's bos token. In a model with an encoder the
                 prompt is the source (or a `Memory`) and the continuation the target, of which texts get the
                 tokenizer's end token.
+            prefix: What every prompt stands behind, read by `CausalLM.prefix`; its tokens are not read again.
 
         Returns:
             One `Score` for each pair.
@@ -78,9 +82,12 @@ class ScoringLM(LanguageModel):
 
         from .results import Score
 
-        items = [self._pair(*_checked_pair(pair)) for pair in _listed(pairs)]
+        known = self._own_prefix(prefix)
+        checked = map(_checked_pair, _listed(pairs))
+        items = [self._pair(prompt if known is None else known.joined(prompt), rest) for prompt, rest in checked]
+        found = self._core.score(items, None if known is None else known.core)
         scores = []
-        for item, (logprobs, is_greedy) in zip(items, self._core.score(items), strict=True):
+        for item, (logprobs, is_greedy) in zip(items, found, strict=True):
             ids = [target for target in item.targets if target is not None]
             rounded: list[float] = np.asarray(logprobs, np.float32).tolist()
             scores.append(Score(math.fsum(logprobs), ids, rounded, is_greedy))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, NamedTuple, overload
 
-from .arrays import as_floats, as_ids, bad_option, is_empty, is_one
+from .arrays import as_floats, as_ids, bad_option, is_empty, is_message, is_one
 from .errors import ConfigError
 from .folder import with_class_defaults
 from .memory import Memory
@@ -102,9 +102,10 @@ class Seq2SeqLM(ScoringLM):
         """Generates the output for a source, or for each of a list of sources.
 
         Args:
-            source: A string, a list of token ids, or a list of such sources; texts get the tokenizer's end
-                token, ids are taken as they are. Sources of a list do not influence each other, and those that
-                do not fit side by side begin as others end.
+            source: A string, a list of token ids, a conversation (a list of messages, of which the last one of a
+                user is the source), or a list of such sources; texts get the tokenizer's end token, ids are taken as
+                they are. Sources of a list do not influence each other, and those that do not fit side by side begin
+                as others end.
             decoder_prompt: What the output begins with, as text or ids; a list has one per source. The model's
                 start token comes first and is added where it is missing. One source with a list of prompts is
                 encoded once.
@@ -425,6 +426,8 @@ class Seq2SeqLM(ScoringLM):
             sources: Sequence[Any] = (
                 [given] if one else given if isinstance(given, (list, tuple)) else list(given)
             )
+            if not one and sources and is_message(sources[0]):
+                sources, one = [sources], True
         else:
             one, given = isinstance(memory, Memory), memory
             sources = [given] if one else _memories(given)

@@ -17,7 +17,8 @@ from .errors import OptionError, TokenizerError
 from .tokenizer_backends import LibraryBackend
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import Callable, Iterable, Mapping, Sequence
+    from pathlib import Path
 
     import tokenizers
 
@@ -42,9 +43,11 @@ class Tokenizer:
         model_max_length: Tokens that truncation leaves, or None where the folder names no limit.
         truncation_side: Where truncation takes tokens away: "right" or "left".
         given: What the attribute `backend` shows, where that is not the one that does the work.
+        special_tokens_map: Special tokens by their names ("eos_token", "unk_token", ...), for chat templates.
 
     Attributes:
         backend: The object that was given: of the `tokenizers` library, of transformers, or a `Backend`.
+        folder: The folder that it was read from, whose chat templates are its own; or None.
 
     Example:
         >>> tokenizer = fastdecode.load("demo-stories").tokenizer
@@ -65,6 +68,7 @@ class Tokenizer:
         model_max_length: int | None = None,
         truncation_side: str = "right",
         given: object = None,
+        special_tokens_map: Mapping[str, str] | None = None,
     ) -> None:
         worker: Any = backend
         self._backend: Backend = (
@@ -80,6 +84,8 @@ class Tokenizer:
         self.clean_up_tokenization_spaces = clean_up_tokenization_spaces and cleans
         self.model_max_length = model_max_length
         self.truncation_side = truncation_side
+        self.special_tokens_map = dict(special_tokens_map or {})
+        self.folder: Path | None = None
         # Bytes of tokens by their ids: as they are, and without special ones.
         self._bytes: dict[int, bytes] = {}
         self._shown_bytes: dict[int, bytes] = {}
@@ -116,6 +122,10 @@ class Tokenizer:
     def vocab_size(self) -> int:
         """Number of tokens, added ones included."""
         return self._backend.vocab_size
+
+    def token_id(self, token: str) -> int | None:
+        """Id of a token, or None where there is no such token."""
+        return self._backend.token_to_id(token)
 
     def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
         """Ids of a text, with the special tokens that the tokenizer adds by itself (GPT-2: none; T5: `</s>`).

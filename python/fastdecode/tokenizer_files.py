@@ -103,7 +103,9 @@ def read_folder(folder: Path, config: Mapping[str, Any]) -> Tokenizer | None:
             files = files._replace(content=read_content(files.json))
     whole = _from_file(files.json) if cls == GENERIC and files.json is not None else None
     listed = _listed(files, whole) if ADDED not in settings and files.json is not None else None
-    return _built(cls, files, gather(folder, settings, listed), whole)
+    built = _built(cls, files, gather(folder, settings, listed), whole)
+    built.folder = folder
+    return built
 
 
 def _has_files(cls: str, files: Files) -> bool:
@@ -323,4 +325,7 @@ def _shown(values: Mapping[str, Any], named: Mapping[str, Any], extra: list[Any]
         "clean_up_tokenization_spaces": bool(values.get("clean_up_tokenization_spaces")),
         "model_max_length": token_limit(values.get("model_max_length", values.get("max_len"))),
         "truncation_side": values.get("truncation_side") or "right",
+        "special_tokens_map": {
+            name: text for name, token in named.items() if (text := content(token)) is not None
+        },
     }

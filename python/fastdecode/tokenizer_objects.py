@@ -82,6 +82,11 @@ def _from_object(given: Any) -> Tokenizer | None:  # noqa: ANN401 (known by its 
             model_max_length=token_limit(getattr(given, "model_max_length", None)),
             truncation_side=str(getattr(given, "truncation_side", "right")),
             given=given,
+            special_tokens_map={
+                str(name): token
+                for name, token in (getattr(given, "special_tokens_map", None) or {}).items()
+                if isinstance(token, str)
+            },
         )
     if _has(given, _LIBRARY):
         return Tokenizer(given)

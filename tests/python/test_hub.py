@@ -359,7 +359,9 @@ def test_the_files_of_every_tokenizer_are_fetched(hub: Hub, tmp_path: Path) -> N
         "tokenizer_config.json",
         "chat_template.jinja",
         "chat_template.json",
+        "additional_chat_templates/rag.jinja",
     }
+    (hub.repository / "additional_chat_templates").mkdir()
     for name in (*files, "tokenizer.model", "tekken.json"):
         (hub.repository / name).write_text(name)  # alike files are fetched once
     locate_in_process(hub, tmp_path / "home")

@@ -487,3 +487,21 @@ class TestMisuse:
             with pytest.raises(errors.OptionError) as caught:
                 seq2seq.score([pair])
             assert caught.value.option == option
+
+
+@pytest.mark.parametrize("family", ["gpt2", "llama", "mistral"])
+def test_scores_behind_a_prefix_are_those_of_the_whole(family: str, tmp_path: Path) -> None:
+    """A prefix of several lengths around a block, of which items share all, a part or nothing."""
+    folder = FAMILIES[family].write_tiny(tmp_path)
+    model = fastdecode.CausalLM.load(folder, num_threads=2)
+    ids = [5 + place % 40 for place in range(40)]
+    for length in (1, 15, 16, 17, 33):
+        with model.prefix(ids[:length]) as prefix:
+            rests: list[tuple[list[int], list[int]]] = [([7, 8], [9, 3]), ([7, 8], [4]), ([6], [1, 2, 3])]
+            want = model.score([(ids[:length] + prompt, rest) for prompt, rest in rests])
+            assert model.score(rests, prefix=prefix) == want
+            assert model.score(rests[1:2], prefix=prefix) == want[1:2]
+    with pytest.raises(errors.PrefixClosedError):
+        model.score([([7], [8])], prefix=prefix)
+    with pytest.raises(errors.OptionError, match="prefix"):
+        model.score([([7], [8])], prefix="text")  # type: ignore[arg-type]
