@@ -1,5 +1,6 @@
 //! Prefixes: what a handle, a reader and the cache of a model keep of calls, and that nobody pays for it but with idle memory.
 
+use std::slice::from_ref;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
@@ -82,8 +83,8 @@ fn what_is_behind_a_prefix_alone_is_computed() {
     for options in [greedy(9), sampled(9, 3), Options { num_beams: 3, ..greedy(9) }] {
         for (prompt, spared) in prompts.iter().zip(spared) {
             fed(&engine);
-            let (rows, cached) = told(&mut behind(&engine, &prefix, &[prompt.clone()], options.clone()));
-            assert_eq!(rows, alone(&[prompt.clone()], options.clone()));
+            let (rows, cached) = told(&mut behind(&engine, &prefix, from_ref(prompt), options.clone()));
+            assert_eq!(rows, alone(from_ref(prompt), options.clone()));
             assert_eq!(cached, [spared]);
             let rows = if options.num_beams > 1 { 3 } else { 1 };
             assert_eq!(fed(&engine), prompt.len() - spared + rows * 8, "{spared} of {}", prompt.len());
@@ -103,7 +104,7 @@ fn a_prefix_lives_as_long_as_a_call_that_began_behind_it() {
     let engine = keeping(0, 100);
     let ids = text(0, 64, 0, 1);
     let prefix = read(&engine, &ids[..64]);
-    let mut call = behind(&engine, &prefix, &[ids.clone()], greedy(20));
+    let mut call = behind(&engine, &prefix, from_ref(&ids), greedy(20));
     drop(prefix);
     assert_eq!(rest(&mut call), alone(&[ids], greedy(20)));
     drop(call);
@@ -130,7 +131,7 @@ fn a_call_that_leaves_for_want_of_memory_comes_back_behind_its_prefix() {
     // 100 positions of the prefix, and twice what a row comes to.
     let mut calls = prompts
         .iter()
-        .map(|prompt| behind(&engine, &prefix, &[prompt.clone()], greedy(60)))
+        .map(|prompt| behind(&engine, &prefix, from_ref(prompt), greedy(60)))
         .collect::<Vec<_>>();
     let mut rows: Vec<Rows> = calls.iter().map(Rows::of).collect();
     assert_eq!(taken(&mut calls[1]), 0);
@@ -138,7 +139,7 @@ fn a_call_that_leaves_for_want_of_memory_comes_back_behind_its_prefix() {
     rows[0].read_all(first).expect("sound");
     rows[1].read_all(second).expect("sound");
     for (rows, prompt) in rows.iter().zip(&prompts) {
-        assert_eq!(rows, &alone(&[prompt.clone()], greedy(60)));
+        assert_eq!(rows, &alone(from_ref(prompt), greedy(60)));
     }
     let fed = fed(&engine);
     assert!(fed > 2 * (10 + 59), "{fed} tokens: nobody left");
@@ -149,15 +150,15 @@ fn a_call_that_leaves_for_want_of_memory_comes_back_behind_its_prefix() {
 fn calls_begin_behind_what_others_have_left() {
     let engine = keeping(100, 1000);
     let first = text(0, 100, 0, 20);
-    let (rows, cached) = told(&mut begin(&engine, &[first.clone()], greedy(30)));
+    let (rows, cached) = told(&mut begin(&engine, from_ref(&first), greedy(30)));
     assert_eq!((cached, fed(&engine)), (vec![0], 120 + 29));
     // The whole of it, and what it has generated; then one that parts from it.
     let next = [&first[..], &rows.0[0].0, &[1, MARK]].concat();
-    let (rows, cached) = told(&mut begin(&engine, &[next.clone()], greedy(5)));
+    let (rows, cached) = told(&mut begin(&engine, from_ref(&next), greedy(5)));
     assert_eq!((cached, fed(&engine)), (vec![149], next.len() - 149 + 4));
     assert_eq!(rows, alone(&[next], greedy(5)));
     let other = text(0, 100, 1, 20);
-    let (rows, cached) = told(&mut begin(&engine, &[other.clone()], greedy(5)));
+    let (rows, cached) = told(&mut begin(&engine, from_ref(&other), greedy(5)));
     assert_eq!((cached, fed(&engine)), (vec![100], 20 + 4));
     assert_eq!(rows, alone(&[other], greedy(5)));
     // The second holds the first: one of them is there, and the third, which shares six blocks.
@@ -174,7 +175,7 @@ fn prompts_are_there_for_others_as_soon_as_they_are_read() {
     assert_eq!(long.advance(None).expect("sound").map(<[_]>::len), Some(1));
     fed(&engine);
     let prompt = text(0, 100, 1, 20);
-    let (rows, cached) = told(&mut begin(&engine, &[prompt.clone()], greedy(2)));
+    let (rows, cached) = told(&mut begin(&engine, from_ref(&prompt), greedy(2)));
     assert_eq!((rows, cached), (alone(&[prompt], greedy(2)), vec![100]));
     // Prompts of one list, too: those that do not fit into the first chunk of reading go on behind the others.
     let prompts: Vec<Vec<u32>> = (0..20).map(|number| text(5, 300, number, 20)).collect();
@@ -194,7 +195,7 @@ fn what_calls_leave_never_takes_more_than_its_bytes() {
         let prompt = text(number % 7, 20 + (number as usize * 13) % 90, number, 10 + number as usize % 20);
         let options =
             if number % 3 == 0 { Options { num_return_sequences: 3, ..sampled(12, 1) } } else { greedy(12) };
-        let expected = alone(&[prompt.clone()], options.clone());
+        let expected = alone(from_ref(&prompt), options.clone());
         let mut call = begin(&engine, &[prompt], options);
         let mut rows = Rows::of(&call);
         while let Some(events) = call.advance(None).expect("sound") {
@@ -208,7 +209,7 @@ fn what_calls_leave_never_takes_more_than_its_bytes() {
     }
     // One that is longer than all that may be kept is kept as far as it fits.
     let long = text(3, 400, 0, 10);
-    rest(&mut begin(&engine, &[long.clone()], greedy(2)));
+    rest(&mut begin(&engine, from_ref(&long), greedy(2)));
     assert_eq!(engine.prefixes_kept(), (1, 12 * BLOCK));
     let (_, cached) = told(&mut begin(&engine, &[long], greedy(2)));
     assert_eq!(cached, [12 * 16]);
@@ -219,7 +220,7 @@ fn the_least_recently_used_goes_first() {
     let engine = keeping(12, 1000);
     let prompts: Vec<Vec<u32>> = (0..3).map(|letter| text(letter * 3 + 1, 60, 0, 4)).collect();
     for prompt in &prompts {
-        rest(&mut begin(&engine, &[prompt.clone()], greedy(1)));
+        rest(&mut begin(&engine, from_ref(prompt), greedy(1)));
     }
     assert_eq!(engine.prefixes_kept(), (3, 12 * BLOCK));
     assert_eq!(told(&mut begin(&engine, &prompts[..1], greedy(1))).1, [63], "the first one is used again");
@@ -243,11 +244,11 @@ fn what_calls_leave_is_given_up_before_anybody_waits() {
     // Two calls of nine blocks each.
     let prompts: Vec<Vec<u32>> = (0..2).map(|number| text(20 + number * 3, 60, number, 60)).collect();
     let mut calls: Vec<_> =
-        prompts.iter().map(|prompt| begin(&engine, &[prompt.clone()], greedy(24))).collect();
+        prompts.iter().map(|prompt| begin(&engine, from_ref(prompt), greedy(24))).collect();
     assert_eq!(taken(&mut calls[1]), 0);
     engine.model().steps.lock().expect("not poisoned").clear();
     for (call, prompt) in calls.iter_mut().zip(&prompts) {
-        assert_eq!(rest(call), alone(&[prompt.clone()], greedy(24)));
+        assert_eq!(rest(call), alone(from_ref(prompt), greedy(24)));
     }
     let steps = engine.model().steps.lock().expect("not poisoned").clone();
     assert_eq!(steps[0].prompts, 2, "both begin at once");
@@ -266,10 +267,10 @@ fn what_calls_leave_is_given_up_before_memory_is_refused_to_anybody() {
     fed(&engine);
     let prompts = [text(20, 200, 0, 10), text(23, 200, 0, 10)];
     let mut calls: Vec<_> =
-        prompts.iter().map(|prompt| begin(&engine, &[prompt.clone()], greedy(10))).collect();
+        prompts.iter().map(|prompt| begin(&engine, from_ref(prompt), greedy(10))).collect();
     assert_eq!(taken(&mut calls[1]), 0);
     for (call, prompt) in calls.iter_mut().zip(&prompts) {
-        assert_eq!(rest(call), alone(&[prompt.clone()], greedy(10)));
+        assert_eq!(rest(call), alone(from_ref(prompt), greedy(10)));
     }
     let fed = fed(&engine);
     assert_eq!(fed, 2 * (210 + 9), "nobody had to read again");
@@ -282,8 +283,8 @@ fn rows_that_share_a_prompt_do_not_pay_twice_for_it() {
     let prompt = text(0, 150, 0, 10);
     for kept in [0, 14] {
         let engine = keeping(kept, 14);
-        let mut call = begin(&engine, &[prompt.clone()], several.clone());
-        assert_eq!(rest(&mut call), alone(&[prompt.clone()], several.clone()));
+        let mut call = begin(&engine, from_ref(&prompt), several.clone());
+        assert_eq!(rest(&mut call), alone(from_ref(&prompt), several.clone()));
         let steps = engine.model().steps.lock().expect("not poisoned").clone();
         assert_eq!(steps.iter().map(|step| step.decodes).max(), Some(4), "{kept} blocks are kept");
         assert_eq!(steps.len(), 16, "nobody waits");
@@ -302,7 +303,7 @@ fn everything_together_stays_within_the_cache() {
             _ => greedy(5 + number as usize % 40),
         };
         let prompt = text(number % 5, (number as usize * 37) % 130, number, 1 + number as usize % 50);
-        let call = begin(&engine, &[prompt.clone()], options.clone());
+        let call = begin(&engine, from_ref(&prompt), options.clone());
         calls.push((call, Rows(Vec::new()), alone(&[prompt], options)));
         let place = calls.len() - 1;
         calls[place].1 = Rows::of(&calls[place].0);
@@ -334,7 +335,7 @@ fn a_reader_keeps_what_its_row_has_in_the_cache() {
         let prompt = text(0, 50, 0, 10);
         let keep = |new| Options { keep: true, ..greedy(new) };
         // At its end.
-        let mut call = begin(&engine, &[prompt.clone()], keep(20));
+        let mut call = begin(&engine, from_ref(&prompt), keep(20));
         let rows = rest(&mut call);
         let kept = Arc::new(call.kept(None).expect("nobody interrupts").expect("it was read"));
         let whole = [&prompt[..], &rows.0[0].0].concat();
@@ -342,10 +343,10 @@ fn a_reader_keeps_what_its_row_has_in_the_cache() {
         assert!(call.kept(None).expect("sound").is_none() && call.advance(None).expect("sound").is_none());
         drop(call);
         let next = [&whole[..], &[3, MARK]].concat();
-        let (rows, spared) = told(&mut behind(&engine, &kept, &[next.clone()], greedy(4)));
+        let (rows, spared) = told(&mut behind(&engine, &kept, from_ref(&next), greedy(4)));
         assert_eq!((rows, spared), (alone(&[next], greedy(4)), vec![79]));
         // In the middle, in the middle of its prompt, by a stop string, and before it was ever asked for tokens.
-        let mut call = begin(&engine, &[prompt.clone()], keep(20));
+        let mut call = begin(&engine, from_ref(&prompt), keep(20));
         for _ in 0..5 {
             call.advance(None).expect("sound");
         }
@@ -354,19 +355,19 @@ fn a_reader_keeps_what_its_row_has_in_the_cache() {
         assert_eq!(kept.ids()[..], whole[..kept.ids().len()]);
         assert!(call.advance(None).expect("it is over").is_none());
         let long = text(20, 1500, 0, 10);
-        let mut call = begin(&engine, &[long.clone()], keep(20));
+        let mut call = begin(&engine, from_ref(&long), keep(20));
         call.advance(None).expect("sound");
         let kept = call.kept(None).expect("sound").expect("a part was read");
         assert_eq!((kept.ids()[..].to_vec(), kept.ids().len()), (long[..512].to_vec(), 512));
-        let mut call = begin(&engine, &[prompt.clone()], keep(20));
+        let mut call = begin(&engine, from_ref(&prompt), keep(20));
         while call.advance(None).expect("sound").is_some_and(<[_]>::is_empty) {}
         call.finish(0).expect("there is such a row");
         while call.advance(None).expect("sound").is_some() {}
         assert!(call.kept(None).expect("sound").expect("it was read").ids().len() >= 60);
-        let mut call = begin(&engine, &[prompt.clone()], keep(20));
+        let mut call = begin(&engine, from_ref(&prompt), keep(20));
         assert!(call.kept(None).expect("sound").is_none());
         // Nobody who has not asked for it, and not of several rows.
-        let mut call = begin(&engine, &[prompt.clone()], greedy(5));
+        let mut call = begin(&engine, from_ref(&prompt), greedy(5));
         rest(&mut call);
         assert!(call.kept(None).expect("sound").is_none());
         for options in [Options { num_beams: 2, ..keep(5) }, keep(5)] {
