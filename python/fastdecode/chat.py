@@ -185,7 +185,9 @@ class Chat:
             raise bad_option("num_return_sequences", "1 in a chat", repr(options["num_return_sequences"]))
         said = {"role": role, "content": text}
         if options.get("prefix") is not None:
-            raise bad_option("prefix", "None in a chat, which keeps what it has read", repr(options["prefix"]))
+            raise bad_option(
+                "prefix", "None in a chat, which keeps what it has read", repr(options["prefix"])
+            )
         given: dict[str, Any] = {**options}
         if self._chat_template is not None:
             given.setdefault("chat_template", self._chat_template)

@@ -113,7 +113,7 @@ class Conversing:
         """One conversation as the items of a call."""
         return self._items(messages, None, None)[0] if self.has_encoder else [messages]
 
-    def _prefix_for_chat(self: Any, previous: object) -> dict[str, Any]:  # noqa: ANN401 (see `_start`)
+    def _prefix_for_chat(self: Any, previous: object) -> dict[str, Any]:
         """How `_start` is called for a turn of a `Chat`, by what the turn before has left; sources are read anew."""
         return {} if self.has_encoder else {"reuse": previous, "keep": True}
 

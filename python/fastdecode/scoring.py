@@ -84,7 +84,9 @@ class ScoringLM(LanguageModel):
 
         known = self._own_prefix(prefix)
         checked = map(_checked_pair, _listed(pairs))
-        items = [self._pair(prompt if known is None else known.joined(prompt), rest) for prompt, rest in checked]
+        items = [
+            self._pair(prompt if known is None else known.joined(prompt), rest) for prompt, rest in checked
+        ]
         found = self._core.score(items, None if known is None else known.core)
         scores = []
         for item, (logprobs, is_greedy) in zip(items, found, strict=True):

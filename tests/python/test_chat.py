@@ -414,9 +414,9 @@ def test_a_prefix_of_messages(model: fastdecode.CausalLM) -> None:
         pairs: Any = [(last, " yes"), (last, " no")]
         scores = model.score(pairs, prefix=prefix)
         assert scores == model.score([([*first, *last], rest) for _, rest in pairs])
-    with model.prefix(first, chat_template="chatml") as prefix:
-        output = model.run(last, prefix=prefix, chat_template="chatml", **SHORT)
-        assert output.token_ids == model.run([*first, *last], chat_template="chatml", **SHORT).token_ids
+    with model.prefix(first, chat_template="plain") as prefix:
+        output = model.run(last, prefix=prefix, chat_template="plain", **SHORT)
+        assert output.token_ids == model.run([*first, *last], chat_template="plain", **SHORT).token_ids
         assert output.usage.cached_tokens > 10
     with pytest.raises(errors.OptionError, match="chat_template: expected none without"):
-        model.prefix("text", chat_template="chatml")
+        model.prefix("text", chat_template="plain")

@@ -489,7 +489,7 @@ class TestMisuse:
             assert caught.value.option == option
 
 
-@pytest.mark.parametrize("family", ["gpt2", "llama", "mistral"])
+@pytest.mark.parametrize("family", ["gpt2", "llama", "phi"])
 def test_scores_behind_a_prefix_are_those_of_the_whole(family: str, tmp_path: Path) -> None:
     """A prefix of several lengths around a block, of which items share all, a part or nothing."""
     folder = FAMILIES[family].write_tiny(tmp_path)
