@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from typing import Unpack
 
     from .accepted import PassedOverInLoading
-    from .model import ComputeDtype, Dtype
+    from .load_options import ComputeDtype, Dtype
 
 
 def load(

@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import time
 import warnings
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, Self, TypedDict, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, Self, TypeVar
 
 from . import _core
-from .accepted import PassedOverInLoading, of_load
+from .accepted import of_load
 from .arrays import as_ids, as_tensor, bad_option, is_conversation, is_empty, is_one
 from .chat_calls import Conversing, Reading, first_is_conversation
 from .chat_options import asked, divided, refuse
@@ -26,6 +26,7 @@ from .families import FAMILIES, model_types, tokenizer_files
 from .folder import NO_DEFAULTS, Config, config_defaults, folder_defaults, read_json
 from .foreign import refuse_foreign
 from .hub import locate
+from .load_options import LOADING, load_options
 from .prefix import of_call
 
 if TYPE_CHECKING:
@@ -39,37 +40,11 @@ if TYPE_CHECKING:
     from .arrays import Prompt
     from .decoding import Decoding
     from .folder import Defaults
+    from .load_options import AnyLoadOptions
     from .prefix import Prefix
     from .results import Chunk
     from .streams import Streams
     from .tokenizer import Tokenizer
-
-Dtype = Literal["auto", "float32", "float16", "bfloat16"]
-ComputeDtype = Literal["float32", "bfloat16"]
-
-
-class LoadOptions(TypedDict, total=False):
-    """Arguments of `load` beside the model's name; see there."""
-
-    dtype: Dtype
-    compute_dtype: ComputeDtype | None
-    num_threads: int | None
-    cache_bytes: int | None
-    max_rows: int | None
-    prefix_cache_bytes: int
-    tokenizer: object
-    revision: str | None
-    token: str | bool | None
-    cache_dir: str | os.PathLike[str] | None
-    local_files_only: bool
-    adapter: str | os.PathLike[str] | Sequence[str | os.PathLike[str]] | None
-
-
-class AnyLoadOptions(LoadOptions, PassedOverInLoading, total=False):
-    """The same with those of transformers."""
-
-
-LOADING = frozenset(LoadOptions.__annotations__)
 
 M = TypeVar("M", bound="LanguageModel")
 
@@ -193,37 +168,6 @@ class Request(NamedTuple):
 
     prompt: list[int]
     source: Sequence[int] | _core.Memory | None = None
-
-
-def load_options(
-    dtype: str,
-    compute_dtype: str | None,
-    num_threads: int | None,
-    cache_bytes: int | None,
-    max_rows: int | None,
-    prefix_cache_bytes: int | None,
-) -> tuple[str, str | None, int | None, int | None, int | None, int]:
-    """Checks the options of loading that the native module takes.
-
-    Raises:
-        OptionError: One of them cannot be used.
-    """
-    if dtype not in ("auto", "float32", "float16", "bfloat16"):
-        raise bad_option("dtype", '"auto", "float32", "float16" or "bfloat16"', repr(dtype))
-    if compute_dtype is not None and not isinstance(compute_dtype, str):
-        raise bad_option("compute_dtype", 'None, "float32" or "bfloat16"', f"{compute_dtype!r:.80}")
-    if compute_dtype not in (None, "float32", "bfloat16"):
-        raise bad_option("compute_dtype", 'None, "float32" or "bfloat16"', repr(compute_dtype))
-    for name, value, least, most, expected in (
-        ("num_threads", num_threads, 1, 2**31 - 1, "None or an integer of at least 1"),
-        ("cache_bytes", cache_bytes, 1, 2**63 - 1, "None or an integer of at least 1 and below 2**63"),
-        ("max_rows", max_rows, 1, 2**16, f"None or an integer from 1 to {2**16}"),
-        ("prefix_cache_bytes", prefix_cache_bytes, 0, 2**63 - 1, "an integer from 0 to cache_bytes"),
-    ):
-        known = isinstance(value, int) and not isinstance(value, bool) and least <= value <= most
-        if value is not None and not known:
-            raise bad_option(name, expected, repr(value))
-    return dtype, compute_dtype, num_threads, cache_bytes, max_rows, prefix_cache_bytes or 0
 
 
 class LanguageModel(Conversing):

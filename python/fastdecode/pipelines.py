@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 from .accepted import is_cpu, is_for_loading, of_load, of_pipeline, of_pipeline_call
 from .arrays import bad_option
 from .errors import UnsupportedModelError
-from .model import LOADING, LanguageModel
+from .load_options import LOADING
+from .model import LanguageModel
 from .pipeline_base import Pipeline
 from .pipeline_tasks import Seq2SeqPipeline, TextGenerationPipeline
 

@@ -22,8 +22,8 @@ class Prefix:
     """What a model has read once, for any number of calls that begin with it; made by `CausalLM.prefix`.
 
     A call with `prefix=` reads the prefix and its prompt as one: texts are joined and tokenized together, token ids and
-    messages are joined as lists, which become one conversation. Only ids behind what the result has in common with the prefix are computed. Every
-    bit is that of a call without a prefix.
+    messages are joined as lists, which become one conversation. Only ids behind what the result has in common with
+    the prefix are computed. Every bit is that of a call without a prefix.
 
     Threads may share it, and a forked process goes on using it. It cannot be pickled. Its keys and values count
     towards the model's `cache_bytes` until `close()`, the end of a `with` block, or the last reference to it;
