@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from .arrays import Prompt
     from .decoding import Decoding
     from .folder import Defaults
-    from .load_options import AnyLoadOptions
+    from .load_options import AnyLoadOptions, ComputeDtype, Dtype
     from .prefix import Prefix
     from .results import Chunk
     from .streams import Streams
