@@ -3,12 +3,13 @@
     python benches/prefix.py .peers/models/llama-3.2-1b-bf16                 five minutes on two cores
     python benches/prefix.py demo-stories --turn 300 --shots 200 --rounds 3  a trial
 
-Two questions, each with the first new token that follows. *A second turn*: 20 tokens behind 2,000 that a model has
-read. *Five shots*: prompts of 60 tokens behind 1,000 that all of them share. Beside each other in every round: a call
-with a handle (`prefix=`); one to a model that keeps prefixes by itself (`prefix_cache_bytes`); a call behind what an
-earlier one has left to its reader, as `Chat` makes them; a fork of a state that reads the same new tokens in one pass,
-which is the least that can be done, and (for the turn) in as many steps. Prompts are texts, so that tokenizing all of
-them is in the calls' time. The aim is at most 1.15 times what the state takes; the whole prompt without a prefix is
+Three questions, each with the first new token that follows. *A second turn*: 20 tokens behind 2,000 that a model has
+read. *A chat's*: the same said to a `Chat`, its template and the tokens that it writes included. *Five shots*: prompts
+of 60 tokens behind 1,000 that all of them share. Beside each other in every round: a call with a handle (`prefix=`);
+one to a model that keeps prefixes by itself (`prefix_cache_bytes`); a call behind what an earlier one has left to its
+reader, as `Chat` makes them; a fork of a state that reads the same new tokens in one pass, which is the least that can
+be done, and (for the turn) in as many steps. Prompts are texts, so that tokenizing all of them is in the calls' time.
+The aim is at most 1.15 times what the state takes; the whole prompt without a prefix is
 told once, for comparison. Every first token must be that of the whole prompt.
 """
 
@@ -118,6 +119,35 @@ def measure(model: Any, keeping: Any, shared: str, new: int, turns: int, *, step
         )
 
 
+def measure_chat(model: Any, shared: str, new: int, turns: int) -> None:
+    """Prints medians of a chat's second turn, and their ratio to a state that reads the ids which the turn adds."""
+    chat = fastdecode.Chat(model, chat_template="plain")
+    chat.send(shared, **ONE)
+    begun = list(chat.messages)
+    own = [text_of(model.tokenizer, new, 11 + salt) for salt in range(turns + 1)]
+    said = [[*begun, {"role": "user", "content": text}] for text in own]
+    ids = [model.apply_chat_template(messages, chat_template="plain") for messages in said]
+    parted = min(parting(ids[0], whole) for whole in ids[1:])
+    state = model.prefill(ids[0][:parted])
+    took: dict[str, list[float]] = {"state": [], "chat": []}
+    for turn in range(turns + 1):
+        chat.messages = list(begun)
+        works: dict[str, Callable[[], Any]] = {
+            "state": partial(read_at_once, state, ids[turn][parted:]),
+            "chat": partial(chat.send, own[turn], **ONE),
+        }
+        for name in list(works) if turn % 2 else list(reversed(works)):
+            elapsed, _ = seconds(works[name])
+            if turn:  # the first one warms up
+                took[name].append(elapsed)
+    ratio = statistics.median(one / other for one, other in zip(took["chat"], took["state"], strict=True))
+    state_ms, chat_ms = (statistics.median(took[name]) * 1e3 for name in ("state", "chat"))
+    print(
+        f"  {len(ids[0]) - parted} tokens behind {parted}: a state {state_ms:.1f} ms, a chat {chat_ms:.1f} ms"
+    )
+    print(f"  {ratio:.3f} of a state's (aim: {AIM})")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -137,6 +167,8 @@ def main() -> None:
     tokenizer = model.tokenizer
     print("A second turn")
     measure(model, keeping, text_of(tokenizer, given.turn, 1), 20, given.rounds, steps=True)
+    print("A chat's second turn")
+    measure_chat(model, text_of(tokenizer, given.turn, 3), 20, given.rounds)
     print("Five shots")
     measure(model, keeping, text_of(tokenizer, given.shots, 2), 60, 3 * given.rounds, steps=False)
 
