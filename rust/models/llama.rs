@@ -148,7 +148,10 @@ fn not_dividing(file: &ConfigFile, field: &str, expected: String, got: usize) ->
 /// Window of every block.
 fn windows(kin: Kin, file: &ConfigFile, layers: usize) -> Result<Vec<Option<usize>>> {
     let slides = match kin {
-        Kin::Llama => return Ok(vec![None; layers]),
+        Kin::Llama => {
+            causal::full_attention(file, layers)?;
+            return Ok(vec![None; layers]);
+        }
         Kin::Mistral if file.has("layer_types") => {
             let expected = "no such field (transformers takes a model with it for another architecture)";
             return Err(file.invalid("layer_types", expected));
@@ -159,8 +162,8 @@ fn windows(kin: Kin, file: &ConfigFile, layers: usize) -> Result<Vec<Option<usiz
     let window = match file.has("sliding_window") {
         false => Some(4096),
         true if slides.contains(&true) => file.usize_opt("sliding_window")?,
-        // Where no layer has a window any number will do.
-        true => file.f64_opt("sliding_window").map(|_| None)?,
+        // Where no layer has a window any integer will do.
+        true => file.integer_opt("sliding_window").map(|_| None)?,
     };
     Ok(slides.into_iter().map(|slides| window.filter(|_| slides)).collect())
 }
