@@ -43,7 +43,7 @@ CASES: list[tuple[dict[str, Any], str]] = [
     (llama.config(layer_types=["sliding_attention"] * 2), "layer_types"),
     (llama.config("qwen3", rope_parameters=NESTED), "rope_parameters.full_attention"),
     (llama.config("qwen3", rope_scaling=YARN, rope_parameters="linear"), "rope_parameters"),
-    (llama.config(rope_scaling={**YARN, ORIGINAL: 32}, **{ORIGINAL: None}), ORIGINAL),
+    (llama.config(rope_scaling={**YARN, ORIGINAL: 32}) | {ORIGINAL: None}, ORIGINAL),
     (
         llama.config(rope_scaling={**YARN, "partial_rotary_factor": None}),
         "rope_scaling.partial_rotary_factor",
@@ -107,7 +107,7 @@ TAKEN: dict[str, Recipe] = {
     ),
     "no truncation": llama.LlamaRecipe(llama.config(rope_scaling={**YARN, "truncate": None}), seed=5),
     "a length that is a float": llama.LlamaRecipe(
-        llama.config("qwen3", rope_scaling={**YARN, ORIGINAL: 8}, **{ORIGINAL: 20.0}), seed=6
+        llama.config("qwen3", rope_scaling={**YARN, ORIGINAL: 8}) | {ORIGINAL: 20.0}, seed=6
     ),
     "full attention by name": llama.LlamaRecipe(llama.config(layer_types=["full_attention"] * 2), seed=7),
     "a negative window that is not used": llama.LlamaRecipe(llama.config("qwen2", sliding_window=-1), seed=8),
