@@ -188,6 +188,11 @@ def split_as_mistral(backend: tokenizers.Tokenizer) -> None:
     backend.pre_tokenizer = pre_tokenizers.Sequence([split, old])
 
 
+def _unknown(values: Mapping[str, Any]) -> str:
+    """Name of the token for what is unknown; these classes make "None" of a null, which no vocabulary has."""
+    return str(content(values["unk_token"])) if "unk_token" in values else "<unk>"
+
+
 def llama(files: Files, values: Mapping[str, Any]) -> tokenizers.Tokenizer:
     """The backend of a LlamaTokenizer, as `byte_level`."""
     import tokenizers
@@ -210,7 +215,7 @@ def gemma(files: Files, values: Mapping[str, Any]) -> tokenizers.Tokenizer:
     import tokenizers
     from tokenizers import decoders, normalizers, pre_tokenizers
 
-    unknown = content(values.get("unk_token")) or "<unk>"
+    unknown = _unknown(values)
     backend = tokenizers.Tokenizer(_model(files, fuse_unk=True, unk_token=unknown, byte_fallback=True))
     backend.normalizer = normalizers.Replace(" ", "\u2581")
     backend.pre_tokenizer = pre_tokenizers.Split(" ", behavior="merged_with_previous")
@@ -227,7 +232,7 @@ def openai_gpt(files: Files, values: Mapping[str, Any]) -> tokenizers.Tokenizer:
     import tokenizers
     from tokenizers import decoders, normalizers, pre_tokenizers
 
-    unknown = content(values.get("unk_token")) or "<unk>"
+    unknown = _unknown(values)
     backend = tokenizers.Tokenizer(
         _model(
             files,

@@ -119,6 +119,9 @@ fn positive(from: &ConfigFile, field: &str) -> Result<f64> {
 /// The kinds that are supported.
 const KINDS: [&str; 6] = ["default", "linear", "dynamic", "llama3", "longrope", "yarn"];
 
+/// Values of a head that may turn, at most: frequencies are computed before a config is held against tensors.
+const WIDEST: usize = 1 << 16;
+
 /// Why a sequence ends where it does with the kind "dynamic".
 const DYNAMIC: &str = "rope type \"dynamic\" is supported up to max_position_embeddings, since beyond it transformers changes the \
     frequencies of all positions with the longest sequence that the model has seen; shorten the prompt or ask for fewer new tokens";
@@ -154,6 +157,9 @@ pub(super) fn read(file: &ConfigFile, defaults: Defaults) -> Result<Rope> {
             Some(_) => named.unwrap_or(file).invalid(field, expected),
             None => file.invalid("head_dim", "an even number of at least 2"),
         });
+    }
+    if dim > WIDEST {
+        return Err(file.invalid("head_dim", format!("at most {WIDEST} values that turn")));
     }
     let powers = powers(theta, dim);
     let inverse = || powers.iter().map(|power| 1.0 / power);
@@ -262,6 +268,12 @@ fn yarn(powers: &[f32], theta: f64, fields: &Fields<'_>, positions: usize) -> Re
     if fast < 0.0 || slow < 0.0 {
         let field = if fast < 0.0 { "beta_fast" } else { "beta_slow" };
         return Err(fields.object.invalid(field, "a number above 0"));
+    }
+    if theta == 1.0 {
+        let from = if fields.object.has("rope_theta") { &fields.object } else { fields.file };
+        return Err(
+            from.invalid("rope_theta", "a number other than 1 with yarn, which divides by its logarithm")
+        );
     }
     let truncate = !fields.object.is_null("truncate") && fields.object.bool_or("truncate", true)?;
     let dim = 2 * powers.len();

@@ -5,6 +5,7 @@ transformers refuses them, too: when it reads the config, builds the model or ru
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import fastdecode
@@ -48,6 +49,7 @@ CASES: list[tuple[dict[str, Any], str]] = [
         llama.config(rope_scaling={**YARN, "partial_rotary_factor": None}),
         "rope_scaling.partial_rotary_factor",
     ),
+    (llama.config(rope_scaling=YARN, rope_theta=1), "rope_theta"),
     (phi.config(kv_heads=3), "num_key_value_heads"),
     (phi.config(layer_norm_eps=1), "layer_norm_eps"),
     (phi.config(layer_types=["full_attention", "sliding_attention"]), "layer_types"),
@@ -87,7 +89,7 @@ def test_the_field_is_named(config: dict[str, Any], field: str) -> None:
 @pytest.mark.parametrize(("config", "field"), CASES, ids=name)
 def test_transformers_refuses_them_too(config: dict[str, Any], field: str) -> None:
     try:
-        read = transformers.CONFIG_MAPPING[config["model_type"]].from_dict(dict(config))
+        read = transformers.CONFIG_MAPPING[config["model_type"]].from_dict(copy.deepcopy(config))
         model = transformers.AutoModelForCausalLM.from_config(read)
         model(torch.tensor([[1, 2, 3]]))
     except Exception:  # of many types, by where it fails

@@ -364,3 +364,25 @@ def test_large_vocabularies_of_mistral_may_ask_for_another_pattern(
     write(tmp_path, config=config, tokenizer_config=settings)
     text = "xY the wolf 12 a/\n\n1."
     assert (check(tmp_path).encode(text) != made.encode(text).ids) == is_split_anew
+
+
+@pytest.mark.parametrize("cls", ["GemmaTokenizer", "OpenAIGPTTokenizer"])
+@pytest.mark.parametrize("unknown", [None, "<unk>", "a"])
+def test_the_token_for_what_is_unknown_may_be_null(tmp_path: Path, cls: str, unknown: str | None) -> None:
+    made = of_gemma() if cls == "GemmaTokenizer" else of_words()
+    content = json.loads(made.to_str())
+    content["model"]["vocab"] = {
+        token: index for token, index in content["model"]["vocab"].items() if not token.startswith("<0x")
+    }
+    write(
+        tmp_path,
+        tokenizer=content,
+        config={"model_type": "gemma"},
+        tokenizer_config={"tokenizer_class": cls, "unk_token": unknown},
+    )
+    ours = check(tmp_path)
+    if unknown is None:
+        with pytest.raises(errors.TokenizerError, match="a token for every text"):
+            ours.encode("\U0001f999")
+    else:
+        assert ours.backend.token_to_id(unknown) in ours.encode("\U0001f999")
