@@ -122,6 +122,10 @@ const KINDS: [&str; 6] = ["default", "linear", "dynamic", "llama3", "longrope", 
 /// Values of a head that may turn, at most: frequencies are computed before a config is held against tensors.
 const WIDEST: usize = 1 << 16;
 
+/// Radians by which a pair may turn from one position to the next; sines and cosines are exact for what a long sequence makes of
+/// them. Models have 1 at most.
+const FASTEST: f32 = 1000.0;
+
 /// Why a sequence ends where it does with the kind "dynamic".
 const DYNAMIC: &str = "rope type \"dynamic\" is supported up to max_position_embeddings, since beyond it transformers changes the \
     frequencies of all positions with the longest sequence that the model has seen; shorten the prompt or ask for fewer new tokens";
@@ -186,6 +190,16 @@ pub(super) fn read(file: &ConfigFile, defaults: Defaults) -> Result<Rope> {
         "longrope" => longrope(&powers, &fields, defaults.positions)?,
         _ => yarn(&powers, theta, &fields, defaults.positions)?,
     };
+    let beyond = rotary.beyond.iter().flat_map(|beyond| &beyond.inverse);
+    let is_slow = rotary.inverse.iter().chain(beyond).all(|x| x.abs() <= FASTEST);
+    if !is_slow || !rotary.factor.is_finite() {
+        let expected = format!("values that give a finite factor, and at most {FASTEST} radians a position");
+        return Err(match kind {
+            "default" if !fields.object.has("rope_theta") => file.invalid("rope_theta", expected),
+            "default" => fields.object.invalid("rope_theta", expected),
+            _ => fields.object.invalid(fields.kind_field(), expected),
+        });
+    }
     Ok(Rope { rotary, kind, positions: defaults.positions })
 }
 

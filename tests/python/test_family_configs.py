@@ -20,6 +20,7 @@ from subject import Subject
 
 YARN = {"rope_type": "yarn", "factor": 2.0}
 ORIGINAL = "original_max_position_embeddings"
+LONG = {"rope_type": "longrope", "short_factor": [1.0] * 6, "long_factor": [2.0] * 6}
 NESTED = {"full_attention": {"rope_type": "linear", "factor": 2.0}}
 CASES: list[tuple[dict[str, Any], str]] = [
     (llama.config(kv_heads=3), "num_key_value_heads"),
@@ -50,6 +51,7 @@ CASES: list[tuple[dict[str, Any], str]] = [
         "rope_scaling.partial_rotary_factor",
     ),
     (llama.config(rope_scaling=YARN, rope_theta=1), "rope_theta"),
+    (llama.config(rope_scaling={**LONG, ORIGINAL: 1}), "rope_scaling.rope_type"),
     (phi.config(kv_heads=3), "num_key_value_heads"),
     (phi.config(layer_norm_eps=1), "layer_norm_eps"),
     (phi.config(layer_types=["full_attention", "sliding_attention"]), "layer_types"),
@@ -70,6 +72,9 @@ OURS: list[tuple[dict[str, Any], str]] = [
     ),
     (llama.config("mistral", sliding_window=0), "sliding_window"),
     (llama.config(rope_parameters=NESTED), "rope_parameters.full_attention"),
+    (llama.config(rope_theta=1e-40), "rope_theta"),
+    (llama.config(rope_scaling={"type": "linear", "factor": 1e-300}), "rope_scaling.type"),
+    (llama.config(rope_scaling={**YARN, "attention_factor": 1e39}), "rope_scaling.rope_type"),
     (openai_gpt.config(n_positions=0), "n_positions"),
 ]
 
