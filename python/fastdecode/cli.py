@@ -250,11 +250,12 @@ def _run(parsed: argparse.Namespace) -> None:
     # Sequences come side by side and are shown one after the other.
     waiting: dict[int, list[str]] = {}
     ended: set[int] = set()
-    shown = tokens = 0
+    shown = tokens = head = 0
     first = 0.0
     for chunk in stream:
-        first = first or time.perf_counter()
         tokens += len(chunk.token_ids)
+        if first == 0.0:
+            first, head = time.perf_counter(), tokens
         waiting.setdefault(chunk.index, []).append(str(chunk))
         if chunk.finish_reason is not None:
             ended.add(chunk.index)
@@ -265,7 +266,8 @@ def _run(parsed: argparse.Namespace) -> None:
             print()
             shown += 1
     if not parsed.quiet:
-        _show_statistics(model, prompt, tokens, (began, first, time.perf_counter()))
+        head = tokens if isinstance(stream, list) else head
+        _show_statistics(model, prompt, (head, tokens), (began, first, time.perf_counter()))
 
 
 def _options(parsed: argparse.Namespace) -> dict[str, Any]:
@@ -338,19 +340,33 @@ def _pieces(model: CausalLM | Seq2SeqLM, prompt: str, options: dict[str, Any]) -
 
 
 def _show_statistics(
-    model: CausalLM | Seq2SeqLM, prompt: str, tokens: int, times: tuple[float, float, float]
+    model: CausalLM | Seq2SeqLM,
+    prompt: str,
+    counts: tuple[int, int],
+    times: tuple[float, float, float],
 ) -> None:
     began, first, end = times
     prompt_tokens = len(model.tokenizer.encode(prompt)) if model.tokenizer is not None else 0
-    rate = (tokens - 1) / (end - first) if tokens > 1 and end > first else 0.0
     parts = (
         f"load {model.info()['load_seconds']:.2f} s",
         f"prompt {prompt_tokens} tokens",
         f"first text after {first - began:.2f} s",
-        f"{tokens} new tokens in {end - began:.2f} s",
-        f"{rate:.1f} tokens/s",
+        f"{counts[1]} new tokens in {end - began:.2f} s",
+        f"{_rate(counts, times):.1f} tokens/s",
     )
     print("\n" + "; ".join(parts), file=sys.stderr)
+
+
+def _rate(counts: tuple[int, int], times: tuple[float, float, float]) -> float:
+    """Tokens in a second behind the first piece of text, or in the whole time where nothing came behind that.
+
+    Args:
+        counts: Tokens of the first piece, which may be many where bytes are held back, and all tokens.
+        times: When the call began, when its first piece came, and when it ended.
+    """
+    (head, tokens), (began, first, end) = counts, times
+    tokens, seconds = (tokens - head, end - first) if tokens > head else (tokens, end - began)
+    return tokens / seconds if seconds > 0 else 0.0
 
 
 def _info(parsed: argparse.Namespace) -> None:

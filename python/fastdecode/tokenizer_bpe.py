@@ -51,6 +51,21 @@ _QWEN2 = "|".join(
     ]
 )
 
+# Mistral's, for vocabularies of more than this: a word begins anew with a capital letter, and has marks in it.
+_MISTRAL_SIZE = 100_000
+_LARGE, _SMALL = r"\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}", r"\p{Ll}\p{Lm}\p{Lo}\p{M}"
+_MISTRAL = "|".join(
+    [
+        rf"[^\r\n\p{{L}}\p{{N}}]?[{_LARGE}]*[{_SMALL}]+",
+        rf"[^\r\n\p{{L}}\p{{N}}]?[{_LARGE}]+[{_SMALL}]*",
+        r"\p{N}",
+        r" ?[^\s\p{L}\p{N}]+[\r\n/]*",
+        r"\s*[\r\n]+",
+        r"\s+(?!\S)",
+        r"\s+",
+    ]
+)
+
 BYTE_LEVEL = {
     "GPT2Tokenizer": _Class(),
     "RobertaTokenizer": _Class(),
@@ -151,6 +166,33 @@ def keep_or_ask(backend: tokenizers.Tokenizer, values: Mapping[str, Any], named:
         begin_and_end(backend, values, named)
 
 
+def split_as_mistral(backend: tokenizers.Tokenizer) -> None:
+    """Splits texts as the large vocabularies of Mistral want it, whose older files have another pattern.
+
+    Args:
+        backend: The backend, with its added tokens; one with a small vocabulary stays as it is.
+    """
+    import tokenizers
+    from tokenizers import pre_tokenizers
+
+    old = backend.pre_tokenizer
+    if old is None or backend.get_vocab_size() <= _MISTRAL_SIZE:
+        return
+    split = pre_tokenizers.Split(tokenizers.Regex(_MISTRAL), behavior="isolated")
+    if isinstance(old, pre_tokenizers.Sequence):
+        old[0] = split
+        backend.pre_tokenizer = old
+        return
+    if isinstance(old, pre_tokenizers.Metaspace):
+        old = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    backend.pre_tokenizer = pre_tokenizers.Sequence([split, old])
+
+
+def _unknown(values: Mapping[str, Any]) -> str:
+    """Name of the token for what is unknown; these classes make "None" of a null, which no vocabulary has."""
+    return str(content(values["unk_token"])) if "unk_token" in values else "<unk>"
+
+
 def llama(files: Files, values: Mapping[str, Any]) -> tokenizers.Tokenizer:
     """The backend of a LlamaTokenizer, as `byte_level`."""
     import tokenizers
@@ -173,7 +215,7 @@ def gemma(files: Files, values: Mapping[str, Any]) -> tokenizers.Tokenizer:
     import tokenizers
     from tokenizers import decoders, normalizers, pre_tokenizers
 
-    unknown = content(values.get("unk_token")) or "<unk>"
+    unknown = _unknown(values)
     backend = tokenizers.Tokenizer(_model(files, fuse_unk=True, unk_token=unknown, byte_fallback=True))
     backend.normalizer = normalizers.Replace(" ", "\u2581")
     backend.pre_tokenizer = pre_tokenizers.Split(" ", behavior="merged_with_previous")
@@ -190,7 +232,7 @@ def openai_gpt(files: Files, values: Mapping[str, Any]) -> tokenizers.Tokenizer:
     import tokenizers
     from tokenizers import decoders, normalizers, pre_tokenizers
 
-    unknown = content(values.get("unk_token")) or "<unk>"
+    unknown = _unknown(values)
     backend = tokenizers.Tokenizer(
         _model(
             files,

@@ -14,7 +14,7 @@ from .families import TOKENIZER_CLASSES
 from .folder import bad_field, optional_json
 from .tokenizer import Tokenizer, token_limit
 from .tokenizer_backends import LibraryBackend
-from .tokenizer_bpe import BYTE_LEVEL, OTHERS
+from .tokenizer_bpe import BYTE_LEVEL, OTHERS, split_as_mistral
 from .tokenizer_class import declared_class, tokenizer_class
 from .tokenizer_parts import Files, errors_of, find_files, malformed, read_content, refuse_pointer
 from .tokenizer_table import GENERIC
@@ -27,6 +27,9 @@ if TYPE_CHECKING:
     import tokenizers
 
 
+# Asks for the pattern of Mistral's newer files, and which folders may ask.
+_MISTRAL_SPLIT = "fix_mistral_regex"
+_MISTRALS = (None, "mistral", "mistral3", "voxtral", "ministral", "pixtral")
 # The file of classes that are made of a SentencePiece model where there is no tokenizer.json.
 _PIECES = "tokenizer.model"
 _OVER_PIECES = [name for name, entry in TOKENIZER_CLASSES.items() if entry.files == (_PIECES,)]
@@ -101,11 +104,21 @@ def read_folder(folder: Path, config: Mapping[str, Any]) -> Tokenizer | None:
         }
         if cls not in (GENERIC, "ByT5Tokenizer"):
             files = files._replace(content=read_content(files.json))
+    if not _may_split_as_mistral(folder, config):
+        settings = {name: value for name, value in settings.items() if name != _MISTRAL_SPLIT}
     whole = _from_file(files.json) if cls == GENERIC and files.json is not None else None
     listed = _listed(files, whole) if ADDED not in settings and files.json is not None else None
     built = _built(cls, files, gather(folder, settings, listed), whole)
     built.folder = folder
     return built
+
+
+def _may_split_as_mistral(folder: Path, config: Mapping[str, Any]) -> bool:
+    """Whether a folder is one of Mistral's, from before transformers wrote the newer pattern."""
+    version = str(config.get("transformers_version") or "0")
+    is_new = version.split(".")[0].isdecimal() and int(version.split(".")[0]) >= 5
+    is_new &= not version.startswith(("5.0.0.dev", "5.0.0rc"))
+    return not is_new and config.get("model_type") in _MISTRALS and (folder / "config.json").is_file()
 
 
 def _has_files(cls: str, files: Files) -> bool:
@@ -227,6 +240,8 @@ def _built(
 
         named["mask_token"] = AddedToken(named["mask_token"], lstrip=True, normalized=False)
     add_tokens(backend, values[ADDED], named, extra)
+    if values.get(_MISTRAL_SPLIT):
+        split_as_mistral(backend)
     _finish(cls, backend, files, values, named, extra)
     backend.encode_special_tokens = bool(values.get("split_special_tokens"))
     shown = _shown(values, named, extra)

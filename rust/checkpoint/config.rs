@@ -163,6 +163,14 @@ impl ConfigFile {
         self.parse_or(field, "an integer from 0 to 2147483647", default, count)
     }
 
+    /// An integer of either sign that may be absent or null.
+    ///
+    /// # Errors
+    /// `Config` when the value is anything else.
+    pub fn integer_opt(&self, field: &str) -> Result<Option<i64>> {
+        self.parse_opt(field, "an integer or null", Value::as_i64)
+    }
+
     /// A number that has a default; an integer passes for one.
     ///
     /// # Errors
@@ -188,13 +196,16 @@ impl ConfigFile {
         self.value(field).and_then(Value::as_f64).ok_or_else(|| self.invalid(field, expected))
     }
 
-    /// A number of single precision that has a default, rounded from double precision as torch rounds it.
+    /// A number of single precision that has a default, rounded from double precision as torch rounds it. The fields that are read so
+    /// are declared as floats, for which transformers takes no integer.
     ///
     /// # Errors
-    /// `Config` when the value is no number, or too large for single precision.
+    /// `Config` when the value is no number with a fraction or an exponent, or too large for single precision.
     pub fn f32_or(&self, field: &str, default: f32) -> Result<f32> {
-        let narrow = |value: &Value| value.as_f64().map(|x| x as f32).filter(|x| x.is_finite());
-        self.parse_or(field, "a number that fits single precision", default, narrow)
+        let narrow = |value: &Value| {
+            value.as_f64().filter(|_| value.is_f64()).map(|x| x as f32).filter(|x| x.is_finite())
+        };
+        self.parse_or(field, "a float that fits single precision, as 1.0 or 1e-6", default, narrow)
     }
 
     /// A truth value that has a default.
@@ -263,6 +274,11 @@ impl ConfigFile {
     /// Whether the field is there and null.
     pub fn is_null(&self, field: &str) -> bool {
         self.value(field).is_some_and(Value::is_null)
+    }
+
+    /// The first field that holds an object.
+    pub fn first_object(&self) -> Option<&str> {
+        self.values.iter().find(|(_, value)| value.is_object()).map(|(field, _)| field.as_str())
     }
 
     /// The first string of a list of strings; `None` where the field is anything else.

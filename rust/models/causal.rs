@@ -1,5 +1,6 @@
 //! What the families of decoders without an encoder have in common: token embeddings and a head that may be one table.
 
+use crate::checkpoint::config::ConfigFile;
 use crate::error::Result;
 use crate::packed::Packed;
 use crate::program::{Recorder, Slot};
@@ -12,6 +13,19 @@ const HEAD: &str = "lm_head.weight";
 pub(super) struct Tables {
     pub(super) embedding: Slot<Packed>,
     pub(super) head: Slot<Packed>,
+}
+
+/// Sees to it that `layer_types`, where it is there, asks for full attention in every block, in a family that has nothing else.
+///
+/// # Errors
+/// `Config` where it does not.
+pub(super) fn full_attention(file: &ConfigFile, layers: usize) -> Result<()> {
+    let Some(types) = file.strings_opt("layer_types")? else { return Ok(()) };
+    if types.len() == layers && types.iter().all(|&name| name == "full_attention") {
+        return Ok(());
+    }
+    let expected = format!("{layers} of \"full_attention\" (this architecture has no windows)");
+    Err(file.invalid("layer_types", expected))
 }
 
 /// Plans embeddings and head of `vocab × width` as transformers 5.24 reads them: of tied weights a file may keep either name

@@ -61,8 +61,8 @@ pub struct Config {
     pub mlp_bias: bool,
     /// Whether every query and key is normalized.
     pub qk_norm: bool,
-    /// Keys that a row sees at most, by block; `None` for all before it.
-    pub windows: Vec<Option<usize>>,
+    /// Keys that a row sees at most, by block.
+    pub windows: Windows,
     rope: Rope,
 }
 
@@ -107,7 +107,7 @@ impl Config {
             o_bias: attention_bias,
             mlp_bias: kin == Kin::Llama && file.bool_or("mlp_bias", false)?,
             qk_norm: kin == Kin::Qwen3,
-            windows: windows(kin, file, num_hidden_layers)?,
+            windows: Windows::read(kin, file, num_hidden_layers)?,
             rope: rope::read(file, rope::Defaults { head_dim: heads.head_dim, positions, partial: None })?,
         })
     }
@@ -145,32 +145,65 @@ fn not_dividing(file: &ConfigFile, field: &str, expected: String, got: usize) ->
     Error::Config { file: file.label().to_owned(), field: field.to_owned(), expected, got: got.to_string() }
 }
 
-/// Window of every block.
-fn windows(kin: Kin, file: &ConfigFile, layers: usize) -> Result<Vec<Option<usize>>> {
-    let slides = match kin {
-        Kin::Llama => return Ok(vec![None; layers]),
-        Kin::Mistral if file.has("layer_types") => {
-            let expected = "no such field (transformers takes a model with it for another architecture)";
-            return Err(file.invalid("layer_types", expected));
-        }
-        Kin::Mistral => vec![true; layers],
-        Kin::Qwen2 | Kin::Qwen3 => sliding(file, layers)?,
-    };
-    let window = match file.has("sliding_window") {
-        false => Some(4096),
-        true if slides.contains(&true) => file.usize_opt("sliding_window")?,
-        // Where no layer has a window any number will do.
-        true => file.f64_opt("sliding_window").map(|_| None)?,
-    };
-    Ok(slides.into_iter().map(|slides| window.filter(|_| slides)).collect())
+/// Which blocks see a window of keys alone. No list is made by a number of the config, however many blocks that asks for.
+#[derive(Debug, Clone)]
+pub struct Windows {
+    /// Keys that a row sees at most in such a block.
+    window: Option<usize>,
+    slides: Slides,
+}
+
+/// Blocks with a window.
+#[derive(Debug, Clone)]
+enum Slides {
+    /// Those from one on.
+    From(usize),
+    /// One by one, as a file lists them.
+    Listed(Vec<bool>),
+}
+
+impl Windows {
+    /// Keys that a row of a block sees at most; `None` for all before it.
+    pub fn of(&self, block: usize) -> Option<usize> {
+        self.window.filter(|_| match &self.slides {
+            Slides::From(first) => block >= *first,
+            Slides::Listed(list) => list.get(block) == Some(&true),
+        })
+    }
+
+    fn read(kin: Kin, file: &ConfigFile, layers: usize) -> Result<Self> {
+        let slides = match kin {
+            Kin::Llama => {
+                causal::full_attention(file, layers)?;
+                return Ok(Self { window: None, slides: Slides::From(layers) });
+            }
+            Kin::Mistral if file.has("layer_types") => {
+                let expected = "no such field (transformers takes a model with it for another architecture)";
+                return Err(file.invalid("layer_types", expected));
+            }
+            Kin::Mistral => Slides::From(0),
+            Kin::Qwen2 | Kin::Qwen3 => sliding(file, layers)?,
+        };
+        let any = match &slides {
+            Slides::From(first) => *first < layers,
+            Slides::Listed(list) => list.contains(&true),
+        };
+        let window = match file.has("sliding_window") {
+            false => Some(4096),
+            true if any => file.usize_opt("sliding_window")?,
+            // Where no layer has a window any integer will do.
+            true => file.integer_opt("sliding_window").map(|_| None)?,
+        };
+        Ok(Self { window, slides })
+    }
 }
 
 /// Which blocks of a Qwen have a window.
-fn sliding(file: &ConfigFile, layers: usize) -> Result<Vec<bool>> {
+fn sliding(file: &ConfigFile, layers: usize) -> Result<Slides> {
     let used = file.bool_or("use_sliding_window", false)? && !file.is_null("sliding_window");
     let first = file.count_or("max_window_layers", 28)?;
     let Some(types) = file.strings_opt("layer_types")? else {
-        return Ok((0..layers).map(|i| used && i >= first).collect());
+        return Ok(Slides::From(if used { first } else { layers }));
     };
     let of = |name: &str| match name {
         "full_attention" => Some(false),
@@ -178,7 +211,7 @@ fn sliding(file: &ConfigFile, layers: usize) -> Result<Vec<bool>> {
         _ => None,
     };
     let slides: Option<Vec<_>> = types.into_iter().map(of).collect();
-    slides.filter(|all| all.len() == layers).ok_or_else(|| {
+    slides.filter(|all| all.len() == layers).map(Slides::Listed).ok_or_else(|| {
         let expected = match used {
             true => format!("{layers} of \"full_attention\" and \"sliding_attention\""),
             false => format!("{layers} of \"full_attention\" where use_sliding_window is not true"),
@@ -215,7 +248,7 @@ pub(super) fn record(
         if c.qk_norm {
             turned = turned.normed(rms_norm("self_attn.q_norm", eps), rms_norm("self_attn.k_norm", eps));
         }
-        let mask = Mask { window: c.windows[i], ..Mask::CAUSAL };
+        let mask = Mask { window: c.windows.of(i), ..Mask::CAUSAL };
         let attended = b.attend(qkv.map(Into::into), Cache::Own(i), turned, mask)?; // (M, heads)
         let y = b.add(x, attended, dense("self_attn.o_proj", d).biased(c.o_bias))?; // (M, D)
         let gate = dense("mlp.gate_proj", c.intermediate_size).then(c.hidden_act).biased(c.mlp_bias);

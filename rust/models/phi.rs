@@ -71,11 +71,13 @@ impl Config {
             return Err(file.invalid("layer_norm_eps", "a number of at least 0"));
         }
         let positions = file.usize_or("max_position_embeddings", 2048)?;
+        let num_hidden_layers = file.usize_or("num_hidden_layers", 24)?;
+        causal::full_attention(file, num_hidden_layers)?;
         Ok(Self {
             vocab_size: file.usize_or("vocab_size", 51200)?,
             hidden_size,
             intermediate_size: file.usize_or("intermediate_size", 8192)?,
-            num_hidden_layers: file.usize_or("num_hidden_layers", 24)?,
+            num_hidden_layers,
             heads,
             hidden_act,
             layer_norm_eps,

@@ -57,20 +57,21 @@ struct Fields<'a> {
 impl<'a> Fields<'a> {
     /// The object that counts: `rope_scaling` where it is there and not empty, `rope_parameters` otherwise.
     fn of(file: &'a ConfigFile) -> Result<Self> {
-        let object = match file.object("rope_scaling")? {
+        let (old, new) = (file.object("rope_scaling")?, file.object("rope_parameters")?);
+        let object = match old.or(new) {
             Some(object) => object,
-            None => match file.object("rope_parameters")? {
-                Some(object) => object,
-                None => ConfigFile::from_json(file.label(), "{}")?,
-            },
+            None => ConfigFile::from_json(file.label(), "{}")?,
         };
+        if let Some(kind_of_layer) = object.first_object() {
+            let expected = "the parameters themselves (this architecture has one rope for all layers)";
+            return Err(object.invalid(kind_of_layer, expected));
+        }
         Ok(Self { file, object })
     }
 
     /// A number above zero that must be given.
     fn positive(&self, field: &str) -> Result<f64> {
-        let x = self.object.f64(field)?;
-        if x > 0.0 { Ok(x) } else { Err(self.object.invalid(field, "a number above 0")) }
+        positive(&self.object, field)
     }
 
     /// A number of the object, or of the config itself.
@@ -82,11 +83,19 @@ impl<'a> Fields<'a> {
     /// The length before scaling: of the config itself, else of the object, else the longest of all.
     fn original(&self, positions: usize) -> Result<f64> {
         let field = "original_max_position_embeddings";
-        match self.file.usize_opt(field)? {
-            Some(length) => Ok(length as f64),
-            None if self.object.has(field) => self.positive(field),
+        match [self.file, &self.object].into_iter().find(|from| from.has(field)) {
+            Some(from) => positive(from, field),
             None => Ok(positions as f64),
         }
+    }
+
+    /// The part of a head that is turned, with whoever names it. A null of the config itself names nothing.
+    fn part(&self) -> Option<&ConfigFile> {
+        let field = "partial_rotary_factor";
+        if self.object.has(field) {
+            return Some(&self.object);
+        }
+        Some(self.file).filter(|file| file.has(field) && !file.is_null(field))
     }
 
     /// The kind of scaling: `rope_type`, else `type` of old files.
@@ -101,8 +110,21 @@ impl<'a> Fields<'a> {
     }
 }
 
+/// A number above zero that must be given.
+fn positive(from: &ConfigFile, field: &str) -> Result<f64> {
+    let x = from.f64(field)?;
+    if x > 0.0 { Ok(x) } else { Err(from.invalid(field, "a number above 0")) }
+}
+
 /// The kinds that are supported.
 const KINDS: [&str; 6] = ["default", "linear", "dynamic", "llama3", "longrope", "yarn"];
+
+/// Values of a head that may turn, at most: frequencies are computed before a config is held against tensors.
+const WIDEST: usize = 1 << 16;
+
+/// Radians by which a pair may turn from one position to the next; sines and cosines are exact for what a long sequence makes of
+/// them. Models have 1 at most.
+const FASTEST: f32 = 1000.0;
 
 /// Why a sequence ends where it does with the kind "dynamic".
 const DYNAMIC: &str = "rope type \"dynamic\" is supported up to max_position_embeddings, since beyond it transformers changes the \
@@ -120,11 +142,15 @@ pub(super) fn read(file: &ConfigFile, defaults: Defaults) -> Result<Rope> {
         let from = if fields.object.has("rope_theta") { &fields.object } else { file };
         return Err(from.invalid("rope_theta", "a number above 0"));
     }
-    let part = match (defaults.partial, fields.inherited("partial_rotary_factor")?) {
-        (Some(default), part) => part.unwrap_or(default),
-        (None, Some(part)) if kind != "default" && part != 1.0 => {
-            let from = if fields.object.has("partial_rotary_factor") { &fields.object } else { file };
-            return Err(from.invalid("partial_rotary_factor", "1 (this architecture turns whole heads)"));
+    let field = "partial_rotary_factor";
+    let named = fields.part();
+    let part = match (defaults.partial, named) {
+        (Some(_), Some(from)) => from.f64(field)?,
+        (Some(_), None) if file.is_null(field) => return Err(file.invalid(field, "a number")),
+        (Some(default), None) => default,
+        // Whole heads turn; the kind "default" does not look at the field.
+        (None, Some(from)) if kind != "default" && from.f64(field)? != 1.0 => {
+            return Err(from.invalid(field, "1 (this architecture turns whole heads)"));
         }
         (None, _) => 1.0,
     };
@@ -132,12 +158,12 @@ pub(super) fn read(file: &ConfigFile, defaults: Defaults) -> Result<Rope> {
     if !(0.0..=1.0).contains(&part) || dim == 0 || !dim.is_multiple_of(2) {
         let expected = "a part of a head with an even number of values, at least 2";
         return Err(match defaults.partial {
-            Some(_) if fields.object.has("partial_rotary_factor") => {
-                fields.object.invalid("partial_rotary_factor", expected)
-            }
-            Some(_) => file.invalid("partial_rotary_factor", expected),
+            Some(_) => named.unwrap_or(file).invalid(field, expected),
             None => file.invalid("head_dim", "an even number of at least 2"),
         });
+    }
+    if dim > WIDEST {
+        return Err(file.invalid("head_dim", format!("at most {WIDEST} values that turn")));
     }
     let powers = powers(theta, dim);
     let inverse = || powers.iter().map(|power| 1.0 / power);
@@ -164,6 +190,16 @@ pub(super) fn read(file: &ConfigFile, defaults: Defaults) -> Result<Rope> {
         "longrope" => longrope(&powers, &fields, defaults.positions)?,
         _ => yarn(&powers, theta, &fields, defaults.positions)?,
     };
+    let beyond = rotary.beyond.iter().flat_map(|beyond| &beyond.inverse);
+    let is_slow = rotary.inverse.iter().chain(beyond).all(|x| x.abs() <= FASTEST);
+    if !is_slow || !rotary.factor.is_finite() {
+        let expected = format!("values that give a finite factor, and at most {FASTEST} radians a position");
+        return Err(match kind {
+            "default" if !fields.object.has("rope_theta") => file.invalid("rope_theta", expected),
+            "default" => fields.object.invalid("rope_theta", expected),
+            _ => fields.object.invalid(fields.kind_field(), expected),
+        });
+    }
     Ok(Rope { rotary, kind, positions: defaults.positions })
 }
 
@@ -247,7 +283,13 @@ fn yarn(powers: &[f32], theta: f64, fields: &Fields<'_>, positions: usize) -> Re
         let field = if fast < 0.0 { "beta_fast" } else { "beta_slow" };
         return Err(fields.object.invalid(field, "a number above 0"));
     }
-    let truncate = fields.object.bool_or("truncate", true)?;
+    if theta == 1.0 {
+        let from = if fields.object.has("rope_theta") { &fields.object } else { fields.file };
+        return Err(
+            from.invalid("rope_theta", "a number other than 1 with yarn, which divides by its logarithm")
+        );
+    }
+    let truncate = !fields.object.is_null("truncate") && fields.object.bool_or("truncate", true)?;
     let dim = 2 * powers.len();
     let turns =
         |count: f64| dim as f64 * (original / (count * 2.0 * std::f64::consts::PI)).ln() / (2.0 * theta.ln());

@@ -50,6 +50,13 @@ def test_run(capsys: pytest.CaptureFixture[str], folder: Path, text: str) -> Non
     assert echoed == (0, "Once upon" + text + "\n", "")
 
 
+def test_the_rate_counts_what_comes_behind_the_first_piece() -> None:
+    assert cli._rate((1, 9), (0.0, 1.0, 3.0)) == 4
+    assert cli._rate((6, 8), (0.0, 3.0, 4.0)) == 2, "bytes were held back"
+    assert cli._rate((8, 8), (0.0, 2.0, 2.0)) == 4, "all at once"
+    assert cli._rate((0, 0), (1.0, 1.0, 1.0)) == 0
+
+
 def test_run_without_a_prompt_starts_from_bos(
     capsys: pytest.CaptureFixture[str], folder: Path, model: fastdecode.CausalLM
 ) -> None:

@@ -84,6 +84,30 @@ def test_sequences_begin_as_others_end(wide_model: fastdecode.CausalLM) -> None:
     stream.close()
 
 
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"num_hidden_layers": 2**31 - 1},
+        {"num_hidden_layers": 2**31 - 1, "model_type": "mistral"},
+        {"num_hidden_layers": 2**31 - 1, "model_type": "qwen2", "use_sliding_window": True},
+        {"num_hidden_layers": 2**31 - 1, "model_type": "phi"},
+        {"num_hidden_layers": 2**31 - 1, "model_type": "openai-gpt"},
+        {"num_hidden_layers": 2**31 - 1, "model_type": "gpt2"},
+        {"max_window_layers": 2**31 - 1, "model_type": "qwen3"},
+        {"head_dim": 2**31 - 2},
+        {"hidden_size": 2**31 - 2, "num_attention_heads": 1, "model_type": "phi"},
+        {"max_position_embeddings": 2**31 - 1},
+        {"vocab_size": 2**31 - 1},
+        {"sliding_window": 2**31 - 1, "model_type": "mistral"},
+    ],
+    ids=str,
+)
+def test_sizes_of_a_config_take_no_memory(changes: dict[str, Any]) -> None:
+    config = {"model_type": "llama"} | changes
+    with pytest.raises((errors.ConfigError, errors.CheckpointError)):
+        fastdecode.CausalLM.from_tensors(config, {})
+
+
 @linux
 def test_sources_that_no_memory_holds(wide_t5: fastdecode.Seq2SeqLM) -> None:
     source = [5] * 4_000_000

@@ -331,3 +331,58 @@ def test_without_a_file(tmp_path: Path, cls: str) -> None:
     write(tmp_path, config={"model_type": "llama"}, tokenizer_config={"tokenizer_class": cls})
     with pytest.raises(errors.TokenizerError, match=r"without a tokenizer\.json or tokenizer\.model"):
         load(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("step", "config", "is_split_anew"),
+    [
+        ("pieces", {"model_type": "mistral"}, True),
+        ("bytes", {"model_type": "mistral", "transformers_version": "4.57.1"}, True),
+        ("sequence", {}, True),
+        ("sequence", {"model_type": "mistral", "transformers_version": "5.1.0"}, False),
+        ("sequence", {"model_type": "llama"}, False),
+    ],
+    ids=str,
+)
+def test_large_vocabularies_of_mistral_may_ask_for_another_pattern(
+    tmp_path: Path, step: str, config: dict[str, Any], *, is_split_anew: bool
+) -> None:
+    content = json.loads(of_bytes().to_str())
+    content["normalizer"] = None
+    vocabulary = content["model"]["vocab"]
+    vocabulary["xY"] = len(vocabulary) + 19
+    vocabulary |= {f"<{index}>": index for index in range(len(vocabulary) + 20, 100_100)}
+    made = tokenizers.Tokenizer.from_str(json.dumps(content))
+    by_bytes = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    made.pre_tokenizer = {
+        "pieces": pre_tokenizers.Metaspace(split=False),
+        "bytes": by_bytes,
+        "sequence": pre_tokenizers.Sequence([pre_tokenizers.Digits(), by_bytes]),
+    }[step]
+    made.save(str(tmp_path / "tokenizer.json"))
+    settings = {"tokenizer_class": "PreTrainedTokenizerFast", "fix_mistral_regex": True}
+    write(tmp_path, config=config, tokenizer_config=settings)
+    text = "xY the wolf 12 a/\n\n1."
+    assert (check(tmp_path).encode(text) != made.encode(text).ids) == is_split_anew
+
+
+@pytest.mark.parametrize("cls", ["GemmaTokenizer", "OpenAIGPTTokenizer"])
+@pytest.mark.parametrize("unknown", [None, "<unk>", "a"])
+def test_the_token_for_what_is_unknown_may_be_null(tmp_path: Path, cls: str, unknown: str | None) -> None:
+    made = of_gemma() if cls == "GemmaTokenizer" else of_words()
+    content = json.loads(made.to_str())
+    content["model"]["vocab"] = {
+        token: index for token, index in content["model"]["vocab"].items() if not token.startswith("<0x")
+    }
+    write(
+        tmp_path,
+        tokenizer=content,
+        config={"model_type": "gemma"},
+        tokenizer_config={"tokenizer_class": cls, "unk_token": unknown},
+    )
+    ours = check(tmp_path)
+    if unknown is None:
+        with pytest.raises(errors.TokenizerError, match="a token for every text"):
+            ours.encode("\U0001f999")
+    else:
+        assert ours.backend.token_to_id(unknown) in ours.encode("\U0001f999")

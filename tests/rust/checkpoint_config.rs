@@ -59,7 +59,8 @@ fn numbers_truth_values_and_strings() {
         config(r#"{"eps": 1e-5, "one": 1, "tie": false, "null": null, "act": "gelu_new", "big": 1e300}"#);
     assert_eq!(sound.f32_or("eps", 0.0).unwrap(), 1e-5);
     assert_eq!(sound.f64_or("eps", 0.0).unwrap(), 1e-5);
-    assert_eq!(sound.f32_or("one", 0.0).unwrap(), 1.0);
+    assert_eq!(sound.f64_or("one", 0.0).unwrap(), 1.0);
+    assert_refused(sound.f32_or("one", 0.0), "one", "1");
     assert_eq!(sound.f32_or("absent", 0.5).unwrap(), 0.5);
     assert_eq!(sound.f64_or("big", 0.0).unwrap(), 1e300);
     assert_refused(sound.f32_or("big", 0.0), "big", "1e+300");
