@@ -191,7 +191,9 @@ class Chat:
         given: dict[str, Any] = {**options}
         if self._chat_template is not None:
             given.setdefault("chat_template", self._chat_template)
-        if not isinstance(self.messages, (list, tuple)):
+        if isinstance(self.messages, tuple):
+            self.messages = [*self.messages]
+        if not isinstance(self.messages, list):
             raise bad_option("messages", "a list of messages", f"{self.messages!r:.80}")
         # An edited list may hold anything.
         items = self._model._chat_items(conversation([*self.messages, said]))

@@ -29,7 +29,8 @@ MOST_MADE, MOST_WRITTEN = 16 * MOST_TEXT, 4 * MOST_TEXT
 MOST_COMPARED = 10**9
 # Bits of a whole number; those of more than 4,300 digits cannot be written anyway.
 _MOST_BITS = 100_000
-# What one item of a list counts: the memory of the list, and with its own where the whole is looked at.
+# What one item of a list counts: the memory of the list, and with its own where the item is new, where the whole is
+# looked at, and in a dictionary.
 _ITEM, _HELD = 8, 64
 # What holds other values; no abstract class is asked, as that would be traced.
 _HOLDERS: Any = (
@@ -80,10 +81,17 @@ class Meter:
         if size > MOST_TEXT:
             raise TooMuch(f"an operation would make more than {MOST_TEXT // 10**6} MB")
 
-    def made(self, result: T) -> T:
-        """Takes note of what an operation has made."""
+    def made(self, result: T, given: object = None) -> T:
+        """Takes note of what an operation has made.
+
+        Args:
+            result: What it has made.
+            given: What it was made of: a list of a text's parts holds new texts, and not what was there before.
+        """
         size = length(result)
         self.allow(size)
+        if isinstance(given, (str, bytes)) and isinstance(result, list):
+            size = len(result) * _HELD
         self._made += size
         if self._made > MOST_MADE:
             raise TooMuch(f"its operations make more than {MOST_MADE // 10**6} MB together")
@@ -140,8 +148,10 @@ def length(value: object) -> int:
     """What a text or a list counts by itself, whatever is in the list."""
     if isinstance(value, (str, bytes)):
         return len(value)
-    if isinstance(value, (list, tuple, dict, set, frozenset)):
+    if isinstance(value, (list, tuple)):
         return len(value) * _ITEM
+    if isinstance(value, (dict, set, frozenset)):
+        return len(value) * _HELD
     if isinstance(value, int) and value.bit_length() > _MOST_BITS:
         raise TooMuch(f"a whole number of more than {_MOST_BITS} bits")
     return 0

@@ -120,7 +120,7 @@ def _bounded(name: str, function: _Filter) -> _Filter:
         first = {"context": context, "eval_context": context.eval_ctx, "environment": context.environment}
         before = () if takes is None else (first[takes],)
         result = function(*before, value, *args, **kwargs)
-        return result if running is None else running.made(result)
+        return result if running is None else running.made(result, value)
 
     return limited
 

@@ -85,6 +85,11 @@ class _Namespace(Namespace):
         _refuse_private(name)
         super().__setitem__(name, value)
 
+    def __repr__(self) -> str:
+        # Namespaces within count when their own texts are made.
+        _allow(weight(self.__attrs))
+        return _made(super().__repr__())
+
 
 def _refuse_private(name: object) -> None:
     if isinstance(name, str) and name.startswith("_"):
@@ -171,7 +176,7 @@ class ChatEnvironment(ImmutableSandboxedEnvironment):
                     weight(value)
             if owner is not None:
                 weight(owner)
-        return _made(super().call(context, obj, *args, **kwargs))
+        return _made(super().call(context, obj, *args, **kwargs), owner)
 
     def getitem(self, obj: Any, argument: Any) -> Any:  # noqa: ANN401 (any values)
         """An item; a key that is a tuple is looked at as a whole."""
@@ -222,9 +227,9 @@ def _allow(size: int) -> None:
         raise TooMuch(f"an operation would make more than {MOST_TEXT // 10**6} MB")
 
 
-def _made(result: T) -> T:
+def _made(result: T, given: object = None) -> T:
     running = meter()
-    return result if running is None else running.made(result)
+    return result if running is None else running.made(result, given)
 
 
 def _written(value: Any) -> Any:  # noqa: ANN401 (any value)

@@ -440,7 +440,10 @@ class LanguageModel(Conversing):
             tokenizer = self._need_tokenizer(f"a {option} of text")
             return self._known(tokenizer.encode(prompt, add_special_tokens=add_special_tokens), option)
         if not is_empty(prompt) and (is_conversation(prompt) or not is_one(prompt, option)):
-            raise bad_option(option, "one string or one list of token ids", f"{prompt!r:.80}")
+            expected = "one string or one list of token ids"
+            if is_conversation(prompt):
+                expected += " (of messages, model.apply_chat_template gives the ids)"
+            raise bad_option(option, expected, f"{prompt!r:.80}")
         ids: Any = prompt
         return as_ids(ids, self._core.vocab_size, option)
 

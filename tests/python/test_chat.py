@@ -327,6 +327,28 @@ def test_an_error_leaves_the_messages(model: fastdecode.CausalLM, monkeypatch: p
     assert chat.send("b", **SHORT) is not None
 
 
+def test_messages_that_were_replaced(model: fastdecode.CausalLM) -> None:
+    chat = Chat(model)
+    messages: Any = (user("a"), assistant("b"))
+    chat.messages = messages
+    answer = chat.send("c", **SHORT)
+    assert chat.messages == [*messages, user("c"), assistant(answer)]
+    unfit: list[Any] = [None, "abc", {"role": "user"}]
+    for wrong in unfit:
+        chat.messages = wrong
+        with pytest.raises(errors.OptionError, match="messages: expected a list of messages"):
+            chat.send("c", **SHORT)
+        assert chat.messages is wrong
+
+
+def test_verbs_of_given_tokens_say_where_their_ids_come_from(model: fastdecode.CausalLM) -> None:
+    for call in (model.loss, model.perplexity, model.embed):
+        with pytest.raises(errors.OptionError, match=r"model\.apply_chat_template gives the ids"):
+            call([user("x")])
+    with pytest.raises(errors.OptionError, match=r"one string or one list of token ids, got"):
+        model.embed([[1, 2]])  # type: ignore[arg-type]
+
+
 def test_a_stream_that_another_thread_reads(model: fastdecode.CausalLM) -> None:
     chat: Any = Chat(model)
     inside, leave = threading.Event(), threading.Event()

@@ -80,6 +80,16 @@ TOO_MUCH = {
     "index": SHARED + "{{ [ns.x].index(ns.y) }}",
     "changed": SHARED + "{% for i in [1, 2] %}{{ loop.changed(ns.x if i == 1 else ns.y) }}{% endfor %}",
     "output": SHARED + "{{ ns.x }}",
+    "namespaces in a namespace": BIG
+    + "{% set o = namespace(v=b) %}{% for i in range(60) %}{% set o.v = namespace(a=o.v, b=o.v) %}{% endfor %}{{ o.v }}",
+    "a text of a namespace": BIG + "{{ 'a' ~ namespace(v=[b] * 1000) }}",
+    "dictionaries": "{% set n = namespace(l=[]) %}{% for i in range(1000) %}{% set n.l = n.l + [dict.fromkeys(range(100000))] %}{% endfor %}",
+    "parts of texts": (
+        "{% set n = namespace(l=[]) %}{% for i in range(1000) %}{% set n.l = n.l + [('ab ' * 600000).split()] %}{% endfor %}"
+    ),
+    "letters of texts": (
+        "{% set n = namespace(l=[]) %}{% for i in range(1000) %}{% set n.l = n.l + [('\\u6c49' * 600000) | list] %}{% endfor %}"
+    ),
     "str.format": "{{ '{:1000000000}'.format(1) }}",
     "str.format, nested": "{{ '{:{w}}'.format(1, w=10**9) }}",
     "str.format, precision": "{{ '{:.1000000000f}'.format(1.0) }}",
