@@ -82,22 +82,25 @@ class Session:
                 import readline  # noqa: F401 (`input` edits lines with it)
             _tell("Write /help for what there is beside talking, and /exit to leave.")
         while True:
+            # The loop stands inside the `try`, so that Ctrl-C between two of its steps is heard here, too.
             try:
-                line = self._line()
+                while (line := self._line()) is not None and line.strip() not in ("/exit", "/quit"):
+                    self._try(line)
+                return self._is_asked or not self._failed
             except KeyboardInterrupt:
                 if not self._is_asked:
                     raise
                 _tell("\n(/exit leaves)")
-                continue
-            if line is None or line.strip() in ("/exit", "/quit"):
-                return self._is_asked or not self._failed
-            try:
-                self._take(line)
-            except errors.FastdecodeError as error:
-                self._failed = True
-                _tell(f"fastdecode: error: {error}")
-                if isinstance(error, errors.ContextLengthError):
-                    _tell("(/undo takes a turn back, /reset all of them)")
+
+    def _try(self, line: str) -> None:
+        """Takes a line, and says what is wrong with it."""
+        try:
+            self._take(line)
+        except errors.FastdecodeError as error:
+            self._failed = True
+            _tell(f"fastdecode: error: {error}")
+            if isinstance(error, errors.ContextLengthError):
+                _tell("(/undo takes a turn back, /reset all of them)")
 
     def _line(self) -> str | None:
         """The next line, or None at the end of the input."""

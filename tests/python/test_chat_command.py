@@ -236,3 +236,27 @@ def test_ctrl_c_in_an_answer(
     assert "/reset" in captured.err
     assert talk.messages[0] == user("Hi")
     assert talk.messages[1]["content"] == captured.out.removesuffix("\n")
+
+
+def test_ctrl_c_between_a_line_and_its_answer(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, demo: fastdecode.CausalLM
+) -> None:
+    from fastdecode.chat_command import Session
+
+    def interrupted(_: str) -> None:
+        raise KeyboardInterrupt
+
+    for is_asked in (True, False):
+        session = Session(
+            fastdecode.Chat(demo), OPTIONS, is_asked=is_asked, shows_statistics=False, as_text=str
+        )
+        monkeypatch.setattr(session, "_answer", interrupted)
+        monkeypatch.setattr(sys, "stdin", io.StringIO("Hi\n/system\n"))
+        if is_asked:
+            assert session.run()
+            captured = capsys.readouterr()
+            assert captured.err.index("(/exit leaves)") < captured.err.index("none")
+        else:
+            # A pipe has nobody to ask: the command ends as a program that Ctrl-C ended.
+            with pytest.raises(KeyboardInterrupt):
+                session.run()
