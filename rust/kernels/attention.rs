@@ -16,6 +16,10 @@ use super::tile::TileRows;
 pub const CHUNK: usize = 256;
 /// Query rows of a tile, at most; tables with half of the registers take half of them.
 const MAX_ROWS: usize = 12;
+/// Query rows of a pass that is bound by memory, at most: such a pass asks for what it reads next.
+const FEW_ROWS: usize = 8;
+/// The same in tables with half of the registers.
+const FEW_ROWS_OF_HALF: usize = 6;
 
 /// Which keys a query row may see.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -154,21 +158,23 @@ pub(super) unsafe fn attention<L: Lanes, K: Kind<L>>(job: &Attention<'_>) {
             rows::<L, K, MAX_ROWS, 1>(job, i);
             i += MAX_ROWS;
         }
-        while i + 6 <= job.rows {
-            rows::<L, K, 6, 1>(job, i);
-            i += 6;
-        }
-        while i + 4 <= job.rows {
-            rows::<L, K, 4, 1>(job, i);
-            i += 4;
-        }
-        while i + 2 <= job.rows {
-            rows::<L, K, 2, 2>(job, i);
-            i += 2;
-        }
+        // Every pass reads all keys and values, so what is left takes as few passes as it can, of nearly the same height.
+        let most = if L::ROWS >= MAX_ROWS { FEW_ROWS } else { FEW_ROWS_OF_HALF };
         while i < job.rows {
-            rows::<L, K, 1, 4>(job, i);
-            i += 1;
+            let left = job.rows - i;
+            let height = left.div_ceil(left.div_ceil(most));
+            match height {
+                1 => rows::<L, K, 1, 4>(job, i),
+                2 => rows::<L, K, 2, 2>(job, i),
+                3 => rows::<L, K, 3, 2>(job, i),
+                4 => rows::<L, K, 4, 1>(job, i),
+                5 => rows::<L, K, 5, 1>(job, i),
+                6 => rows::<L, K, 6, 1>(job, i),
+                7 if L::ROWS >= MAX_ROWS => rows::<L, K, 7, 1>(job, i),
+                8 if L::ROWS >= MAX_ROWS => rows::<L, K, 8, 1>(job, i),
+                _ => unreachable!("a pass of {height} rows"),
+            }
+            i += height;
         }
     }
 }
@@ -235,13 +241,16 @@ unsafe fn rows<L: Lanes, K: Kind<L>, const R: usize, const N: usize>(job: &Atten
                 let sees = seen[r].end > c0 && seen[r].from < c0 + CHUNK;
                 weigh::<L, K>(scores.add(r * CHUNK), blocks, sees, run);
             }
+            // What comes next: the keys of the chunk behind this one, or the first ones of what follows.
+            let (behind, first) = (c0 + CHUNK, c0 / BLOCK);
+            let next = if behind < keys { (&job.blocks[behind / BLOCK..], job.keys) } else { job.next };
             let mut v = 0;
             while v + N * WIDTH <= width {
-                values::<L, K, R, N>(job, c0 / BLOCK, blocks, v, scores, &run, total.add(v));
+                values::<L, K, R, N>(job, first, blocks, v, scores, &run, next, total.add(v));
                 v += N * WIDTH;
             }
             while v < width {
-                values::<L, K, R, 1>(job, c0 / BLOCK, blocks, v, scores, &run, total.add(v));
+                values::<L, K, R, 1>(job, first, blocks, v, scores, &run, next, total.add(v));
                 v += WIDTH;
             }
         }
@@ -328,7 +337,7 @@ unsafe fn score<L: Lanes, K: Kind<L>, const R: usize, const N: usize>(
             }
             // Few rows wait for memory: a block's values are as many lines as its keys, and come meanwhile, into the
             // second level, since the first has no room for both.
-            if R <= 2 {
+            if R <= FEW_ROWS {
                 for key in keys {
                     L::prefetch_near(key.wrapping_add(job.values - job.keys + x * LINE));
                 }
@@ -398,6 +407,7 @@ unsafe fn weigh<L: Lanes, K: Kind<L>>(scores: *mut f32, blocks: usize, sees: boo
 
 /// Weighted values of a chunk, `N` vectors of dimensions from `v` on, merged into `total` for every row.
 #[inline(always)]
+#[allow(clippy::too_many_arguments, reason = "the innermost seam: everything is a register")]
 #[allow(
     clippy::needless_range_loop,
     reason = "indices keep the accumulators in registers without iterators' closures"
@@ -409,6 +419,7 @@ unsafe fn values<L: Lanes, K: Kind<L>, const R: usize, const N: usize>(
     v: usize,
     weights: *const f32,
     run: &[Running; R],
+    next: (&[*const u8], usize),
     total: *mut f32,
 ) {
     // SAFETY: handed on from the caller.
@@ -424,8 +435,8 @@ unsafe fn values<L: Lanes, K: Kind<L>, const R: usize, const N: usize>(
                     line[n] = K::line(at.add(n * LINE));
                 }
                 // As many lines of keys as there are of values, a step ahead.
-                if R <= 2 && first_block + b < job.next.0.len() {
-                    let key = job.next.0[first_block + b].wrapping_add(job.next.1);
+                if R <= FEW_ROWS && b < next.0.len() {
+                    let key = next.0[b].wrapping_add(next.1);
                     for n in 0..N {
                         L::prefetch_near(key.wrapping_add((t * width / WIDTH + v / WIDTH + n) * LINE));
                     }
