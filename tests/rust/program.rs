@@ -124,7 +124,8 @@ fn step(
 ) -> (Vec<f32>, usize) {
     let runtime = Runtime::new(threads, false).unwrap();
     let shape = shape(program);
-    let executor = Executor { program, weights, runtime: &runtime, own: &shape, memory: &shape };
+    let executor =
+        Executor { program, weights, runtime: &runtime, own: &shape, memory: &shape, profile: None };
     let mut turn = team::turn(threads, &Cancel::never()).unwrap();
     let mut buffers = Buffers::take();
     let mut wanted = 0;
