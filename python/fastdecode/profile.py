@@ -110,7 +110,7 @@ class Profile:
             )
         self._kept = self._counts()
         self._core.start()
-        self._before = self._core.counts()
+        self._before = list(self._core.counts())
         return self
 
     def __exit__(
