@@ -1,7 +1,9 @@
 //! Profiles over the golden models: what phases cost adds up to what the program says, and counting changes no bit.
 
 use std::path::Path;
+use std::sync::atomic::AtomicBool;
 
+use fastdecode::Error;
 use fastdecode::models::{
     Cancel, Count, Decoder, Input, Kind, Line, LoadOptions, Model, Segment, Source, Steps, Wanted,
 };
@@ -88,26 +90,18 @@ fn phases_add_up_to_their_program_and_change_no_bit() {
 }
 
 #[test]
-fn what_was_done_of_a_cancelled_step_is_counted() {
-    let model = load("random-plain", 2);
+fn a_step_that_is_cancelled_counts_as_far_as_it_came() {
+    let (model, flag) = (load("random-plain", 1), AtomicBool::new(true));
     model.profile().begin();
     let mut sequence = model.start(None).unwrap();
-    let asked = std::cell::Cell::new(0);
-    let hook = || {
-        asked.set(asked.get() + 1);
-        asked.get() > 3
-    };
     let segment = Segment { sequence: &mut sequence, input: Input::Tokens(&[1; 40]), logits: Wanted::Last };
-    let cancel = Cancel::never();
-    let cancel = cancel.asking(&hook);
-    let outcome = model.forward(&mut [segment], &mut Vec::new(), &cancel);
-    let found = counts(&model);
-    let calls =
-        |kind| found.iter().filter(|(line, _)| line.kind == kind).map(|(_, count)| count.calls).sum::<u64>();
-    if outcome.is_err() {
-        assert_eq!(calls(Some(Kind::Head)), 0, "the last phase did not end");
+    let outcome = model.forward(&mut [segment], &mut Vec::new(), &Cancel::new(&flag));
+    assert!(matches!(outcome, Err(Error::Cancelled)), "{outcome:?}");
+    for (line, count) in counts(&model) {
+        let began = line.kind.is_none() && line.steps == Steps::Prompt;
+        assert_eq!(count.calls, u64::from(began), "it ends at its first barrier: {line:?}");
+        assert_eq!(count.nanos > 0, began, "its time is the rest's: {line:?}");
     }
-    assert_eq!(calls(None), 1, "a step began");
 }
 
 #[test]
