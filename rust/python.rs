@@ -9,6 +9,7 @@ mod exceptions;
 mod interrupt;
 mod memory;
 mod prefix;
+mod profile;
 mod score;
 mod state;
 mod turn;
@@ -31,6 +32,7 @@ use exceptions::detached;
 use interrupt::{interruptible, interruptible_hook};
 use memory::{Memory, SourceArgument};
 use prefix::Prefix;
+use profile::Profile;
 use state::State;
 
 /// Floats as bytes that numpy can view without another copy.
@@ -219,6 +221,11 @@ impl Model {
     /// Floating-point operations of reading so many tokens, and giving the logits of the last `wanted` of them.
     fn flops(&self, tokens: usize, wanted: usize) -> f64 {
         self.0.model().flops(tokens, wanted)
+    }
+
+    /// A reader of where the time of calls goes, not yet started.
+    fn profile(&self) -> Profile {
+        Profile::new(self.0.model().profile())
     }
 
     #[getter]
@@ -447,7 +454,7 @@ fn measure_limits(py: Python<'_>, size: usize, num_threads: Option<usize>) -> Py
 mod _core {
     #[pymodule_export]
     use super::{
-        AdapterFile, Generation, Memory, Model, Prefix, Prompts, State, adaptable_modules, cpu_info,
+        AdapterFile, Generation, Memory, Model, Prefix, Profile, Prompts, State, adaptable_modules, cpu_info,
         measure_limits, process_number,
     };
 

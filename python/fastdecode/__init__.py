@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from .chat import Chat as Chat
     from .options import GenerateOptions as GenerateOptions
     from .pipelines import pipeline as pipeline
+    from .profile import Profile as Profile
     from .results import Chunk as Chunk
     from .results import Output as Output
     from .results import Score as Score
@@ -30,6 +31,7 @@ __all__ = [
     "Memory",
     "Output",
     "Prefix",
+    "Profile",
     "Score",
     "Seq2SeqLM",
     "State",
@@ -53,6 +55,10 @@ def __getattr__(name: str) -> object:
         from .chat import Chat
 
         return Chat
+    if name == "Profile":
+        from .profile import Profile
+
+        return Profile
     if name == "TextEncoder":
         from .text_encoder import TextEncoder
 

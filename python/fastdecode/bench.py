@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import random
 import statistics
+from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any
 
 from . import _core
+from .profile import Profile, peak
 
 if TYPE_CHECKING:
     from .causal import CausalLM
@@ -19,7 +21,13 @@ if TYPE_CHECKING:
 
 
 def measure(
-    model: CausalLM | Seq2SeqLM, *, rounds: int = 5, prefill: int = 512, prompt: int = 32, new: int = 128
+    model: CausalLM | Seq2SeqLM,
+    *,
+    rounds: int = 5,
+    prefill: int = 512,
+    prompt: int = 32,
+    new: int = 128,
+    profile: Profile | None = None,
 ) -> dict[str, Any]:
     """Times prefill and decode of one sequence.
 
@@ -31,6 +39,7 @@ def measure(
         prefill: Tokens of the prompt, or of the source, whose prefill is timed.
         prompt: Tokens of the prompt, or of the source, before the decode that is timed.
         new: New tokens of that decode, the first of which counts as prefill.
+        profile: A profile of the model for the calls of all rounds; it takes over the limits.
 
     Returns:
         `limits` (bytes per second, and floating-point operations per second at the peak and as sustained), `prefill`
@@ -51,9 +60,10 @@ def measure(
     limits: list[dict[str, Any]] = [_limits(info)]
     seconds: dict[str, list[float]] = {"prefill": [], "decode": []}
     for _ in range(rounds):
-        first = model.run(ids(prefill), max_new_tokens=1, do_sample=False, eos_token_id=None)
+        with profile or nullcontext():
+            first = model.run(ids(prefill), max_new_tokens=1, do_sample=False, eos_token_id=None)
+            long = model.run(ids(prompt), max_new_tokens=new, do_sample=False, eos_token_id=None)
         seconds["prefill"].append(first.timings.prefill)
-        long = model.run(ids(prompt), max_new_tokens=new, do_sample=False, eos_token_id=None)
         seconds["decode"].append(long.timings.decode)
         limits.append(_limits(info))
     # Of what was sustained the mean: that is what other tenants left to the rounds.
@@ -61,9 +71,8 @@ def measure(
         name: (statistics.mean if "sustained" in name else max)([found[name] or 0.0 for found in limits])
         for name in limits[0]
     }
-    peak = best["f32_flops_per_second"]
-    if info["compute_dtype"] == "bfloat16":
-        peak = max(peak, best["bf16_dot_flops_per_second"])
+    if profile is not None:
+        profile._limits = best
     flops = model._core.flops(prefill, 1)
     steps = new - 1
     read = steps * (info["step_weight_bytes"] + _cache_bytes(info, prompt + new / 2))
@@ -85,7 +94,7 @@ def measure(
         "seconds": time,
         "tokens_per_second": prefill / time,
         "flops_per_second": flops / time,
-        "share_of_peak": flops / time / peak,
+        "share_of_peak": flops / time / peak(info["compute_dtype"], best),
     }
     time = statistics.median(seconds["decode"])
     result["decode"] = {

@@ -129,6 +129,9 @@ def _parser() -> argparse.ArgumentParser:
     bench.add_argument(
         "--rounds", type=_at_least_one, default=5, metavar="N", help="repetitions; the median counts"
     )
+    bench.add_argument(
+        "--profile", action="store_true", help="where the time of all repetitions went, by kind of phase"
+    )
     bench.set_defaults(command=_bench)
     return parser
 
@@ -388,8 +391,13 @@ def _info(parsed: argparse.Namespace) -> None:
 
 def _bench(parsed: argparse.Namespace) -> None:
     from .bench import measure
+    from .profile import Profile
 
-    values = {"name": parsed.model} | measure(_load_with_decoder(parsed), rounds=parsed.rounds)
+    model = _load_with_decoder(parsed)
+    profile = Profile(model) if parsed.profile else None
+    values = {"name": parsed.model} | measure(model, rounds=parsed.rounds, profile=profile)
+    if profile is not None:
+        values["profile"] = profile.as_dict()
     if parsed.json:
         print(json.dumps(values, indent=2))
         return
@@ -411,6 +419,8 @@ def _bench(parsed: argparse.Namespace) -> None:
         f"{limits['f32_flops_per_second'] / 1e9:,.1f} GFLOP/s in float32"
         f" ({limits['f32_sustained_flops_per_second'] / 1e9:,.1f} sustained)"
     )
+    if profile is not None:
+        print(profile)
 
 
 def _shown(name: str, value: object) -> str:

@@ -39,6 +39,20 @@ class AnyLoadOptions(LoadOptions, PassedOverInLoading, total=False):
 LOADING = frozenset(LoadOptions.__annotations__)
 
 
+def is_profiled() -> bool:
+    """Whether `FASTDECODE_PROFILE` asks for a profile of every model: "1"; "0", "" or none for no profile.
+
+    Raises:
+        OptionError: It has another value.
+    """
+    import os
+
+    value = os.environ.get("FASTDECODE_PROFILE", "")
+    if value not in ("", "0", "1"):
+        raise bad_option("FASTDECODE_PROFILE", "1 for a profile, 0 or nothing for none", repr(value))
+    return value == "1"
+
+
 def load_options(
     dtype: str,
     compute_dtype: str | None,
@@ -58,6 +72,8 @@ def load_options(
         raise bad_option("compute_dtype", 'None, "float32" or "bfloat16"', f"{compute_dtype!r:.80}")
     if compute_dtype not in (None, "float32", "bfloat16"):
         raise bad_option("compute_dtype", 'None, "float32" or "bfloat16"', repr(compute_dtype))
+    # Before anything is read: a mistake is told at once.
+    is_profiled()
     for name, value, least, most, expected in (
         ("num_threads", num_threads, 1, 2**31 - 1, "None or an integer of at least 1"),
         ("cache_bytes", cache_bytes, 1, 2**63 - 1, "None or an integer of at least 1 and below 2**63"),

@@ -26,7 +26,7 @@ from .families import FAMILIES, model_types, tokenizer_files
 from .folder import NO_DEFAULTS, Config, config_defaults, folder_defaults, read_json
 from .foreign import refuse_foreign
 from .hub import locate
-from .load_options import LOADING, load_options
+from .load_options import LOADING, is_profiled, load_options
 from .prefix import of_call
 
 if TYPE_CHECKING:
@@ -207,6 +207,10 @@ class LanguageModel(Conversing):
         self._templates: dict[Path, Any] = {}
         self._turn_ends: dict[str, Any] = {}
         self._kept_roles: set[tuple[str, str]] = set()
+        if is_profiled():
+            from .profile import show_at_exit
+
+            show_at_exit(self)
         if unknown := core.info()["unknown_tensors"]:
             message = f"the checkpoint has tensors that the model does not use: {', '.join(unknown)}"
             warnings.warn(message, FastdecodeWarning, stacklevel=4)

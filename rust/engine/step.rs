@@ -118,6 +118,7 @@ impl<S: Sequence> Bench<S> {
         };
         *batch = recycle(feeds);
         outcome?;
+        let _choosing = model.choosing();
         let mut seen = logits.as_slice();
         for taken in taken.iter_mut().filter(|taken| !taken.is_parked) {
             taken.call.take_in(&mut seen);

@@ -3,7 +3,7 @@
 //! Buffers belong to the team's turn: a step takes a set when its turn has come, so that callers who wait hold none. Sets of any
 //! model serve every model. What is kept between steps is bounded.
 
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use super::plan::Plan;
@@ -40,6 +40,8 @@ pub struct Buffers {
     /// Where results of phases are.
     pub(super) activations: Activations,
     pub(super) barriers: usize,
+    /// When phases ended, where somebody wants to know.
+    pub(super) laps: Vec<AtomicU64>,
 }
 
 impl Buffers {

@@ -3,6 +3,7 @@
 mod buffers;
 mod logits;
 mod plan;
+mod profile;
 mod scores;
 mod trace;
 
@@ -21,6 +22,8 @@ pub use buffers::{Buffers, Taken, activation_bytes};
 use buffers::{Sizes, Views};
 use logits::LogitsWriter;
 pub use plan::Plan;
+use profile::Clock;
+pub use profile::{Count, Line, Profile, Steps};
 use scores::ScoresWriter;
 pub use scores::{Asked, LOGITS_BYTES, Scored, score_row};
 pub use trace::{Activation, Trace};
@@ -38,6 +41,8 @@ pub struct Executor<'a> {
     pub own: &'a kv::Shape,
     /// Sizes of the cache of what is kept of sources.
     pub memory: &'a kv::Shape,
+    /// Counts where the time of steps goes, where somebody wants to know.
+    pub profile: Option<&'a Profile>,
 }
 
 /// What one step is given.
@@ -78,6 +83,8 @@ struct Step<'a, 'i> {
     /// Whether there are rows that nobody wants.
     narrowed: bool,
     out: Out<'a>,
+    /// Notes when phases end, where somebody wants to know.
+    clock: Option<&'a Clock<'a>>,
     /// Barriers of the step, once it is done.
     barriers: AtomicUsize,
 }
@@ -95,7 +102,10 @@ impl Executor<'_> {
         inputs: Inputs<'_>,
         results: Results<'_>,
     ) -> Result<Option<Rows<'b>>> {
-        let Buffers { plan, activations, barriers } = buffers;
+        let Buffers { plan, activations, barriers, laps } = buffers;
+        // A trace takes longer than what it shows.
+        let profile = self.profile.filter(|_| inputs.trace.is_none());
+        let clock = profile.map(|_| Clock::start(laps, self.program.phases().len()));
         let (rows, wanted) = (plan.rows(), plan.wanted());
         let (vocab, side_by_side, out) = match results {
             Results::Nothing => (0, 0, Out::Logits(LogitsWriter::new(&mut []))),
@@ -112,9 +122,14 @@ impl Executor<'_> {
         };
         let sizes = Sizes { rows, wanted, vocab, side_by_side, traced: inputs.trace.is_some() };
         let views = activations.lay_out(self.program, self.runtime, sizes)?;
-        let (narrowed, count) = (wanted < rows, AtomicUsize::new(0));
-        let step = Step { executor: self, inputs: &inputs, plan, views, narrowed, out, barriers: count };
-        turn.run(inputs.cancel, |member| step.member(member))?;
+        let (narrowed, count, clock) = (plan.is_narrowed(), AtomicUsize::new(0), clock.as_ref());
+        let step =
+            Step { executor: self, inputs: &inputs, plan, views, narrowed, out, clock, barriers: count };
+        let outcome = turn.run(inputs.cancel, |member| step.member(member));
+        if let (Some(profile), Some(clock)) = (profile, clock) {
+            profile.count(self, plan, clock);
+        }
+        outcome?;
         *barriers = step.barriers.into_inner();
         Ok(self.program.result().map(|result| views.rows(result)))
     }
@@ -129,13 +144,16 @@ impl Step<'_, '_> {
             scratch: self.views.scratch(member.index()),
             packed_rows: self.views.packed(),
         };
+        let clock = self.clock.filter(|_| member.index() == 0);
+        clock.inspect(|clock| clock.enter());
         let mut packed = None;
-        for phase in self.executor.program.phases() {
+        for (place, phase) in self.executor.program.phases().iter().enumerate() {
             // All members see the same number of rows, so all of them leave a phase out or none does.
             let appends = matches!(phase.op, Op::Attend { new: Some(_), .. });
             if self.views.count(phase.rows) > 0 || appends {
                 packed = self.phase(&ctx, phase, packed)?;
                 member.barrier()?;
+                clock.inspect(|clock| clock.note(place));
                 self.show_results(&ctx, phase)?;
             }
         }
@@ -302,15 +320,13 @@ impl Step<'_, '_> {
 
     /// The keys that some rows look at.
     fn keys(&self, cache: Cache, which: Which) -> Keys<'_> {
-        let narrowed = self.narrowed && which == Which::Wanted;
-        let (shape, layer, batch, wanted) = match cache {
-            Cache::Own(layer) => (self.executor.own, layer, &self.plan.own, &self.plan.own_wanted),
-            Cache::Source => (self.executor.own, 0, &self.plan.own, &self.plan.own_wanted),
-            Cache::Memory(layer) => {
-                (self.executor.memory, layer, &self.plan.memories, &self.plan.memories_wanted)
-            }
+        let (shape, layer) = match cache {
+            Cache::Own(layer) => (self.executor.own, layer),
+            Cache::Source => (self.executor.own, 0),
+            Cache::Memory(layer) => (self.executor.memory, layer),
         };
-        Keys { shape, layer, batch, wanted: narrowed.then_some(wanted) }
+        let (batch, wanted) = self.plan.looked_at(cache, which);
+        Keys { shape, layer, batch, wanted }
     }
 
     /// Copies this member's share of the wanted rows.

@@ -1,6 +1,7 @@
 //! The rows of a step: which sequence's they are, which keys they look at, and which of them are wanted.
 
 use crate::layers::attention::{Batch, Span};
+use crate::program::{Cache, Which};
 
 /// The rows of a step. Its lists are reused from step to step.
 #[derive(Debug, Default)]
@@ -117,6 +118,21 @@ impl Plan {
                 self.memories_wanted.push(Span { row, out: row, rows, ..last });
             }
         }
+    }
+
+    /// Whether there are rows that nobody wants.
+    pub(super) fn is_narrowed(&self) -> bool {
+        self.wanted() < self.rows()
+    }
+
+    /// The keys that some rows look at in a cache, and the spans of those rows where they are not all of them.
+    pub(super) fn looked_at(&self, cache: Cache, which: Which) -> (&Batch, Option<&[Span]>) {
+        let (batch, wanted) = match cache {
+            Cache::Own(_) | Cache::Source => (&self.own, &self.own_wanted),
+            Cache::Memory(_) => (&self.memories, &self.memories_wanted),
+        };
+        let narrowed = self.is_narrowed() && which == Which::Wanted;
+        (batch, narrowed.then_some(wanted))
     }
 
     /// The rows added last.

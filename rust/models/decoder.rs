@@ -8,6 +8,7 @@ use crate::execute::score_row;
 use crate::kernels::Kernels;
 use crate::team::Cancel;
 
+use super::profile::Choosing;
 pub use crate::execute::{Asked, Scored};
 pub use crate::layers::embedding::Input;
 
@@ -184,6 +185,10 @@ pub trait Decoder: Send + Sync {
     /// Threads that a step computes with; choosing tokens may use as many.
     fn threads(&self) -> usize {
         1
+    }
+    /// To be held while tokens are chosen from logits; nothing where nobody wants to know how long that takes.
+    fn choosing(&self) -> Option<Choosing<'_>> {
+        None
     }
     /// An empty sequence of a request, which reserves what it may come to hold, over a source in a model with an encoder.
     ///

@@ -10,6 +10,7 @@ pub mod llama;
 pub mod openai_gpt;
 mod options;
 pub mod phi;
+mod profile;
 mod registry;
 mod rope;
 pub mod sequence;
@@ -35,7 +36,8 @@ use registry::{Architecture, Network, Recorded};
 use rope::Rope;
 use step::{Bounds, Left};
 
-pub use crate::execute::Activation;
+pub use crate::execute::{Activation, Count, Line, Steps};
+pub use crate::program::Kind;
 pub use crate::team::Cancel;
 pub use adapters::modules;
 pub use decoder::{
@@ -45,6 +47,7 @@ pub use encoder_decoder::Pooling;
 pub use info::{Attention, Info, MemoryUse};
 use options::option;
 pub use options::{LoadOptions, Part};
+pub use profile::{Choosing, Counts, Profile};
 use sequence::Read;
 pub use sequence::{DecoderSequence, EncoderOutput, Source};
 
@@ -62,6 +65,7 @@ pub struct Model {
     source_pool: Arc<Pool>,
     limits: Limits,
     info: Info,
+    profile: Arc<Profile>,
 }
 
 impl Model {
@@ -144,12 +148,18 @@ impl Model {
         let has_encoder = !matches!(network, Network::Decoder(_));
         let prefix_cache_bytes = options.prefix_cache_bytes(cache_bytes, has_encoder)?;
         let limits = Limits { cache_bytes, max_rows, prefix_cache_bytes };
-        Ok(Self { network, weights, runtime, bounds, pool: Pool::new(shape), source_pool, limits, info })
+        let (pool, profile) = (Pool::new(shape), Arc::new(Profile::of(&network)));
+        Ok(Self { network, weights, runtime, bounds, pool, source_pool, limits, info, profile })
     }
 
     /// What is known of the model.
     pub fn info(&self) -> &Info {
         &self.info
+    }
+
+    /// Where the time of its calls goes, while somebody reads it; it outlives the model where it is held.
+    pub fn profile(&self) -> &Arc<Profile> {
+        &self.profile
     }
 
     /// Memory that the model's caches and the process's steps hold now.
@@ -349,30 +359,31 @@ impl Model {
                 Decoder::encode(self, &mut sequences, cancel)?;
             }
         }
-        let executor = self.executor(decoder, self.pool.shape());
+        let executor = self.executor(decoder, self.pool.shape(), self.profile.of_decoder());
         step::run(executor, self.bounds, batch, left, cancel, trace)
     }
 
-    fn executor<'a>(&'a self, program: &'a Program, own: &'a Shape) -> Executor<'a> {
+    fn executor<'a>(
+        &'a self,
+        program: &'a Program,
+        own: &'a Shape,
+        profile: Option<&'a execute::Profile>,
+    ) -> Executor<'a> {
         let (weights, runtime, memory) = (&self.weights, &self.runtime, self.pool.shape());
-        Executor { program, weights, runtime, own, memory }
+        Executor { program, weights, runtime, own, memory, profile }
     }
 
     fn encoder(&self) -> Result<Encoder<'_>> {
-        match &self.network {
-            Network::EncoderDecoder { encoder, .. } => {
-                let (own, kept) = (&self.source_pool, Some(&self.pool));
-                Ok(Encoder { executor: self.executor(encoder, own.shape()), own, kept })
-            }
-            Network::Encoder(encoder) => {
-                let own = &self.source_pool;
-                Ok(Encoder { executor: self.executor(encoder, own.shape()), own, kept: None })
-            }
+        let (encoder, kept) = match &self.network {
+            Network::EncoderDecoder { encoder, .. } => (encoder, Some(&self.pool)),
+            Network::Encoder(encoder) => (encoder, None),
             Network::Decoder(_) => {
                 let hint = "nothing (this model has no encoder; give it a prompt)";
-                Err(option("source", hint, "a source"))
+                return Err(option("source", hint, "a source"));
             }
-        }
+        };
+        let own = &self.source_pool;
+        Ok(Encoder { executor: self.executor(encoder, own.shape(), self.profile.of_encoder()), own, kept })
     }
 
     fn check_source(&self, ids: &[u32]) -> Result<()> {
@@ -454,6 +465,10 @@ impl Decoder for Model {
 
     fn border(&self) -> Option<usize> {
         self.bounds.border
+    }
+
+    fn choosing(&self) -> Option<Choosing<'_>> {
+        self.profile.choosing()
     }
 
     fn score(

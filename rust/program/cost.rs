@@ -21,19 +21,24 @@ pub struct Work {
 
 impl Work {
     /// Number of rows that a phase computes.
-    fn rows_of(&self, which: Which) -> usize {
+    pub fn rows_of(&self, which: Which) -> usize {
         match which {
             Which::All => self.rows,
             Which::Wanted => self.wanted,
         }
     }
 
-    /// Pairs of a query and a key that it sees.
-    fn pairs(&self, cache: Cache, mask: Mask, rows: usize) -> usize {
-        let keys = match cache {
+    /// Keys that there are for the last row.
+    fn keys(&self, cache: Cache) -> usize {
+        match cache {
             Cache::Memory(_) => self.source,
             Cache::Own(_) | Cache::Source => self.position + self.rows,
-        };
+        }
+    }
+
+    /// Pairs of a query and a key that it sees.
+    fn pairs(&self, cache: Cache, mask: Mask, rows: usize) -> usize {
+        let keys = self.keys(cache);
         match (mask.causal, mask.window) {
             // The last row sees every key, and each one before it a key less.
             (true, None) => rows * keys - rows * rows.saturating_sub(1) / 2,
@@ -78,31 +83,14 @@ impl Program {
         self.phases.iter().map(|phase| width(&phase.op)).max().unwrap_or(0)
     }
 
-    /// Floating-point operations of a step: two per weight and row of every product, and two per dimension for each of the two
-    /// products of attention with a visible key.
+    /// Floating-point operations of a step, those of all phases.
     pub fn flops(&self, weights: &Weights, work: Work) -> f64 {
-        let of = |op: &Op<Operand>, rows: usize| match op {
-            Op::Linear { x, products, .. } => {
-                2 * rows * x.width * products.iter().map(|p| p.out.width).sum::<usize>()
-            }
-            Op::Attend { cache, heads, mask, .. } => {
-                4 * heads.heads * heads.head_dim * work.pairs(*cache, *mask, rows)
-            }
-            Op::Head { x, linear, .. } => 2 * rows * x.width * weights.linear(*linear).weight().outputs(),
-            Op::Embed { .. } | Op::Keep { .. } | Op::Norm { .. } => 0,
-        };
-        self.phases.iter().map(|phase| of(&phase.op, work.rows_of(phase.rows)) as f64).sum()
+        self.phases.iter().map(|phase| phase.flops(weights, work)).sum()
     }
 
     /// Bytes of the matrices that a step multiplies with, each counted once.
     pub fn matrix_bytes(&self, weights: &Weights) -> usize {
-        let bytes = |slot| weights.linear(slot).weight().bytes();
-        let of = |op: &Op<Operand>| match op {
-            Op::Linear { products, .. } => products.iter().map(|p| bytes(p.linear)).sum(),
-            Op::Head { linear, .. } => bytes(*linear),
-            _ => 0,
-        };
-        self.phases.iter().map(|phase| of(&phase.op)).sum()
+        self.phases.iter().map(|phase| phase.matrix_bytes(weights)).sum()
     }
 
     /// Barriers of a step over matrices of one format: one behind every phase that has rows; one more where members pack the
@@ -128,5 +116,49 @@ impl Program {
             }
         };
         self.phases.iter().map(of).sum()
+    }
+}
+
+impl Phase<Operand> {
+    /// Floating-point operations of a step's part: two per weight and row of every product, and two per dimension for each of the two
+    /// products of attention with a visible key.
+    pub fn flops(&self, weights: &Weights, work: Work) -> f64 {
+        let rows = work.rows_of(self.rows);
+        let count = match &self.op {
+            Op::Linear { x, products, .. } => {
+                2 * rows * x.width * products.iter().map(|p| p.out.width).sum::<usize>()
+            }
+            Op::Attend { cache, heads, mask, .. } => {
+                4 * heads.heads * heads.head_dim * work.pairs(*cache, *mask, rows)
+            }
+            Op::Head { x, linear, .. } => 2 * rows * x.width * weights.linear(*linear).weight().outputs(),
+            Op::Embed { .. } | Op::Keep { .. } | Op::Norm { .. } => 0,
+        };
+        count as f64
+    }
+
+    /// Bytes of the matrices that the phase multiplies with.
+    pub fn matrix_bytes(&self, weights: &Weights) -> usize {
+        let bytes = |slot| weights.linear(slot).weight().bytes();
+        match &self.op {
+            Op::Linear { products, .. } => products.iter().map(|p| bytes(p.linear)).sum(),
+            Op::Head { linear, .. } => bytes(*linear),
+            Op::Embed { .. } | Op::Attend { .. } | Op::Keep { .. } | Op::Norm { .. } => 0,
+        }
+    }
+
+    /// Cached positions whose keys and values the phase reads: those that any of its rows sees, each counted once.
+    pub fn positions_read(&self, work: Work) -> usize {
+        let rows = work.rows_of(self.rows);
+        match &self.op {
+            Op::Attend { cache, mask, .. } if rows > 0 => {
+                let keys = work.keys(*cache);
+                // The first row's window begins `rows - 1` positions before that of the last row.
+                mask.window
+                    .filter(|_| mask.causal)
+                    .map_or(keys, |window| keys.min(window.saturating_add(rows - 1)))
+            }
+            _ => 0,
+        }
     }
 }

@@ -8,6 +8,7 @@
 
 mod builder;
 mod cost;
+mod kinds;
 mod plan;
 mod weights;
 
@@ -15,6 +16,7 @@ pub use builder::{
     Builder, Columns, Dense, Mask, Normed, Turned, Value, conv1d, dense, layer_norm, rms_norm,
 };
 pub use cost::Work;
+pub use kinds::Kind;
 pub use weights::{Recorder, Slot, Weights};
 
 use crate::kernels::Activation;

@@ -54,6 +54,12 @@ fn a_steady_step_allocates_nothing_on_any_thread() {
             let count = fewest_allocations(threads, step);
             assert_eq!(count, 0, "{name}, {threads} threads");
             assert_eq!(logits.len(), 4 * model.vocab_size(), "there were steps");
+            let unread = model.profile().counts();
+            assert!(unread.lines.iter().all(|line| line.calls == 0), "{name}: nobody asked for counts");
+            model.profile().begin();
+            let step = || model.forward(&mut batch, &mut logits, &cancel).unwrap();
+            let count = fewest_allocations(threads, step);
+            assert_eq!(count, 0, "{name}, {threads} threads, with a profile");
         }
     }
 }

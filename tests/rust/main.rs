@@ -22,6 +22,7 @@ mod kernels;
 mod kernels_cache;
 mod linear;
 mod prefixes;
+mod profile;
 mod program;
 mod scans;
 mod schedule;

@@ -124,7 +124,8 @@ fn step(
 ) -> (Vec<f32>, usize) {
     let runtime = Runtime::new(threads, false).unwrap();
     let shape = shape(program);
-    let executor = Executor { program, weights, runtime: &runtime, own: &shape, memory: &shape };
+    let executor =
+        Executor { program, weights, runtime: &runtime, own: &shape, memory: &shape, profile: None };
     let mut turn = team::turn(threads, &Cancel::never()).unwrap();
     let mut buffers = Buffers::take();
     let mut wanted = 0;
@@ -213,6 +214,31 @@ fn operations_and_bytes_are_those_of_the_formulas() {
     let panels = |outputs: usize| outputs.div_ceil(16) * 64;
     let matrices = panels(3 * D) * D * 2 + panels(D) * (2 * D + 2 * D + 2 * D) + panels(2 * D) * 3 * D;
     assert_eq!(program.matrix_bytes(&weights), matrices + panels(VOCAB) * D);
+}
+
+#[test]
+fn attention_reads_what_any_of_its_rows_sees() {
+    for window in [None, Some(1), Some(4), Some(100)] {
+        let (program, _) = with_recorder(|recorder| {
+            let mut b = Builder::new(recorder);
+            let x = begin(&mut b);
+            let qkv = b.project(x, layer_norm("ln", 1e-5), conv1d("a.qkv", 3 * D)).unwrap();
+            let mask = Mask { window, ..Mask::CAUSAL };
+            let attended = b.attend(qkv.thirds(), Cache::Own(0), HEADS, mask).unwrap();
+            let x = b.add(x, attended, conv1d("a.o", D)).unwrap();
+            end(&mut b, x).unwrap();
+            b.finish().unwrap()
+        });
+        for (position, rows, wanted) in [(0, 1, 1), (9, 1, 1), (0, 10, 10), (7, 5, 2), (7, 5, 0), (3, 2, 2)] {
+            let sees = |row: usize| (row + 1 - window.unwrap_or(usize::MAX).min(row + 1))..row + 1;
+            let rows_seen = position + rows - wanted..position + rows;
+            let seen =
+                (0..position + rows).filter(|key| rows_seen.clone().any(|row| sees(row).contains(key)));
+            let work = Work { position, rows, wanted, source: 0 };
+            let read: usize = program.phases().iter().map(|phase| phase.positions_read(work)).sum();
+            assert_eq!(read, seen.count(), "a window of {window:?}, {work:?}");
+        }
+    }
 }
 
 #[test]
