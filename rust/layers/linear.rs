@@ -3,8 +3,8 @@
 use std::ops::Range;
 
 use super::{Context, Rows};
-use crate::kernels::{Activation, EpilogueArgs, FEW_ROWS, Format, InputLayout, Matmul, Pack, WIDTH};
-use crate::packed::{Packed, Storage};
+use crate::kernels::{Activation, EpilogueArgs, FEW_ROWS, Format, InputLayout, Matmul, Pack, Scales, WIDTH};
+use crate::packed::Packed;
 use crate::team::{Stop, share};
 
 /// Pairs of panels of a claimed piece, at least: as many as a table takes side by side.
@@ -93,11 +93,7 @@ impl Linear {
 
     /// How this layer's products are formed.
     fn format(&self, ctx: &Context<'_>) -> Format {
-        if ctx.runtime.dot && self.weight.storage() == Storage::Bf16 {
-            Format::Bf16Dot
-        } else {
-            self.weight.format()
-        }
+        self.weight.format(ctx.runtime.dot)
     }
 
     /// Makes `x` ready for this layer: as it lies, packed by every member for itself where rows are few, or packed by all
@@ -241,6 +237,7 @@ impl Linear {
             }),
             residual_stride: then.residual.map_or(0, |r| r.stride()),
             round: then.round_output && ctx.runtime.bf16,
+            scales: Scales::NONE,
         };
         let job = Matmul {
             a: x.at,

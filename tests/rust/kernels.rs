@@ -3,10 +3,11 @@
 
 use fastdecode::arena::Arena;
 use fastdecode::kernels::{
-    Activation, EpilogueArgs, Family, Format, Kernels, LINE, Matmul, Norm, Pack, Prefetch, Tuning, WIDTH,
+    Activation, BFLOAT16, Element, EpilogueArgs, FLOAT16, FLOAT32, Family, Format, Kernels, LINE, Matmul,
+    Norm, Orientation, Pack, Prefetch, Tuning, WIDTH, WeightType,
 };
 use fastdecode::layers::stride;
-use fastdecode::packed::{Orientation, Packed, Storage, packed_bytes};
+use fastdecode::packed::{Packed, packed_bytes};
 use proptest::prelude::*;
 
 use super::tables::tables;
@@ -32,15 +33,15 @@ pub(crate) fn fuses(table: &Kernels) -> bool {
     table.name != "portable"
 }
 
-fn packed(storage: Storage, outputs: usize, inputs: usize) -> Packed {
-    let arena = Arena::new(packed_bytes(storage, outputs, inputs).unwrap() + LINE, "a test").unwrap();
-    let m = Packed::new(&arena, 0, storage, outputs, inputs);
+fn packed(of: &'static dyn WeightType, outputs: usize, inputs: usize) -> Packed {
+    let arena = Arena::new(packed_bytes(of, outputs, inputs).unwrap() + LINE, "a test").unwrap();
+    let m = Packed::new(&arena, 0, of, outputs, inputs);
     let data: Vec<u8> = (0..outputs * inputs).flat_map(|i| spread(i).to_le_bytes()).collect();
     for first in (0..outputs).step_by(WIDTH) {
         let rows = (outputs - first).min(WIDTH);
         let bytes = &data[first * inputs * 4..(first + rows) * inputs * 4];
         // SAFETY: one thread.
-        assert!(unsafe { m.write(Orientation::OutIn, first, Storage::F32, bytes) }, "values fit");
+        assert!(unsafe { m.write(Orientation::OutIn, first, Element::F32, bytes) }, "values fit");
     }
     m
 }
@@ -98,12 +99,8 @@ fn multiply(k: &Kernels, format: Format, w: &Packed, a: &[f32], m: usize, tuning
     c
 }
 
-const FORMATS: [(Format, Storage); 4] = [
-    (Format::F32, Storage::F32),
-    (Format::Bf16, Storage::Bf16),
-    (Format::F16, Storage::F16),
-    (Format::Bf16Dot, Storage::Bf16),
-];
+const FORMATS: [(Format, &dyn WeightType); 4] =
+    [(Format::F32, FLOAT32), (Format::Bf16, BFLOAT16), (Format::F16, FLOAT16), (Format::Bf16Dot, BFLOAT16)];
 
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(40))]
@@ -200,7 +197,7 @@ proptest! {
 #[test]
 fn the_bf16_dot_adds_the_odd_product_first() {
     let (m, n, k) = (13, 33, 90);
-    let (w, a) = (packed(Storage::Bf16, n, k), rows(m, k, 5));
+    let (w, a) = (packed(BFLOAT16, n, k), rows(m, k, 5));
     let sum = |r: usize, o: usize, odd_first: usize| {
         (0..k).fold(0.0_f32, |sum, i| {
             let i = i ^ odd_first;
@@ -298,6 +295,7 @@ fn the_epilogue_adds_bias_before_and_residual_after_the_activation() {
             residual: residual.as_ptr(),
             residual_stride: WIDTH,
             round: false,
+            ..EpilogueArgs::NONE
         };
         // SAFETY: two rows of one panel.
         unsafe { (table.finish())(c.as_mut_ptr(), WIDTH, 2, WIDTH, &e) };
