@@ -149,7 +149,7 @@ impl<'a> Loader<'a> {
     pub fn delicate_matrix(&mut self, name: &str, outputs: usize, inputs: usize) -> Result<Ticket> {
         self.plan(name, [outputs, inputs], Orientation::OutIn, |weights, from| match weights {
             Rounding::Auto => of_element(from),
-            Rounding::As(to) => to.delicate(from),
+            Rounding::As(to) => to.delicate(from).unwrap_or(to),
         })
     }
 

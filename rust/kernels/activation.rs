@@ -84,7 +84,7 @@ impl Activation {
 /// By what sums of integers become products: the rows' scales and zero points, and the outputs' scales and sums of weights.
 #[derive(Debug, Clone, Copy)]
 pub struct Scales {
-    /// Scale (f32) and zero point (i32) of the first row.
+    /// Scale (f32) and zero point (i32) of the first row; null where sums came with their rows' scales.
     pub(super) rows: *const f32,
     /// Words from one row's scale to the next row's.
     pub(super) step: usize,
@@ -98,6 +98,11 @@ impl Scales {
     /// Sums are products.
     pub const NONE: Self =
         Self { rows: std::ptr::null(), step: SCALE_WORDS, columns: std::ptr::null(), pair_bytes: 0 };
+
+    /// Sums that lack the outputs' scales alone.
+    pub(super) fn of_columns(columns: *const u8, pair_bytes: usize) -> Self {
+        Self { columns, pair_bytes, ..Self::NONE }
+    }
 }
 
 /// What finishes an output: `round(activation(c + bias) + residual)`, each part optional. Sums of integers become f32 first: `c + bias` is
@@ -285,8 +290,11 @@ unsafe fn finish<L: Lanes, F: Function>(
 unsafe fn scaled<L: Lanes>(sums: L::F, by: &Scales, r: usize, panel: usize, bias: L::F) -> L::F {
     // SAFETY: the caller grants the row's words and the panel's lines.
     unsafe {
-        let row = by.rows.add(r * by.step);
         let column = by.columns.add(panel / 2 * by.pair_bytes + panel % 2 * LINE);
+        if by.rows.is_null() {
+            return L::fma(sums, L::load(column.cast()), bias);
+        }
+        let row = by.rows.add(r * by.step);
         let zero = L::mul_integers(L::splat(*row.add(1)), L::load(column.add(PAIR).cast()));
         let sums = L::to_float(L::sub_integers(sums, zero));
         L::fma(sums, L::mul(L::splat(*row), L::load(column.cast())), bias)

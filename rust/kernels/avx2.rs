@@ -65,6 +65,13 @@ unsafe fn pairs(acc: __m256, a: __m256, b: __m256) -> __m256 {
     unsafe { lanes(_mm256_add_epi32(whole(acc), _mm256_madd_epi16(whole(a), whole(b)))) }
 }
 
+/// The low four bits of every byte.
+#[inline(always)]
+unsafe fn low_bits(v: __m256i) -> __m256 {
+    // SAFETY: the caller grants AVX2.
+    unsafe { lanes(_mm256_and_si256(v, _mm256_set1_epi8(0x0f))) }
+}
+
 /// The second and the fourth byte of eight lanes as i16.
 #[inline(always)]
 unsafe fn odd_bytes(v: __m256i) -> __m256 {
@@ -311,6 +318,16 @@ macro_rules! lanes {
                     let even =
                         Pair(odd_bytes(_mm256_slli_epi16::<8>(low)), odd_bytes(_mm256_slli_epi16::<8>(high)));
                     (even, Pair(odd_bytes(low), odd_bytes(high)))
+                }
+            }
+            #[inline(always)]
+            unsafe fn nibbles(v: Pair) -> (Pair, Pair) {
+                unsafe {
+                    let (low, high) = (whole(v.0), whole(v.1));
+                    (
+                        Pair(low_bits(low), low_bits(high)),
+                        Pair(low_bits(_mm256_srli_epi32::<4>(low)), low_bits(_mm256_srli_epi32::<4>(high))),
+                    )
                 }
             }
             #[inline(always)]

@@ -211,6 +211,14 @@ macro_rules! lanes {
                 }
             }
             #[inline(always)]
+            unsafe fn nibbles(v: __m512) -> (__m512, __m512) {
+                unsafe {
+                    let (v, low) = (_mm512_castps_si512(v), _mm512_set1_epi8(0x0f));
+                    let high = _mm512_and_si512(_mm512_srli_epi32::<4>(v), low);
+                    (_mm512_castsi512_ps(_mm512_and_si512(v, low)), _mm512_castsi512_ps(high))
+                }
+            }
+            #[inline(always)]
             unsafe fn to_float(v: __m512) -> __m512 {
                 unsafe { _mm512_cvtepi32_ps(_mm512_castps_si512(v)) }
             }

@@ -68,6 +68,8 @@ pub unsafe trait Lanes: Copy + 'static {
     unsafe fn dot_pairs(acc: Self::F, a: Self::F, b: Self::F) -> Self::F;
     /// Four signed bytes of every lane as i16: the first and the third, the second and the fourth.
     unsafe fn widen_bytes(v: Self::F) -> (Self::F, Self::F);
+    /// Bytes of every lane as their low and their high four bits.
+    unsafe fn nibbles(v: Self::F) -> (Self::F, Self::F);
     /// Lanes that hold i32 as f32, rounded to the nearest, ties to even.
     unsafe fn to_float(v: Self::F) -> Self::F;
     /// `a - b` of lanes that hold i32.

@@ -56,7 +56,7 @@ pub struct Prefetch {
 
 impl Prefetch {
     /// Bytes ahead for `m` rows.
-    fn of(self, m: usize) -> usize {
+    pub(super) fn of(self, m: usize) -> usize {
         match m {
             1 => self.one,
             _ if m >= self.rows => self.more,
@@ -87,6 +87,8 @@ pub struct Matmul {
     pub tiles: usize,
     /// Inputs.
     pub k: usize,
+    /// Inputs of a group, for kinds that sum by groups.
+    pub group: usize,
     /// First panel, the first of its pair; pairs follow each other.
     pub w: *const u8,
     /// Number of panels.
@@ -244,18 +246,32 @@ unsafe fn finish<L: Lanes, K: Kind<L>>(
     rows: Range<usize>,
     scales: RowScales,
 ) {
-    if K::SCALES == 0 && job.epilogue.is_none() {
+    let mut by = Scales::NONE;
+    if K::SCALES > 0 {
+        let (lines, all_lines) = panel_lines::<L, K>(job.k);
+        // The lines behind those of the inputs.
+        let columns = job.w.wrapping_add(panel_offset(panel, all_lines) + lines * PAIR);
+        by = Scales { rows: scales.at, step: scales.step, columns, pair_bytes: all_lines * PAIR };
+    }
+    // SAFETY: handed on from the caller.
+    unsafe { finish_with(job, panel, panels, rows, by) }
+}
+
+/// As [`finish`], where the scales of rows and outputs are known.
+#[inline(always)]
+pub(super) unsafe fn finish_with(
+    job: &Matmul,
+    panel: usize,
+    panels: usize,
+    rows: Range<usize>,
+    scales: Scales,
+) {
+    let mut e = EpilogueArgs { scales, ..job.epilogue };
+    if e.is_none() {
         return;
     }
     // SAFETY: handed on from the caller: the tile lies inside the job.
     unsafe {
-        let mut e = job.epilogue;
-        if K::SCALES > 0 {
-            let (lines, all_lines) = panel_lines::<L, K>(job.k);
-            let columns = job.w.add(panel_offset(panel, all_lines) + lines * PAIR);
-            let (rows, step) = (scales.at, scales.step);
-            e.scales = Scales { rows, step, columns, pair_bytes: all_lines * PAIR };
-        }
         if !e.bias.is_null() {
             e.bias = e.bias.add(panel * WIDTH);
         }

@@ -12,6 +12,7 @@ mod avx512;
 mod cache;
 mod cpu;
 mod formats;
+mod grouped;
 pub mod lanes;
 mod math;
 mod matmul;
@@ -32,8 +33,8 @@ pub use attention::{Attention, Bias, CHUNK, Visible, scratch as attention_scratc
 pub use cache::{AppendKv, BLOCK, CacheProducts, clear, key_bytes, value_bytes};
 pub use cpu::{Cpu, Family, identify};
 pub use formats::{
-    BFLOAT16, Element, FLOAT16, FLOAT32, Format, INT8, LINE, Orientation, PAIR, Panels, TYPES, WeightType,
-    Words, of_element, panel_offset, row_room,
+    BFLOAT16, Element, FLOAT16, FLOAT32, Format, INT4, INT8, LINE, Orientation, PAIR, Panels, TYPES,
+    WeightType, Words, of_element, panel_offset, row_room,
 };
 pub use lanes::WIDTH;
 pub use matmul::{Matmul, Prefetch, Tuning};
@@ -42,7 +43,7 @@ pub use rows::{FEW_ROWS, InputLayout, Pack};
 pub use scans::{BLOCK_WORDS, Scans, TWIST_MATRIX, WINDOW_BITS, WindowSums, window_offset};
 
 use crate::error::{Error, Result};
-use formats::{Bf16, Bf16Dot, F16, F32, FORMATS, Int8, each_kind};
+use formats::{Bf16, Bf16Dot, F16, F32, FORMATS, Int8, Int8Groups, Nibbles, Product, each_kind};
 
 /// A finishing routine of a tile, see [`EpilogueArgs`].
 type Finish = unsafe fn(*mut f32, usize, usize, usize, &EpilogueArgs);
@@ -58,7 +59,7 @@ pub struct Kernels {
     /// By [`Format`], in the order of its variants.
     matmul: [unsafe fn(&Matmul); FORMATS],
     /// By [`Format`]: how a product wants so many rows.
-    form: [fn(usize) -> InputLayout; FORMATS],
+    form: [fn(usize, usize) -> InputLayout; FORMATS],
     pack: unsafe fn(&Pack),
     finish: Finish,
     layer_norm: unsafe fn(&Norm),
@@ -97,10 +98,10 @@ macro_rules! scan {
 macro_rules! products {
     (($lanes:ty, $attrs:tt); $($kind:ident),*) => {
         const MATMUL: [unsafe fn(&Matmul); FORMATS] = [$({
-            shim!($attrs product(job: &Matmul), matmul::matmul::<$lanes, $kind>(job));
+            shim!($attrs product(job: &Matmul), <$kind as Product<$lanes>>::product(job));
             product
         }),*];
-        const FORM: [fn(usize) -> InputLayout; FORMATS] = [$(InputLayout::of::<$lanes, $kind>),*];
+        const FORM: [fn(usize, usize) -> InputLayout; FORMATS] = [$(<$kind as Product<$lanes>>::form),*];
     };
 }
 
@@ -187,11 +188,17 @@ macro_rules! integer_table {
     ($module:ident, $of:ident, $lanes:ty, $name:literal, $detected:expr, [$($attr:meta),*]) => {
         mod $module {
             use super::*;
-            shim!([$($attr),*] int8(j: &Matmul), matmul::matmul::<$lanes, Int8>(j));
+            shim!([$($attr),*] int8(j: &Matmul), <Int8 as Product<$lanes>>::product(j));
+            shim!([$($attr),*] int8_groups(j: &Matmul), <Int8Groups as Product<$lanes>>::product(j));
+            shim!([$($attr),*] nibbles(j: &Matmul), <Nibbles as Product<$lanes>>::product(j));
             pub(super) const TABLE: Kernels = {
                 let mut table = Kernels { name: $name, detected: $detected, ..$of::TABLE };
                 table.matmul[Format::Int8 as usize] = int8;
-                table.form[Format::Int8 as usize] = InputLayout::of::<$lanes, Int8>;
+                table.form[Format::Int8 as usize] = <Int8 as Product<$lanes>>::form;
+                table.matmul[Format::Int8Groups as usize] = int8_groups;
+                table.form[Format::Int8Groups as usize] = <Int8Groups as Product<$lanes>>::form;
+                table.matmul[Format::Nibbles as usize] = nibbles;
+                table.form[Format::Nibbles as usize] = <Nibbles as Product<$lanes>>::form;
                 table
             };
         }
@@ -273,9 +280,9 @@ impl Kernels {
         self.probe.chains == 12
     }
 
-    /// How a product of this format wants `m` rows.
-    pub fn form(&self, format: Format, m: usize) -> InputLayout {
-        self.form[format as usize](m)
+    /// How a product of this format wants `m` rows; `group` is that of the weight type.
+    pub fn form(&self, format: Format, m: usize, group: usize) -> InputLayout {
+        self.form[format as usize](m, group)
     }
 
     /// Packs rows for products of their form.

@@ -139,6 +139,11 @@ unsafe impl Lanes for Portable {
         (integers(|i| pair(i, 0)), integers(|i| pair(i, 1)))
     }
     #[inline(always)]
+    unsafe fn nibbles(v: Self::F) -> (Self::F, Self::F) {
+        const LOW: u32 = 0x0f0f_0f0f;
+        (each(|i| f32::from_bits(v[i].to_bits() & LOW)), each(|i| f32::from_bits(v[i].to_bits() >> 4 & LOW)))
+    }
+    #[inline(always)]
     unsafe fn to_float(v: Self::F) -> Self::F {
         each(|i| whole(v[i]) as f32)
     }

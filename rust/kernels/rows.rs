@@ -6,7 +6,8 @@
 
 use std::ops::Range;
 
-use super::formats::{Kind, Words};
+use super::formats::{Grouped, Kind, Words};
+use super::grouped;
 use super::lanes::{Lanes, QUAD, WIDTH};
 use super::quantize;
 
@@ -34,6 +35,14 @@ impl InputLayout {
             m // Each row its own tile: a row of words.
         };
         Self { tiles, words: K::INPUT }
+    }
+
+    /// The form of `m` rows for the kind `K`, `group` inputs to a group.
+    pub(super) fn of_groups<L: Lanes, K: Grouped<L>>(m: usize, group: usize) -> Self {
+        let most = grouped::tile_rows::<L>();
+        let tiles = if m <= most { m } else { m.div_ceil(most) };
+        let pairs = K::WORDS * 4 > K::STEP;
+        Self { tiles, words: Words::Groups { size: group, signed: K::SIGNED, pairs } }
     }
 
     /// Rows of tile `t` of `m` rows.
@@ -110,6 +119,9 @@ pub(super) unsafe fn pack<L: Lanes>(job: &Pack) {
                 Words::Pairs => pairs::<L>(from, job.a_stride, h, job.k, out, h),
                 Words::Bytes | Words::BytePairs => {
                     quantize::tile::<L>(from, job.a_stride, h, job.k, job.form.words, out);
+                }
+                Words::Groups { size, signed, pairs } => {
+                    quantize::groups::<L>(from, job.a_stride, h, job.k, (size, signed, pairs), out);
                 }
                 Words::Floats if h == L::ROWS => {
                     interleave::<L>(from, job.a_stride, L::ROWS, words, out, L::ROWS);

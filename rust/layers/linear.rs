@@ -96,6 +96,11 @@ impl Linear {
         self.weight.format(ctx.runtime.dot)
     }
 
+    /// How this layer's products want so many rows.
+    fn form(&self, ctx: &Context<'_>, rows: usize) -> InputLayout {
+        ctx.runtime.kernels.form(self.format(ctx), rows, self.weight.weight_type().group())
+    }
+
     /// Makes `x` ready for this layer: as it lies, packed by every member for itself where rows are few, or packed by all
     /// members together, behind a barrier. Either memory holds the rows of one call at a time: the next may be made behind a
     /// barrier after the last product of this one, and every member must make it.
@@ -107,7 +112,7 @@ impl Linear {
         if x.rows() > FEW_ROWS {
             return self.pack_together(ctx, x, |_| ());
         }
-        let form = ctx.runtime.kernels.form(self.format(ctx), x.rows());
+        let form = self.form(ctx, x.rows());
         if form.tiles == 0 {
             return Ok(Prepared { rows: x, form, at: x.at(0, 0) });
         }
@@ -144,7 +149,7 @@ impl Linear {
         make: impl Fn(Range<usize>),
     ) -> Result<Prepared<'a>, Stop> {
         assert!(x.width() == self.weight.inputs(), "widths agree");
-        let form = ctx.runtime.kernels.form(self.format(ctx), x.rows());
+        let form = self.form(ctx, x.rows());
         assert!(x.rows() * form.words(x.width()) <= ctx.packed_rows.stride(), "room for the packed rows");
         let out = ctx.packed_rows.at(0, 0);
         for tile in ctx.member.share(form.tiles) {
@@ -157,7 +162,7 @@ impl Linear {
 
     /// Whether what another layer was prepared for serves this one, too.
     pub fn takes(&self, ctx: &Context<'_>, x: Prepared<'_>) -> bool {
-        ctx.runtime.kernels.form(self.format(ctx), x.rows.rows()) == x.form
+        self.form(ctx, x.rows.rows()) == x.form
     }
 
     /// What another layer was prepared for as this one reads it: the same, or made again behind a barrier where it is not.
@@ -246,6 +251,7 @@ impl Linear {
             tile: piece.tiles.start,
             tiles: piece.tiles.len(),
             k: rows.width(),
+            group: self.weight.weight_type().group(),
             w: self.weight.panel(panels.start),
             panels: panels.len(),
             c: out.at(0, first),

@@ -88,7 +88,7 @@ fn multiply(kernels: &Kernels, w: &Packed, a: &[f32], m: usize, family: Family, 
     let (n, k, tuning) = (w.panels() * WIDTH, w.inputs(), family.tuning());
     let mut c = vec![f32::NAN; m * n];
     let mut scratch = vec![f32::NAN; tuning.scratch()];
-    let form = kernels.form(Format::Int8, m);
+    let form = kernels.form(Format::Int8, m, 0);
     let mut packed = vec![f32::NAN; m * form.words(k)];
     let (tiles, out, a_stride) = (0..form.tiles, packed.as_mut_ptr(), stride(k));
     // SAFETY: the vectors have the sizes that the jobs state.
@@ -103,6 +103,7 @@ fn multiply(kernels: &Kernels, w: &Packed, a: &[f32], m: usize, family: Family, 
                 tile: 0,
                 tiles: form.tiles,
                 k,
+                group: 0,
                 w: w.panel(0),
                 panels: w.panels(),
                 c: c.as_mut_ptr(),

@@ -62,7 +62,7 @@ fn multiply(k: &Kernels, format: Format, w: &Packed, a: &[f32], m: usize, tuning
     let n = w.panels() * WIDTH;
     let mut c = vec![f32::NAN; m * n];
     let mut scratch = vec![f32::NAN; tuning.scratch()];
-    let (form, stride) = (k.form(format, m), stride(w.inputs()));
+    let (form, stride) = (k.form(format, m, 0), stride(w.inputs()));
     let mut packed = vec![f32::NAN; m * form.words(w.inputs())];
     if form.tiles > 0 {
         let (tiles, out) = (0..form.tiles, packed.as_mut_ptr());
@@ -77,6 +77,7 @@ fn multiply(k: &Kernels, format: Format, w: &Packed, a: &[f32], m: usize, tuning
         tile: 0,
         tiles: form.tiles,
         k: w.inputs(),
+        group: 0,
         w: w.panel(0),
         panels: w.panels(),
         c: c.as_mut_ptr(),
@@ -373,7 +374,7 @@ fn every_table_packs_rows_as_pairs_of_bf16() {
             for (x, bits) in a.iter_mut().zip(HARD_TO_ROUND) {
                 *x = f32::from_bits(bits);
             }
-            let form = table.form(Format::Bf16Dot, m);
+            let form = table.form(Format::Bf16Dot, m, 0);
             let words = form.words(k);
             let mut out = vec![f32::NAN; m * words];
             let (tiles, to) = (0..form.tiles, out.as_mut_ptr());

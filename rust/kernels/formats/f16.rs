@@ -57,9 +57,9 @@ impl WeightType for F16 {
         Some(Element::F16)
     }
 
-    fn delicate(&self, from: Element) -> &'static dyn WeightType {
+    fn delicate(&self, from: Element) -> Option<&'static dyn WeightType> {
         // transformers keeps such matrices as they are in the file (`_keep_in_fp32_modules`).
-        super::of_element(from)
+        Some(super::of_element(from))
     }
 
     unsafe fn write(

@@ -4,13 +4,14 @@
 //! sums of the weights in i32, by which a row's zero point is taken out of its products: with `x = s (q - z)` and `w = t v` the
 //! product is `s t (sum(q v) - z sum(v))`. The sums are integers, so they are exact in any order, and the same on every table.
 
-use super::{Element, Format, Kind, LINE, Orientation, PAIR, Panels, WeightType, Words};
+use super::int8_groups::Int8Groups;
+use super::{Element, Format, Kind, LINE, Orientation, PAIR, Panels, WeightType, Words, each_output};
 use crate::kernels::lanes::{Lanes, WIDTH};
 
 /// Words of a prepared row behind those of its inputs: its scale (f32), and its zero point (i32).
 pub(crate) const SCALE_WORDS: usize = 2;
 /// Inputs in a lane of a line.
-const STEP: usize = 4;
+pub(super) const STEP: usize = 4;
 /// The largest weight, and the negative of the least.
 const MOST: f32 = 127.0;
 
@@ -32,7 +33,7 @@ fn nearest(x: f32) -> i32 {
 
 /// Values as integers from -127 to 127 and their scale: the largest magnitude over 127. Where one is not finite the scale is NaN, and
 /// so are all products.
-fn quantize(values: &[f32], quantized: &mut Vec<i8>) -> f32 {
+pub(super) fn quantize(values: &[f32], quantized: &mut Vec<i8>) -> f32 {
     quantized.clear();
     let most = values.iter().fold(0.0_f32, |most, x| if x.abs() > most { x.abs() } else { most });
     let nothing = values.iter().fold(0.0, |sum, x| sum + 0.0 * x);
@@ -67,6 +68,10 @@ impl WeightType for Int8 {
         true
     }
 
+    fn delicate(&self, _: Element) -> Option<&'static dyn WeightType> {
+        Some(&Int8Groups)
+    }
+
     unsafe fn write(
         &self,
         to: Panels,
@@ -75,49 +80,22 @@ impl WeightType for Int8 {
         from: Element,
         rows: &[u8],
     ) -> bool {
-        let (bytes, inputs) = (from.bytes(), to.inputs);
-        let outputs = match orientation {
-            Orientation::OutIn => rows.len() / (inputs * bytes),
-            Orientation::InOut => {
-                assert!(first == 0 && rows.len() == inputs * to.outputs * bytes, "the whole matrix");
-                to.outputs
-            }
-        };
-        assert!(first.is_multiple_of(WIDTH) && first + outputs <= to.outputs, "whole panels of the matrix");
-        let (mut values, mut quantized) = (vec![0.0; inputs], Vec::with_capacity(inputs));
-        for panel in 0..outputs.div_ceil(WIDTH) {
-            let at = to.panel(first / WIDTH + panel);
-            for lane in 0..WIDTH {
-                let output = panel * WIDTH + lane;
-                if output < outputs {
-                    match orientation {
-                        Orientation::OutIn => {
-                            from.widen_into(&rows[output * inputs * bytes..], 1, &mut values);
-                        }
-                        Orientation::InOut => {
-                            from.widen_into(&rows[output * bytes..], outputs, &mut values);
-                        }
-                    }
-                } else {
-                    values.fill(0.0);
+        let mut quantized = Vec::with_capacity(to.inputs);
+        let behind = to.inputs.div_ceil(STEP);
+        each_output(to, orientation, first, from, rows, |at, lane, values| {
+            let scale = quantize(values, &mut quantized);
+            let sum: i32 = quantized.iter().map(|&v| i32::from(v)).sum();
+            quantized.resize(behind * STEP, 0);
+            // SAFETY: the panel is the caller's to write, and holds a line per four inputs and two more.
+            unsafe {
+                let lane_of = |line: usize| at.add(line * PAIR + 4 * lane);
+                for (line, four) in quantized.as_chunks::<STEP>().0.iter().enumerate() {
+                    lane_of(line).cast::<[i8; STEP]>().write_unaligned(*four);
                 }
-                let scale = quantize(&values, &mut quantized);
-                let sum: i32 = quantized.iter().map(|&v| i32::from(v)).sum();
-                quantized.resize(inputs.next_multiple_of(STEP), 0);
-                // SAFETY: the panel is the caller's to write, and holds a line per four inputs and two more.
-                unsafe {
-                    let lane_of = |line: usize| at.add(line * PAIR + 4 * lane);
-                    for (line, four) in quantized.chunks_exact(STEP).enumerate() {
-                        lane_of(line)
-                            .cast::<[i8; STEP]>()
-                            .write_unaligned([four[0], four[1], four[2], four[3]]);
-                    }
-                    let behind = inputs.div_ceil(STEP);
-                    lane_of(behind).cast::<f32>().write_unaligned(scale);
-                    lane_of(behind + 1).cast::<i32>().write_unaligned(sum);
-                }
+                lane_of(behind).cast::<f32>().write_unaligned(scale);
+                lane_of(behind + 1).cast::<i32>().write_unaligned(sum);
             }
-        }
+        });
         true
     }
 

@@ -12,24 +12,38 @@ mod element;
 mod f16;
 mod f32;
 mod floats;
+mod int4;
 mod int8;
+mod int8_groups;
 mod sixteen;
 
 use std::fmt::Debug;
 
 pub use element::Element;
 
+use super::grouped;
 use super::lanes::{Lanes, WIDTH};
+use super::matmul::{self, Matmul};
+use super::rows::InputLayout;
 
 pub(super) use bf16::{Bf16, Bf16Dot};
 pub(super) use f16::F16;
 pub(super) use f32::F32;
+pub(super) use int4::Nibbles;
 pub(super) use int8::{Int8, SCALE_WORDS};
+pub(super) use int8_groups::Int8Groups;
+
+use int4::Int4;
 
 /// Bytes of a line of a panel.
 pub const LINE: usize = 64;
 /// Bytes from one line of a packed weight's panel to the next: the other panel's line of the pair lies between.
 pub const PAIR: usize = 2 * LINE;
+
+/// Words of a group of activations in front of its integers: what the head of the group's lines is multiplied by, and its scale.
+pub(super) const HEAD_WORDS: usize = 2;
+/// Inputs of a group, at most.
+const MOST_GROUP: usize = 128;
 
 /// Bytes from a matrix's start to panel `p` of `lines` lines.
 pub const fn panel_offset(p: usize, lines: usize) -> usize {
@@ -45,12 +59,15 @@ pub const FLOAT16: &dyn WeightType = &F16;
 /// int8, a scale for each output.
 pub const INT8: &dyn WeightType = &Int8;
 
+/// int4, by the inputs of a group; the first is what "int4" means by itself.
+pub const INT4: [&dyn WeightType; 3] = [&Int4 { group: 64 }, &Int4 { group: 32 }, &Int4 { group: 128 }];
+
 /// Every weight type that can be asked for by name.
-pub const TYPES: [&dyn WeightType; 4] = [FLOAT32, BFLOAT16, FLOAT16, INT8];
+pub const TYPES: [&dyn WeightType; 5] = [FLOAT32, BFLOAT16, FLOAT16, INT8, INT4[0]];
 
 /// Hands every kind of product to a macro: `$then!(arguments; kinds)`.
 macro_rules! each_kind {
-    ($then:ident!($($arguments:tt)*)) => { $then!($($arguments)*; F32, Bf16, F16, Bf16Dot, Int8); };
+    ($then:ident!($($arguments:tt)*)) => { $then!($($arguments)*; F32, Bf16, F16, Bf16Dot, Int8, Int8Groups, Nibbles); };
 }
 pub(super) use each_kind;
 
@@ -117,14 +134,24 @@ pub trait WeightType: Debug + Sync {
     /// How products with these weights are formed; `dot` asks for bf16 products, where this type has them.
     fn format(&self, dot: bool) -> Format;
 
+    /// Inputs of a group, where products are summed by groups; 0 where they are not.
+    fn group(&self) -> usize {
+        0
+    }
+
+    /// Another type of embeddings and head where this one is asked for.
+    fn vocabulary(&self) -> Option<&'static dyn WeightType> {
+        None
+    }
+
     /// The elements that a rounding to this type gives; none where that takes whole rows of a matrix, so that other tensors of a
     /// model stay as they are.
     fn element(&self) -> Option<Element>;
 
-    /// The type of a matrix that this one would serve badly, by the family's own account; `from` is how the file stores it.
-    fn delicate(&self, from: Element) -> &'static dyn WeightType {
+    /// Another type of a matrix that this one would serve badly, by the family's own account; `from` is how the file stores it.
+    fn delicate(&self, from: Element) -> Option<&'static dyn WeightType> {
         let _ = from;
-        TYPES.into_iter().find(|known| known.name() == self.name()).unwrap_or(FLOAT32)
+        None
     }
 
     /// Whether a matrix of [`Orientation::InOut`] must be written in one piece.
@@ -167,6 +194,15 @@ pub enum Words {
     Bytes,
     /// Two u8 as i16, every second one of four; with the row's scale and zero point behind the row.
     BytePairs,
+    /// Integers by groups of inputs, in front of each of which stand a word for its head and its scale.
+    Groups {
+        /// Inputs of a group.
+        size: usize,
+        /// Whether the integers are i8 around zero; u8 with a zero point otherwise.
+        signed: bool,
+        /// Whether a word is two integers as i16, every second one of four; four bytes otherwise.
+        pairs: bool,
+    },
 }
 
 impl Words {
@@ -177,13 +213,16 @@ impl Words {
             Self::Pairs => k.div_ceil(2),
             Self::Bytes => k.div_ceil(4),
             Self::BytePairs => 2 * k.div_ceil(4),
+            Self::Groups { size, pairs, .. } => {
+                k.div_ceil(size) * (HEAD_WORDS + size / if pairs { 2 } else { 4 })
+            }
         }
     }
 
     /// Words that say how a row was scaled.
     pub(super) fn scales(self) -> usize {
         match self {
-            Self::Floats | Self::Pairs => 0,
+            Self::Floats | Self::Pairs | Self::Groups { .. } => 0,
             Self::Bytes | Self::BytePairs => SCALE_WORDS,
         }
     }
@@ -191,7 +230,38 @@ impl Words {
 
 /// Floats that hold a row of `k` inputs in whatever form a product wants it.
 pub const fn row_room(k: usize) -> usize {
-    k.next_multiple_of(4) + SCALE_WORDS
+    // Pairs of the smallest and of the largest group take most.
+    k.next_multiple_of(MOST_GROUP) + MOST_GROUP
+}
+
+/// Calls `of` with panel, lane and inputs of each output in some rows of a checkpoint's matrix, see [`WeightType::write`], and with
+/// zeros for the lanes behind the last one. A matrix of [`Orientation::InOut`] comes whole.
+fn each_output(
+    to: Panels,
+    orientation: Orientation,
+    first: usize,
+    from: Element,
+    rows: &[u8],
+    mut of: impl FnMut(*mut u8, usize, &[f32]),
+) {
+    let (bytes, inputs) = (from.bytes(), to.inputs);
+    let outputs = match orientation {
+        Orientation::OutIn => rows.len() / (inputs * bytes),
+        Orientation::InOut => {
+            assert!(first == 0 && rows.len() == inputs * to.outputs * bytes, "the whole matrix");
+            to.outputs
+        }
+    };
+    assert!(first.is_multiple_of(WIDTH) && first + outputs <= to.outputs, "whole panels of the matrix");
+    let mut values = vec![0.0; inputs];
+    for output in 0..outputs.next_multiple_of(WIDTH) {
+        match orientation {
+            _ if output >= outputs => values.fill(0.0),
+            Orientation::OutIn => from.widen_into(&rows[output * inputs * bytes..], 1, &mut values),
+            Orientation::InOut => from.widen_into(&rows[output * bytes..], outputs, &mut values),
+        }
+        of(to.panel((first + output) / WIDTH), output % WIDTH, &values);
+    }
 }
 
 /// How a line of a panel meets activations. Every kind adds to one accumulator per output, inputs ascending, whatever the tile.
@@ -219,3 +289,59 @@ pub(super) trait Kind<L: Lanes> {
         unreachable!("lines of this kind are multiplied as they are");
     }
 }
+
+/// As [`Kind`], for products whose integers are summed by groups of inputs, see `grouped.rs`.
+pub(super) trait Grouped<L: Lanes> {
+    /// Inputs in a line.
+    const STEP: usize;
+    /// 32-bit words of activations that a line needs.
+    const WORDS: usize;
+    /// Lines behind those of all groups, which hold the outputs' scales.
+    const SCALES: usize;
+    /// Whether activations are i8 around zero; u8 with a zero point otherwise.
+    const SIGNED: bool;
+    /// Whether many rows take lines as [`Grouped::Unpacked`].
+    const UNPACKS: bool = false;
+    /// A line in registers.
+    type Line: Copy;
+    /// The kind of unpacked lines, one for each word.
+    type Unpacked: Grouped<L>;
+    unsafe fn line(p: *const u8) -> Self::Line;
+    /// Sums of integers, one more line added: `x` points at the first word, the next one is `next` words on.
+    unsafe fn apply(sums: L::F, line: Self::Line, x: *const f32, next: usize) -> L::F;
+    /// By what a group's sum is multiplied: from the line in front of it, and the group's scale in a row.
+    unsafe fn scale(head: *const u8, row: L::F) -> L::F;
+    /// The line unpacked to `WORDS` lines of a panel.
+    unsafe fn unpack(from: *const u8, to: *mut u8) {
+        let _ = (from, to);
+        unreachable!("lines of this kind are multiplied as they are");
+    }
+}
+
+/// How products of one kind are formed.
+pub(super) trait Product<L: Lanes> {
+    /// `C = epilogue(A · W)`.
+    ///
+    /// # Safety
+    /// As for [`Lanes`]; the pointers of `job` hold what its fields say.
+    unsafe fn product(job: &Matmul);
+    /// How a product wants `m` rows, with so many inputs in a group.
+    fn form(m: usize, group: usize) -> InputLayout;
+}
+
+macro_rules! products_of {
+    ($through:ident, $form:expr; $($kind:ty),*) => {
+        $(impl<L: Lanes> Product<L> for $kind {
+            #[inline(always)]
+            unsafe fn product(job: &Matmul) {
+                // SAFETY: handed on from the caller.
+                unsafe { $through::matmul::<L, Self>(job) }
+            }
+            fn form(m: usize, group: usize) -> InputLayout {
+                $form(m, group)
+            }
+        })*
+    };
+}
+products_of!(matmul, |m, _| InputLayout::of::<L, Self>(m); F32, Bf16, F16, Bf16Dot, Int8);
+products_of!(grouped, |m, group| InputLayout::of_groups::<L, Self>(m, group); Int8Groups, Nibbles);
