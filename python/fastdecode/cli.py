@@ -141,7 +141,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     _add_model(quality, dtype=False)
     add_quality(quality)
-    quality.set_defaults(command=lambda parsed: show_quality(parsed, _load_with_decoder(parsed)))
+    quality.set_defaults(command=_quality)
     return parser
 
 
@@ -424,6 +424,19 @@ def _bench(parsed: argparse.Namespace) -> None:
         f"{limits['f32_flops_per_second'] / 1e9:,.1f} GFLOP/s in float32"
         f" ({limits['f32_sustained_flops_per_second'] / 1e9:,.1f} sustained)"
     )
+
+
+def _quality(parsed: argparse.Namespace) -> None:
+    said: set[str] = set()
+
+    def show_once(message: Warning | str, *_: object, **__: object) -> None:
+        # The same folder is loaded several times.
+        if str(message) not in said:
+            said.add(str(message))
+            _show_warning(message)
+
+    warnings.showwarning = show_once
+    show_quality(parsed, _load_with_decoder(parsed))
 
 
 def _shown(name: str, value: object) -> str:

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
     from .scoring import Item, ScoringLM
 
-    # A type of weights as `load` takes it: a name, or names by part.
+    # A type as `load` takes it, checked: a name, or names by part.
     AnyDtype = str | Mapping[str, str]
 
 # Decode that is timed: tokens of the prompt, new tokens, repetitions of which the median counts.
@@ -249,7 +249,7 @@ class Sums:
         info = model.info()
         loss = self._loss / self._weight
         return Quality(
-            dtype=dtype,
+            dtype=cast("Dtype", dtype),
             compute_dtype=info["compute_dtype"],
             loss=loss,
             # Beyond that, no float holds the exponential.

@@ -7,17 +7,15 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .arrays import bad_option
-from .errors import FastdecodeWarning, FileReadError
+from .errors import FileReadError
 
 if TYPE_CHECKING:
     import argparse
-
-    from .quality import AnyDtype
+    from collections.abc import Mapping
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -66,8 +64,6 @@ def show(parsed: argparse.Namespace, model: Any) -> None:  # noqa: ANN401 (of ei
     Raises:
         FastdecodeError: As `ScoringLM.quality`; `OptionError` and `FileReadError` for the file.
     """
-    # What there is to say of a folder is said once, though it is loaded several times.
-    warnings.simplefilter("once", FastdecodeWarning)
     text = read_text(parsed.text)
     report = model.quality(
         pairs_of(text, parsed.text) if model.has_encoder else text,
@@ -83,7 +79,7 @@ def show(parsed: argparse.Namespace, model: Any) -> None:  # noqa: ANN401 (of ei
     print(report)
 
 
-def dtype_of(text: str) -> AnyDtype:
+def dtype_of(text: str) -> str | Mapping[str, str]:
     """A type of weights on the command line: a name, or NAME=TYPE,NAME=TYPE.
 
     Raises:

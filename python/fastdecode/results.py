@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Literal
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from .load_options import Dtype
+
 FinishReason = Literal["eos", "stop", "length"]
 
 
@@ -131,7 +133,7 @@ class Quality:
             room for two new tokens. A rate of this machine at this moment, unlike all others here.
     """
 
-    dtype: str | Mapping[str, str]
+    dtype: Dtype
     compute_dtype: str
     loss: float
     perplexity: float

@@ -15,9 +15,9 @@ if TYPE_CHECKING:
 
     from . import _core
     from .arrays import Prompt
+    from .load_options import Dtype
     from .memory import Memory
     from .prefix import Prefix
-    from .quality import AnyDtype
     from .results import QualityReport, Score
 
 # Among labels, the place of a token that does not count (torch's ignore_index).
@@ -136,7 +136,7 @@ class ScoringLM(LanguageModel):
         self,
         texts: Prompt | Iterable[Prompt] | Iterable[tuple[Prompt, Prompt]],
         *,
-        dtypes: AnyDtype | Iterable[AnyDtype] | None = None,
+        dtypes: Dtype | Iterable[Dtype] | None = None,
         stride: int | None = None,
         window: int | None = None,
         limit: int | None = None,

@@ -20,6 +20,7 @@ import tiny
 from families import FAMILIES
 from families.llama import LlamaRecipe, config
 from fastdecode import CausalLM, Quality, QualityReport, Seq2SeqLM, errors, quality, quality_logits
+from fastdecode.scoring import Item
 from peft_folders import adapter, gpt2
 
 T5 = FAMILIES["t5"]
@@ -142,6 +143,7 @@ class TestTexts:
         assert auto.weight_bytes < row.weight_bytes
 
     def test_types_by_default(self, folder: Path) -> None:
+        given: Any
         for given, first in (
             ("auto", ["float32", "bfloat16"]),
             ("float16", ["float32", "float16", "bfloat16"]),
@@ -153,7 +155,8 @@ class TestTexts:
             assert len(set(map(str, names))) == len(names)
 
     def test_rows_are_in_the_order_asked_for(self, model: CausalLM) -> None:
-        report = model.quality(TEXT, dtypes=iter(["float16", "float32", "bfloat16"]), limit=9)
+        asked: Any = iter(["float16", "float32", "bfloat16"])
+        report = model.quality(TEXT, dtypes=asked, limit=9)
         assert [row.dtype for row in report.rows] == ["float32", "float16", "bfloat16"]
 
     def test_a_limit_leaves_the_rest_out(self, model: CausalLM) -> None:
@@ -211,8 +214,7 @@ class TestTexts:
     def test_a_context_without_room_for_two_new_tokens(self, tmp_path: Path, byte_level: Any) -> None:
         path = tiny.write_folder(tmp_path, tokenizer=byte_level, n_positions=2)
         [row] = CausalLM.load(path).quality(TEXT, dtypes="float32", stride=1).rows
-        assert row.tokens_per_second == 0
-        assert row.tokens > 20
+        assert (row.tokens_per_second, row.tokens) == (0, 1)
 
     def test_a_cache_that_calls_may_not_use_is_no_bound(self, folder: Path) -> None:
         model = CausalLM.load(folder, dtype="bfloat16", cache_bytes=1 << 20, max_rows=1)
@@ -241,7 +243,8 @@ class TestPairs:
         model, other = Seq2SeqLM.load(translator), Seq2SeqLM.load(translator, dtype="bfloat16")
         monkeypatch.setattr(quality_logits, "LOGITS_BYTES", slice_rows * 4 * 320)
         start, pad = model.config["decoder_start_token_id"], model.config.get("pad_token_id", 0)
-        sources, targets = ["Good day", drawn(1, 9)], [drawn(2, 7), [-100, 5, -100, 6, 7, -100]]
+        sources: list[Any] = ["Good day", drawn(1, 9)]
+        targets = [drawn(2, 7), [-100, 5, -100, 6, 7, -100]]
         rows, losses, counts = [], [], []
         for source, target in zip(sources, targets, strict=True):
             ids = [start, *(pad if token == -100 else token for token in target[:-1])]
@@ -357,19 +360,38 @@ class TestMisuse:
             model.quality([1, 2, 3])
         assert caught.value.field == "num_hidden_layers"
 
-    @pytest.mark.parametrize("factor", [1e30, math.nan])
-    def test_scores_that_are_not_finite(self, tmp_path: Path, factor: float) -> None:
+    @pytest.mark.parametrize("wrong", [math.nan, math.inf, -math.inf])
+    def test_scores_that_are_not_finite(self, tmp_path: Path, wrong: float) -> None:
+        from safetensors.numpy import load_file, save_file
+
+        path = tiny.write_folder(tmp_path / "m")
+        sound = CausalLM.load(path)
+        tensors = load_file(path / "model.safetensors")
+        name = next(name for name in tensors if name.endswith("wte.weight"))
+        # Of a head that is tied, the row of a token that is not read.
+        tensors[name][47] = wrong
+        save_file(tensors, path / "model.safetensors")
+        unsound = CausalLM.load(path, dtype="bfloat16")
+        with pytest.raises(errors.ScoresError, match="dtype=float32 behind token 0 of text 0") as caught:
+            unsound.quality([[1, 2, 3], [4, 5]])
+        assert caught.value.row == 0
+        assert caught.value.expected == "finite scores"
+        assert str(caught.value.got).startswith(("nan", "inf", "-inf"))
+        passage = quality_logits.Passage(7, Item([1, 2, 3], [2, 3, 4], 4), 3)
+        with pytest.raises(errors.ScoresError, match="dtype=int4 behind token 0 of text 7"):
+            quality_logits.hold_against(sound, unsound, passage, ("float32", "int4"))
+        with pytest.raises(errors.ScoresError, match="dtype=float32 behind"):
+            quality_logits.hold_against(unsound, sound, passage, ("float32", "int4"))
+
+    def test_a_type_that_cannot_hold_the_weights(self, tmp_path: Path) -> None:
         from safetensors.numpy import load_file, save_file
 
         path = tiny.write_folder(tmp_path)
         tensors = load_file(path / "model.safetensors")
         name = next(name for name in tensors if name.endswith("ln_f.weight"))
-        save_file(tensors | {name: tensors[name] * np.float32(factor)}, path / "model.safetensors")
-        dtype = "float16" if factor > 1 else "float32"
-        with pytest.raises(errors.ScoresError, match=f"dtype={dtype} behind token 0 of text 0") as caught:
-            CausalLM.load(path).quality([[1, 2, 3], [4, 5]], dtypes=["float16"])
-        assert caught.value.row == 0
-        assert caught.value.expected == "finite scores"
+        save_file(tensors | {name: tensors[name] * np.float32(1e30)}, path / "model.safetensors")
+        with pytest.raises(errors.CheckpointError, match="values that float16 can hold"):
+            CausalLM.load(path).quality([1, 2, 3], dtypes=["float16"])
 
 
 class TestMemory:
@@ -378,7 +400,7 @@ class TestMemory:
         before: Any = CausalLM.load.__func__  # type: ignore[attr-defined]
         loaded: list[tuple[str, weakref.ref[Any]]] = []
 
-        def load(cls: type[CausalLM], name: str, **options: Any) -> CausalLM:
+        def load(cls: type[CausalLM], name: str, /, **options: Any) -> CausalLM:
             alive = [dtype for dtype, made in loaded if made() is not None]
             assert alive in ([], ["float32"]), f"{options['dtype']} is loaded beside {alive}"
             assert options["num_threads"] == 1
@@ -408,7 +430,7 @@ class TestMemory:
             _, peak = tracemalloc.get_traced_memory()
         finally:
             tracemalloc.stop()
-        assert 2 * quality_logits.LOGITS_BYTES * 0.9 < peak, "logits are counted"
+        assert peak > 2 * quality_logits.LOGITS_BYTES * 0.9, "logits are counted"
         assert peak < 2 * quality_logits.LOGITS_BYTES + 12 * quality_logits.BLOCK_BYTES
         assert model.info()["activation_bytes"] <= 64 << 20
 
@@ -444,9 +466,10 @@ class TestProgress:
         assert "\n" not in shown
         assert "2 of 4 tokens" in shown
         assert shown.endswith("\r\x1b[K"), "the line is taken away"
-        monkeypatch.setattr(sys, "stderr", Terminal())
+        silent = Terminal()
+        monkeypatch.setattr(sys, "stderr", silent)
         model.quality([1, 2, 3], dtypes="bfloat16", progress=False)
-        assert sys.stderr.getvalue() == ""  # type: ignore[attr-defined]
+        assert silent.getvalue() == ""
 
     def test_a_program_without_a_console(self, model: CausalLM, monkeypatch: pytest.MonkeyPatch) -> None:
         for progress in (None, True):
@@ -474,11 +497,12 @@ def test_the_table() -> None:
     by_part = {"default": "bfloat16", "lm_head": "int8"}
     other = row(dtype=by_part, perplexity=8.4, loss=2.1, kl=0.00291, agreement=0.98765, tokens_per_second=0.0)
     report = QualityReport("perplexity", (row(), other))
-    assert [line.split() for line in str(report).splitlines()] == [
-        "dtype products perplexity change KL agreement weights per step tokens/s".split(),
-        "float32 float32 8.0000 +0.00% 0 100.00% 12.3 MB 2,000.0 MB 1,234.6".split(),
-        "default=bfloat16,lm_head=int8 float32 8.4000 +5.00% 0.00291 98.77% 12.3 MB 2,000.0 MB 0.0".split(),
-    ]
+    head, first, second = str(report).splitlines()
+    columns = "dtype products perplexity change KL agreement weights per step tokens/s"
+    assert " ".join(head.split()) == columns
+    assert " ".join(first.split()) == "float32 float32 8.0000 +0.00% 0 100.00% 12.3 MB 2,000.0 MB 1,234.6"
+    wanted = "default=bfloat16,lm_head=int8 float32 8.4000 +5.00% 0.00291 98.77% 12.3 MB 2,000.0 MB 0.0"
+    assert " ".join(second.split()) == wanted
     losses = str(QualityReport("loss", (row(), other))).splitlines()
     assert losses[2].split()[2:4] == ["2.1000", "+5.00%"]
     assert len({line.index("float32", 9) for line in losses[1:]}) == 1, "columns stand below each other"
@@ -490,6 +514,7 @@ def test_the_table() -> None:
 def test_the_names_of_types_are_those_that_load_takes() -> None:
     names = quality._names()
     assert {"auto", "float32", "float16", "bfloat16"} <= set(names)
+    name: Any
     for name in names:
         assert CausalLM.load("demo-stories", dtype=name).info()["weight_bytes"] > 0
 
