@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from .pipelines import pipeline as pipeline
     from .results import Chunk as Chunk
     from .results import Output as Output
+    from .results import Quality as Quality
+    from .results import QualityReport as QualityReport
     from .results import Score as Score
     from .text_encoder import TextEncoder as TextEncoder
 
@@ -30,6 +32,8 @@ __all__ = [
     "Memory",
     "Output",
     "Prefix",
+    "Quality",
+    "QualityReport",
     "Score",
     "Seq2SeqLM",
     "State",
@@ -57,7 +61,7 @@ def __getattr__(name: str) -> object:
         from .text_encoder import TextEncoder
 
         return TextEncoder
-    if name in ("Chunk", "GenerateOptions", "Output", "Score"):
+    if name in ("Chunk", "GenerateOptions", "Output", "Quality", "QualityReport", "Score"):
         from . import options, results
 
         return getattr(options if name == "GenerateOptions" else results, name)
