@@ -8,10 +8,10 @@ use std::hint::black_box;
 
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 use fastdecode::arena::Arena;
-use fastdecode::kernels::{Activation, WIDTH};
+use fastdecode::kernels::{Activation, Element, Orientation, TYPES, WIDTH, WeightType};
 use fastdecode::layers::linear::{Epilogue, Linear};
 use fastdecode::layers::{self, Buffer, Context, Runtime, scratch};
-use fastdecode::packed::{Orientation, Packed, Storage, packed_bytes};
+use fastdecode::packed::{Packed, packed_bytes};
 use fastdecode::team::{self, Cancel};
 
 /// Inputs and outputs of the matrices of a block.
@@ -20,20 +20,20 @@ const SHAPES: [(usize, usize); 4] = [(768, 2304), (768, 768), (768, 3072), (3072
 const LAYERS: usize = 12;
 
 /// The matrices in one arena, and their bytes.
-fn layers(storage: Storage) -> (Vec<Linear>, usize) {
-    let bytes = |&(k, n): &(usize, usize)| packed_bytes(storage, n, k).expect("a small matrix");
+fn layers(of: &'static dyn WeightType) -> (Vec<Linear>, usize) {
+    let bytes = |&(k, n): &(usize, usize)| packed_bytes(of, n, k).expect("a small matrix");
     let total = LAYERS * SHAPES.iter().map(bytes).sum::<usize>();
     let arena = Arena::new(total, "weights").expect("memory for the weights");
     let mut at = 0;
     let mut layers = Vec::new();
     for &(k, n) in std::iter::repeat_n(&SHAPES, LAYERS).flatten() {
-        let m = Packed::new(&arena, at, storage, n, k);
+        let m = Packed::new(&arena, at, of, n, k);
         at += bytes(&(k, n));
         let panel: Vec<u8> =
             (0..WIDTH * k).flat_map(|i| ((i % 7) as f32 * 0.01 - 0.03).to_le_bytes()).collect();
         for first in (0..n).step_by(WIDTH) {
             // SAFETY: one thread.
-            unsafe { m.write(Orientation::OutIn, first, Storage::F32, &panel) };
+            unsafe { m.write(Orientation::OutIn, first, Element::F32, &panel) };
         }
         layers.push(Linear::new(m, Vec::new()));
     }
@@ -72,10 +72,10 @@ fn kernels(c: &mut Criterion) {
     let runtime = Runtime::new(team::default_threads(), false).expect("a table that this CPU runs");
     let probes = runtime.kernels.probes();
     let weights = (LAYERS * SHAPES.iter().map(|(k, n)| k * n).sum::<usize>()) as u64;
-    for storage in [Storage::F32, Storage::Bf16, Storage::F16] {
-        let (layers, bytes) = layers(storage);
+    for of in TYPES {
+        let (layers, bytes) = layers(of);
         let mut buffers: [Buffer; 7] = Default::default();
-        let mut group = c.benchmark_group(format!("rows/{}", storage.name()));
+        let mut group = c.benchmark_group(format!("rows/{}", of.name()));
         group.sample_size(20).throughput(Throughput::Bytes(bytes as u64));
         let plain = Arena::filled(bytes / 4, 1.0, "memory to read").expect("memory to read");
         for ahead in [0, 2048, 4096] {
@@ -94,7 +94,7 @@ fn kernels(c: &mut Criterion) {
             });
         }
         group.finish();
-        let mut group = c.benchmark_group(format!("prompt/{}", storage.name()));
+        let mut group = c.benchmark_group(format!("prompt/{}", of.name()));
         group.sample_size(10).throughput(Throughput::Elements(2 * weights * 512));
         group.bench_function("512", |b| b.iter(|| pass(&runtime, black_box(&layers), &mut buffers, 512)));
         group.finish();

@@ -10,28 +10,28 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use crate::arena::Arena;
 use crate::checkpoint::{Checkpoint, Dtype, TensorInfo};
 use crate::error::{Error, Result};
-use crate::kernels::{LINE, WIDTH};
-use crate::packed::{Orientation, Packed, Storage, packed_bytes};
+use crate::kernels::{Element, LINE, Orientation, WIDTH, WeightType, of_element};
+use crate::packed::{Packed, packed_bytes};
 use crate::team::{self, Cancel, Member, Stop};
 
 /// Bytes that one member reads at a time.
 const CHUNK: usize = 1 << 20;
 
 /// How a checkpoint's weights are to be stored.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy)]
 pub enum Rounding {
     /// Every value exactly, as narrowly as it can be.
     Auto,
-    /// Every tensor rounded to this type.
-    As(Storage),
+    /// Every matrix as this type, and every other tensor rounded to its elements.
+    As(&'static dyn WeightType),
 }
 
-/// Storage that a tensor is read as, where it may be a weight: f64 becomes f32 on the way, as torch casts it.
-fn storage(info: &TensorInfo) -> Option<Storage> {
+/// Elements that a tensor is read as, where it may be a weight: f64 becomes f32 on the way, as torch casts it.
+fn element(info: &TensorInfo) -> Option<Element> {
     match info.dtype {
-        Dtype::F64 | Dtype::F32 => Some(Storage::F32),
-        Dtype::BF16 => Some(Storage::Bf16),
-        Dtype::F16 => Some(Storage::F16),
+        Dtype::F64 | Dtype::F32 => Some(Element::F32),
+        Dtype::BF16 => Some(Element::Bf16),
+        Dtype::F16 => Some(Element::F16),
         _ => None,
     }
 }
@@ -40,8 +40,8 @@ fn storage(info: &TensorInfo) -> Option<Storage> {
 #[derive(Debug)]
 struct Planned<'a> {
     info: &'a TensorInfo,
-    from: Storage,
-    to: Storage,
+    from: Element,
+    to: &'static dyn WeightType,
     outputs: usize,
     inputs: usize,
     orientation: Orientation,
@@ -78,7 +78,7 @@ impl<'a> Loader<'a> {
         Self { checkpoint, prefix, weights, threads, cancel, planned, used, parameters: 0 }
     }
 
-    /// Reads a part of a tensor as its [`storage`], unless the loading was `cancelled`: every loop over the chunks of a file comes by
+    /// Reads a part of a tensor as its [`element`], unless the loading was `cancelled`: every loop over the chunks of a file comes by
     /// here, and looks as its thread may, the caller's by [`Cancel::ask`] and a member of the team by [`Member::cancelled`].
     fn read(&self, cancelled: bool, info: &TensorInfo, start: usize, buf: &mut [u8]) -> Result<()> {
         if cancelled {
@@ -92,7 +92,7 @@ impl<'a> Loader<'a> {
         for (narrow, wide) in std::iter::zip(buf.chunks_exact_mut(4), wide.chunks_exact(8)) {
             let x = f64::from_le_bytes(wide.try_into().unwrap_or_default());
             if x.is_finite() && (x as f32).is_infinite() {
-                return Err(overflow(info, Storage::F32));
+                return Err(overflow(info, Element::F32.name()));
             }
             narrow.copy_from_slice(&(x as f32).to_le_bytes());
         }
@@ -110,9 +110,9 @@ impl<'a> Loader<'a> {
     }
 
     /// The tensor's place, checked against its shape and noted as used.
-    fn take(&mut self, name: &str, shape: &[usize]) -> Result<(&'a TensorInfo, Storage)> {
+    fn take(&mut self, name: &str, shape: &[usize]) -> Result<(&'a TensorInfo, Element)> {
         let info = self.checkpoint.require(self.prefix, name, shape)?;
-        let Some(from) = storage(info) else {
+        let Some(from) = element(info) else {
             return Err(info.malformed("F64, F32, F16 or BF16", format!("{:?}", info.dtype)));
         };
         self.used.insert(info.name.clone());
@@ -137,19 +137,19 @@ impl<'a> Loader<'a> {
         };
         self.plan(name, shape, orientation, |weights, from| match weights {
             Rounding::As(to) => to,
-            Rounding::Auto => from,
+            Rounding::Auto => of_element(from),
         })
     }
 
-    /// As [`Loader::matrix`], `[outputs, inputs]`, for one that a rounding to float16 leaves as it is (transformers'
-    /// `_keep_in_fp32_modules`).
+    /// As [`Loader::matrix`], `[outputs, inputs]`, for one that some types would serve badly: these say what it becomes instead, see
+    /// [`WeightType::delicate`].
     ///
     /// # Errors
     /// As for [`Loader::matrix`].
-    pub fn matrix_past_f16(&mut self, name: &str, outputs: usize, inputs: usize) -> Result<Ticket> {
+    pub fn delicate_matrix(&mut self, name: &str, outputs: usize, inputs: usize) -> Result<Ticket> {
         self.plan(name, [outputs, inputs], Orientation::OutIn, |weights, from| match weights {
-            Rounding::Auto | Rounding::As(Storage::F16) => from,
-            Rounding::As(to) => to,
+            Rounding::Auto => of_element(from),
+            Rounding::As(to) => to.delicate(from).unwrap_or(to),
         })
     }
 
@@ -158,10 +158,10 @@ impl<'a> Loader<'a> {
         name: &str,
         shape: [usize; 2],
         orientation: Orientation,
-        storage: impl FnOnce(Rounding, Storage) -> Storage,
+        to: impl FnOnce(Rounding, Element) -> &'static dyn WeightType,
     ) -> Result<Ticket> {
         let (info, from) = self.take(name, &shape)?;
-        let to = storage(self.weights, from);
+        let to = to(self.weights, from);
         let [outputs, inputs] = match orientation {
             Orientation::OutIn => shape,
             Orientation::InOut => [shape[1], shape[0]],
@@ -181,11 +181,15 @@ impl<'a> Loader<'a> {
             self.read(self.cancel.ask(), info, place * CHUNK, chunk)?;
         }
         let mut values = from.widen(&bytes);
-        if let Rounding::As(to) = self.weights {
+        let rounded = match self.weights {
+            Rounding::As(to) => to.element(),
+            Rounding::Auto => None,
+        };
+        if let Some(to) = rounded {
             for x in &mut values {
                 let narrow = to.round(*x);
                 if narrow.is_infinite() && x.is_finite() {
-                    return Err(overflow(info, to));
+                    return Err(overflow(info, to.name()));
                 }
                 *x = narrow;
             }
@@ -247,7 +251,7 @@ impl<'a> Loader<'a> {
     /// # Errors
     /// `OutOfMemory`, `Io`, `Cancelled`, or `Checkpoint` when a file is cut short or a value overflows float16.
     pub fn finish(&mut self) -> Result<Packing> {
-        if self.weights == Rounding::Auto {
+        if matches!(self.weights, Rounding::Auto) {
             self.narrow()?;
         }
         let too_large = || Error::OutOfMemory { what: "weights".to_owned(), bytes: usize::MAX };
@@ -265,7 +269,9 @@ impl<'a> Loader<'a> {
         let mut chunks = Vec::new();
         for (i, p) in self.planned.iter().enumerate() {
             let (rows, row) = p.rows();
-            let step = (CHUNK / row.max(1)).next_multiple_of(WIDTH).max(WIDTH);
+            let whole = p.orientation == Orientation::InOut && p.to.takes_whole_columns();
+            let step =
+                if whole { rows.max(1) } else { (CHUNK / row.max(1)).next_multiple_of(WIDTH).max(WIDTH) };
             chunks.extend((0..rows).step_by(step).map(|first| (i, first, step.min(rows - first))));
         }
         self.parallel(&chunks, |member, &(i, first, n), buffer| {
@@ -275,28 +281,28 @@ impl<'a> Loader<'a> {
             self.read(member.cancelled(), p.info, first * row, buffer)?;
             // SAFETY: every chunk is other rows of a matrix that nobody reads yet, whole panels or pairs of them.
             let fits = unsafe { matrices[i].write(p.orientation, first, p.from, buffer) };
-            if fits { Ok(()) } else { Err(overflow(p.info, p.to)) }
+            if fits { Ok(()) } else { Err(overflow(p.info, p.to.name())) }
         })?;
         Ok(Packing { matrices, bytes: total })
     }
 
-    /// Finds, for every planned f32 tensor, the narrowest storage that keeps all its values.
+    /// Finds, for every planned f32 tensor, the narrowest type that keeps all its values.
     fn narrow(&mut self) -> Result<()> {
         let tests: Vec<usize> =
-            (0..self.planned.len()).filter(|&i| self.planned[i].from == Storage::F32).collect();
-        let found: Vec<Mutex<Storage>> = tests.iter().map(|_| Mutex::new(Storage::F32)).collect();
+            (0..self.planned.len()).filter(|&i| self.planned[i].from == Element::F32).collect();
+        let found: Vec<Mutex<Element>> = tests.iter().map(|_| Mutex::new(Element::F32)).collect();
         let indexed: Vec<(usize, usize)> = tests.iter().copied().enumerate().collect();
         self.parallel(&indexed, |member, &(slot, i), buffer| {
             let info = self.planned[i].info;
-            let bytes = info.elements() * Storage::F32.bytes();
-            let mut fits = vec![Storage::Bf16, Storage::F16];
+            let bytes = info.elements() * Element::F32.bytes();
+            let mut fits = vec![Element::Bf16, Element::F16];
             let mut at = 0;
             while at < bytes && !fits.is_empty() {
                 // A first look at a few values ends the search in nearly every f32 checkpoint.
                 let n = if at == 0 { 4096 } else { CHUNK }.min(bytes - at);
                 buffer.resize(n, 0);
                 self.read(member.cancelled(), info, at, buffer)?;
-                fits.retain(|s| s.holds(Storage::F32, buffer));
+                fits.retain(|s| s.holds(Element::F32, buffer));
                 at += n;
             }
             if let (Some(s), Ok(mut found)) = (fits.first(), found[slot].lock()) {
@@ -305,7 +311,7 @@ impl<'a> Loader<'a> {
             Ok(())
         })?;
         for (slot, i) in indexed {
-            self.planned[i].to = found[slot].lock().map_or(Storage::F32, |s| *s);
+            self.planned[i].to = of_element(found[slot].lock().map_or(Element::F32, |s| *s));
         }
         Ok(())
     }
@@ -359,12 +365,12 @@ fn allocate(info: &TensorInfo, bytes: usize) -> Result<Vec<u8>> {
 }
 
 /// A finite value became infinite.
-fn overflow(info: &TensorInfo, to: Storage) -> Error {
+fn overflow(info: &TensorInfo, to: &str) -> Error {
     let hint = match to {
-        Storage::F16 => "; load it with dtype=\"bfloat16\" or \"float32\"",
+        "float16" => "; load it with dtype=\"bfloat16\" or \"float32\"",
         _ => "", // Nothing that it could be loaded as has more range.
     };
-    info.malformed(format!("values that {} can hold{hint}", to.name()), "a finite value past its largest")
+    info.malformed(format!("values that {to} can hold{hint}"), "a finite value past its largest")
 }
 
 /// The packed matrices of a model.

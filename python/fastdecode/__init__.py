@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from .profile import Profile as Profile
     from .results import Chunk as Chunk
     from .results import Output as Output
+    from .results import Quality as Quality
+    from .results import QualityReport as QualityReport
     from .results import Score as Score
     from .text_encoder import TextEncoder as TextEncoder
 
@@ -32,6 +34,8 @@ __all__ = [
     "Output",
     "Prefix",
     "Profile",
+    "Quality",
+    "QualityReport",
     "Score",
     "Seq2SeqLM",
     "State",
@@ -63,7 +67,7 @@ def __getattr__(name: str) -> object:
         from .text_encoder import TextEncoder
 
         return TextEncoder
-    if name in ("Chunk", "GenerateOptions", "Output", "Score"):
+    if name in ("Chunk", "GenerateOptions", "Output", "Quality", "QualityReport", "Score"):
         from . import options, results
 
         return getattr(options if name == "GenerateOptions" else results, name)

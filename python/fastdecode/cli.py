@@ -1,4 +1,4 @@
-"""The command `fastdecode`: run, chat, info and bench; text to stdout, everything else to stderr.
+"""The command `fastdecode`: run, chat, info, bench and quality; text to stdout, everything else to stderr.
 
 A thin layer over the public interface; it knows arguments and how things are shown, nothing else.
 """
@@ -17,6 +17,8 @@ from typing import TYPE_CHECKING, Any
 from . import __version__, cpu_info, errors, load
 from .arrays import bad_option
 from .families import titles
+from .quality_command import add_arguments as add_quality
+from .quality_command import show as show_quality
 from .results import Chunk
 
 if TYPE_CHECKING:
@@ -133,6 +135,16 @@ def _parser() -> argparse.ArgumentParser:
         "--profile", action="store_true", help="where the time of all repetitions went, by kind of phase"
     )
     bench.set_defaults(command=_bench)
+
+    quality = commands.add_parser(
+        "quality",
+        help="what types of weights cost: perplexity or loss, KL to float32, size and speed of each",
+        description="Holds a model with each type of weights against the same model in float32, on a text of yours. "
+        "For an encoder-decoder (T5, mT5, UMT5) the file has lines of two columns, source TAB target.",
+    )
+    _add_model(quality, dtype=False)
+    add_quality(quality)
+    quality.set_defaults(command=_quality)
     return parser
 
 
@@ -172,12 +184,13 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def _add_model(parser: argparse.ArgumentParser, *, optional: bool = False) -> None:
+def _add_model(parser: argparse.ArgumentParser, *, optional: bool = False, dtype: bool = True) -> None:
     parser.add_argument(
         "model", nargs="?" if optional else None, help="folder, hub id, demo-stories or demo-en-fr"
     )
-    parser.add_argument("--dtype", default="auto", choices=("auto", "float32", "float16", "bfloat16"))
-    parser.add_argument("--compute-dtype", choices=("float32", "bfloat16"))
+    if dtype:
+        parser.add_argument("--dtype", default="auto", choices=("auto", "float32", "float16", "bfloat16"))
+        parser.add_argument("--compute-dtype", choices=("float32", "bfloat16"))
     parser.add_argument("--num-threads", type=int, metavar="N", help="all that may be used, by default")
     parser.add_argument(
         "--cache-bytes",
@@ -421,6 +434,19 @@ def _bench(parsed: argparse.Namespace) -> None:
     )
     if profile is not None:
         print(profile)
+
+
+def _quality(parsed: argparse.Namespace) -> None:
+    said: set[str] = set()
+
+    def show_once(message: Warning | str, *_: object, **__: object) -> None:
+        # The same folder is loaded several times.
+        if str(message) not in said:
+            said.add(str(message))
+            _show_warning(message)
+
+    warnings.showwarning = show_once
+    show_quality(parsed, _load_with_decoder(parsed))
 
 
 def _shown(name: str, value: object) -> str:

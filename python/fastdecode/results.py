@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from .load_options import Dtype
 
 FinishReason = Literal["eos", "stop", "length"]
 
@@ -106,6 +111,97 @@ class Score:
     token_ids: list[int]
     token_logprobs: list[float]
     is_greedy: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Quality:
+    """What a type of weights makes of a model, held against float32 on given texts.
+
+    Attributes:
+        dtype: The type, as `load` takes it.
+        compute_dtype: How products are formed with it.
+        loss: Nats per target token; its exponential is the perplexity. Of texts, windows are weighted as `perplexity`
+            weights them; of pairs, every target token counts the same.
+        perplexity: The exponential of `loss`.
+        kl: Mean over the target tokens of the Kullback-Leibler divergence KL(float32 || type) in nats, over the whole
+            vocabulary; 0 where both give the same probabilities.
+        agreement: Share of target tokens, from 0 to 1, at whose places both hold the same token for the most probable.
+        tokens: Target tokens that were counted.
+        weight_bytes: Bytes of the weights in memory, as in `info`.
+        step_weight_bytes: Those of them that a step of decoding reads.
+        tokens_per_second: Greedy decode of one sequence, the first token not counted; 0 where the context has no
+            room for two new tokens. A rate of this machine at this moment, unlike all others here.
+    """
+
+    dtype: Dtype
+    compute_dtype: str
+    loss: float
+    perplexity: float
+    kl: float
+    agreement: float
+    tokens: int
+    weight_bytes: int
+    step_weight_bytes: int
+    tokens_per_second: float
+
+
+@dataclass(frozen=True, slots=True)
+class QualityReport:
+    """Types of weights beside each other; `str` of it is a table.
+
+    Attributes:
+        measure: "perplexity" (of texts) or "loss" (of targets): what the table shows of the two.
+        rows: One for each type, float32 first and then the others in the order in which they were asked for.
+    """
+
+    measure: Literal["perplexity", "loss"]
+    rows: tuple[Quality, ...]
+
+    def __str__(self) -> str:
+        heads = (
+            "dtype",
+            "products",
+            self.measure,
+            "change",
+            "KL",
+            "agreement",
+            "weights",
+            "per step",
+            "tokens/s",
+        )
+        lines = [heads, *(self._cells(row) for row in self.rows)]
+        widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+        return "\n".join(
+            "  ".join(
+                cell.ljust(width) if place < 2 else cell.rjust(width)
+                for place, (cell, width) in enumerate(zip(line, widths, strict=True))
+            ).rstrip()
+            for line in lines
+        )
+
+    def _cells(self, row: Quality) -> tuple[str, ...]:
+        value, base = (
+            (found.perplexity if self.measure == "perplexity" else found.loss)
+            for found in (row, self.rows[0])
+        )
+        return (
+            dtype_name(row.dtype),
+            row.compute_dtype,
+            f"{value:,.4f}" if value < 1e6 else f"{value:.4g}",
+            f"{value / base - 1:+.2%}" if 0 < base < float("inf") else "",
+            f"{row.kl:.3g}",
+            f"{row.agreement:.2%}",
+            f"{row.weight_bytes / 1e6:,.1f} MB",
+            f"{row.step_weight_bytes / 1e6:,.1f} MB",
+            f"{row.tokens_per_second:,.1f}",
+        )
+
+
+def dtype_name(dtype: str | Mapping[str, str]) -> str:
+    """A type of weights as people read it: its name, or for a choice by part what each part gets."""
+    if isinstance(dtype, str):
+        return dtype
+    return ",".join(f"{part}={name}" for part, name in dtype.items())
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,9 +15,10 @@ if TYPE_CHECKING:
 
     from . import _core
     from .arrays import Prompt
+    from .load_options import Dtype
     from .memory import Memory
     from .prefix import Prefix
-    from .results import Score
+    from .results import QualityReport, Score
 
 # Among labels, the place of a token that does not count (torch's ignore_index).
 IGNORED = -100
@@ -131,6 +132,59 @@ class ScoringLM(LanguageModel):
         order = sorted(range(len(values)), key=lambda i: (math.isnan(values[i]), -values[i], i))
         return [(index, values[index]) for index in order]
 
+    def quality(
+        self,
+        texts: Prompt | Iterable[Prompt] | Iterable[tuple[Prompt, Prompt]],
+        *,
+        dtypes: Dtype | Iterable[Dtype] | None = None,
+        stride: int | None = None,
+        window: int | None = None,
+        limit: int | None = None,
+        progress: bool | None = None,
+    ) -> QualityReport:
+        """What types of weights make of this model, each held against float32 on the same texts.
+
+        The model's folder is loaded again as float32, and then as one type after the other, with the same adapters
+        and number of threads. Beside this model at most the float32 one and one other are in memory, and of logits
+        16 MB of each (one row at least). Where this model is of a type that is asked for, it serves itself.
+
+        Args:
+            texts: A text (a string or token ids) or a list of them, which are read in windows as `CausalLM.perplexity`
+                reads them. In a model with an encoder pairs of (source, target), as `Seq2SeqLM.loss` takes them.
+            dtypes: Types as `load` takes them, each once; float32 is in the report in any case. None stands for the
+                type of this model, bfloat16, and every type of eight bits or fewer that `load` takes.
+            stride: As in `CausalLM.perplexity`, 512 by default; None in a model with an encoder.
+            window: As in `CausalLM.perplexity`; None in a model with an encoder.
+            limit: Tokens of the texts that are read, from the first on, at least 2; the rest is left out. In a model
+                with an encoder tokens of targets, at least 1, and the pair with the last of these is read whole.
+            progress: Whether stderr tells how far it is; None where that is a terminal.
+
+        Returns:
+            A `QualityReport`, whose `str` is a table.
+
+        Raises:
+            OptionError: An argument cannot be used, a text has fewer than two tokens, or the model was built by
+                `from_tensors`, so that there is nothing to load again.
+            ModelNotFoundError: The folder that the model was loaded from is gone.
+            ConfigError: The folder holds another model by now.
+            ContextLengthError: The window is longer than the model's context.
+            TokenizerMissing: Text is given and the model has no tokenizer.
+            ScoresError: A model gives logits that are not finite; the message names its type.
+
+        Example:
+            >>> text = "Once upon a time there was a little girl. She lived in a house by the wood."
+            >>> report = model.quality(text, dtypes=["bfloat16"])
+            >>> [row.dtype for row in report.rows]
+            ['float32', 'bfloat16']
+            >>> report.rows[1].kl < 0.01 and report.rows[1].weight_bytes < report.rows[0].weight_bytes
+            True
+        """
+        from .quality import measure
+
+        return measure(
+            self, texts, dtypes=dtypes, stride=stride, window=window, limit=limit, progress=progress
+        )
+
     def _losses(self, items: Sequence[Item]) -> list[float]:
         """Mean cross-entropies of items' targets."""
         return [-math.fsum(found) / len(found) for found, _ in self._core.score(items)]
@@ -200,19 +254,23 @@ def windows(count: int, size: int, stride: int) -> Iterator[Window]:
             return
 
 
+def window_items(ids: list[int], size: int, stride: int) -> Iterator[tuple[Item, int]]:
+    """The windows of a text as what is scored, each with the weight of its mean loss: its labels less one."""
+    for window in windows(len(ids), size, stride):
+        begin, end, scored = window
+        targets = ids[max(begin + 1, end - scored) : end]
+        yield Item(ids[begin : end - 1], targets, end - begin), window.labels - 1
+
+
 def windowed_losses(
     ids: list[int], size: int, stride: int, losses: Callable[[list[Item]], list[float]]
 ) -> float:
     """Mean of the losses of a text's windows, each weighted by its labels less one."""
     total, weight = 0.0, 0
     several = max(1, ROUND // size)
-    remaining = windows(len(ids), size, stride)
+    remaining = window_items(ids, size, stride)
     while batch := list(itertools.islice(remaining, several)):
-        items = []
-        for begin, end, scored in batch:
-            targets = ids[max(begin + 1, end - scored) : end]
-            items.append(Item(ids[begin : end - 1], targets, end - begin))
-        for window, loss in zip(batch, losses(items), strict=True):
-            total += loss * (window.labels - 1)
-            weight += window.labels - 1
+        for (_, share), loss in zip(batch, losses([item for item, _ in batch]), strict=True):
+            total += loss * share
+            weight += share
     return total / weight

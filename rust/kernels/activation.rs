@@ -2,6 +2,7 @@
 //!
 //! Formulas are those of `transformers.activations` 5.24, by their names there.
 
+use super::formats::{LINE, PAIR, SCALE_WORDS};
 use super::lanes::{Lanes, WIDTH};
 use super::math;
 
@@ -80,7 +81,32 @@ impl Activation {
     }
 }
 
-/// What finishes an output: `round(activation(c + bias) + residual)`, each part optional.
+/// By what sums of integers become products: the rows' scales and zero points, and the outputs' scales and sums of weights.
+#[derive(Debug, Clone, Copy)]
+pub struct Scales {
+    /// Scale (f32) and zero point (i32) of the first row; null where sums came with their rows' scales.
+    pub(super) rows: *const f32,
+    /// Words from one row's scale to the next row's.
+    pub(super) step: usize,
+    /// The line of the first panel's scales; that of its sums is the panel's next one. Null where sums are products.
+    pub(super) columns: *const u8,
+    /// Bytes from one pair of panels to the next.
+    pub(super) pair_bytes: usize,
+}
+
+impl Scales {
+    /// Sums are products.
+    pub const NONE: Self =
+        Self { rows: std::ptr::null(), step: SCALE_WORDS, columns: std::ptr::null(), pair_bytes: 0 };
+
+    /// Sums that lack the outputs' scales alone.
+    pub(super) fn of_columns(columns: *const u8, pair_bytes: usize) -> Self {
+        Self { columns, pair_bytes, ..Self::NONE }
+    }
+}
+
+/// What finishes an output: `round(activation(c + bias) + residual)`, each part optional. Sums of integers become f32 first: `c + bias` is
+/// then `fma(f32(c - z sums), s scales, bias)` with a row's scale `s` and zero point `z`.
 #[derive(Debug, Clone, Copy)]
 pub struct EpilogueArgs {
     /// One value per output, padded to whole panels; null for none.
@@ -94,6 +120,8 @@ pub struct EpilogueArgs {
     pub residual_stride: usize,
     /// Whether the result is rounded to bf16 (`compute_dtype="bfloat16"`).
     pub round: bool,
+    /// How sums of integers become products; a product sets this itself.
+    pub scales: Scales,
 }
 
 impl EpilogueArgs {
@@ -104,11 +132,13 @@ impl EpilogueArgs {
         residual: std::ptr::null(),
         residual_stride: 0,
         round: false,
+        scales: Scales::NONE,
     };
 
     /// Whether there is nothing to do.
     pub(super) fn is_none(&self) -> bool {
-        self.bias.is_null() && self.residual.is_null() && self.activation == Activation::Linear && !self.round
+        let nothing = self.bias.is_null() && self.residual.is_null() && self.scales.columns.is_null();
+        nothing && self.activation == Activation::Linear && !self.round
     }
 }
 
@@ -236,7 +266,10 @@ unsafe fn finish<L: Lanes, F: Function>(
             for j in (0..cols).step_by(WIDTH) {
                 let p = c.add(r * stride + j);
                 let mut v = L::load(p);
-                if !e.bias.is_null() {
+                if !e.scales.columns.is_null() {
+                    let bias = if e.bias.is_null() { L::splat(0.0) } else { L::load(e.bias.add(j)) };
+                    v = scaled::<L>(v, &e.scales, r, j / WIDTH, bias);
+                } else if !e.bias.is_null() {
                     v = L::add(v, L::load(e.bias.add(j)));
                 }
                 v = F::eval::<L>(v);
@@ -249,6 +282,22 @@ unsafe fn finish<L: Lanes, F: Function>(
                 L::store(p, v);
             }
         }
+    }
+}
+
+/// Sums of integers of row `r` under panel `panel` as products, plus their bias.
+#[inline(always)]
+unsafe fn scaled<L: Lanes>(sums: L::F, by: &Scales, r: usize, panel: usize, bias: L::F) -> L::F {
+    // SAFETY: the caller grants the row's words and the panel's lines.
+    unsafe {
+        let column = by.columns.add(panel / 2 * by.pair_bytes + panel % 2 * LINE);
+        if by.rows.is_null() {
+            return L::fma(sums, L::load(column.cast()), bias);
+        }
+        let row = by.rows.add(r * by.step);
+        let zero = L::mul_integers(L::splat(*row.add(1)), L::load(column.add(PAIR).cast()));
+        let sums = L::to_float(L::sub_integers(sums, zero));
+        L::fma(sums, L::mul(L::splat(*row), L::load(column.cast())), bias)
     }
 }
 

@@ -7,7 +7,7 @@
 //! exact zeros. Over a bf16 cache queries and weights are rounded to bf16, as the operands of a product; sums of weights are not.
 
 use super::cache::BLOCK;
-use super::format::{Kind, LINE};
+use super::formats::{Kind, LINE, Words};
 use super::lanes::{Lanes, WIDTH};
 use super::math;
 use super::tile::TileRows;
@@ -299,7 +299,7 @@ unsafe fn queries<L: Lanes, K: Kind<L>, const R: usize>(
 unsafe fn operands<L: Lanes, K: Kind<L>>(v: L::F, out: *mut f32) {
     // SAFETY: the caller grants room for the words.
     unsafe {
-        if K::PAIRS {
+        if K::INPUT == Words::Pairs {
             let lanes = L::to_array(v);
             L::pair_bf16(lanes.as_ptr(), out);
         } else {

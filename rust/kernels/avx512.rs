@@ -1,6 +1,6 @@
 //! Sixteen lanes as one 512-bit register: AVX-512 F, BW, DQ and VL (Skylake-X, Zen 4 and later).
 //!
-//! [`Avx512Bf16`] is the same table with `vdpbf16ps` for the bf16 dot.
+//! [`Avx512Vnni`] is the same with `vpdpbusd` for products of bytes, [`Avx512Bf16`] with `vdpbf16ps` for the bf16 dot, too.
 
 use std::arch::x86_64::*;
 
@@ -11,7 +11,11 @@ use super::twister::TWIST_MATRIX;
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Avx512;
 
-/// Lanes of the AVX-512 table with the bf16 dot instruction.
+/// Lanes of the AVX-512 table with the dot of bytes.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Avx512Vnni;
+
+/// Lanes of the AVX-512 table with the dots of bytes and of bf16.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Avx512Bf16;
 
@@ -26,9 +30,31 @@ pub(super) fn detected() -> bool {
         && is_x86_feature_detected!("f16c")
 }
 
-/// Whether this CPU can run [`Avx512Bf16`].
+/// Whether this CPU can run [`Avx512Vnni`].
+pub(super) fn detected_vnni() -> bool {
+    detected() && is_x86_feature_detected!("avx512vnni")
+}
+
+/// Whether this CPU can run [`Avx512Bf16`]; every CPU that has the bf16 dot has that of bytes.
 pub(super) fn detected_bf16() -> bool {
-    detected() && is_x86_feature_detected!("avx512bf16")
+    detected_vnni() && is_x86_feature_detected!("avx512bf16")
+}
+
+/// The dot of bytes by its instruction.
+#[inline(always)]
+unsafe fn bytes_by_instruction(acc: __m512i, u: __m512i, s: __m512i) -> __m512i {
+    // SAFETY: the caller grants AVX512-VNNI.
+    unsafe { _mm512_dpbusd_epi32(acc, u, s) }
+}
+
+/// The dot of bytes by way of sums of two, which saturate beyond 16 bits.
+#[inline(always)]
+unsafe fn bytes_by_pairs(acc: __m512i, u: __m512i, s: __m512i) -> __m512i {
+    // SAFETY: the caller grants AVX-512BW.
+    unsafe {
+        let pairs = _mm512_maddubs_epi16(u, s);
+        _mm512_add_epi32(acc, _mm512_madd_epi16(pairs, _mm512_set1_epi16(1)))
+    }
 }
 
 /// The bf16 dot by two fused multiply-adds, odd product first, as the instruction orders them.
@@ -54,7 +80,7 @@ unsafe fn dot_by_instruction(acc: __m512, line: *const u16, pair: u32) -> __m512
 }
 
 macro_rules! lanes {
-    ($name:ty, $dot:path) => {
+    ($name:ty, $dot:path, $bytes:path, dots_bytes: $dots_bytes:literal) => {
         // SAFETY: AVX-512 F/BW/DQ/VL intrinsics alone (and BF16 where `detected_bf16()` was asked); the table is handed
         // out only after detection. Pointers' room is the caller's to grant; every access is an unaligned one.
         #[allow(
@@ -66,6 +92,7 @@ macro_rules! lanes {
             const ROWS: usize = 12;
             const WIDENED_ROWS: usize = 12;
             const PANELS: usize = 2;
+            const DOTS_BYTES: bool = $dots_bytes;
 
             #[inline(always)]
             unsafe fn splat(x: f32) -> __m512 {
@@ -161,6 +188,59 @@ macro_rules! lanes {
                 unsafe { $dot(acc, line, pair) }
             }
             #[inline(always)]
+            unsafe fn dot_bytes(acc: __m512, u: __m512, s: __m512) -> __m512 {
+                unsafe {
+                    let (acc, u, s) =
+                        (_mm512_castps_si512(acc), _mm512_castps_si512(u), _mm512_castps_si512(s));
+                    _mm512_castsi512_ps($bytes(acc, u, s))
+                }
+            }
+            #[inline(always)]
+            unsafe fn dot_pairs(acc: __m512, a: __m512, b: __m512) -> __m512 {
+                unsafe {
+                    let products = _mm512_madd_epi16(_mm512_castps_si512(a), _mm512_castps_si512(b));
+                    _mm512_castsi512_ps(_mm512_add_epi32(_mm512_castps_si512(acc), products))
+                }
+            }
+            #[inline(always)]
+            unsafe fn widen_bytes(v: __m512) -> (__m512, __m512) {
+                unsafe {
+                    let v = _mm512_castps_si512(v);
+                    let even = _mm512_srai_epi16::<8>(_mm512_slli_epi16::<8>(v));
+                    (_mm512_castsi512_ps(even), _mm512_castsi512_ps(_mm512_srai_epi16::<8>(v)))
+                }
+            }
+            #[inline(always)]
+            unsafe fn nibbles(v: __m512) -> (__m512, __m512) {
+                unsafe {
+                    let (v, low) = (_mm512_castps_si512(v), _mm512_set1_epi8(0x0f));
+                    let high = _mm512_and_si512(_mm512_srli_epi32::<4>(v), low);
+                    (_mm512_castsi512_ps(_mm512_and_si512(v, low)), _mm512_castsi512_ps(high))
+                }
+            }
+            #[inline(always)]
+            unsafe fn to_float(v: __m512) -> __m512 {
+                unsafe { _mm512_cvtepi32_ps(_mm512_castps_si512(v)) }
+            }
+            #[inline(always)]
+            unsafe fn sub_integers(a: __m512, b: __m512) -> __m512 {
+                unsafe {
+                    let difference = _mm512_sub_epi32(_mm512_castps_si512(a), _mm512_castps_si512(b));
+                    _mm512_castsi512_ps(difference)
+                }
+            }
+            #[inline(always)]
+            unsafe fn mul_integers(a: __m512, b: __m512) -> __m512 {
+                unsafe {
+                    let product = _mm512_mullo_epi32(_mm512_castps_si512(a), _mm512_castps_si512(b));
+                    _mm512_castsi512_ps(product)
+                }
+            }
+            #[inline(always)]
+            unsafe fn store_bytes(p: *mut u8, v: __m512) {
+                unsafe { _mm_storeu_si128(p.cast(), _mm512_cvtepi32_epi8(_mm512_cvtps_epi32(v))) }
+            }
+            #[inline(always)]
             unsafe fn round_bf16(v: __m512) -> __m512 {
                 unsafe {
                     let bits = _mm512_castps_si512(v);
@@ -224,5 +304,6 @@ macro_rules! lanes {
     };
 }
 
-lanes!(Avx512, dot_by_fma);
-lanes!(Avx512Bf16, dot_by_instruction);
+lanes!(Avx512, dot_by_fma, bytes_by_pairs, dots_bytes: false);
+lanes!(Avx512Vnni, dot_by_fma, bytes_by_instruction, dots_bytes: true);
+lanes!(Avx512Bf16, dot_by_instruction, bytes_by_instruction, dots_bytes: true);

@@ -5,7 +5,7 @@
 //! of a dimension's word; rows are padded to whole vectors. So either is a run of lines as products read weights, with an
 //! output per lane: a token for the scores, a dimension for the weighted values. What is not written yet is zero.
 
-use super::format::LINE;
+use super::formats::LINE;
 use super::lanes::{Lanes, WIDTH};
 use super::rows;
 

@@ -26,6 +26,9 @@ pub unsafe trait Lanes: Copy + 'static {
     const WIDENED_ROWS: usize;
     /// Panels of a tile, side by side: 1 or 2.
     const PANELS: usize;
+    /// Whether [`Lanes::dot_bytes`] is exact for all bytes and as fast as it can be; weights of eight bits are widened to sixteen
+    /// where it is not.
+    const DOTS_BYTES: bool;
 
     unsafe fn splat(x: f32) -> Self::F;
     unsafe fn load(p: *const f32) -> Self::F;
@@ -58,6 +61,23 @@ pub unsafe trait Lanes: Copy + 'static {
     /// The bf16 dot of one line of pairs with one pair of activations (even k in the low half): per lane, the odd
     /// product is added first, then the even one, each as a fused multiply-add (what `vdpbf16ps` does).
     unsafe fn dot_bf16(acc: Self::F, line: *const u16, pair: u32) -> Self::F;
+    /// Lanes as i32, each plus the products of its four bytes: those of `u` are unsigned, those of `s` signed. No sum saturates
+    /// where [`Lanes::DOTS_BYTES`] says so, and otherwise where the unsigned ones are below 128.
+    unsafe fn dot_bytes(acc: Self::F, u: Self::F, s: Self::F) -> Self::F;
+    /// Lanes as i32, each plus the products of its two i16.
+    unsafe fn dot_pairs(acc: Self::F, a: Self::F, b: Self::F) -> Self::F;
+    /// Four signed bytes of every lane as i16: the first and the third, the second and the fourth.
+    unsafe fn widen_bytes(v: Self::F) -> (Self::F, Self::F);
+    /// Bytes of every lane as their low and their high four bits.
+    unsafe fn nibbles(v: Self::F) -> (Self::F, Self::F);
+    /// Lanes that hold i32 as f32, rounded to the nearest, ties to even.
+    unsafe fn to_float(v: Self::F) -> Self::F;
+    /// `a - b` of lanes that hold i32.
+    unsafe fn sub_integers(a: Self::F, b: Self::F) -> Self::F;
+    /// `a * b` of lanes that hold i32.
+    unsafe fn mul_integers(a: Self::F, b: Self::F) -> Self::F;
+    /// Writes lanes that hold whole numbers from -128 to 255 as bytes.
+    unsafe fn store_bytes(p: *mut u8, v: Self::F);
     /// Every lane rounded to bf16, ties to even; a NaN stays one.
     unsafe fn round_bf16(v: Self::F) -> Self::F;
     /// Sixteen floats as eight words of bf16 pairs, the first of a pair in the low half.

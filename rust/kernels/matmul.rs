@@ -11,8 +11,8 @@
 
 use std::ops::Range;
 
-use super::activation::EpilogueArgs;
-use super::format::{F32, Kind, LINE, PAIR, panel_offset};
+use super::activation::{EpilogueArgs, Scales};
+use super::formats::{Kind, LINE, PAIR, panel_offset};
 use super::lanes::{Lanes, WIDTH};
 use super::rows::{FEW_ROWS, InputLayout, streamed};
 use super::tile::{Ahead, FETCH, NEAR, PLAIN, TileRows, block, by_rows, turn};
@@ -56,7 +56,7 @@ pub struct Prefetch {
 
 impl Prefetch {
     /// Bytes ahead for `m` rows.
-    fn of(self, m: usize) -> usize {
+    pub(super) fn of(self, m: usize) -> usize {
         match m {
             1 => self.one,
             _ if m >= self.rows => self.more,
@@ -87,6 +87,8 @@ pub struct Matmul {
     pub tiles: usize,
     /// Inputs.
     pub k: usize,
+    /// Inputs of a group, for kinds that sum by groups.
+    pub group: usize,
     /// First panel, the first of its pair; pairs follow each other.
     pub w: *const u8,
     /// Number of panels.
@@ -129,9 +131,9 @@ pub(super) unsafe fn matmul<L: Lanes, K: Kind<L>>(job: &Matmul) {
             let high = L::ROWS >= 12;
             let widen = K::WIDEN && job.tuning.widened > 0 && job.m > FEW_ROWS && !(some && high);
             match (some, widen) {
-                (true, true) => short::<L, K, F32>(job),
+                (true, true) => short::<L, K, K::Widened>(job),
                 (true, false) => short::<L, K, K>(job),
-                (false, true) => long::<L, K, F32>(job),
+                (false, true) => long::<L, K, K::Widened>(job),
                 (false, false) => long::<L, K, K>(job),
             }
         }
@@ -143,21 +145,23 @@ pub(super) unsafe fn matmul<L: Lanes, K: Kind<L>>(job: &Matmul) {
 unsafe fn stream<L: Lanes, K: Kind<L>>(job: &Matmul) {
     // SAFETY: handed on from the caller.
     unsafe {
-        let lines = job.k.div_ceil(K::STEP);
-        let pair_bytes = lines * PAIR;
-        let stride = if K::PAIRS { InputLayout::of::<L, K>(job.m).words(job.k) } else { job.a_stride };
+        let (lines, all_lines) = panel_lines::<L, K>(job.k);
+        let pair_bytes = all_lines * PAIR;
+        let form = InputLayout::of::<L, K>(job.m);
+        let stride = if form.tiles > 0 { form.words(job.k) } else { job.a_stride };
         let a = TileRows { at: job.a, stride };
+        let scales = RowScales { at: job.a.wrapping_add(form.words.inputs(job.k)), step: stride };
         let step = if K::WIDEN { job.tuning.widened_prefetch } else { job.tuning.prefetch }.of(job.m);
         let wide = job.tuning.panels >= 4;
         let mut done = 0;
         macro_rules! panels {
             ($m:literal, $n:literal) => {
-                let ahead = Ahead::of(step, lines, $n);
+                let ahead = Ahead::of(step, all_lines, $n);
                 while job.panels - done >= $n {
                     let c = job.c.add(done * WIDTH);
-                    let w = job.w.add(panel_offset(done, lines));
+                    let w = job.w.add(panel_offset(done, all_lines));
                     block::<L, K, $m, $n, PLAIN>(c, job.c_stride, a, w, pair_bytes, lines, true, ahead);
-                    finish(job, done, $n, 0, $m);
+                    finish::<L, K>(job, done, $n, 0..$m, scales);
                     done += $n;
                 }
             };
@@ -196,33 +200,86 @@ unsafe fn stream<L: Lanes, K: Kind<L>>(job: &Matmul) {
                 let ahead = Ahead { step, last: lines, ..Ahead::NONE };
                 for p in done..done + here {
                     let c = job.c.add(p * WIDTH);
-                    let w = job.w.add(panel_offset(p, lines) + l0 * PAIR);
+                    let w = job.w.add(panel_offset(p, all_lines) + l0 * PAIR);
                     by_rows!(job.m, L, K, 1, PLAIN, (c, job.c_stride, a, w, pair_bytes, n, l0 == 0, ahead));
                 }
             }
-            finish(job, done, here, 0, job.m);
+            finish::<L, K>(job, done, here, 0..job.m, scales);
             done += here;
         }
     }
 }
 
-/// Hands the outputs of `panels` panels from `panel` on, `rows` rows from `row` on, to the epilogue.
+/// Lines of a panel of `k` inputs, and those with the ones that hold scales.
 #[inline(always)]
-unsafe fn finish(job: &Matmul, panel: usize, panels: usize, row: usize, rows: usize) {
-    if job.epilogue.is_none() {
+fn panel_lines<L: Lanes, K: Kind<L>>(k: usize) -> (usize, usize) {
+    let lines = k.div_ceil(K::STEP);
+    (lines, lines + K::SCALES)
+}
+
+/// Where rows' scales are: those of the first row, and the words from one row's to the next.
+#[derive(Clone, Copy)]
+struct RowScales {
+    at: *const f32,
+    step: usize,
+}
+
+impl RowScales {
+    /// Of a kind that has none.
+    const NONE: Self = Self { at: std::ptr::null(), step: 0 };
+
+    /// Those of a packed tile of `h` rows from row `r` on.
+    #[inline(always)]
+    fn of_tile(job: &Matmul, form: InputLayout, r: usize, h: usize) -> Self {
+        let at = job.a.wrapping_add(r * form.words(job.k) + form.words.inputs(job.k) * h);
+        Self { at, step: form.words.scales() }
+    }
+}
+
+/// Hands the outputs of `panels` panels from `panel` on, the first of a pair, to the epilogue, for some rows; `scales` are those of
+/// the first of these rows, where the kind has any.
+#[inline(always)]
+unsafe fn finish<L: Lanes, K: Kind<L>>(
+    job: &Matmul,
+    panel: usize,
+    panels: usize,
+    rows: Range<usize>,
+    scales: RowScales,
+) {
+    let mut by = Scales::NONE;
+    if K::SCALES > 0 {
+        let (lines, all_lines) = panel_lines::<L, K>(job.k);
+        // The lines behind those of the inputs.
+        let columns = job.w.wrapping_add(panel_offset(panel, all_lines) + lines * PAIR);
+        by = Scales { rows: scales.at, step: scales.step, columns, pair_bytes: all_lines * PAIR };
+    }
+    // SAFETY: handed on from the caller.
+    unsafe { finish_with(job, panel, panels, rows, by) }
+}
+
+/// As [`finish`], where the scales of rows and outputs are known.
+#[inline(always)]
+pub(super) unsafe fn finish_with(
+    job: &Matmul,
+    panel: usize,
+    panels: usize,
+    rows: Range<usize>,
+    scales: Scales,
+) {
+    let mut e = EpilogueArgs { scales, ..job.epilogue };
+    if e.is_none() {
         return;
     }
     // SAFETY: handed on from the caller: the tile lies inside the job.
     unsafe {
-        let mut e = job.epilogue;
         if !e.bias.is_null() {
             e.bias = e.bias.add(panel * WIDTH);
         }
         if !e.residual.is_null() {
-            e.residual = e.residual.add(row * e.residual_stride + panel * WIDTH);
+            e.residual = e.residual.add(rows.start * e.residual_stride + panel * WIDTH);
         }
-        let c = job.c.add(row * job.c_stride + panel * WIDTH);
-        (job.finish)(c, job.c_stride, rows, panels * WIDTH, &e);
+        let c = job.c.add(rows.start * job.c_stride + panel * WIDTH);
+        (job.finish)(c, job.c_stride, rows.len(), panels * WIDTH, &e);
     }
 }
 
@@ -236,15 +293,15 @@ unsafe fn short<L: Lanes, K: Kind<L>, T: Kind<L>>(job: &Matmul) {
     let most = if widen { SHORT_LINES / K::WORDS } else { SHORT_LINES };
     // SAFETY: handed on from the caller; the scratch holds a widened block of two panels.
     unsafe {
-        let lines = job.k.div_ceil(K::STEP);
+        let (lines, all_lines) = panel_lines::<L, K>(job.k);
         let form = InputLayout::of::<L, K>(job.m);
-        let (pair_bytes, words) = (lines * PAIR, form.words(job.k));
+        let (pair_bytes, words) = (all_lines * PAIR, form.words(job.k));
         let (rows, tiles) = (job.rows(form), job.tiles);
         for p in (0..job.panels).step_by(2) {
             let here = (job.panels - p).min(2);
             for l0 in (0..lines).step_by(most) {
                 let n = most.min(lines - l0);
-                let from = job.w.add(panel_offset(p, lines) + l0 * PAIR);
+                let from = job.w.add(panel_offset(p, all_lines) + l0 * PAIR);
                 let (mut w, mut tile_lines) = (from, n);
                 if widen {
                     // Pairs of lines of f32, as the tiles would find them in packed weights.
@@ -276,7 +333,14 @@ unsafe fn short<L: Lanes, K: Kind<L>, T: Kind<L>>(job: &Matmul) {
                     }
                 }
             }
-            finish(job, p, here, rows.start, rows.len());
+            if K::SCALES == 0 {
+                finish::<L, K>(job, p, here, rows.clone(), RowScales::NONE);
+                continue;
+            }
+            for t in 0..tiles {
+                let (r, h) = form.tile(job.m, job.tile + t);
+                finish::<L, K>(job, p, here, r..r + h, RowScales::of_tile(job, form, r, h));
+            }
         }
     }
 }
@@ -285,8 +349,8 @@ unsafe fn short<L: Lanes, K: Kind<L>, T: Kind<L>>(job: &Matmul) {
 #[inline(always)]
 unsafe fn long<L: Lanes, K: Kind<L>, T: Kind<L>>(job: &Matmul) {
     let widen = K::STEP != T::STEP;
-    let lines = job.k.div_ceil(K::STEP);
-    let pair_bytes = lines * PAIR;
+    let (lines, all_lines) = panel_lines::<L, K>(job.k);
+    let pair_bytes = all_lines * PAIR;
     let t = &job.tuning;
     let per_block = if widen { t.widened } else { t.block_k }.div_ceil(K::STEP).max(1);
     let form = InputLayout::of::<L, K>(job.m);
@@ -305,8 +369,8 @@ unsafe fn long<L: Lanes, K: Kind<L>, T: Kind<L>>(job: &Matmul) {
                 let mut p = 0;
                 while p < job.panels {
                     let np = (job.panels - p).min(2);
-                    let from = job.w.add(panel_offset(p, lines) + l0 * PAIR);
-                    let next = job.w.wrapping_add(panel_offset(p + np, lines) + l0 * PAIR);
+                    let from = job.w.add(panel_offset(p, all_lines) + l0 * PAIR);
+                    let next = job.w.wrapping_add(panel_offset(p + np, all_lines) + l0 * PAIR);
                     let (mut w, mut tile_lines) = (from, n);
                     if widen {
                         for l in 0..n {
@@ -352,7 +416,7 @@ unsafe fn long<L: Lanes, K: Kind<L>, T: Kind<L>>(job: &Matmul) {
                             }
                         }
                         if last {
-                            finish(job, p, np, r, h);
+                            finish::<L, K>(job, p, np, r..r + h, RowScales::of_tile(job, form, r, h));
                         }
                     }
                     p += np;

@@ -11,13 +11,15 @@ mod avx2;
 mod avx512;
 mod cache;
 mod cpu;
-mod format;
+mod formats;
+mod grouped;
 pub mod lanes;
 mod math;
 mod matmul;
 mod norm;
 mod portable;
 pub mod probe;
+mod quantize;
 mod rows;
 mod scans;
 mod scores;
@@ -26,11 +28,14 @@ mod twister;
 
 use std::sync::OnceLock;
 
-pub use activation::{Activation, EpilogueArgs};
+pub use activation::{Activation, EpilogueArgs, Scales};
 pub use attention::{Attention, Bias, CHUNK, Visible, scratch as attention_scratch};
 pub use cache::{AppendKv, BLOCK, CacheProducts, clear, key_bytes, value_bytes};
 pub use cpu::{Cpu, Family, identify};
-pub use format::{Format, LINE, PAIR, panel_offset};
+pub use formats::{
+    BFLOAT16, Element, FLOAT16, FLOAT32, Format, INT4, INT8, LINE, Orientation, PAIR, Panels, TYPES,
+    WeightType, Words, of_element, panel_offset, row_room,
+};
 pub use lanes::WIDTH;
 pub use matmul::{Matmul, Prefetch, Tuning};
 pub use norm::Norm;
@@ -38,6 +43,7 @@ pub use rows::{FEW_ROWS, InputLayout, Pack};
 pub use scans::{BLOCK_WORDS, Scans, TWIST_MATRIX, WINDOW_BITS, WindowSums, window_offset};
 
 use crate::error::{Error, Result};
+use formats::{Bf16, Bf16Dot, F16, F32, FORMATS, Int8, Int8Groups, Nibbles, Product, each_kind};
 
 /// A finishing routine of a tile, see [`EpilogueArgs`].
 type Finish = unsafe fn(*mut f32, usize, usize, usize, &EpilogueArgs);
@@ -51,9 +57,9 @@ pub struct Kernels {
     pub has_bf16_dot: bool,
     detected: fn() -> bool,
     /// By [`Format`], in the order of its variants.
-    matmul: [unsafe fn(&Matmul); 4],
+    matmul: [unsafe fn(&Matmul); FORMATS],
     /// By [`Format`]: how a product wants so many rows.
-    form: [fn(usize) -> InputLayout; 4],
+    form: [fn(usize, usize) -> InputLayout; FORMATS],
     pack: unsafe fn(&Pack),
     finish: Finish,
     layer_norm: unsafe fn(&Norm),
@@ -88,15 +94,23 @@ macro_rules! scan {
     };
 }
 
+/// The products of one instruction set: for each kind a function, and how it wants its rows.
+macro_rules! products {
+    (($lanes:ty, $attrs:tt); $($kind:ident),*) => {
+        const MATMUL: [unsafe fn(&Matmul); FORMATS] = [$({
+            shim!($attrs product(job: &Matmul), <$kind as Product<$lanes>>::product(job));
+            product
+        }),*];
+        const FORM: [fn(usize, usize) -> InputLayout; FORMATS] = [$(<$kind as Product<$lanes>>::form),*];
+    };
+}
+
 /// The table of one instruction set.
 macro_rules! table {
     ($module:ident, $lanes:ty, $name:literal, bf16: $bf16:literal, $detected:expr, $attrs:tt) => {
         mod $module {
             use super::*;
-            shim!($attrs matmul_f32(j: &Matmul), matmul::matmul::<$lanes, format::F32>(j));
-            shim!($attrs matmul_bf16(j: &Matmul), matmul::matmul::<$lanes, format::Bf16>(j));
-            shim!($attrs matmul_f16(j: &Matmul), matmul::matmul::<$lanes, format::F16>(j));
-            shim!($attrs matmul_dot(j: &Matmul), matmul::matmul::<$lanes, format::Bf16Dot>(j));
+            each_kind!(products!(($lanes, $attrs)));
             shim!($attrs pack(j: &Pack), rows::pack::<$lanes>(j));
             shim!($attrs finish(c: *mut f32, stride: usize, rows: usize, cols: usize, e: &EpilogueArgs),
                 activation::epilogue::<$lanes>(c, stride, rows, cols, e));
@@ -104,9 +118,9 @@ macro_rules! table {
             shim!($attrs rms_norm(j: &Norm), norm::rms_norm::<$lanes>(j));
             shim!($attrs put_f32(j: &AppendKv), cache::put_f32::<$lanes>(j));
             shim!($attrs put_bf16(j: &AppendKv), cache::put_bf16::<$lanes>(j));
-            shim!($attrs attention_f32(j: &Attention<'_>), attention::attention::<$lanes, format::F32>(j));
-            shim!($attrs attention_bf16(j: &Attention<'_>), attention::attention::<$lanes, format::Bf16>(j));
-            shim!($attrs attention_dot(j: &Attention<'_>), attention::attention::<$lanes, format::Bf16Dot>(j));
+            shim!($attrs attention_f32(j: &Attention<'_>), attention::attention::<$lanes, F32>(j));
+            shim!($attrs attention_bf16(j: &Attention<'_>), attention::attention::<$lanes, Bf16>(j));
+            shim!($attrs attention_dot(j: &Attention<'_>), attention::attention::<$lanes, Bf16Dot>(j));
             shim!($attrs multiply(g: *mut f32, u: *const f32, n: usize, round: bool),
                 activation::multiply::<$lanes>(g, u, n, round));
             shim!($attrs fma(n: usize) -> f32, probe::fma::<$lanes>(n));
@@ -133,13 +147,8 @@ macro_rules! table {
                 name: $name,
                 has_bf16_dot: $bf16,
                 detected: $detected,
-                matmul: [matmul_f32, matmul_bf16, matmul_f16, matmul_dot],
-                form: [
-                    InputLayout::of::<$lanes, format::F32>,
-                    InputLayout::of::<$lanes, format::Bf16>,
-                    InputLayout::of::<$lanes, format::F16>,
-                    InputLayout::of::<$lanes, format::Bf16Dot>,
-                ],
+                matmul: MATMUL,
+                form: FORM,
                 pack,
                 finish,
                 layer_norm,
@@ -173,14 +182,61 @@ table!(avx2_table, avx2::Avx2, "avx2", bf16: false, avx2::detected, [target_feat
 #[cfg(target_arch = "x86_64")]
 table!(avx512_table, avx512::Avx512, "avx512", bf16: false, avx512::detected,
     [target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")]);
+/// A table that differs from another in how it forms products of integers.
+#[cfg(target_arch = "x86_64")]
+macro_rules! integer_table {
+    ($module:ident, $of:ident, $lanes:ty, $name:literal, $detected:expr, [$($attr:meta),*]) => {
+        mod $module {
+            use super::*;
+            shim!([$($attr),*] int8(j: &Matmul), <Int8 as Product<$lanes>>::product(j));
+            shim!([$($attr),*] int8_groups(j: &Matmul), <Int8Groups as Product<$lanes>>::product(j));
+            shim!([$($attr),*] nibbles(j: &Matmul), <Nibbles as Product<$lanes>>::product(j));
+            pub(super) const TABLE: Kernels = {
+                let mut table = Kernels { name: $name, detected: $detected, ..$of::TABLE };
+                table.matmul[Format::Int8 as usize] = int8;
+                table.form[Format::Int8 as usize] = <Int8 as Product<$lanes>>::form;
+                table.matmul[Format::Int8Groups as usize] = int8_groups;
+                table.form[Format::Int8Groups as usize] = <Int8Groups as Product<$lanes>>::form;
+                table.matmul[Format::Nibbles as usize] = nibbles;
+                table.form[Format::Nibbles as usize] = <Nibbles as Product<$lanes>>::form;
+                table
+            };
+        }
+    };
+}
+
+#[cfg(target_arch = "x86_64")]
+integer_table!(
+    avx_vnni_table,
+    avx2_table,
+    avx2::AvxVnni,
+    "avxvnni",
+    avx2::detected_vnni,
+    [target_feature(enable = "avxvnni,avx2,fma,f16c")]
+);
+#[cfg(target_arch = "x86_64")]
+integer_table!(
+    avx512_vnni_table,
+    avx512_table,
+    avx512::Avx512Vnni,
+    "avx512vnni",
+    avx512::detected_vnni,
+    [target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx2,fma,f16c")]
+);
 #[cfg(target_arch = "x86_64")]
 table!(avx512_bf16_table, avx512::Avx512Bf16, "avx512bf16", bf16: true, avx512::detected_bf16,
-    [target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,avx2,fma,f16c")]);
+    [target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx512bf16,avx2,fma,f16c")]);
 
 /// Every table of this architecture, the best first.
 #[cfg(target_arch = "x86_64")]
-const TABLES: [Kernels; 4] =
-    [avx512_bf16_table::TABLE, avx512_table::TABLE, avx2_table::TABLE, portable_table::TABLE];
+const TABLES: [Kernels; 6] = [
+    avx512_bf16_table::TABLE,
+    avx512_vnni_table::TABLE,
+    avx512_table::TABLE,
+    avx_vnni_table::TABLE,
+    avx2_table::TABLE,
+    portable_table::TABLE,
+];
 /// Every table of this architecture, the best first.
 #[cfg(not(target_arch = "x86_64"))]
 const TABLES: [Kernels; 1] = [portable_table::TABLE];
@@ -224,9 +280,9 @@ impl Kernels {
         self.probe.chains == 12
     }
 
-    /// How a product of this format wants `m` rows.
-    pub fn form(&self, format: Format, m: usize) -> InputLayout {
-        self.form[format as usize](m)
+    /// How a product of this format wants `m` rows; `group` is that of the weight type.
+    pub fn form(&self, format: Format, m: usize, group: usize) -> InputLayout {
+        self.form[format as usize](m, group)
     }
 
     /// Packs rows for products of their form.

@@ -14,12 +14,24 @@ fn each(f: impl Fn(usize) -> f32) -> [f32; WIDTH] {
     std::array::from_fn(f)
 }
 
+#[inline(always)]
+fn integers(f: impl Fn(usize) -> i32) -> [f32; WIDTH] {
+    std::array::from_fn(|i| f32::from_bits(f(i).cast_unsigned()))
+}
+
+/// The integer that a lane holds.
+#[inline(always)]
+fn whole(lane: f32) -> i32 {
+    lane.to_bits().cast_signed()
+}
+
 // SAFETY: plain Rust on arrays; only the pointers' room is the caller's to grant.
 unsafe impl Lanes for Portable {
     type F = [f32; WIDTH];
     const ROWS: usize = 4;
     const WIDENED_ROWS: usize = 4;
     const PANELS: usize = 1;
+    const DOTS_BYTES: bool = true;
 
     #[inline(always)]
     unsafe fn splat(x: f32) -> Self::F {
@@ -101,6 +113,53 @@ unsafe impl Lanes for Portable {
         let (even, odd) = unsafe { Self::load_bf16_pairs(line) };
         let (x0, x1) = (f32::from_bits(pair << 16), f32::from_bits(pair & 0xffff_0000));
         each(|i| (acc[i] + odd[i] * x1) + even[i] * x0)
+    }
+    #[inline(always)]
+    unsafe fn dot_bytes(acc: Self::F, u: Self::F, s: Self::F) -> Self::F {
+        integers(|i| {
+            let (u, s) = (u[i].to_bits().to_le_bytes(), s[i].to_bits().to_le_bytes());
+            let product = |b: usize| i32::from(u[b]) * i32::from(s[b].cast_signed());
+            whole(acc[i]) + product(0) + product(1) + product(2) + product(3)
+        })
+    }
+    #[inline(always)]
+    unsafe fn dot_pairs(acc: Self::F, a: Self::F, b: Self::F) -> Self::F {
+        integers(|i| {
+            let (a, b) = (whole(a[i]), whole(b[i]));
+            whole(acc[i]) + i32::from(a as i16) * i32::from(b as i16) + (a >> 16) * (b >> 16)
+        })
+    }
+    #[inline(always)]
+    unsafe fn widen_bytes(v: Self::F) -> (Self::F, Self::F) {
+        let pair = |i: usize, first: usize| {
+            let bytes = v[i].to_bits().to_le_bytes();
+            let wide = |b: usize| i32::from(bytes[b].cast_signed());
+            (wide(first) & 0xffff) | (wide(first + 2) << 16)
+        };
+        (integers(|i| pair(i, 0)), integers(|i| pair(i, 1)))
+    }
+    #[inline(always)]
+    unsafe fn nibbles(v: Self::F) -> (Self::F, Self::F) {
+        const LOW: u32 = 0x0f0f_0f0f;
+        (each(|i| f32::from_bits(v[i].to_bits() & LOW)), each(|i| f32::from_bits(v[i].to_bits() >> 4 & LOW)))
+    }
+    #[inline(always)]
+    unsafe fn to_float(v: Self::F) -> Self::F {
+        each(|i| whole(v[i]) as f32)
+    }
+    #[inline(always)]
+    unsafe fn sub_integers(a: Self::F, b: Self::F) -> Self::F {
+        integers(|i| whole(a[i]).wrapping_sub(whole(b[i])))
+    }
+    #[inline(always)]
+    unsafe fn mul_integers(a: Self::F, b: Self::F) -> Self::F {
+        integers(|i| whole(a[i]).wrapping_mul(whole(b[i])))
+    }
+    #[inline(always)]
+    unsafe fn store_bytes(p: *mut u8, v: Self::F) {
+        let bytes: [u8; WIDTH] = std::array::from_fn(|i| v[i] as i32 as u8);
+        // SAFETY: the caller grants room for sixteen bytes.
+        unsafe { p.cast::<[u8; WIDTH]>().write_unaligned(bytes) }
     }
     #[inline(always)]
     unsafe fn round_bf16(v: Self::F) -> Self::F {

@@ -1,12 +1,15 @@
 //! Rows of activations as products read them: where they lie, or packed once for all panels.
 //!
 //! A packed tile holds the words of its rows word by word, the rows side by side, all of K; tiles follow each other. What a word
-//! is depends on how products are formed: one f32, or a pair of bf16. K is padded to an even number of f32.
+//! is depends on how products are formed: one f32, a pair of bf16, or some integers, behind which stand the rows' scales. K is padded
+//! to whole words, f32 to an even number of them.
 
 use std::ops::Range;
 
-use super::format::Kind;
+use super::formats::{Grouped, Kind, Words};
+use super::grouped;
 use super::lanes::{Lanes, QUAD, WIDTH};
+use super::quantize;
 
 /// Up to this many rows each thread packs its own copy of a product's input, and each tile widens 16-bit weights for itself. Above
 /// them the threads share one packed copy, and low tiles read blocks of weights that were widened once.
@@ -17,8 +20,8 @@ pub const FEW_ROWS: usize = 16;
 pub struct InputLayout {
     /// Number of packed tiles; 0 for rows as they lie.
     pub tiles: usize,
-    /// Whether words are pairs of bf16.
-    pub pairs: bool,
+    /// What words are.
+    pub words: Words,
 }
 
 impl InputLayout {
@@ -26,12 +29,20 @@ impl InputLayout {
     pub(super) fn of<L: Lanes, K: Kind<L>>(m: usize) -> Self {
         let tiles = if !streamed::<L, K>(m) {
             m.div_ceil(L::ROWS)
-        } else if K::PAIRS {
-            m // Each row its own tile: a row of words.
-        } else {
+        } else if K::INPUT == Words::Floats {
             0
+        } else {
+            m // Each row its own tile: a row of words.
         };
-        Self { tiles, pairs: K::PAIRS }
+        Self { tiles, words: K::INPUT }
+    }
+
+    /// The form of `m` rows for the kind `K`, `group` inputs to a group.
+    pub(super) fn of_groups<L: Lanes, K: Grouped<L>>(m: usize, group: usize) -> Self {
+        let most = grouped::tile_rows::<L>();
+        let tiles = if m <= most { m } else { m.div_ceil(most) };
+        let pairs = K::WORDS * 4 > K::STEP;
+        Self { tiles, words: Words::Groups { size: group, signed: K::SIGNED, pairs } }
     }
 
     /// Rows of tile `t` of `m` rows.
@@ -51,9 +62,9 @@ impl InputLayout {
         (start(m, self.tiles, t), height(m, self.tiles, t))
     }
 
-    /// Words of a row of `k` inputs.
+    /// Words of a row of `k` inputs, its scales counted.
     pub fn words(self, k: usize) -> usize {
-        if self.pairs { k.div_ceil(2) } else { k.next_multiple_of(2) }
+        self.words.inputs(k) + self.words.scales()
     }
 }
 
@@ -88,7 +99,7 @@ pub struct Pack {
     pub form: InputLayout,
     /// Which tiles.
     pub tiles: Range<usize>,
-    /// Room for `form.words(k)` floats per row, all tiles counted.
+    /// Room for `form.words(k)` floats per row, at most [`row_room`](super::row_room), all tiles counted.
     pub out: *mut f32,
 }
 
@@ -104,12 +115,18 @@ pub(super) unsafe fn pack<L: Lanes>(job: &Pack) {
         // SAFETY: handed on from the caller.
         unsafe {
             let (from, out) = (job.a.add(r * job.a_stride), job.out.add(r * words));
-            if job.form.pairs {
-                pairs::<L>(from, job.a_stride, h, job.k, out, h);
-            } else if h == L::ROWS {
-                interleave::<L>(from, job.a_stride, L::ROWS, words, out, L::ROWS);
-            } else {
-                interleave::<L>(from, job.a_stride, h, words, out, h);
+            match job.form.words {
+                Words::Pairs => pairs::<L>(from, job.a_stride, h, job.k, out, h),
+                Words::Bytes | Words::BytePairs => {
+                    quantize::tile::<L>(from, job.a_stride, h, job.k, job.form.words, out);
+                }
+                Words::Groups { size, signed, pairs } => {
+                    quantize::groups::<L>(from, job.a_stride, h, job.k, (size, signed, pairs), out);
+                }
+                Words::Floats if h == L::ROWS => {
+                    interleave::<L>(from, job.a_stride, L::ROWS, words, out, L::ROWS);
+                }
+                Words::Floats => interleave::<L>(from, job.a_stride, h, words, out, h),
             }
         }
     }

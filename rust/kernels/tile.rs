@@ -2,7 +2,7 @@
 //!
 //! Lines are added in ascending order, one accumulator per output; nothing here depends on what lies beside the tile.
 
-use super::format::{Kind, LINE, PAIR};
+use super::formats::{Kind, LINE, PAIR};
 use super::lanes::{Lanes, WIDTH};
 
 /// Activations as a tile reads them: rows of words, or a packed tile.

@@ -3,8 +3,8 @@
 use std::ops::Range;
 
 use super::{Context, Rows};
-use crate::kernels::{Activation, EpilogueArgs, FEW_ROWS, Format, InputLayout, Matmul, Pack, WIDTH};
-use crate::packed::{Packed, Storage};
+use crate::kernels::{Activation, EpilogueArgs, FEW_ROWS, Format, InputLayout, Matmul, Pack, Scales, WIDTH};
+use crate::packed::Packed;
 use crate::team::{Stop, share};
 
 /// Pairs of panels of a claimed piece, at least: as many as a table takes side by side.
@@ -93,11 +93,12 @@ impl Linear {
 
     /// How this layer's products are formed.
     fn format(&self, ctx: &Context<'_>) -> Format {
-        if ctx.runtime.dot && self.weight.storage() == Storage::Bf16 {
-            Format::Bf16Dot
-        } else {
-            self.weight.format()
-        }
+        self.weight.format(ctx.runtime.dot)
+    }
+
+    /// How this layer's products want so many rows.
+    fn form(&self, ctx: &Context<'_>, rows: usize) -> InputLayout {
+        ctx.runtime.kernels.form(self.format(ctx), rows, self.weight.weight_type().group())
     }
 
     /// Makes `x` ready for this layer: as it lies, packed by every member for itself where rows are few, or packed by all
@@ -111,7 +112,7 @@ impl Linear {
         if x.rows() > FEW_ROWS {
             return self.pack_together(ctx, x, |_| ());
         }
-        let form = ctx.runtime.kernels.form(self.format(ctx), x.rows());
+        let form = self.form(ctx, x.rows());
         if form.tiles == 0 {
             return Ok(Prepared { rows: x, form, at: x.at(0, 0) });
         }
@@ -148,7 +149,7 @@ impl Linear {
         make: impl Fn(Range<usize>),
     ) -> Result<Prepared<'a>, Stop> {
         assert!(x.width() == self.weight.inputs(), "widths agree");
-        let form = ctx.runtime.kernels.form(self.format(ctx), x.rows());
+        let form = self.form(ctx, x.rows());
         assert!(x.rows() * form.words(x.width()) <= ctx.packed_rows.stride(), "room for the packed rows");
         let out = ctx.packed_rows.at(0, 0);
         for tile in ctx.member.share(form.tiles) {
@@ -161,7 +162,7 @@ impl Linear {
 
     /// Whether what another layer was prepared for serves this one, too.
     pub fn takes(&self, ctx: &Context<'_>, x: Prepared<'_>) -> bool {
-        ctx.runtime.kernels.form(self.format(ctx), x.rows.rows()) == x.form
+        self.form(ctx, x.rows.rows()) == x.form
     }
 
     /// What another layer was prepared for as this one reads it: the same, or made again behind a barrier where it is not.
@@ -241,6 +242,7 @@ impl Linear {
             }),
             residual_stride: then.residual.map_or(0, |r| r.stride()),
             round: then.round_output && ctx.runtime.bf16,
+            scales: Scales::NONE,
         };
         let job = Matmul {
             a: x.at,
@@ -249,6 +251,7 @@ impl Linear {
             tile: piece.tiles.start,
             tiles: piece.tiles.len(),
             k: rows.width(),
+            group: self.weight.weight_type().group(),
             w: self.weight.panel(panels.start),
             panels: panels.len(),
             c: out.at(0, first),

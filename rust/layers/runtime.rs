@@ -66,7 +66,7 @@ impl Context<'_> {
 
 /// Floats of working memory that a member needs for products of up to `max_k` inputs and attention with these heads.
 pub fn scratch(runtime: &Runtime, max_k: usize, heads: Option<Heads>) -> usize {
-    let product = runtime.tuning.scratch() + kernels::FEW_ROWS * max_k.next_multiple_of(2);
+    let product = runtime.tuning.scratch() + kernels::FEW_ROWS * kernels::row_room(max_k);
     let attention =
         heads.map_or(0, |heads| kernels::attention_scratch(heads.head_dim) + heads::scratch(heads));
     product.max(attention)
@@ -74,5 +74,5 @@ pub fn scratch(runtime: &Runtime, max_k: usize, heads: Option<Heads>) -> usize {
 
 /// Floats of common memory for the packed rows of products with `rows` rows of up to `max_k` inputs.
 pub fn packed_rows(rows: usize, max_k: usize) -> usize {
-    if rows > kernels::FEW_ROWS { rows * max_k.next_multiple_of(2) } else { 0 }
+    if rows > kernels::FEW_ROWS { rows * kernels::row_room(max_k) } else { 0 }
 }

@@ -25,11 +25,11 @@ use crate::checkpoint::config::ConfigFile;
 use crate::error::{Error, Result};
 use crate::execute::{self, Executor, Trace};
 use crate::headroom;
-use crate::kernels::BLOCK;
+use crate::kernels::{BFLOAT16, BLOCK};
 use crate::kv::{Account, Pool, Sequence as Cache, Shape};
 use crate::layers::Runtime;
 use crate::load::Loader;
-use crate::packed::{Packed, Storage};
+use crate::packed::Packed;
 use crate::program::{Program, Recorder, Weights, Work};
 use encoder_decoder::{Encoder, no_decoder};
 use registry::{Architecture, Network, Recorded};
@@ -110,10 +110,10 @@ impl Model {
         let Recorded { network, context, rope } =
             (architecture.record)(architecture.name, options.part, &mut file, &mut recorder)?;
         let (weights, loader) = recorder.finish()?;
-        let mut dtypes: Vec<&str> = weights.storages().map(Storage::name).collect();
+        let mut dtypes: Vec<&str> = weights.types().map(|of| of.name()).collect();
         dtypes.sort_unstable();
         dtypes.dedup();
-        if bf16 && dtypes != [Storage::Bf16.name()] {
+        if bf16 && dtypes != [BFLOAT16.name()] {
             let expected = "\"float32\", or bfloat16 weights: load with dtype=\"bfloat16\"";
             return Err(option(
                 "compute_dtype",

@@ -3,8 +3,8 @@
 use super::decoder::Limits;
 use crate::checkpoint::Adapter;
 use crate::error::{Error, Result};
+use crate::kernels::TYPES;
 use crate::load::Rounding;
-use crate::packed::Storage;
 use crate::team;
 
 /// Largest number of bytes that can be asked for, far below the one that stands for no limit.
@@ -29,7 +29,7 @@ pub enum Part {
 pub struct LoadOptions {
     /// Which part of the folder.
     pub part: Part,
-    /// `auto`, `float32`, `bfloat16` or `float16`: how weights are stored.
+    /// `auto`, or the name of a weight type: how weights are stored.
     pub dtype: Option<String>,
     /// `float32` or `bfloat16`: how products are formed.
     pub compute_dtype: Option<String>,
@@ -47,13 +47,15 @@ pub struct LoadOptions {
 
 impl LoadOptions {
     pub(super) fn rounding(&self) -> Result<Rounding> {
-        match self.dtype.as_deref() {
-            None | Some("auto") => Ok(Rounding::Auto),
-            Some("float32") => Ok(Rounding::As(Storage::F32)),
-            Some("bfloat16") => Ok(Rounding::As(Storage::Bf16)),
-            Some("float16") => Ok(Rounding::As(Storage::F16)),
-            Some(other) => Err(option("dtype", "\"auto\", \"float32\", \"bfloat16\" or \"float16\"", other)),
-        }
+        let asked = match self.dtype.as_deref() {
+            None | Some("auto") => return Ok(Rounding::Auto),
+            Some(name) => name,
+        };
+        let found = TYPES.into_iter().find(|known| known.name() == asked);
+        found.map(Rounding::As).ok_or_else(|| {
+            let names: Vec<_> = TYPES.iter().map(|known| format!("\"{}\"", known.name())).collect();
+            option("dtype", &format!("\"auto\" or one of {}", names.join(", ")), asked)
+        })
     }
 
     pub(super) fn bf16(&self) -> Result<bool> {

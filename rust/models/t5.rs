@@ -261,7 +261,7 @@ fn feed_forward(c: &Config, b: &mut Builder<'_, '_>, x: Value) -> Result<Value> 
     } else {
         b.project(x, norm, dense("DenseReluDense.wi", f).then(c.dense_act_fn))? // (M, F)
     };
-    b.add(x, inner, dense("DenseReluDense.wo", c.d_model).past_f16()) // (M, D)
+    b.add(x, inner, dense("DenseReluDense.wo", c.d_model).delicate()) // (M, D)
 }
 
 /// The encoder; what a decoder looks at is kept for so many of its blocks.

@@ -9,12 +9,13 @@ use super::weights::{Recorder, Slot};
 use super::{Cache, Op, Part, Phase, Product, Program, Which, plan};
 use crate::error::{Error, Result};
 use crate::kernels::Activation;
+use crate::kernels::Orientation;
 use crate::layers::heads::Heads;
 use crate::layers::linear::Linear;
 use crate::layers::norm::{Norm, NormKind};
 use crate::layers::relative_bias::RelativeBias;
 use crate::layers::rotary::Rotary;
-use crate::packed::{Orientation, Packed};
+use crate::packed::Packed;
 
 /// Rows of activations that a phase makes: one row per row of the step.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -64,14 +65,14 @@ pub struct Dense {
     outputs: usize,
     orientation: Orientation,
     bias: bool,
-    past_f16: bool,
+    delicate: bool,
     activation: Option<Activation>,
 }
 
 /// A matrix `[outputs, inputs]` without a bias (`torch.nn.Linear`).
 pub fn dense(name: &str, outputs: usize) -> Dense {
     let (orientation, name) = (Orientation::OutIn, name.to_owned());
-    Dense { name, outputs, orientation, bias: false, past_f16: false, activation: None }
+    Dense { name, outputs, orientation, bias: false, delicate: false, activation: None }
 }
 
 /// A matrix `[inputs, outputs]` with a bias (transformers' `Conv1D`).
@@ -94,8 +95,8 @@ impl Dense {
 
     /// Not rounded where the weights are rounded to float16 (transformers' `_keep_in_fp32_modules`).
     #[must_use]
-    pub fn past_f16(self) -> Self {
-        Self { past_f16: true, ..self }
+    pub fn delicate(self) -> Self {
+        Self { delicate: true, ..self }
     }
 }
 
@@ -410,7 +411,7 @@ impl<'b, 'l> Builder<'b, 'l> {
             let module = self.full(&dense.name);
             let shape = [dense.outputs, x.width];
             let linear =
-                self.recorder.linear(&module, shape, dense.orientation, dense.bias, dense.past_f16)?;
+                self.recorder.linear(&module, shape, dense.orientation, dense.bias, dense.delicate)?;
             let out = self.value(dense.outputs, &module);
             let activation = dense.activation.unwrap_or(Activation::Linear);
             products.push(Product { name: module, linear, activation, round_output: false, out });

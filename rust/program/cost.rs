@@ -1,7 +1,7 @@
 //! What a program costs, counted over its phases: sizes of working memory, floating-point operations, bytes read, barriers.
 
 use super::{Cache, Mask, Op, Operand, Phase, Program, Weights, Which};
-use crate::kernels::FEW_ROWS;
+use crate::kernels::{FEW_ROWS, row_room};
 use crate::layers::attention;
 use crate::layers::norm::PRIVATE_ROWS;
 use crate::layers::stride;
@@ -76,7 +76,7 @@ impl Program {
     /// Bytes of buffers that each row of a step takes, the room for its norms and its packed input counted.
     pub fn row_bytes(&self) -> usize {
         let buffers: usize = self.buffers.iter().map(|b| stride(b.width)).sum();
-        (buffers + stride(self.most_normed()) + self.most_inputs()) * size_of::<f32>()
+        (buffers + stride(self.most_normed()) + row_room(self.most_inputs())) * size_of::<f32>()
     }
 
     fn widest(&self, width: impl Fn(&Op<Operand>) -> usize) -> usize {

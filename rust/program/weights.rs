@@ -4,12 +4,13 @@ use std::fmt::Debug;
 use std::marker::PhantomData;
 
 use crate::error::Result;
+use crate::kernels::{Orientation, WeightType};
 use crate::layers::linear::Linear;
 use crate::layers::norm::{Norm, NormKind};
 use crate::layers::relative_bias::{Distances, RelativeBias};
 use crate::layers::rotary::Rotary;
 use crate::load::{Loader, Ticket};
-use crate::packed::{Orientation, Packed, Storage};
+use crate::packed::Packed;
 
 /// Place of one weight in a table.
 #[derive(Debug)]
@@ -83,10 +84,10 @@ impl Weights {
         &self.rotaries[slot.index]
     }
 
-    /// Storage of every matrix.
-    pub fn storages(&self) -> impl Iterator<Item = Storage> {
-        let linears = self.linears.iter().map(|linear| linear.weight().storage());
-        linears.chain(self.tables.iter().map(Packed::storage))
+    /// Type of every matrix.
+    pub fn types(&self) -> impl Iterator<Item = &'static dyn WeightType> {
+        let linears = self.linears.iter().map(|linear| linear.weight().weight_type());
+        linears.chain(self.tables.iter().map(Packed::weight_type))
     }
 
     /// Bytes of all packed matrices.
@@ -205,11 +206,11 @@ impl<'l> Recorder<'l> {
         [outputs, inputs]: [usize; 2],
         orientation: Orientation,
         bias: bool,
-        past_f16: bool,
+        delicate: bool,
     ) -> Result<Slot<Linear>> {
         let weight = format!("{name}.weight");
-        let ticket = if past_f16 {
-            self.loader.matrix_past_f16(&weight, outputs, inputs)?
+        let ticket = if delicate {
+            self.loader.delicate_matrix(&weight, outputs, inputs)?
         } else {
             self.loader.matrix(&weight, outputs, inputs, orientation)?
         };

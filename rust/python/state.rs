@@ -68,11 +68,18 @@ impl State {
         bytes(py, held.logits.as_deref().unwrap_or_default())
     }
 
-    #[pyo3(signature = (ids, wanted = "last"))]
-    fn append<'py>(&self, py: Python<'py>, ids: Vec<u32>, wanted: &str) -> PyResult<Bound<'py, PyByteArray>> {
+    /// Appends ids; the sequence is read as one that will have `expected` positions at least.
+    #[pyo3(signature = (ids, wanted = "last", expected = 0))]
+    fn append<'py>(
+        &self,
+        py: Python<'py>,
+        ids: Vec<u32>,
+        wanted: &str,
+        expected: usize,
+    ) -> PyResult<Bound<'py, PyByteArray>> {
         let mut held = self.turn.take_or_raise(py)?;
         let chunks: Vec<_> = ids.chunks(CHUNK).map(Input::Tokens).collect();
-        let logits = self.append_chunks(py, &mut held, &chunks, wanted)?;
+        let logits = self.append_chunks(py, &mut held, &chunks, (wanted, expected))?;
         held.tokens.extend(ids.iter().map(|&id| i64::from(id)));
         bytes(py, &logits)
     }
@@ -93,7 +100,7 @@ impl State {
             return raised(py, Err(Error::Option { option, expected, got }));
         }
         let chunks: Vec<_> = rows.chunks(CHUNK * width).map(Input::Embeddings).collect();
-        let logits = self.append_chunks(py, &mut held, &chunks, wanted)?;
+        let logits = self.append_chunks(py, &mut held, &chunks, (wanted, 0))?;
         held.tokens.resize(rows.len() / width, EMBEDDING);
         held.embeddings = Arc::clone(&rows);
         bytes(py, &logits)
@@ -139,16 +146,17 @@ impl State {
         py: Python<'_>,
         held: &mut Taken<'_, Held>,
         chunks: &[Input<'_>],
-        wanted: &str,
+        (wanted, expected): (&str, usize),
     ) -> PyResult<Vec<f32>> {
-        let (model, held, every) = (&**self.engine.model(), &mut **held, wanted == "every");
+        let (model, held) = (&**self.engine.model(), &mut **held);
+        let asked = (wanted == "every", expected);
         let (before, sequence) = (held.sequence.len(), &mut held.sequence);
         let rows: usize = chunks.iter().map(|input| input.rows(model.width())).sum();
         let outcome = interruptible(py, |cancel| {
             let block = model.cache_block();
             self.engine.make_room((rows.div_ceil(block.positions)).saturating_mul(block.bytes));
             loop {
-                match feed(model, sequence, chunks, every, cancel) {
+                match feed(model, sequence, chunks, asked, cancel) {
                     // What calls have left for others is given up before somebody is refused memory.
                     Err(Error::OutOfMemory { .. }) if self.engine.give_up() => sequence.truncate(before),
                     outcome => return outcome,
@@ -174,17 +182,17 @@ impl State {
     }
 }
 
-/// Appends chunks and gives their logits, all or the last ones.
+/// Appends chunks to a sequence that will have `expected` positions at least, and gives their logits, all or the last ones.
 fn feed(
     model: &Model,
     sequence: &mut <Model as Decoder>::Sequence,
     chunks: &[Input<'_>],
-    every: bool,
+    (every, expected): (bool, usize),
     cancel: &Cancel<'_>,
 ) -> Result<Vec<f32>> {
     let (mut logits, mut rows) = (Vec::new(), Vec::new());
     let new: usize = chunks.iter().map(|input| input.rows(model.width())).sum();
-    sequence.expect(sequence.len() + new);
+    sequence.expect(expected.max(sequence.len() + new));
     for (place, &input) in chunks.iter().enumerate() {
         let wanted = match every {
             true => Wanted::All,
@@ -243,7 +251,7 @@ impl Held {
             Ok(id) => Input::Tokens(std::slice::from_ref(id)),
             Err(_) => Input::Embeddings(&self.embeddings[last * width..][..width]),
         };
-        self.logits = Some(feed(model, &mut sequence, &[input], false, cancel)?);
+        self.logits = Some(feed(model, &mut sequence, &[input], (false, 0), cancel)?);
         self.sequence = sequence;
         Ok(())
     }

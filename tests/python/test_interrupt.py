@@ -102,6 +102,7 @@ def test_sources(t5_folder: Path, call: str) -> None:
         "model.prefill(embeddings=model.embed([5] * 65_000))",
         "model.trace([5] * 20_000)",
         "model.loss([5] * 65_000)",
+        "model.quality([5] * 65_000, dtypes='float32')",
         "model.score([([5, 6 + i % 7] * 3, [i % 99, 6]) for i in range(200_000)])",
     ],
 )

@@ -3,10 +3,11 @@
 
 use fastdecode::arena::Arena;
 use fastdecode::kernels::{
-    Activation, EpilogueArgs, Family, Format, Kernels, LINE, Matmul, Norm, Pack, Prefetch, Tuning, WIDTH,
+    Activation, BFLOAT16, Element, EpilogueArgs, FLOAT16, FLOAT32, Family, Format, Kernels, LINE, Matmul,
+    Norm, Orientation, Pack, Prefetch, Tuning, WIDTH, WeightType,
 };
 use fastdecode::layers::stride;
-use fastdecode::packed::{Orientation, Packed, Storage, packed_bytes};
+use fastdecode::packed::{Packed, packed_bytes};
 use proptest::prelude::*;
 
 use super::tables::tables;
@@ -32,15 +33,15 @@ pub(crate) fn fuses(table: &Kernels) -> bool {
     table.name != "portable"
 }
 
-fn packed(storage: Storage, outputs: usize, inputs: usize) -> Packed {
-    let arena = Arena::new(packed_bytes(storage, outputs, inputs).unwrap() + LINE, "a test").unwrap();
-    let m = Packed::new(&arena, 0, storage, outputs, inputs);
+fn packed(of: &'static dyn WeightType, outputs: usize, inputs: usize) -> Packed {
+    let arena = Arena::new(packed_bytes(of, outputs, inputs).unwrap() + LINE, "a test").unwrap();
+    let m = Packed::new(&arena, 0, of, outputs, inputs);
     let data: Vec<u8> = (0..outputs * inputs).flat_map(|i| spread(i).to_le_bytes()).collect();
     for first in (0..outputs).step_by(WIDTH) {
         let rows = (outputs - first).min(WIDTH);
         let bytes = &data[first * inputs * 4..(first + rows) * inputs * 4];
         // SAFETY: one thread.
-        assert!(unsafe { m.write(Orientation::OutIn, first, Storage::F32, bytes) }, "values fit");
+        assert!(unsafe { m.write(Orientation::OutIn, first, Element::F32, bytes) }, "values fit");
     }
     m
 }
@@ -61,7 +62,7 @@ fn multiply(k: &Kernels, format: Format, w: &Packed, a: &[f32], m: usize, tuning
     let n = w.panels() * WIDTH;
     let mut c = vec![f32::NAN; m * n];
     let mut scratch = vec![f32::NAN; tuning.scratch()];
-    let (form, stride) = (k.form(format, m), stride(w.inputs()));
+    let (form, stride) = (k.form(format, m, 0), stride(w.inputs()));
     let mut packed = vec![f32::NAN; m * form.words(w.inputs())];
     if form.tiles > 0 {
         let (tiles, out) = (0..form.tiles, packed.as_mut_ptr());
@@ -76,6 +77,7 @@ fn multiply(k: &Kernels, format: Format, w: &Packed, a: &[f32], m: usize, tuning
         tile: 0,
         tiles: form.tiles,
         k: w.inputs(),
+        group: 0,
         w: w.panel(0),
         panels: w.panels(),
         c: c.as_mut_ptr(),
@@ -98,12 +100,8 @@ fn multiply(k: &Kernels, format: Format, w: &Packed, a: &[f32], m: usize, tuning
     c
 }
 
-const FORMATS: [(Format, Storage); 4] = [
-    (Format::F32, Storage::F32),
-    (Format::Bf16, Storage::Bf16),
-    (Format::F16, Storage::F16),
-    (Format::Bf16Dot, Storage::Bf16),
-];
+const FORMATS: [(Format, &dyn WeightType); 4] =
+    [(Format::F32, FLOAT32), (Format::Bf16, BFLOAT16), (Format::F16, FLOAT16), (Format::Bf16Dot, BFLOAT16)];
 
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(40))]
@@ -200,7 +198,7 @@ proptest! {
 #[test]
 fn the_bf16_dot_adds_the_odd_product_first() {
     let (m, n, k) = (13, 33, 90);
-    let (w, a) = (packed(Storage::Bf16, n, k), rows(m, k, 5));
+    let (w, a) = (packed(BFLOAT16, n, k), rows(m, k, 5));
     let sum = |r: usize, o: usize, odd_first: usize| {
         (0..k).fold(0.0_f32, |sum, i| {
             let i = i ^ odd_first;
@@ -298,6 +296,7 @@ fn the_epilogue_adds_bias_before_and_residual_after_the_activation() {
             residual: residual.as_ptr(),
             residual_stride: WIDTH,
             round: false,
+            ..EpilogueArgs::NONE
         };
         // SAFETY: two rows of one panel.
         unsafe { (table.finish())(c.as_mut_ptr(), WIDTH, 2, WIDTH, &e) };
@@ -375,7 +374,7 @@ fn every_table_packs_rows_as_pairs_of_bf16() {
             for (x, bits) in a.iter_mut().zip(HARD_TO_ROUND) {
                 *x = f32::from_bits(bits);
             }
-            let form = table.form(Format::Bf16Dot, m);
+            let form = table.form(Format::Bf16Dot, m, 0);
             let words = form.words(k);
             let mut out = vec![f32::NAN; m * words];
             let (tiles, to) = (0..form.tiles, out.as_mut_ptr());

@@ -2,10 +2,12 @@
 //! or on which layer its input was made for.
 
 use fastdecode::arena::Arena;
-use fastdecode::kernels::{Activation, Family, LINE, WIDTH};
+use fastdecode::kernels::{
+    Activation, BFLOAT16, Element, FLOAT16, FLOAT32, Family, INT8, LINE, Orientation, WIDTH, WeightType,
+};
 use fastdecode::layers::linear::{Epilogue, Linear};
 use fastdecode::layers::{self, Buffer, Context, Runtime};
-use fastdecode::packed::{Orientation, Packed, Storage, packed_bytes};
+use fastdecode::packed::{Packed, packed_bytes};
 use fastdecode::team::{self, Cancel};
 
 use super::tables::tables;
@@ -20,15 +22,15 @@ fn value(i: usize) -> f32 {
     (x % 255) as f32 / 128.0 - 1.0
 }
 
-fn layer(storage: Storage, seed: usize, outputs: usize) -> Linear {
-    let arena = Arena::new(packed_bytes(storage, outputs, INPUTS).unwrap() + LINE, "a test").unwrap();
-    let m = Packed::new(&arena, 0, storage, outputs, INPUTS);
+fn layer(of: &'static dyn WeightType, seed: usize, outputs: usize) -> Linear {
+    let arena = Arena::new(packed_bytes(of, outputs, INPUTS).unwrap() + LINE, "a test").unwrap();
+    let m = Packed::new(&arena, 0, of, outputs, INPUTS);
     for first in (0..outputs).step_by(WIDTH) {
         let rows = (outputs - first).min(WIDTH);
         let panel: Vec<u8> =
             (0..rows * INPUTS).flat_map(|i| value(seed + first * INPUTS + i).to_le_bytes()).collect();
         // SAFETY: one thread.
-        assert!(unsafe { m.write(Orientation::OutIn, first, Storage::F32, &panel) }, "values fit");
+        assert!(unsafe { m.write(Orientation::OutIn, first, Element::F32, &panel) }, "values fit");
     }
     Linear::new(m, (0..outputs).map(value).collect())
 }
@@ -67,10 +69,9 @@ fn products(layers: &[Linear], runtime: &Runtime, first: usize, m: usize) -> Vec
 
 #[test]
 fn a_row_is_the_same_in_any_company() {
-    // Neighbours in storage, so that inputs are made again where products are formed differently.
-    let storages = [Storage::F32, Storage::Bf16, Storage::F16, Storage::F32, Storage::Bf16];
-    let layers: Vec<Linear> =
-        storages.iter().enumerate().map(|(i, s)| layer(*s, 1000 * i, OUTPUTS)).collect();
+    // Neighbours in type, so that inputs are made again where products are formed differently.
+    let types = [FLOAT32, BFLOAT16, FLOAT16, INT8, FLOAT32, BFLOAT16, INT8];
+    let layers: Vec<Linear> = types.iter().enumerate().map(|(i, s)| layer(*s, 1000 * i, OUTPUTS)).collect();
     for table in tables() {
         // Short blocks for all of the rows, or long ones for more than sixteen.
         for (dot, short_blocks) in [(false, 192), (true, 192), (false, 16), (true, 16)] {
@@ -137,7 +138,7 @@ fn gated(layers: &[Linear; 2], runtime: &Runtime, m: usize) -> [Vec<Vec<f32>>; 3
 #[test]
 fn a_gated_product_is_that_of_its_halves() {
     for outputs in [1, 15, 16, 17, 33, OUTPUTS] {
-        let layers = [layer(Storage::F32, 0, outputs), layer(Storage::F32, 1000, outputs)];
+        let layers = [layer(FLOAT32, 0, outputs), layer(FLOAT32, 1000, outputs)];
         for (table, round) in tables().into_iter().flat_map(|table| [(table, false), (table, true)]) {
             for (m, threads) in [(0, 2), (1, 1), (1, 3), (5, 2), (17, 3), (40, 4)] {
                 let mut runtime = Runtime::with(table, Family::Unknown, threads, round);

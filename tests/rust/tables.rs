@@ -9,11 +9,20 @@ use fastdecode::kernels::Kernels;
 
 const AVX2: &[&str] = &["avx2", "fma", "f16c"];
 const AVX512: &[&str] = &["avx2", "fma", "f16c", "avx512f", "avx512bw", "avx512dq", "avx512vl"];
-const BF16: &[&str] = &["avx2", "fma", "f16c", "avx512f", "avx512bw", "avx512dq", "avx512vl", "avx512_bf16"];
+const AVX_VNNI: &[&str] = &["avx2", "fma", "f16c", "avx_vnni"];
+const VNNI: &[&str] = &["avx2", "fma", "f16c", "avx512f", "avx512bw", "avx512dq", "avx512vl", "avx512_vnni"];
+const BF16: &[&str] =
+    &["avx2", "fma", "f16c", "avx512f", "avx512bw", "avx512dq", "avx512vl", "avx512_vnni", "avx512_bf16"];
 
 /// Every table, the best first, with the flags of `/proc/cpuinfo` that it needs.
-const NEEDS: [(&str, &[&str]); 4] =
-    [("avx512bf16", BF16), ("avx512", AVX512), ("avx2", AVX2), ("portable", &[])];
+const NEEDS: [(&str, &[&str]); 6] = [
+    ("avx512bf16", BF16),
+    ("avx512vnni", VNNI),
+    ("avx512", AVX512),
+    ("avxvnni", AVX_VNNI),
+    ("avx2", AVX2),
+    ("portable", &[]),
+];
 
 /// Names of the tables that a CPU with these flags must have, and of those that it cannot have.
 fn split(flags: &[&str]) -> (Vec<&'static str>, Vec<&'static str>) {
@@ -57,9 +66,12 @@ pub(crate) fn tables() -> Vec<Kernels> {
 fn flags_promise_tables() {
     assert_eq!(split(&[]).0, ["portable"], "an old CPU");
     assert_eq!(split(&["avx2", "fma"]).0, ["portable"], "f16c is absent");
-    assert_eq!(split(AVX2), (vec!["avx2", "portable"], vec!["avx512bf16", "avx512"]), "no AVX-512");
-    assert_eq!(split(&BF16[..7]).1, ["avx512bf16"], "AVX-512 without bf16");
-    assert_eq!(split(BF16).0, ["avx512bf16", "avx512", "avx2", "portable"], "all of them");
+    assert_eq!(split(AVX2).0, ["avx2", "portable"], "no AVX-512");
+    assert_eq!(split(AVX_VNNI).0, ["avxvnni", "avx2", "portable"], "the dot of bytes without AVX-512");
+    assert_eq!(split(&BF16[..7]).0, ["avx512", "avx2", "portable"], "AVX-512 without dots");
+    assert_eq!(split(&BF16[..8]).0, ["avx512vnni", "avx512", "avx2", "portable"], "AVX-512 without bf16");
+    assert_eq!(split(&BF16[..8]).1, ["avx512bf16", "avxvnni"], "what that lacks");
+    assert_eq!(split(BF16).0, ["avx512bf16", "avx512vnni", "avx512", "avx2", "portable"], "all of them");
 }
 
 #[test]

@@ -1,0 +1,350 @@
+"""What types of weights make of a model: each is held against float32 on the same texts, window by window.
+
+Types are the outer loop and windows the inner one, so that two models are loaded at a time and a few rows of logits are
+alive. The float32 model reads every window once per type for that: to keep its logits takes 200 kB for each token of
+GPT-2, and to read a window with all types at once takes the memory of all of them. Nothing here knows which types
+there are; `load` does.
+"""
+
+from __future__ import annotations
+
+import math
+import statistics
+import sys
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING, Any, NamedTuple, cast, get_args
+
+from .accepted import of_load
+from .arrays import bad_option, is_one, whole
+from .errors import ModelNotFoundError, ScoresError
+from .folder import NO_DEFAULTS, bad_field
+from .load_options import LOADING, Dtype
+from .quality_logits import Passage, hold_against
+from .results import Quality, QualityReport, dtype_name
+from .scoring import window_items
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from types import TracebackType
+
+    from .scoring import Item, ScoringLM
+
+    # A type as `load` takes it, checked: a name, or names by part.
+    AnyDtype = str | Mapping[str, str]
+
+# Decode that is timed: tokens of the prompt, new tokens, repetitions of which the median counts.
+PROMPT, NEW, ROUNDS = 32, 64, 3
+# Types that are compared only where they are asked for, or where the model is of them: the reference, what stands for
+# the file's own type, and what is as large as bfloat16.
+_NOT_BY_DEFAULT = ("auto", "float32", "float16")
+# Arguments of loading that bound what calls share. The models here have one sequence at a time, and no text.
+_OF_CALLS = ("cache_bytes", "max_rows", "prefix_cache_bytes", "tokenizer", "compute_dtype")
+# What the folder must still say of a model.
+_SAME = (
+    "architecture",
+    "vocab_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "num_key_value_heads",
+    "head_dim",
+)
+
+
+class Passages(NamedTuple):
+    """What is read, as often as it is asked for, and how many target tokens it has."""
+
+    each: Callable[[], Iterator[Passage]]
+    tokens: int
+
+
+def measure(
+    model: ScoringLM,
+    texts: object,
+    *,
+    dtypes: object,
+    stride: int | None,
+    window: int | None,
+    limit: int | None,
+    progress: bool | None,
+) -> QualityReport:
+    """The report of `ScoringLM.quality`; its arguments are checked here."""
+    if progress is not None and not isinstance(progress, bool):
+        raise bad_option("progress", "True, False or None", f"{progress!r:.80}")
+    own = _own_dtype(model)
+    asked = _asked(dtypes, own)
+    others = [dtype for dtype in asked if dtype != "float32"]
+    if model.has_encoder:
+        for name, value in (("stride", stride), ("window", window)):
+            if value is not None:
+                expected = "None in a model with an encoder, whose targets are read whole"
+                raise bad_option(name, expected, f"{value!r:.80}")
+        passages = _of_pairs(model, texts, limit)
+    else:
+        passages = _of_texts(model, texts, 512 if stride is None else stride, window, limit)
+
+    def of_dtype(dtype: AnyDtype) -> ScoringLM:
+        return model if dtype in (own, _options(model).get("dtype", "auto")) else _loaded(model, dtype)
+
+    reference = of_dtype("float32")
+    sums = Sums()
+    rates: list[float] = []
+    rows = []
+    with Progress(progress, passages.tokens, len(others) or 1) as shown:
+        for dtype in others or ["float32"]:
+            shown.begin(dtype_name(dtype))
+            # The model of the type before has gone when the next one is loaded.
+            other = reference if dtype == "float32" else of_dtype(dtype)
+            sums, found = _compare(reference, other, passages, dtype, shown)
+            rate: list[float] = []
+            first = next(passages.each()).item
+            for _ in range(ROUNDS):
+                # By turns: what the machine is at meanwhile slows both.
+                rates.append(_decode_rate(reference, first, "float32"))
+                if other is not reference:
+                    rate.append(_decode_rate(other, first, dtype))
+            if other is not reference:
+                rows.append(found.row(dtype, other, rate))
+            del other
+    base = sums.row("float32", reference, rates)
+    return QualityReport("loss" if model.has_encoder else "perplexity", (base, *rows))
+
+
+def _names() -> list[str]:
+    """Names of types that `load` takes."""
+    names, left = [], list(get_args(Dtype))
+    while left:
+        item = left.pop(0)
+        if isinstance(item, str):
+            names.append(item)
+        else:
+            left[:0] = get_args(item)
+    return names
+
+
+def _options(model: ScoringLM) -> dict[str, Any]:
+    """What the model was loaded with."""
+    if model._source is None:
+        expected = "a model of a folder or the hub, which is loaded again as float32"
+        raise bad_option("model", expected, "one built by from_tensors (save it to a folder and load that)")
+    return model._source[1]
+
+
+def _own_dtype(model: ScoringLM) -> AnyDtype:
+    """The type that the model was loaded as; of "auto" the name of what the file holds, where that is one type."""
+    own: AnyDtype = _options(model).get("dtype", "auto")
+    found: str = model.info()["dtype"]
+    return found if own == "auto" and found in _names() else own
+
+
+def _asked(dtypes: object, own: AnyDtype) -> list[AnyDtype]:
+    """The types of a report, checked."""
+    if dtypes is None:
+        rest = [name for name in _names() if name not in _NOT_BY_DEFAULT and name != own]
+        return [own, *rest]
+    expected = "a list of types as load takes them, each once"
+    if isinstance(dtypes, (str, Mapping)):
+        dtypes = [dtypes]
+    if not isinstance(dtypes, Iterable):
+        raise bad_option("dtypes", expected, f"{dtypes!r:.80}")
+    asked: list[AnyDtype] = [of_load({"dtype": dtype}, LOADING)["dtype"] for dtype in dtypes]
+    if not asked:
+        raise bad_option("dtypes", f"{expected}, at least one", "none")
+    for place, dtype in enumerate(asked):
+        if dtype in asked[:place]:
+            raise bad_option("dtypes", expected, f"{dtype_name(dtype)} more than once")
+    return asked
+
+
+def _of_texts(
+    model: ScoringLM,
+    texts: Any,  # noqa: ANN401 (checked here)
+    stride: int,
+    window: int | None,
+    limit: int | None,
+) -> Passages:
+    """The windows of texts."""
+    causal: Any = model
+    stride, size = whole(stride, "stride", 1), causal._window(window)
+    left = None if limit is None else whole(limit, "limit", 2)
+    every: list[list[int]] = []
+    for text in [texts] if is_one(texts, "texts") else texts:
+        ids = model._encode_text(text, "texts")
+        if len(ids) < 2:
+            expected = "at least two tokens in each text (the first has nothing before it)"
+            raise bad_option("texts", expected, f"{len(ids)} tokens in text {len(every)}")
+        every.append(ids[:left])
+        if left is not None:
+            left -= len(every[-1])
+            if left < 2:
+                break
+    if not every:
+        raise bad_option("texts", "a text or a list of texts, at least one", "none")
+
+    def each() -> Iterator[Passage]:
+        for place, ids in enumerate(every):
+            for item, weight in window_items(ids, size, stride):
+                yield Passage(place, item, weight)
+
+    return Passages(each, sum(len(passage.item.targets) for passage in each()))
+
+
+def _of_pairs(model: ScoringLM, pairs: object, limit: int | None) -> Passages:
+    """Pairs of a source and a target."""
+    expected = "a list of pairs (source, target)"
+    if isinstance(pairs, (str, Mapping)) or not isinstance(pairs, Iterable):
+        raise bad_option("texts", expected, f"{pairs!r:.80}")
+    left = None if limit is None else whole(limit, "limit", 1)
+    seq2seq: Any = model
+    every: list[Passage] = []
+    for pair in pairs:
+        if not isinstance(pair, (tuple, list)) or len(pair) != 2:
+            raise bad_option("texts", expected, f"{pair!r:.80} among them")
+        source, target = pair
+        item = seq2seq._labelled(model._source_ids(source), target)
+        every.append(Passage(len(every), item, sum(label is not None for label in item.targets)))
+        if left is not None:
+            left -= every[-1].weight
+            if left < 1:
+                break
+    if not every:
+        raise bad_option("texts", f"{expected}, at least one", "none")
+    return Passages(lambda: iter(every), sum(passage.weight for passage in every))
+
+
+def _loaded(model: ScoringLM, dtype: AnyDtype) -> ScoringLM:
+    """The model's folder, loaded again as a type."""
+    assert model._source is not None
+    name, kept = model._source
+    options = {key: value for key, value in kept.items() if key not in _OF_CALLS}
+    try:
+        other = type(model).load(name, **{**options, "dtype": dtype})
+    except ModelNotFoundError as error:
+        message = f"the model's folder is loaded again as {dtype_name(dtype)}: {error}"
+        raise ModelNotFoundError(message, model=error.model, expected=error.expected, got=error.got) from None
+    had, has = model.info(), other.info()
+    for field in _SAME:
+        if had[field] != has[field]:
+            expected = f"{had[field]}, as when the model was loaded"
+            raise bad_field(name, field, expected, f"{has[field]} (load the model again)")
+    return other
+
+
+class Sums:
+    """What a type has come to so far."""
+
+    def __init__(self) -> None:
+        self._loss, self._weight = 0.0, 0
+        self._kl, self._agreed, self._tokens = 0.0, 0, 0
+
+    def add(self, losses: list[float], divergences: list[float], agreed: int, weight: int) -> None:
+        """Adds a passage, by the losses and divergences of its target tokens."""
+        self._loss += math.fsum(losses) / len(losses) * weight
+        self._weight += weight
+        self._kl += math.fsum(divergences)
+        self._agreed += agreed
+        self._tokens += len(losses)
+
+    def row(self, dtype: AnyDtype, model: ScoringLM, rates: list[float]) -> Quality:
+        """The row of a report."""
+        info = model.info()
+        loss = self._loss / self._weight
+        return Quality(
+            dtype=cast("Dtype", dtype),
+            compute_dtype=info["compute_dtype"],
+            loss=loss,
+            # Beyond that, no float holds the exponential.
+            perplexity=math.exp(loss) if loss < 709 else math.inf,
+            kl=self._kl / self._tokens,
+            agreement=self._agreed / self._tokens,
+            tokens=self._tokens,
+            weight_bytes=info["weight_bytes"],
+            step_weight_bytes=info["step_weight_bytes"],
+            tokens_per_second=statistics.median(rates),
+        )
+
+
+def _compare(
+    reference: ScoringLM, other: ScoringLM, passages: Passages, dtype: AnyDtype, shown: Progress
+) -> tuple[Sums, Sums]:
+    """Reads all passages with both models; what the reference comes to, and the other one."""
+    base, sums = Sums(), Sums()
+    for passage in passages.each():
+        found = hold_against(reference, other, passage, ("float32", dtype_name(dtype)))
+        counted = len(found.ours)
+        base.add(found.ours, [0.0] * counted, counted, passage.weight)
+        sums.add(found.theirs, found.divergences, found.agreed, passage.weight)
+        shown.add(counted)
+    return base, sums
+
+
+def _decode_rate(model: ScoringLM, item: Item, dtype: AnyDtype) -> float:
+    """New tokens per second behind the first one, of one greedy sequence that begins as an item does.
+
+    What the folder asks for (beams, penalties, draws) does not count: all types are to do the same.
+    """
+    from .decoding import Decoding
+    from .options import resolve
+
+    context = model._core.context_limit
+    begin = item.ids[: PROMPT if context is None else max(1, min(PROMPT, context // 2))]
+    new = NEW if context is None else min(NEW, context - len(begin))
+    if new < 2:
+        return 0.0
+    call = {"do_sample": False, "eos_token_id": None, "max_new_tokens": new}
+    prompts = model._core.prompts()
+    prompts.push(begin, item.source)
+    options = resolve(call, NO_DEFAULTS, 1, context)
+    try:
+        [output] = Decoding(model._core, prompts, options, None, 0.0).outputs()
+    except ScoresError as error:
+        got = f"{error.got} with dtype={dtype_name(dtype)}"
+        raise ScoresError(f"{error} ({got})", row=error.row, expected=error.expected, got=got) from None
+    return output.timings.tokens_per_second
+
+
+class Progress:
+    """How far a report is, on stderr: one line that changes on a terminal, a line for each tenth elsewhere.
+
+    Args:
+        asked: Whether it is shown; None where stderr is a terminal.
+        tokens: Target tokens that are read with every type.
+        passes: How many types there are.
+    """
+
+    def __init__(self, asked: bool | None, tokens: int, passes: int) -> None:  # noqa: FBT001 (as `quality` takes it)
+        # A program without a console has no stderr.
+        stream = cast("Any", sys.stderr)
+        self._terminal = stream is not None and stream.isatty()
+        shown = self._terminal if asked is None else asked
+        self._stream = stream if shown else None
+        self._tokens, self._passes = tokens, passes
+        self._name, self._pass, self._done, self._tenth = "", 0, 0, -1
+
+    def begin(self, name: str) -> None:
+        """A type is begun."""
+        self._name, self._done, self._tenth = name, 0, -1
+        self._pass += 1
+        self.add(0)
+
+    def add(self, tokens: int) -> None:
+        """So many more target tokens have been read."""
+        self._done += tokens
+        tenth = 10 * self._done // self._tokens
+        if self._stream is None or (not self._terminal and tenth == self._tenth):
+            return
+        self._tenth = tenth
+        line = f"quality: {self._name} ({self._pass} of {self._passes}): "
+        line += f"{self._done:,} of {self._tokens:,} tokens"
+        # On a terminal the line is written over, up to its end.
+        self._stream.write(f"\r{line}\x1b[K" if self._terminal else f"{line}\n")
+        self._stream.flush()
+
+    def __enter__(self) -> Progress:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._stream is not None and self._terminal:
+            self._stream.write("\r\x1b[K")
+            self._stream.flush()
