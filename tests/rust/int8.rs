@@ -2,7 +2,8 @@
 
 use fastdecode::arena::Arena;
 use fastdecode::kernels::{
-    Activation, Element, EpilogueArgs, Family, Format, INT8, Kernels, LINE, Matmul, Orientation, Pack, WIDTH,
+    Element, EpilogueArgs, Family, INT8, Kernels, LINE, Matmul, Orientation, Pack, WIDTH, WeightType,
+    row_room,
 };
 use fastdecode::layers::stride;
 use fastdecode::packed::{Packed, packed_bytes};
@@ -12,19 +13,19 @@ use super::kernels::fuses;
 use super::tables::tables;
 
 /// A reproducible value in -1..1.
-fn value(i: usize) -> f32 {
+pub(crate) fn value(i: usize) -> f32 {
     let x = (i as u64).wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 40;
     x as f32 / 8_388_608.0 - 1.0
 }
 
 /// Weights of `outputs × inputs`: rows of very different size, one of them all zeros.
-fn weights(outputs: usize, inputs: usize) -> Vec<Vec<f32>> {
+pub(crate) fn weights(outputs: usize, inputs: usize) -> Vec<Vec<f32>> {
     let size = |o: usize| if o % 7 == 3 { 0.0 } else { (o % 5) as f32 * 3.0 + 0.01 };
     (0..outputs).map(|o| (0..inputs).map(|i| size(o) * value(o * 1013 + i)).collect()).collect()
 }
 
 /// A scale for each row of weights, and its integers.
-fn quantized(weights: &[Vec<f32>]) -> (Vec<f32>, Vec<Vec<i32>>) {
+pub(crate) fn quantized(weights: &[Vec<f32>]) -> (Vec<f32>, Vec<Vec<i32>>) {
     let scale = |row: &Vec<f32>| row.iter().fold(0.0_f32, |most, w| most.max(w.abs())) / 127.0;
     let scales: Vec<f32> = weights.iter().map(scale).collect();
     let integers = weights.iter().zip(&scales).map(|(row, scale)| {
@@ -34,10 +35,10 @@ fn quantized(weights: &[Vec<f32>]) -> (Vec<f32>, Vec<Vec<i32>>) {
     (scales, integers)
 }
 
-fn packed(orientation: Orientation, weights: &[Vec<f32>]) -> Packed {
+pub(crate) fn packed(of: &'static dyn WeightType, orientation: Orientation, weights: &[Vec<f32>]) -> Packed {
     let (outputs, inputs) = (weights.len(), weights[0].len());
-    let arena = Arena::new(packed_bytes(INT8, outputs, inputs).unwrap() + LINE, "a test").unwrap();
-    let m = Packed::new(&arena, 0, INT8, outputs, inputs);
+    let arena = Arena::new(packed_bytes(of, outputs, inputs).unwrap() + LINE, "a test").unwrap();
+    let m = Packed::new(&arena, 0, of, outputs, inputs);
     let at = |r: usize, c: usize| match orientation {
         Orientation::OutIn => weights[r][c],
         Orientation::InOut => weights[c][r],
@@ -58,7 +59,7 @@ fn packed(orientation: Orientation, weights: &[Vec<f32>]) -> Packed {
 }
 
 /// Scale, zero point and integers of a row of activations, as the rule says.
-fn activations(row: &[f32]) -> (f32, i32, Vec<i32>) {
+pub(crate) fn activations(row: &[f32]) -> (f32, i32, Vec<i32>) {
     let least = row.iter().fold(0.0_f32, |least, x| least.min(*x));
     let most = row.iter().fold(0.0_f32, |most, x| most.max(*x));
     let scale = (most / 255.0 - least / 255.0).max(f32::MIN_POSITIVE);
@@ -67,8 +68,8 @@ fn activations(row: &[f32]) -> (f32, i32, Vec<i32>) {
     (scale, zero, row.iter().map(integer).collect())
 }
 
-/// Rows of activations as the layers pad them; `NAN` in row `bad`.
-fn rows(m: usize, k: usize, bad: Option<usize>) -> Vec<f32> {
+/// Rows of activations as the layers pad them.
+pub(crate) fn rows(m: usize, k: usize) -> Vec<f32> {
     let mut a = vec![0.0; m * stride(k)];
     for r in 0..m {
         // Rows on either side of zero, around it, and all zeros.
@@ -77,47 +78,54 @@ fn rows(m: usize, k: usize, bad: Option<usize>) -> Vec<f32> {
             a[r * stride(k) + c] = size * value(r * 997 + c * 31 + 5) + shift;
         }
     }
-    if let Some(r) = bad {
-        a[r * stride(k) + k / 2] = f32::NAN;
-    }
     a
 }
 
 /// The product of every row, `m × padded outputs`.
-fn multiply(kernels: &Kernels, w: &Packed, a: &[f32], m: usize, family: Family, bias: &[f32]) -> Vec<f32> {
+pub(crate) fn multiply(
+    kernels: &Kernels,
+    w: &Packed,
+    a: &[f32],
+    m: usize,
+    family: Family,
+    bias: &[f32],
+) -> Vec<f32> {
     let (n, k, tuning) = (w.panels() * WIDTH, w.inputs(), family.tuning());
+    let (format, group) = (w.format(false), w.weight_type().group());
     let mut c = vec![f32::NAN; m * n];
     let mut scratch = vec![f32::NAN; tuning.scratch()];
-    let form = kernels.form(Format::Int8, m, 0);
+    let form = kernels.form(format, m, group);
+    assert!(form.words(k) <= row_room(k), "room for a row");
     let mut packed = vec![f32::NAN; m * form.words(k)];
     let (tiles, out, a_stride) = (0..form.tiles, packed.as_mut_ptr(), stride(k));
+    let job = Matmul {
+        a: packed.as_ptr(),
+        a_stride,
+        m,
+        tile: 0,
+        tiles: form.tiles,
+        k,
+        group,
+        w: w.panel(0),
+        panels: w.panels(),
+        c: c.as_mut_ptr(),
+        c_stride: n,
+        epilogue: EpilogueArgs {
+            bias: if bias.is_empty() { std::ptr::null() } else { bias.as_ptr() },
+            ..EpilogueArgs::NONE
+        },
+        scratch: scratch.as_mut_ptr(),
+        tuning,
+        finish: kernels.finish(),
+    };
+    // Rows that were packed for several tiles are multiplied in two goes.
+    let cut = if form.tiles < m { form.tiles / 2 } else { 0 };
     // SAFETY: the vectors have the sizes that the jobs state.
     unsafe {
         kernels.pack(&Pack { a: a.as_ptr(), a_stride, m, k, form, tiles, out });
-        kernels.matmul(
-            Format::Int8,
-            &Matmul {
-                a: packed.as_ptr(),
-                a_stride,
-                m,
-                tile: 0,
-                tiles: form.tiles,
-                k,
-                group: 0,
-                w: w.panel(0),
-                panels: w.panels(),
-                c: c.as_mut_ptr(),
-                c_stride: n,
-                epilogue: EpilogueArgs {
-                    bias: if bias.is_empty() { std::ptr::null() } else { bias.as_ptr() },
-                    activation: Activation::Linear,
-                    ..EpilogueArgs::NONE
-                },
-                scratch: scratch.as_mut_ptr(),
-                tuning,
-                finish: kernels.finish(),
-            },
-        );
+        for tiles in [cut..form.tiles, 0..cut].into_iter().take(1 + usize::from(cut > 0)) {
+            kernels.matmul(format, &Matmul { tile: tiles.start, tiles: tiles.len(), ..job });
+        }
     }
     c
 }
@@ -135,13 +143,13 @@ proptest! {
     ) {
         let weights = weights(n, k);
         let (scales, integers) = quantized(&weights);
-        let a = rows(m, k, None);
+        let a = rows(m, k);
         let mut bias: Vec<f32> = if has_bias { (0..n).map(value).collect() } else { Vec::new() };
         if has_bias {
             bias.resize(n.next_multiple_of(WIDTH), 0.0);
         }
         for orientation in [Orientation::OutIn, Orientation::InOut] {
-            let w = packed(orientation, &weights);
+            let w = packed(INT8, orientation, &weights);
             for table in tables() {
                 let got = multiply(&table, &w, &a, m, family, &bias);
                 for r in 0..m {
@@ -168,11 +176,11 @@ proptest! {
 #[test]
 fn a_row_that_is_not_finite_gives_nan_and_no_other_row_does() {
     let (k, n) = (70, 33);
-    let w = packed(Orientation::OutIn, &weights(n, k));
+    let w = packed(INT8, Orientation::OutIn, &weights(n, k));
     for table in tables() {
         for m in [1, 5, 20] {
             for bad in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
-                let mut a = rows(m, k, None);
+                let mut a = rows(m, k);
                 a[m / 2 * stride(k) + 3] = bad;
                 let got = multiply(&table, &w, &a, m, Family::Unknown, &[]);
                 for r in 0..m {
@@ -191,7 +199,7 @@ fn gathered_rows_are_the_integers_times_their_scales() {
         let weights = weights(outputs, inputs);
         let (scales, integers) = quantized(&weights);
         for orientation in [Orientation::OutIn, Orientation::InOut] {
-            let m = packed(orientation, &weights);
+            let m = packed(INT8, orientation, &weights);
             for o in 0..outputs {
                 let mut got = vec![f32::NAN; inputs];
                 m.gather(o, &mut got);

@@ -3,7 +3,7 @@
 
 use fastdecode::arena::Arena;
 use fastdecode::kernels::{
-    Activation, BFLOAT16, Element, FLOAT16, FLOAT32, Family, INT8, LINE, Orientation, WIDTH, WeightType,
+    Activation, BFLOAT16, Element, FLOAT16, FLOAT32, Family, INT4, INT8, LINE, Orientation, WIDTH, WeightType,
 };
 use fastdecode::layers::linear::{Epilogue, Linear};
 use fastdecode::layers::{self, Buffer, Context, Runtime};
@@ -70,7 +70,8 @@ fn products(layers: &[Linear], runtime: &Runtime, first: usize, m: usize) -> Vec
 #[test]
 fn a_row_is_the_same_in_any_company() {
     // Neighbours in type, so that inputs are made again where products are formed differently.
-    let types = [FLOAT32, BFLOAT16, FLOAT16, INT8, FLOAT32, BFLOAT16, INT8];
+    let delicate = INT8.delicate(Element::F32).unwrap();
+    let types = [FLOAT32, BFLOAT16, FLOAT16, INT8, INT4[0], FLOAT32, BFLOAT16, INT4[1], delicate, INT8];
     let layers: Vec<Linear> = types.iter().enumerate().map(|(i, s)| layer(*s, 1000 * i, OUTPUTS)).collect();
     for table in tables() {
         // Short blocks for all of the rows, or long ones for more than sixteen.

@@ -18,6 +18,7 @@ mod encoder;
 mod engine;
 mod fake;
 mod forward;
+mod int4;
 mod int8;
 mod kernels;
 mod kernels_cache;
