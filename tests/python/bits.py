@@ -34,7 +34,12 @@ TYPES: list[tuple[Any, Any]] = [
     ("bfloat16", None),
     ("float16", None),
     ("bfloat16", "bfloat16"),
+    ("int8", None),
+    ("int4", None),
 ]
+# Tables that form products of integers by other instructions than a table beside them, and everything else as it does; so
+# they must give its results.
+INTEGERS = {"avx512vnni": "avx512", "avxvnni": "avx2"}
 # Around private norms, rows packed alone and together, tasks of attention, chunks of keys, groups of rows, chunks of
 # a prompt.
 LENGTHS = (1, 2, 8, 9, 16, 17, 25, 40, 257, 300, 530)
@@ -115,7 +120,7 @@ def kernels() -> str:
     """The chosen table; where the bf16 dot serves products in bfloat16, which the family decides, it says so."""
     cpu = fastdecode._core.cpu_info()
     if cpu["isa"] != "avx512bf16":
-        return str(cpu["isa"])
+        return INTEGERS.get(cpu["isa"], str(cpu["isa"]))
     # Without the dot the two tables of AVX-512 compute the same.
     return "avx512bf16, dot" if cpu["family"] in ("zen4", "zen5") else "avx512"
 
@@ -123,9 +128,12 @@ def kernels() -> str:
 def table() -> dict[str, Any]:
     """Digests of every model in every type, by the chosen table; those of all numbers of threads must be one."""
     found: dict[str, Any] = {}
+    integers = fastdecode._core.cpu_info()["isa"] in INTEGERS
     with tempfile.TemporaryDirectory() as root:
         for name, folder in folders(Path(root)):
             for dtype, compute in TYPES:
+                if integers and not dtype.startswith("int"):
+                    continue
                 kind = "/".join(filter(None, (dtype, compute)))
                 by = {
                     n: digest(
@@ -138,7 +146,7 @@ def table() -> dict[str, Any]:
                         f"{name}, {kind}: expected one result for all numbers of threads, got {by}"
                     )
                 found[f"{name}, {kind}"] = by[1]
-            if ": " in name:
+            if ": " in name and not integers:
                 found[f"{name}, trace"] = trace(fastdecode.load(folder, num_threads=2))
     return found
 
@@ -153,6 +161,8 @@ def main() -> None:
         return
     report = json.loads(FILE.read_text()) if FILE.exists() else {}
     for isa in fastdecode._core.cpu_info()["available"]:
+        if isa in INTEGERS:
+            continue
         child = subprocess.run(
             [sys.executable, __file__, "--print"],
             env=os.environ | {"FASTDECODE_ISA": isa},

@@ -12,7 +12,14 @@ from families import Family, Input, Lengths, Recipe
 from subject import Subject
 
 # Stored type, and the type in which products are formed.
-TYPES = [("float32", None), ("float16", None), ("bfloat16", None), ("bfloat16", "bfloat16")]
+TYPES: list[tuple[Any, Any]] = [
+    ("float32", None),
+    ("float16", None),
+    ("bfloat16", None),
+    ("bfloat16", "bfloat16"),
+    ("int8", None),
+    ("int4", None),
+]
 
 # Tokens of prompts, or of sources and of the decoder's prompts.
 RAGGED = ([1, 7, 16, 33, 2], [1, 5, 17, 2, 3])

@@ -9,8 +9,10 @@ AVX2 = frozenset({"avx2", "fma", "f16c"})
 AVX512 = AVX2 | {"avx512f", "avx512bw", "avx512dq", "avx512vl"}
 # Every table, the best first, with the flags of /proc/cpuinfo that it needs.
 NEEDS = {
-    "avx512bf16": AVX512 | {"avx512_bf16"},
+    "avx512bf16": AVX512 | {"avx512_vnni", "avx512_bf16"},
+    "avx512vnni": AVX512 | {"avx512_vnni"},
     "avx512": AVX512,
+    "avxvnni": AVX2 | {"avx_vnni"},
     "avx2": AVX2,
     "portable": frozenset[str](),
 }

@@ -25,6 +25,8 @@ def test_results_are_those_of_the_golden_file(isa: str) -> None:
     )
     [(kernels, got)] = json.loads(child.stdout).items()
     want = GOLDEN[kernels]
+    if isa in bits.INTEGERS:
+        want = {name: value for name, value in want.items() if name.rsplit(", ", 1)[1].startswith("int")}
     assert got.keys() == want.keys()
     # A trace may show more than it did.
     shown = {name: {at: got[name].get(at) for at in want[name]} for name in got if name.endswith(", trace")}
