@@ -26,6 +26,8 @@ pub struct Limits {
     pub f32: Arithmetic,
     /// FLOP per second of the bf16 dot, where it is an instruction that this CPU does fast.
     pub bf16: Option<Arithmetic>,
+    /// Operations per second on integers, by the instruction that products of eight-bit weights are formed with.
+    pub int8: Arithmetic,
 }
 
 /// Measures with `threads` threads; takes about half a second, and `bytes` of memory.
@@ -63,5 +65,6 @@ pub fn measure(bytes: usize, threads: usize) -> Result<Limits> {
     let f32 = together(&|| probes.fma_flops(SECONDS))?;
     let fast = kernels.has_bf16_dot && kernels::identify().family.fast_bf16_dot();
     let bf16 = if fast { Some(together(&|| probes.dot_flops(SECONDS))?) } else { None };
-    Ok(Limits { read: bytes as f64 / best, f32, bf16 })
+    let int8 = together(&|| probes.integer_ops(SECONDS))?;
+    Ok(Limits { read: bytes as f64 / best, f32, bf16, int8 })
 }

@@ -446,6 +446,8 @@ fn measure_limits(py: Python<'_>, size: usize, num_threads: Option<usize>) -> Py
     values.set_item("f32_sustained_flops_per_second", found.f32.sustained)?;
     values.set_item("bf16_dot_flops_per_second", found.bf16.map(|dot| dot.peak))?;
     values.set_item("bf16_dot_sustained_flops_per_second", found.bf16.map(|dot| dot.sustained))?;
+    values.set_item("int8_ops_per_second", found.int8.peak)?;
+    values.set_item("int8_sustained_ops_per_second", found.int8.sustained)?;
     Ok(values)
 }
 

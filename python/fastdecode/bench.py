@@ -94,7 +94,7 @@ def measure(
         "seconds": time,
         "tokens_per_second": prefill / time,
         "flops_per_second": flops / time,
-        "share_of_peak": flops / time / peak(info["compute_dtype"], best),
+        "share_of_peak": flops / time / peak(info, best),
     }
     time = statistics.median(seconds["decode"])
     result["decode"] = {

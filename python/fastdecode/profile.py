@@ -238,12 +238,20 @@ class Profile:
         )
 
     def _peak(self, limits: Mapping[str, Any]) -> float:
-        return peak(self._about["compute_dtype"], limits)
+        return peak(self._about, limits)
 
 
-def peak(compute_dtype: str, limits: Mapping[str, Any]) -> float:
-    """Floating-point operations per second at the peak of the type in which products are formed."""
+def peak(info: Mapping[str, Any], limits: Mapping[str, Any]) -> float:
+    """Operations per second at the peak of the type in which a model's products are formed.
+
+    Args:
+        info: What the model says of itself; one with weights in eight or four bits forms products of integers.
+        limits: What the machine can do at most.
+    """
     most: float = limits["f32_flops_per_second"]
+    compute_dtype = info["compute_dtype"]
+    if "int" in info["dtype"]:
+        most = max(most, limits["int8_ops_per_second"])
     if compute_dtype == "bfloat16":
         most = max(most, limits["bf16_dot_flops_per_second"] or 0.0)
     return most

@@ -125,6 +125,7 @@ macro_rules! table {
                 activation::multiply::<$lanes>(g, u, n, round));
             shim!($attrs fma(n: usize) -> f32, probe::fma::<$lanes>(n));
             shim!($attrs dot(n: usize) -> f32, probe::dot::<$lanes>(n));
+            shim!($attrs integers(n: usize) -> f32, probe::integers::<$lanes>(n));
             shim!($attrs read(p: *const f32, n: usize, ahead: usize) -> f32, probe::read::<$lanes>(p, n, ahead));
             shim!($attrs maximum(s: &[f32]) -> f32, scores::maximum::<$lanes>(s));
             shim!($attrs maxima(s: &[f32], run: usize, m: &mut [f32]) -> bool,
@@ -156,7 +157,14 @@ macro_rules! table {
                 put: [put_f32, put_bf16],
                 attention: [attention_f32, attention_bf16, attention_dot],
                 multiply,
-                probe: probe::Probes { fma, dot, read, chains: <$lanes as lanes::Lanes>::ROWS },
+                probe: probe::Probes {
+                    fma,
+                    dot,
+                    integers,
+                    in_lane: probe::in_lane::<$lanes>(),
+                    read,
+                    chains: <$lanes as lanes::Lanes>::ROWS,
+                },
                 scans: &Scans {
                     maximum,
                     maxima,
@@ -190,9 +198,12 @@ macro_rules! integer_table {
             use super::*;
             shim!([$($attr),*] int8(j: &Matmul), <Int8 as Product<$lanes>>::product(j));
             shim!([$($attr),*] int8_groups(j: &Matmul), <Int8Groups as Product<$lanes>>::product(j));
+            shim!([$($attr),*] integers(n: usize) -> f32, probe::integers::<$lanes>(n));
             shim!([$($attr),*] nibbles(j: &Matmul), <Nibbles as Product<$lanes>>::product(j));
             pub(super) const TABLE: Kernels = {
                 let mut table = Kernels { name: $name, detected: $detected, ..$of::TABLE };
+                table.probe.integers = integers;
+                table.probe.in_lane = probe::in_lane::<$lanes>();
                 table.matmul[Format::Int8 as usize] = int8;
                 table.form[Format::Int8 as usize] = <Int8 as Product<$lanes>>::form;
                 table.matmul[Format::Int8Groups as usize] = int8_groups;

@@ -11,6 +11,9 @@ use super::lanes::{Lanes, WIDTH};
 pub struct Probes {
     pub(super) fma: unsafe fn(usize) -> f32,
     pub(super) dot: unsafe fn(usize) -> f32,
+    pub(super) integers: unsafe fn(usize) -> f32,
+    /// Operations on integers in a lane, by one instruction.
+    pub(super) in_lane: f64,
     pub(super) read: unsafe fn(*const f32, usize, usize) -> f32,
     pub(super) chains: usize,
 }
@@ -35,6 +38,13 @@ impl Probes {
     pub fn dot_flops(&self, seconds: f64) -> Arithmetic {
         // SAFETY: the table is only handed out where its features are.
         self.rate(seconds, 4.0, |n| unsafe { (self.dot)(n) })
+    }
+
+    /// Operations per second on eight-bit weights of the calling thread, over about `seconds`: by the dot of bytes, or by that of pairs where
+    /// that is what products are formed by.
+    pub fn integer_ops(&self, seconds: f64) -> Arithmetic {
+        // SAFETY: the table is only handed out where its features are.
+        self.rate(seconds, self.in_lane, |n| unsafe { (self.integers)(n) })
     }
 
     fn rate(&self, seconds: f64, per_lane: f64, run: impl Fn(usize) -> f32) -> Arithmetic {
@@ -127,6 +137,48 @@ unsafe fn dot_chains<L: Lanes, const N: usize>(n: usize) -> f32 {
         let mut sum = 0.0;
         for x in acc {
             sum += L::sum(x);
+        }
+        sum
+    }
+}
+
+/// As [`fma`], for products of integers.
+#[inline(always)]
+pub(super) unsafe fn integers<L: Lanes>(n: usize) -> f32 {
+    // SAFETY: the caller's contract is that of `Lanes`.
+    unsafe {
+        match L::ROWS {
+            4 => integer_chains::<L, 4>(n),
+            6 => integer_chains::<L, 6>(n),
+            12 => integer_chains::<L, 12>(n),
+            rows => unreachable!("no probe with {rows} chains"),
+        }
+    }
+}
+
+/// Operations on integers in a lane, by the instruction that products are formed with.
+pub(super) const fn in_lane<L: Lanes>() -> f64 {
+    if L::DOTS_BYTES { 8.0 } else { 4.0 }
+}
+
+#[inline(always)]
+unsafe fn integer_chains<L: Lanes, const N: usize>(n: usize) -> f32 {
+    // SAFETY: the caller's contract is that of `Lanes`.
+    unsafe {
+        let mut acc = [L::splat(0.0); N];
+        for (i, x) in acc.iter_mut().enumerate() {
+            *x = L::splat(std::hint::black_box(f32::from_bits(i as u32)));
+        }
+        let a = L::splat(std::hint::black_box(f32::from_bits(0x0102_0301)));
+        let b = L::splat(std::hint::black_box(f32::from_bits(0x0100_0201)));
+        for _ in 0..n {
+            for x in &mut acc {
+                *x = if L::DOTS_BYTES { L::dot_bytes(*x, a, b) } else { L::dot_pairs(*x, a, b) };
+            }
+        }
+        let mut sum = 0.0;
+        for x in acc {
+            sum += L::sum(L::to_float(x));
         }
         sum
     }
