@@ -1,7 +1,7 @@
 //! int8 with activations in groups: for matrices whose inputs have a few that are far larger than the others, such as the second of
 //! T5's feed-forward.
 //!
-//! Weights are those of [`int8`](super::int8). In front of a group's lines stands one with the sums of its weights, by which the group's
+//! Weights are those of [`super::int8`]. In front of a group's lines stands one with the sums of its weights, by which the group's
 //! zero point is taken out; the outputs' scales stand behind all groups.
 
 use super::int8::{self, STEP};
