@@ -15,7 +15,7 @@ pub use builder::{
     Builder, Columns, Dense, Mask, Normed, Turned, Value, conv1d, dense, layer_norm, rms_norm,
 };
 pub use cost::Work;
-pub use weights::{Recorder, Slot, Weights};
+pub use weights::{Named, Recorder, Slot, Weights};
 
 use crate::kernels::Activation;
 use crate::layers::heads::Heads;
