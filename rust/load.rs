@@ -3,7 +3,9 @@
 //! Files are read in chunks with positioned reads and packed at once; nothing is mapped. Sizes are held against the tensors'
 //! shapes before anything is allocated. Knows no model.
 
-use std::collections::HashSet;
+mod rounding;
+
+use std::collections::{HashMap, HashSet};
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
@@ -13,18 +15,11 @@ use crate::error::{Error, Result};
 use crate::kernels::{Element, LINE, Orientation, WIDTH, WeightType, of_element};
 use crate::packed::{Packed, packed_bytes};
 use crate::team::{self, Cancel, Member, Stop};
+pub use rounding::{DEFAULT, HEAD, Role, Rounding, Stored};
+use rounding::{fits, shortened};
 
 /// Bytes that one member reads at a time.
 const CHUNK: usize = 1 << 20;
-
-/// How a checkpoint's weights are to be stored.
-#[derive(Debug, Clone, Copy)]
-pub enum Rounding {
-    /// Every value exactly, as narrowly as it can be.
-    Auto,
-    /// Every matrix as this type, and every other tensor rounded to its elements.
-    As(&'static dyn WeightType),
-}
 
 /// Elements that a tensor is read as, where it may be a weight: f64 becomes f32 on the way, as torch casts it.
 fn element(info: &TensorInfo) -> Option<Element> {
@@ -36,15 +31,54 @@ fn element(info: &TensorInfo) -> Option<Element> {
     }
 }
 
+/// A matrix of a model.
+#[derive(Debug, Clone, Copy)]
+pub struct Matrix<'n> {
+    /// Its name in the model: that of its module, without what precedes the names of a whole model.
+    pub name: &'n str,
+    /// Another name that means it.
+    pub alias: Option<&'n str>,
+    /// The tensor that it is read from.
+    pub tensor: &'n str,
+    /// What it is.
+    pub role: Role,
+    /// Number of outputs.
+    pub outputs: usize,
+    /// Number of inputs.
+    pub inputs: usize,
+    /// How the tensor lies.
+    pub orientation: Orientation,
+}
+
 /// A matrix to load.
 #[derive(Debug)]
 struct Planned<'a> {
+    name: String,
     info: &'a TensorInfo,
     from: Element,
     to: &'static dyn WeightType,
+    /// Whether a narrower type is to be found that holds every value.
+    exact: bool,
     outputs: usize,
     inputs: usize,
     orientation: Orientation,
+}
+
+/// What a type takes of a model's matrices, those that differ only by their layer together.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Share {
+    /// Name of the matrices, with `*` for the layer.
+    pub name: String,
+    /// Name of the type.
+    pub dtype: &'static str,
+    /// Inputs of a group, where the type's products are summed by groups; 0 where they are not.
+    pub group: usize,
+    /// How many matrices there are.
+    pub matrices: usize,
+    /// Bytes that they take; none for a matrix that is another one's.
+    pub bytes: usize,
+    /// Name of the matrix that this one is, where it takes nothing by itself.
+    pub shared_with: Option<String>,
 }
 
 /// A matrix that [`Loader::finish`] will have packed.
@@ -56,13 +90,18 @@ pub struct Ticket(usize);
 pub struct Loader<'a> {
     checkpoint: &'a Checkpoint,
     prefix: &'static str,
-    weights: Rounding,
+    weights: &'a Rounding,
     threads: usize,
     /// Ends the loading when it is set.
     cancel: &'a Cancel<'a>,
     planned: Vec<Planned<'a>>,
     used: HashSet<String>,
+    counted: HashSet<&'a str>,
     parameters: usize,
+    /// Whether each key of the rounding fits a matrix.
+    fitting: Vec<bool>,
+    /// Keys of roles that there are.
+    roles: Vec<&'static str>,
 }
 
 impl<'a> Loader<'a> {
@@ -70,12 +109,23 @@ impl<'a> Loader<'a> {
     pub fn new(
         checkpoint: &'a Checkpoint,
         prefix: &'static str,
-        weights: Rounding,
+        weights: &'a Rounding,
         threads: usize,
         cancel: &'a Cancel<'a>,
     ) -> Self {
-        let (planned, used) = (Vec::new(), HashSet::new());
-        Self { checkpoint, prefix, weights, threads, cancel, planned, used, parameters: 0 }
+        Self {
+            checkpoint,
+            prefix,
+            weights,
+            threads,
+            cancel,
+            planned: Vec::new(),
+            used: HashSet::new(),
+            counted: HashSet::new(),
+            parameters: 0,
+            fitting: vec![false; weights.keys().count()],
+            roles: vec![DEFAULT],
+        }
     }
 
     /// Reads a part of a tensor as its [`element`], unless the loading was `cancelled`: every loop over the chunks of a file comes by
@@ -116,57 +166,44 @@ impl<'a> Loader<'a> {
             return Err(info.malformed("F64, F32, F16 or BF16", format!("{:?}", info.dtype)));
         };
         self.used.insert(info.name.clone());
-        self.parameters += info.elements();
         Ok((info, from))
     }
 
-    /// Plans a matrix of `outputs × inputs`.
+    /// Counts the parameters of a tensor, once.
+    fn count(&mut self, info: &'a TensorInfo) {
+        if self.counted.insert(&info.name) {
+            self.parameters += info.elements();
+        }
+    }
+
+    /// Plans a matrix. One that is read from the same tensor as another, and gets the same type, becomes the same.
     ///
     /// # Errors
     /// `Checkpoint` when the tensor is missing or of another shape or type.
-    pub fn matrix(
-        &mut self,
-        name: &str,
-        outputs: usize,
-        inputs: usize,
-        orientation: Orientation,
-    ) -> Result<Ticket> {
+    pub fn matrix(&mut self, matrix: &Matrix<'_>) -> Result<Ticket> {
+        let &Matrix { role, outputs, inputs, orientation, .. } = matrix;
         let shape = match orientation {
             Orientation::OutIn => [outputs, inputs],
             Orientation::InOut => [inputs, outputs],
         };
-        self.plan(name, shape, orientation, |weights, from| match weights {
-            Rounding::As(to) => to,
-            Rounding::Auto => of_element(from),
-        })
-    }
-
-    /// As [`Loader::matrix`], `[outputs, inputs]`, for one that some types would serve badly: these say what it becomes instead, see
-    /// [`WeightType::delicate`].
-    ///
-    /// # Errors
-    /// As for [`Loader::matrix`].
-    pub fn delicate_matrix(&mut self, name: &str, outputs: usize, inputs: usize) -> Result<Ticket> {
-        self.plan(name, [outputs, inputs], Orientation::OutIn, |weights, from| match weights {
-            Rounding::Auto => of_element(from),
-            Rounding::As(to) => to.delicate(from).unwrap_or(to),
-        })
-    }
-
-    fn plan(
-        &mut self,
-        name: &str,
-        shape: [usize; 2],
-        orientation: Orientation,
-        to: impl FnOnce(Rounding, Element) -> &'static dyn WeightType,
-    ) -> Result<Ticket> {
-        let (info, from) = self.take(name, &shape)?;
-        let to = to(self.weights, from);
-        let [outputs, inputs] = match orientation {
-            Orientation::OutIn => shape,
-            Orientation::InOut => [shape[1], shape[0]],
+        let (info, from) = self.take(matrix.tensor, &shape)?;
+        self.count(info);
+        let mut names = Vec::new();
+        for name in [Some(matrix.name), matrix.alias].into_iter().flatten() {
+            for prefix in ["", self.prefix] {
+                names.extend([format!("{prefix}{name}"), format!("{prefix}{name}.weight")]);
+            }
+        }
+        for (key, fitting) in std::iter::zip(self.weights.keys(), &mut self.fitting) {
+            *fitting |= fits(key, role, &names);
+        }
+        self.roles.extend(role.key().filter(|key| !self.roles.contains(key)));
+        let (to, exact) = match self.weights.of(role, &names, from) {
+            Stored::As(to) => (to, false),
+            Stored::Auto => (of_element(from), from == Element::F32),
         };
-        self.planned.push(Planned { info, from, to, outputs, inputs, orientation });
+        let name = matrix.name.to_owned();
+        self.planned.push(Planned { name, info, from, to, exact, outputs, inputs, orientation });
         Ok(Ticket(self.planned.len() - 1))
     }
 
@@ -176,16 +213,13 @@ impl<'a> Loader<'a> {
     /// As for [`Loader::matrix`]; `Checkpoint` when a finite value overflows float16; `Cancelled`.
     pub fn values(&mut self, name: &str, shape: &[usize]) -> Result<Vec<f32>> {
         let (info, from) = self.take(name, shape)?;
+        self.count(info);
         let mut bytes = allocate(info, info.elements() * from.bytes())?;
         for (place, chunk) in bytes.chunks_mut(CHUNK).enumerate() {
             self.read(self.cancel.ask(), info, place * CHUNK, chunk)?;
         }
         let mut values = from.widen(&bytes);
-        let rounded = match self.weights {
-            Rounding::As(to) => to.element(),
-            Rounding::Auto => None,
-        };
-        if let Some(to) = rounded {
+        if let Some(to) = self.weights.element() {
             for x in &mut values {
                 let narrow = to.round(*x);
                 if narrow.is_infinite() && x.is_finite() {
@@ -203,8 +237,6 @@ impl<'a> Loader<'a> {
     /// As for [`Loader::values`].
     pub fn same(&mut self, a: &str, b: &str, shape: &[usize]) -> Result<bool> {
         let ((a, fa), (b, fb)) = (self.take(a, shape)?, self.take(b, shape)?);
-        // The first was counted where it was planned, and the second is where it turns out to differ.
-        self.parameters -= a.elements() + b.elements();
         let (ca, cb) = (CHUNK / 4 * fa.bytes(), CHUNK / 4 * fb.bytes());
         let (bytes_a, bytes_b) = (a.elements() * fa.bytes(), b.elements() * fb.bytes());
         let (mut buf_a, mut buf_b) = (vec![0; ca.min(bytes_a)], vec![0; cb.min(bytes_b)]);
@@ -246,28 +278,69 @@ impl<'a> Loader<'a> {
         self.parameters
     }
 
+    /// Sees to it that every key names a matrix, and that every matrix can be of its type.
+    fn check(&self) -> Result<()> {
+        let wrong =
+            |expected: String, got: String| Err(Error::Option { option: "dtype".to_owned(), expected, got });
+        for (key, _) in std::iter::zip(self.weights.keys(), &self.fitting).filter(|(_, fitting)| !**fitting) {
+            let quoted: Vec<_> = self.roles.iter().map(|role| format!("\"{role}\"")).collect();
+            let mut names = Vec::new();
+            for name in self.planned.iter().map(|p| shortened(&p.name)) {
+                if !names.contains(&name) && !self.roles.contains(&name.as_str()) {
+                    names.push(name);
+                }
+            }
+            let expected = format!(
+                "parts of this model: {}, or a matrix, with * for any characters: {}",
+                quoted.join(", "),
+                names.join(", ")
+            );
+            return wrong(expected, format!("\"{key}\""));
+        }
+        match self.planned.iter().find(|p| p.inputs > p.to.most_inputs()) {
+            Some(p) => {
+                let (name, to, most) = (&p.name, p.to.name(), p.to.most_inputs());
+                let expected = format!(
+                    "another type for {name} (a part of its own: {{\"{name}\": \"bfloat16\"}}): {to} takes at most {most} inputs"
+                );
+                wrong(expected, format!("{to} for {} inputs", p.inputs))
+            }
+            None => Ok(()),
+        }
+    }
+
+    /// For every planned matrix the first one that is the same: read from the same tensor to the same type.
+    fn firsts(&self) -> Vec<usize> {
+        let mut seen = HashMap::new();
+        let same = |p: &Planned<'a>| (&p.info.name, p.to.name(), p.to.group(), p.outputs);
+        self.planned.iter().enumerate().map(|(i, p)| *seen.entry(same(p)).or_insert(i)).collect()
+    }
+
     /// Reads and packs every planned matrix; the result is in the order of the tickets.
     ///
     /// # Errors
-    /// `OutOfMemory`, `Io`, `Cancelled`, or `Checkpoint` when a file is cut short or a value overflows float16.
+    /// `Option` for a key of the rounding that no matrix has, or a type that cannot hold a matrix; `OutOfMemory`, `Io`, `Cancelled`,
+    /// or `Checkpoint` when a file is cut short or a value overflows float16.
     pub fn finish(&mut self) -> Result<Packing> {
-        if matches!(self.weights, Rounding::Auto) {
-            self.narrow()?;
-        }
+        self.check()?;
+        self.narrow()?;
+        let firsts = self.firsts();
         let too_large = || Error::OutOfMemory { what: "weights".to_owned(), bytes: usize::MAX };
-        let mut offsets = Vec::with_capacity(self.planned.len());
+        let (mut offsets, mut sizes) = (Vec::with_capacity(firsts.len()), Vec::with_capacity(firsts.len()));
         let mut total = 0usize;
-        for p in &self.planned {
-            offsets.push(total);
+        for (i, p) in self.planned.iter().enumerate() {
+            let own = firsts[i] == i;
             let bytes = packed_bytes(p.to, p.outputs, p.inputs).ok_or_else(too_large)?;
-            total = total.checked_add(bytes).ok_or_else(too_large)?;
+            offsets.push(if own { total } else { offsets[firsts[i]] });
+            sizes.push(if own { bytes } else { 0 });
+            total = total.checked_add(sizes[i]).ok_or_else(too_large)?;
         }
         let arena = Arena::new(total, "weights")?;
         let matrices: Vec<Packed> = std::iter::zip(&self.planned, offsets)
             .map(|(p, at)| Packed::new(&arena, at, p.to, p.outputs, p.inputs))
             .collect();
         let mut chunks = Vec::new();
-        for (i, p) in self.planned.iter().enumerate() {
+        for (i, p) in self.planned.iter().enumerate().filter(|(i, _)| firsts[*i] == *i) {
             let (rows, row) = p.rows();
             let whole = p.orientation == Orientation::InOut && p.to.takes_whole_columns();
             let step =
@@ -283,17 +356,45 @@ impl<'a> Loader<'a> {
             let fits = unsafe { matrices[i].write(p.orientation, first, p.from, buffer) };
             if fits { Ok(()) } else { Err(overflow(p.info, p.to.name())) }
         })?;
-        Ok(Packing { matrices, bytes: total })
+        Ok(Packing { matrices, bytes: total, shares: self.shares(&firsts, &sizes) })
     }
 
-    /// Finds, for every planned f32 tensor, the narrowest type that keeps all its values.
+    /// What each type takes of the planned matrices.
+    fn shares(&self, firsts: &[usize], sizes: &[usize]) -> Vec<Share> {
+        let mut shares: Vec<Share> = Vec::new();
+        for (i, p) in self.planned.iter().enumerate() {
+            let first = &self.planned[firsts[i]].name;
+            if firsts[i] != i && *first == p.name {
+                continue; // Embeddings of encoder and decoder that are one table.
+            }
+            let (name, dtype, group) = (shortened(&p.name), p.to.name(), p.to.group());
+            let shared_with = (firsts[i] != i).then(|| first.clone());
+            let known = shares.iter_mut().find(|share| {
+                (&share.name, share.dtype, share.group, &share.shared_with)
+                    == (&name, dtype, group, &shared_with)
+            });
+            match known {
+                Some(share) => {
+                    share.matrices += 1;
+                    share.bytes += sizes[i];
+                }
+                None => shares.push(Share { name, dtype, group, matrices: 1, bytes: sizes[i], shared_with }),
+            }
+        }
+        shares
+    }
+
+    /// Finds, for every f32 tensor that is to keep its values, the narrowest type that does.
     fn narrow(&mut self) -> Result<()> {
-        let tests: Vec<usize> =
-            (0..self.planned.len()).filter(|&i| self.planned[i].from == Element::F32).collect();
+        let mut tests: Vec<&TensorInfo> = Vec::new();
+        for p in self.planned.iter().filter(|p| p.exact) {
+            if !tests.iter().any(|info| info.name == p.info.name) {
+                tests.push(p.info);
+            }
+        }
         let found: Vec<Mutex<Element>> = tests.iter().map(|_| Mutex::new(Element::F32)).collect();
-        let indexed: Vec<(usize, usize)> = tests.iter().copied().enumerate().collect();
-        self.parallel(&indexed, |member, &(slot, i), buffer| {
-            let info = self.planned[i].info;
+        let indexed: Vec<(usize, &TensorInfo)> = tests.iter().copied().enumerate().collect();
+        self.parallel(&indexed, |member, &(slot, info), buffer| {
             let bytes = info.elements() * Element::F32.bytes();
             let mut fits = vec![Element::Bf16, Element::F16];
             let mut at = 0;
@@ -310,8 +411,12 @@ impl<'a> Loader<'a> {
             }
             Ok(())
         })?;
-        for (slot, i) in indexed {
-            self.planned[i].to = of_element(found[slot].lock().map_or(Element::F32, |s| *s));
+        let found: HashMap<&str, Element> = indexed
+            .iter()
+            .map(|&(slot, info)| (info.name.as_str(), found[slot].lock().map_or(Element::F32, |s| *s)))
+            .collect();
+        for p in self.planned.iter_mut().filter(|p| p.exact) {
+            p.to = of_element(found.get(p.info.name.as_str()).copied().unwrap_or(Element::F32));
         }
         Ok(())
     }
@@ -379,6 +484,8 @@ pub struct Packing {
     matrices: Vec<Packed>,
     /// Bytes of all matrices.
     pub bytes: usize,
+    /// What each type takes of them.
+    pub shares: Vec<Share>,
 }
 
 impl Packing {

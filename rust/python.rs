@@ -19,7 +19,7 @@ use std::sync::Arc;
 
 use pyo3::buffer::PyBuffer;
 use pyo3::prelude::*;
-use pyo3::types::{PyByteArray, PyDict};
+use pyo3::types::{PyByteArray, PyDict, PyList};
 
 use crate::checkpoint::{Checkpoint, Dtype, MemoryTensor};
 use crate::engine::{CHUNK, EarlyStopping, Engine, Limit, Options, Seed};
@@ -45,8 +45,11 @@ fn bytes<'py>(py: Python<'py>, values: &[f32]) -> PyResult<Bound<'py, PyByteArra
     })
 }
 
+/// A type of weights, the parts that have another one, and the inputs of a group of int4.
+type DtypeArgument = (String, Vec<(String, String)>, usize);
+
 fn load_options(
-    dtype: &str,
+    (dtype, dtype_by_part, int4_group): DtypeArgument,
     compute_dtype: Option<&str>,
     num_threads: Option<usize>,
     cache_bytes: Option<u64>,
@@ -60,7 +63,9 @@ fn load_options(
             "whole" => Part::Whole,
             _ => Part::Folder,
         },
-        dtype: Some(dtype.to_owned()),
+        dtype: Some(dtype),
+        dtype_by_part,
+        int4_group: Some(int4_group),
         compute_dtype: compute_dtype.map(str::to_owned),
         num_threads,
         cache_bytes,
@@ -91,7 +96,7 @@ impl Model {
     fn load(
         py: Python<'_>,
         folder: &str,
-        dtype: &str,
+        dtype: DtypeArgument,
         compute_dtype: Option<&str>,
         num_threads: Option<usize>,
         cache_bytes: Option<u64>,
@@ -123,7 +128,7 @@ impl Model {
         py: Python<'_>,
         config: &str,
         tensors: Vec<(String, String, Vec<usize>, PyBuffer<u8>)>,
-        dtype: &str,
+        dtype: DtypeArgument,
         compute_dtype: Option<&str>,
         num_threads: Option<usize>,
         cache_bytes: Option<u64>,
@@ -187,6 +192,18 @@ impl Model {
         values.set_item("step_weight_bytes", info.step_weight_bytes)?;
         values.set_item("cache_bytes_per_token", info.cache_bytes_per_token)?;
         values.set_item("dtype", info.dtypes.join(", "))?;
+        let parts = PyList::empty(py);
+        for share in &info.parts {
+            let part = PyDict::new(py);
+            part.set_item("name", &share.name)?;
+            part.set_item("dtype", share.dtype)?;
+            part.set_item("group", (share.group > 0).then_some(share.group))?;
+            part.set_item("matrices", share.matrices)?;
+            part.set_item("bytes", share.bytes)?;
+            part.set_item("shared_with", share.shared_with.as_deref())?;
+            parts.append(part)?;
+        }
+        values.set_item("parts", parts)?;
         values.set_item("compute_dtype", info.compute_dtype)?;
         values.set_item("isa", info.isa)?;
         values.set_item("num_threads", info.num_threads)?;

@@ -1,7 +1,7 @@
 """The native module: ids in, ids out. Which modules import it, tests/rust/architecture.rs says."""
 
 from collections.abc import Sequence
-from typing import Any, Literal, final
+from typing import Any, Literal, TypeAlias, final
 
 __all__ = [
     "AdapterFile",
@@ -59,12 +59,15 @@ class AdapterFile:
     def open(file: str) -> AdapterFile: ...
     def tensors(self) -> list[tuple[str, list[int]]]: ...
 
+# A type of weights, the parts that have another one, and the inputs of a group of int4.
+_Dtype: TypeAlias = tuple[str, Sequence[tuple[str, str]], int]
+
 @final
 class Model:
     @staticmethod
     def load(
         folder: str,
-        dtype: str,
+        dtype: _Dtype,
         compute_dtype: str | None,
         num_threads: int | None,
         cache_bytes: int | None,
@@ -77,7 +80,7 @@ class Model:
     def from_tensors(
         config: str,
         tensors: Sequence[tuple[str, str, Sequence[int], memoryview]],
-        dtype: str,
+        dtype: _Dtype,
         compute_dtype: str | None,
         num_threads: int | None,
         cache_bytes: int | None,

@@ -292,7 +292,8 @@ _WITHOUT_ECHO: dict[str, _Rule] = {
     "tools": _NONE,
 }
 
-_DTYPES = ("float32", "float16", "bfloat16")
+_FLOATS = ("float32", "float16", "bfloat16")
+_DTYPES = (*_FLOATS, "int8", "int4")
 
 
 def is_for_loading(name: str) -> bool:
@@ -379,12 +380,12 @@ def of_load(options: Mapping[str, Any], known: frozenset[str]) -> dict[str, Any]
         expected = 'None, "auto" or "cpu" (fastdecode computes on the CPU)'
         raise bad_option("device_map", expected, repr(options["device_map"]))
     if (older := rest.pop("torch_dtype", None)) is not None:
-        wanted = _dtype("torch_dtype", older)
-        if _dtype("dtype", rest.get("dtype", "auto")) not in ("auto", wanted):
+        wanted = weight_types("torch_dtype", older)
+        if weight_types("dtype", rest.get("dtype", "auto")) not in ("auto", wanted):
             raise bad_option("torch_dtype", "the same as dtype, or one of the two alone", repr(older))
         rest["dtype"] = wanted
     elif "dtype" in rest:
-        rest["dtype"] = _dtype("dtype", rest["dtype"])
+        rest["dtype"] = weight_types("dtype", rest["dtype"])
     for name in rest:
         if name not in known:
             raise _unknown(name, known)
@@ -405,14 +406,38 @@ def _is_cpu(device_map: object) -> bool:
     return (isinstance(device_map, str) and device_map == "auto") or is_cpu(device_map)
 
 
-def _dtype(option: str, value: object) -> str:
+def weight_types(option: str, value: object) -> str | dict[str, str]:
+    """Our name of a type of weights, or our names by part of the model; which parts there are, the model says.
+
+    Args:
+        option: What the caller gave it as.
+        value: A name, a dtype of torch, or a mapping of names of parts to these.
+
+    Raises:
+        OptionError: It is neither.
+    """
+    if not isinstance(value, Mapping):
+        return _dtype(option, value, repr(value))
+    types = {}
+    for part, name in value.items():
+        if not isinstance(part, str) or not part:
+            expected = 'types by "default", "lm_head", "embedding" or the name of a matrix'
+            raise bad_option(option, expected, f"{part!r:.80}")
+        types[part] = _dtype(option, name, f"{name!r:.80} for {part!r:.80}")
+    return types
+
+
+def _dtype(option: str, value: object, got: str) -> str:
     """Our name of a type, which may be one of torch; its own text says which it is."""
-    name = str(value)
+    name, known = str(value), _DTYPES
+    if type(value).__module__ == "torch":
+        known = _FLOATS  # Those are types that tensors are cast to; the others say nothing of scales.
     if isinstance(value, str) or type(value).__module__ == "torch":
         name = name.removeprefix("torch.")
-    if name == "auto" or name in _DTYPES:
+    if name == "auto" or name in known:
         return name
-    raise bad_option(option, '"auto", "float32", "float16" or "bfloat16"', repr(value))
+    expected = '"auto", "float32", "float16", "bfloat16", "int8" or "int4"'
+    raise bad_option(option, f"{expected}, or a mapping of parts to these", got)
 
 
 def _unknown(name: str, known: frozenset[str]) -> UnknownOptionError:

@@ -17,12 +17,13 @@ from typing import TYPE_CHECKING, Any
 from . import __version__, cpu_info, errors, load
 from .arrays import bad_option
 from .families import titles
+from .load_options import dtype_of_words
 from .quality_command import add_arguments as add_quality
 from .quality_command import show as show_quality
 from .results import Chunk
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
 
     from .causal import CausalLM
     from .model import LanguageModel
@@ -189,7 +190,20 @@ def _add_model(parser: argparse.ArgumentParser, *, optional: bool = False, dtype
         "model", nargs="?" if optional else None, help="folder, hub id, demo-stories or demo-en-fr"
     )
     if dtype:
-        parser.add_argument("--dtype", default="auto", choices=("auto", "float32", "float16", "bfloat16"))
+        parser.add_argument(
+            "--dtype",
+            action="append",
+            metavar="TYPE",
+            help="type of weights: auto (the default), float32, float16, bfloat16, int8 or int4, or types by part of "
+            "the model as NAME=TYPE,NAME=TYPE (may be repeated)",
+        )
+        parser.add_argument(
+            "--int4-group",
+            type=int,
+            default=64,
+            metavar="N",
+            help="inputs that share a scale in int4: 32, 64 or 128; 64, by default",
+        )
         parser.add_argument("--compute-dtype", choices=("float32", "bfloat16"))
     parser.add_argument("--num-threads", type=int, metavar="N", help="all that may be used, by default")
     parser.add_argument(
@@ -224,7 +238,6 @@ def _add_model(parser: argparse.ArgumentParser, *, optional: bool = False, dtype
 
 def _load(parsed: argparse.Namespace) -> LanguageModel:
     names = (
-        "dtype",
         "compute_dtype",
         "num_threads",
         "cache_bytes",
@@ -235,8 +248,11 @@ def _load(parsed: argparse.Namespace) -> LanguageModel:
         "revision",
         "cache_dir",
         "local_files_only",
+        "int4_group",
     )
-    model: LanguageModel = load(parsed.model, **{name: getattr(parsed, name) for name in names})
+    options = {name: getattr(parsed, name) for name in names if hasattr(parsed, name)}
+    words = getattr(parsed, "dtype", None) or ["auto"]
+    model: LanguageModel = load(parsed.model, dtype=dtype_of_words(words), **options)
     return model
 
 
@@ -397,9 +413,23 @@ def _info(parsed: argparse.Namespace) -> None:
             print(f"{key}:")
             width = max(16, *map(len, value))
             for name, item in value.items():
+                if name == "parts":
+                    _show_parts(item)
+                    continue
                 print(f"  {name.replace('_', ' '):<{width}} {_shown(name, item)}")
         else:
             print(f"{key:<18} {value}")
+
+
+def _show_parts(parts: Sequence[Mapping[str, Any]]) -> None:
+    print("  parts:")
+    width = max(len(part["name"]) for part in parts)
+    for part in parts:
+        kind = part["dtype"] if part["group"] is None else f"{part['dtype']} by {part['group']}"
+        size = _shown("bytes", part["bytes"])
+        if part["shared_with"] is not None:
+            size = f"the same as {part['shared_with']}"
+        print(f"    {part['name']:<{width}}  {part['matrices']:>4} x {kind:<12} {size}")
 
 
 def _bench(parsed: argparse.Namespace) -> None:

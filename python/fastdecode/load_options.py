@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal, TypedDict
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Literal, TypeAlias, TypedDict
 
-from .accepted import PassedOverInLoading
+from .accepted import PassedOverInLoading, weight_types
 from .arrays import bad_option
 
 if TYPE_CHECKING:
     import os
     from collections.abc import Sequence
 
-Dtype = Literal["auto", "float32", "float16", "bfloat16"]
+DtypeName = Literal["auto", "float32", "float16", "bfloat16", "int8", "int4"]
+Dtype: TypeAlias = DtypeName | Mapping[str, DtypeName]
+Int4Group = Literal[32, 64, 128]
 ComputeDtype = Literal["float32", "bfloat16"]
 
 
@@ -19,6 +22,7 @@ class LoadOptions(TypedDict, total=False):
     """Arguments of `load` beside the model's name; see there."""
 
     dtype: Dtype
+    int4_group: Int4Group
     compute_dtype: ComputeDtype | None
     num_threads: int | None
     cache_bytes: int | None
@@ -35,6 +39,9 @@ class LoadOptions(TypedDict, total=False):
 class AnyLoadOptions(LoadOptions, PassedOverInLoading, total=False):
     """The same with those of transformers."""
 
+
+# Type of what no part names, the parts that have another, and the inputs of a group of int4.
+NativeDtype: TypeAlias = tuple[str, list[tuple[str, str]], int]
 
 LOADING = frozenset(LoadOptions.__annotations__)
 
@@ -54,20 +61,23 @@ def is_profiled() -> bool:
 
 
 def load_options(
-    dtype: str,
+    dtype: object,
     compute_dtype: str | None,
     num_threads: int | None,
     cache_bytes: int | None,
     max_rows: int | None,
     prefix_cache_bytes: int | None,
-) -> tuple[str, str | None, int | None, int | None, int | None, int]:
+    int4_group: object = 64,
+) -> tuple[NativeDtype, str | None, int | None, int | None, int | None, int]:
     """Checks the options of loading that the native module takes.
 
     Raises:
         OptionError: One of them cannot be used.
     """
-    if dtype not in ("auto", "float32", "float16", "bfloat16"):
-        raise bad_option("dtype", '"auto", "float32", "float16" or "bfloat16"', repr(dtype))
+    types = weight_types("dtype", dtype)
+    by_part = {"default": types} if isinstance(types, str) else dict(types)
+    if not isinstance(int4_group, int) or isinstance(int4_group, bool) or int4_group not in (32, 64, 128):
+        raise bad_option("int4_group", "32, 64 or 128", f"{int4_group!r:.80}")
     if compute_dtype is not None and not isinstance(compute_dtype, str):
         raise bad_option("compute_dtype", 'None, "float32" or "bfloat16"', f"{compute_dtype!r:.80}")
     if compute_dtype not in (None, "float32", "bfloat16"):
@@ -83,4 +93,26 @@ def load_options(
         known = isinstance(value, int) and not isinstance(value, bool) and least <= value <= most
         if value is not None and not known:
             raise bad_option(name, expected, repr(value))
-    return dtype, compute_dtype, num_threads, cache_bytes, max_rows, prefix_cache_bytes or 0
+    stored = (by_part.pop("default", "auto"), list(by_part.items()), int4_group)
+    return stored, compute_dtype, num_threads, cache_bytes, max_rows, prefix_cache_bytes or 0
+
+
+def dtype_of_words(words: Sequence[str]) -> str | dict[str, str]:
+    """The types of weights on a command line: names, and PART=NAME with commas between them or word by word.
+
+    Args:
+        words: What was given, in order; a name without a part is the default's.
+
+    Raises:
+        OptionError: They are not written so, or a part has two.
+    """
+    by_part: dict[str, str] = {}
+    for item in ",".join(words).split(","):
+        part, given, name = (text.strip() for text in item.rpartition("="))
+        if not given:
+            part = "default"
+        if not part or not name or part in by_part:
+            expected = "a type, or types by part as NAME=TYPE,NAME=TYPE, each part once"
+            raise bad_option("dtype", expected, repr(",".join(words)))
+        by_part[part] = name
+    return by_part["default"] if by_part.keys() == {"default"} else by_part

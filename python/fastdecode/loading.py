@@ -14,13 +14,14 @@ if TYPE_CHECKING:
     from typing import Unpack
 
     from .accepted import PassedOverInLoading
-    from .load_options import ComputeDtype, Dtype
+    from .load_options import ComputeDtype, Dtype, Int4Group
 
 
 def load(
     model: str | os.PathLike[str],
     *,
     dtype: Dtype = "auto",
+    int4_group: Int4Group = 64,
     compute_dtype: ComputeDtype | None = None,
     num_threads: int | None = None,
     cache_bytes: int | None = None,
@@ -49,9 +50,19 @@ def load(
             PEFT) alone is loaded over the base that its adapter_config.json names; one that lies beside the
             weights is applied to them.
         dtype: How weights are stored. "auto" keeps the checkpoint's values exactly; "float32", "float16" and
-            "bfloat16" round every tensor, as `.to(dtype)` in PyTorch does.
+            "bfloat16" round every tensor, as `.to(dtype)` in PyTorch does. "int8" and "int4" quantize the matrices
+            while they are read, and keep all else exactly: "int8" has a scale for each output, "int4" a scale and
+            a zero point for each output and `int4_group` inputs, with embeddings and head in int8. Activations
+            are rounded to eight bits for products with them, so that ids are close to those of "float32", not the
+            same. A mapping gives parts of the model a type of their own: {"default": "bfloat16", "lm_head": "int8"}.
+            Its keys are "default" ("auto" where it is missing; also of all that is no matrix), "lm_head",
+            "embedding", and names of matrices as `info` lists them, with `*` for any characters. The very name
+            wins, then patterns in their order, then "lm_head" and "embedding", then "default". A head that shares
+            the embeddings' tensor is a second matrix where the two types differ.
+        int4_group: Inputs that share a scale in "int4": 32, 64 (the default) or 128. Fewer take more memory and
+            keep more.
         compute_dtype: How products are formed: "float32" (the default), or "bfloat16" for bfloat16 weights,
-            which also rounds activations and halves the cache.
+            which also rounds activations and halves the cache. Parts in int8 and int4 may stand beside bfloat16.
         num_threads: Threads to compute with; None for all that this process may use. It does not change
             results.
         cache_bytes: Bytes of keys and values that running requests may reserve; None for half of what the
@@ -99,6 +110,7 @@ def load(
 
     options = {
         "dtype": dtype,
+        "int4_group": int4_group,
         "compute_dtype": compute_dtype,
         "num_threads": num_threads,
         "cache_bytes": cache_bytes,

@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from .arrays import Prompt
     from .decoding import Decoding
     from .folder import Defaults
-    from .load_options import AnyLoadOptions, ComputeDtype, Dtype
+    from .load_options import AnyLoadOptions, ComputeDtype, Dtype, Int4Group
     from .prefix import Prefix
     from .results import Chunk
     from .streams import Streams
@@ -75,6 +75,7 @@ def read_model(classes: Sequence[type[M]], model: str | os.PathLike[str], given:
         options.get("cache_bytes"),
         options.get("max_rows"),
         options.get("prefix_cache_bytes", 0),
+        options.get("int4_group", 64),
     )
     source = locate(
         model,
@@ -222,6 +223,7 @@ class LanguageModel(Conversing):
         tensors: Mapping[str, NDArray[Any]],
         *,
         dtype: Dtype = "auto",
+        int4_group: Int4Group = 64,
         compute_dtype: ComputeDtype | None = None,
         num_threads: int | None = None,
         cache_bytes: int | None = None,
@@ -236,6 +238,7 @@ class LanguageModel(Conversing):
             tensors: Arrays by their names in a checkpoint: float32, float16 or bfloat16 (of ml_dtypes, or its
                 bits as uint16).
             dtype: As in `load`.
+            int4_group: As in `load`.
             compute_dtype: As in `load`.
             num_threads: As in `load`.
             cache_bytes: As in `load`.
@@ -252,7 +255,9 @@ class LanguageModel(Conversing):
         import json
 
         began = time.perf_counter()
-        options = load_options(dtype, compute_dtype, num_threads, cache_bytes, max_rows, prefix_cache_bytes)
+        options = load_options(
+            dtype, compute_dtype, num_threads, cache_bytes, max_rows, prefix_cache_bytes, int4_group
+        )
         given = None if tokenizer is None else _given_tokenizer(tokenizer)
         try:
             text = json.dumps(dict(config))
@@ -335,7 +340,10 @@ class LanguageModel(Conversing):
         Returns:
             `architecture`, `parameters` (tied ones counted once), `weight_bytes` (packed), `step_weight_bytes`
             (those that a step of decoding reads, or a source in an encoder alone), `cache_bytes_per_token`,
-            `dtype`, `compute_dtype`, `isa`, `num_threads`, `cache_bytes` (what running requests may reserve; None
+            `dtype` (every type that occurs), `parts` (a dict for every kind of matrix: `name` with `*` for the layer,
+            `dtype`, `group` of inputs or None, `matrices`, `bytes`, and `shared_with`, the name of the matrix that it is,
+            or None; their bytes add up to `weight_bytes`), `compute_dtype`, `isa`, `num_threads`,
+            `cache_bytes` (what running requests may reserve; None
             without a limit), `max_rows`, `prefix_cache_bytes`, `context_length` (the most positions of a sequence; None
             without a limit), `max_position_embeddings` (where a call ends that asks for no length; None without such
             an end), `vocab_size`, `num_hidden_layers`, `num_attention_heads`, `num_key_value_heads` and `head_dim`

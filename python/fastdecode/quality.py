@@ -18,7 +18,7 @@ from .accepted import of_load
 from .arrays import bad_option, is_one, whole
 from .errors import ModelNotFoundError, ScoresError
 from .folder import NO_DEFAULTS, bad_field
-from .load_options import LOADING, Dtype
+from .load_options import LOADING, Dtype, DtypeName
 from .quality_logits import Passage, hold_against
 from .results import Quality, QualityReport, dtype_name
 from .scoring import window_items
@@ -111,14 +111,7 @@ def measure(
 
 def _names() -> list[str]:
     """Names of types that `load` takes."""
-    names, left = [], list(get_args(Dtype))
-    while left:
-        item = left.pop(0)
-        if isinstance(item, str):
-            names.append(item)
-        else:
-            left[:0] = get_args(item)
-    return names
+    return list(get_args(DtypeName))
 
 
 def _options(model: ScoringLM) -> dict[str, Any]:
@@ -216,6 +209,8 @@ def _loaded(model: ScoringLM, dtype: AnyDtype) -> ScoringLM:
     assert model._source is not None
     name, kept = model._source
     options = {key: value for key, value in kept.items() if key not in _OF_CALLS}
+    if "int4" not in ([dtype] if isinstance(dtype, str) else dtype.values()):
+        options.pop("int4_group", None)
     try:
         other = type(model).load(name, **{**options, "dtype": dtype})
     except ModelNotFoundError as error:

@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Any
 
 from .arrays import bad_option
 from .errors import FileReadError
+from .load_options import dtype_of_words
 
 if TYPE_CHECKING:
     import argparse
-    from collections.abc import Mapping
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -51,7 +51,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--json", action="store_true", help="one JSON object")
     # The model that the command loads is the reference, so that there are never three of them.
-    parser.set_defaults(dtype="float32", compute_dtype=None)
+    parser.set_defaults(dtype=["float32"], compute_dtype=None)
 
 
 def show(parsed: argparse.Namespace, model: Any) -> None:  # noqa: ANN401 (of either class)
@@ -67,7 +67,7 @@ def show(parsed: argparse.Namespace, model: Any) -> None:  # noqa: ANN401 (of ei
     text = read_text(parsed.text)
     report = model.quality(
         pairs_of(text, parsed.text) if model.has_encoder else text,
-        dtypes=None if parsed.dtypes is None else [dtype_of(item) for item in parsed.dtypes],
+        dtypes=None if parsed.dtypes is None else [dtype_of_words([item]) for item in parsed.dtypes],
         limit=parsed.limit,
         stride=parsed.stride,
         window=parsed.window,
@@ -77,23 +77,6 @@ def show(parsed: argparse.Namespace, model: Any) -> None:  # noqa: ANN401 (of ei
         return
     print(f"{parsed.model}: {report.rows[0].tokens:,} tokens of {parsed.text}, each type beside float32")
     print(report)
-
-
-def dtype_of(text: str) -> str | Mapping[str, str]:
-    """A type of weights on the command line: a name, or NAME=TYPE,NAME=TYPE.
-
-    Raises:
-        OptionError: Types by part are not written so, or a part has two.
-    """
-    if "=" not in text:
-        return text
-    parts = [part.partition("=") for part in text.split(",")]
-    by_part = {name.strip(): kind.strip() for name, _, kind in parts}
-    if len(by_part) < len(parts) or not all(name and kind for name, kind in by_part.items()):
-        raise bad_option(
-            "dtype", "a type, or types by part as NAME=TYPE,NAME=TYPE, each part once", repr(text)
-        )
-    return by_part
 
 
 def read_text(file: str) -> str:

@@ -2,8 +2,9 @@
 
 use crate::checkpoint::config::ConfigFile;
 use crate::error::Result;
+use crate::layers::linear::Linear;
 use crate::packed::Packed;
-use crate::program::{Recorder, Slot};
+use crate::program::{Named, Recorder, Slot};
 
 /// Name of the head's matrix.
 const HEAD: &str = "lm_head.weight";
@@ -12,7 +13,7 @@ const HEAD: &str = "lm_head.weight";
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Tables {
     pub(super) embedding: Slot<Packed>,
-    pub(super) head: Slot<Packed>,
+    pub(super) head: Slot<Linear>,
 }
 
 /// Sees to it that `layer_types`, where it is there, asks for full attention in every block, in a family that has nothing else.
@@ -38,15 +39,13 @@ pub(super) fn tables(
     weights: &mut Recorder<'_>,
     embedding: &str,
     tied: bool,
-    [vocab, width]: [usize; 2],
+    shape: [usize; 2],
+    bias: Option<&str>,
 ) -> Result<Tables> {
     let only_head = tied && !weights.has(embedding) && weights.has(HEAD);
-    let name = if only_head { HEAD } else { embedding };
-    let table = weights.table(name, vocab, width)?;
-    let head = if tied || weights.has(HEAD) {
-        weights.own_table(HEAD, (name, table), [vocab, width])?
-    } else {
-        weights.table(HEAD, vocab, width)?
-    };
-    Ok(Tables { embedding: table, head })
+    let tensor = if only_head { HEAD } else { embedding };
+    let named = Named { tensor, ..Named::of(embedding) };
+    let table = weights.table(named, shape[0], shape[1])?;
+    let head = if tied || weights.has(HEAD) { weights.own(HEAD, tensor, shape)? } else { HEAD };
+    Ok(Tables { embedding: table, head: weights.head(head, shape, bias)? })
 }

@@ -116,8 +116,7 @@ pub(super) fn record(
 ) -> Result<Recorded> {
     let c = Config::read(file)?;
     let (d, eps) = (c.n_embd, c.layer_norm_epsilon);
-    let tables = causal::tables(weights, "wte.weight", c.tie_word_embeddings, [c.vocab_size, d])?;
-    let lm_head = weights.tied(tables.head);
+    let tables = causal::tables(weights, "wte.weight", c.tie_word_embeddings, [c.vocab_size, d], None)?;
     let wpe = weights.values("wpe.weight", &[c.n_positions, d])?;
     let mut b = Builder::new(weights);
 
@@ -132,7 +131,7 @@ pub(super) fn record(
         x = b.add(y, inner, conv1d("mlp.c_proj", d))?; // (M, D)
     }
     b.enter("");
-    b.head("lm_head", x, layer_norm("ln_f", eps), lm_head)?; // (W, V)
+    b.head("lm_head", x, layer_norm("ln_f", eps), tables.head)?; // (W, V)
 
     let decoder = b.finish()?;
     // Constants that old checkpoints saved with each block: the causal mask and its fill value.

@@ -2,6 +2,7 @@
 
 use super::rope::Rope;
 use crate::layers::heads::Heads;
+use crate::load::Share;
 use crate::program::Program;
 
 /// What is known of a loaded model.
@@ -19,6 +20,8 @@ pub struct Info {
     pub cache_bytes_per_token: usize,
     /// Storage of the matrices, every kind that occurs.
     pub dtypes: Vec<&'static str>,
+    /// Types and bytes of the matrices, those that differ only by their layer together.
+    pub parts: Vec<Share>,
     /// How products are formed.
     pub compute_dtype: &'static str,
     /// Name of the kernel table.

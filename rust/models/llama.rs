@@ -234,8 +234,7 @@ pub(super) fn record(
     let (d, eps, heads) = (c.hidden_size, c.rms_norm_eps, c.heads);
     let widths = [heads.heads, heads.kv_heads].map(|count| count * heads.head_dim);
     let tied = c.tie_word_embeddings;
-    let tables = causal::tables(weights, "embed_tokens.weight", tied, [c.vocab_size, d])?;
-    let lm_head = weights.tied(tables.head);
+    let tables = causal::tables(weights, "embed_tokens.weight", tied, [c.vocab_size, d], None)?;
     let mut b = Builder::new(weights);
 
     let [mut x, angles] = b.embed_turned("embed_tokens", tables.embedding, d, c.rope.rotary.clone())?; // (M, D)
@@ -257,7 +256,7 @@ pub(super) fn record(
         x = b.add(y, inner, dense("mlp.down_proj", d).biased(c.mlp_bias))?; // (M, D)
     }
     b.enter("");
-    b.head("lm_head", x, rms_norm("norm", eps), lm_head)?; // (W, V)
+    b.head("lm_head", x, rms_norm("norm", eps), tables.head)?; // (W, V)
 
     let decoder = b.finish()?;
     // Frequencies that old checkpoints saved; they are computed from the config.

@@ -106,20 +106,15 @@ impl Model {
         let (cache_bytes, max_rows) = (options.cache_bytes()?, options.max_rows()?);
         let runtime = Runtime::new(threads, bf16)?;
         let mut recorder =
-            Recorder::new(Loader::new(checkpoint, architecture.prefix, rounding, threads, cancel));
+            Recorder::new(Loader::new(checkpoint, architecture.prefix, &rounding, threads, cancel));
         let Recorded { network, context, rope } =
             (architecture.record)(architecture.name, options.part, &mut file, &mut recorder)?;
         let (weights, loader) = recorder.finish()?;
         let mut dtypes: Vec<&str> = weights.types().map(|of| of.name()).collect();
         dtypes.sort_unstable();
         dtypes.dedup();
-        if bf16 && dtypes != [BFLOAT16.name()] {
-            let expected = "\"float32\", or bfloat16 weights: load with dtype=\"bfloat16\"";
-            return Err(option(
-                "compute_dtype",
-                expected,
-                &format!("bfloat16 with weights in {}", dtypes.join(", ")),
-            ));
+        if bf16 {
+            check_bf16(&weights, &dtypes)?;
         }
         let main = network.main();
         let embedding = embedding(main, &weights)?;
@@ -135,6 +130,7 @@ impl Model {
             step_weight_bytes: main.matrix_bytes(&weights),
             cache_bytes_per_token: shape.block_bytes() / BLOCK,
             dtypes,
+            parts: weights.shares().to_vec(),
             compute_dtype: if bf16 { "bfloat16" } else { "float32" },
             isa: runtime.kernels.name,
             num_threads: threads,
@@ -412,6 +408,21 @@ fn embedding<'a>(program: &Program, weights: &'a Weights) -> Result<&'a Packed> 
         expected: "token embeddings".to_owned(),
         got: "none".to_owned(),
     })
+}
+
+/// Sees to it that there are products in bfloat16, and no float products in anything else. Those of integers are as they are: what
+/// is rounded to eight bits gains nothing from being rounded to bfloat16 before.
+fn check_bf16(weights: &Weights, dtypes: &[&str]) -> Result<()> {
+    let mut floats = weights.types().filter(|of| of.element().is_some());
+    let expected = if floats.any(|of| of.name() != BFLOAT16.name()) {
+        "\"float32\", or bfloat16 weights: load with dtype=\"bfloat16\""
+    } else if !weights.multiplies(BFLOAT16.name()) {
+        "\"float32\" (products of int8 and int4 weights are formed of integers), or bfloat16 for a part that has products, as in \
+         dtype={\"default\": \"bfloat16\", \"lm_head\": \"int8\"}"
+    } else {
+        return Ok(());
+    };
+    Err(option("compute_dtype", expected, &format!("bfloat16 with weights in {}", dtypes.join(", "))))
 }
 
 /// The error of a sequence of an encoder-decoder that looks at nothing.

@@ -99,9 +99,8 @@ pub(super) fn record(
     let head_dim = d / c.n_head;
     let heads = Heads::alike(c.n_head, head_dim, 1.0 / (head_dim as f32).sqrt());
     let tied = c.tie_word_embeddings;
-    let tables = causal::tables(weights, "tokens_embed.weight", tied, [c.vocab_size, d])?;
+    let tables = causal::tables(weights, "tokens_embed.weight", tied, [c.vocab_size, d], None)?;
     let positions = weights.values("positions_embed.weight", &[c.n_positions, d])?;
-    let lm_head = weights.tied(tables.head);
     let mut b = Builder::new(weights);
 
     let mut x = b.embed("x", tables.embedding, d, Some(positions))?; // (M, D)
@@ -116,7 +115,7 @@ pub(super) fn record(
         x = b.norm(z, layer_norm("ln_2", eps))?; // (M, D)
     }
     b.enter("");
-    b.head("lm_head", x, None, lm_head)?; // (W, V)
+    b.head("lm_head", x, None, tables.head)?; // (W, V)
 
     let decoder = b.finish()?;
     // Constants that old checkpoints saved with each block: the causal mask and its fill value.

@@ -3,8 +3,8 @@
 use super::decoder::Limits;
 use crate::checkpoint::Adapter;
 use crate::error::{Error, Result};
-use crate::kernels::TYPES;
-use crate::load::Rounding;
+use crate::kernels::{INT4, TYPES, WeightType};
+use crate::load::{Rounding, Stored};
 use crate::team;
 
 /// Largest number of bytes that can be asked for, far below the one that stands for no limit.
@@ -31,6 +31,10 @@ pub struct LoadOptions {
     pub part: Part,
     /// `auto`, or the name of a weight type: how weights are stored.
     pub dtype: Option<String>,
+    /// Parts of the model with a type of their own: a key and a name as above, see [`Rounding`].
+    pub dtype_by_part: Vec<(String, String)>,
+    /// Inputs of a group of int4; 64 where none is given.
+    pub int4_group: Option<usize>,
     /// `float32` or `bfloat16`: how products are formed.
     pub compute_dtype: Option<String>,
     /// Threads of a step; all cores where none is given.
@@ -47,15 +51,28 @@ pub struct LoadOptions {
 
 impl LoadOptions {
     pub(super) fn rounding(&self) -> Result<Rounding> {
-        let asked = match self.dtype.as_deref() {
-            None | Some("auto") => return Ok(Rounding::Auto),
-            Some(name) => name,
+        let int4 = self.int4()?;
+        let default = self.dtype.as_deref().map_or(Ok(Stored::Auto), |name| stored(name, int4, name))?;
+        let of_part = |(key, name): &(String, String)| {
+            let got = format!("\"{name}\" for \"{key}\"");
+            Ok((key.clone(), stored(name, int4, &got)?))
         };
-        let found = TYPES.into_iter().find(|known| known.name() == asked);
-        found.map(Rounding::As).ok_or_else(|| {
-            let names: Vec<_> = TYPES.iter().map(|known| format!("\"{}\"", known.name())).collect();
-            option("dtype", &format!("\"auto\" or one of {}", names.join(", ")), asked)
-        })
+        Ok(Rounding::new(default, self.dtype_by_part.iter().map(of_part).collect::<Result<_>>()?))
+    }
+
+    /// What int4 means here.
+    fn int4(&self) -> Result<&'static dyn WeightType> {
+        let usual = INT4[0];
+        let group = self.int4_group.unwrap_or(usual.group());
+        let Some(int4) = INT4.into_iter().find(|known| known.group() == group) else {
+            return Err(option("int4_group", "32, 64 or 128", &group.to_string()));
+        };
+        let mut asked = self.dtype.iter().chain(self.dtype_by_part.iter().map(|(_, name)| name));
+        if group != usual.group() && !asked.any(|name| name == usual.name()) {
+            let expected = format!("{} where no dtype is \"{}\"", usual.group(), usual.name());
+            return Err(option("int4_group", &expected, &group.to_string()));
+        }
+        Ok(int4)
     }
 
     pub(super) fn bf16(&self) -> Result<bool> {
@@ -106,6 +123,18 @@ impl LoadOptions {
             Some(n) => Err(option("max_rows", "None, or 1 to 65536", &n.to_string())),
         }
     }
+}
+
+/// How weights of a type of this name are stored; `got` says what was asked for.
+fn stored(name: &str, int4: &'static dyn WeightType, got: &str) -> Result<Stored> {
+    if name == "auto" {
+        return Ok(Stored::Auto);
+    }
+    let known = TYPES.into_iter().map(|known| if known.name() == int4.name() { int4 } else { known });
+    known.clone().find(|known| known.name() == name).map(Stored::As).ok_or_else(|| {
+        let names: Vec<_> = known.map(|known| format!("\"{}\"", known.name())).collect();
+        option("dtype", &format!("\"auto\" or one of {}", names.join(", ")), got)
+    })
 }
 
 /// The error of an option that cannot be used.

@@ -102,8 +102,8 @@ pub(super) fn record(
     let (d, eps, heads) = (c.hidden_size, c.layer_norm_eps, c.heads);
     let widths = [heads.heads, heads.kv_heads].map(|count| count * heads.head_dim);
     let tied = c.tie_word_embeddings;
-    let tables = causal::tables(weights, "embed_tokens.weight", tied, [c.vocab_size, d])?;
-    let lm_head = weights.tied_with(tables.head, "lm_head.bias", c.vocab_size)?;
+    let tables =
+        causal::tables(weights, "embed_tokens.weight", tied, [c.vocab_size, d], Some("lm_head.bias"))?;
     let mut b = Builder::new(weights);
 
     let [mut x, angles] = b.embed_turned("embed_tokens", tables.embedding, d, c.rope.rotary.clone())?; // (M, D)
@@ -130,7 +130,7 @@ pub(super) fn record(
         x = b.add(y, inner, biased("mlp.fc2", d))?; // (M, D)
     }
     b.enter("");
-    b.head("lm_head", x, layer_norm("final_layernorm", eps), lm_head)?; // (W, V)
+    b.head("lm_head", x, layer_norm("final_layernorm", eps), tables.head)?; // (W, V)
 
     let decoder = b.finish()?;
     weights.ignore(|name| name.ends_with("rotary_emb.inv_freq"));

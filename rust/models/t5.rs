@@ -13,7 +13,7 @@ use crate::kernels::Activation;
 use crate::layers::heads::Heads;
 use crate::layers::relative_bias::{Buckets, Distances, RelativeBias};
 use crate::packed::Packed;
-use crate::program::{Builder, Cache, Mask, Program, Recorder, Slot, Value, dense, rms_norm};
+use crate::program::{Builder, Cache, Mask, Named, Program, Recorder, Slot, Value, dense, rms_norm};
 
 /// Largest `relative_attention_max_distance`: every distance up to it is looked up once; the models on the hub have 128.
 const LARGEST_DISTANCE: usize = 1 << 16;
@@ -194,27 +194,34 @@ fn is_of_decoder(name: &str) -> bool {
     name.starts_with("decoder.block.")
 }
 
+/// Name of the tensor that embeddings and head are tied to.
+const SHARED: &str = "shared.weight";
 /// Names of the token embeddings of encoder and decoder, and of the head.
 const TIED: [&str; 3] = ["encoder.embed_tokens.weight", "decoder.embed_tokens.weight", "lm_head.weight"];
 
-/// The tables named above. All are tied to `shared` (transformers 5.24 does so whatever the config says), but one that is in the
-/// file and differs is kept; where `shared` is missing, the first of the others takes its place.
-fn embeddings(c: &Config, w: &mut Recorder<'_>) -> Result<[Slot<Packed>; 3]> {
-    let source =
-        TIED.into_iter().find(|name| !w.has("shared.weight") && w.has(name)).unwrap_or("shared.weight");
-    let shared = w.table(source, c.vocab_size, c.d_model)?;
-    let mut tables = [shared; 3];
-    for (name, table) in std::iter::zip(TIED, &mut tables) {
-        *table = w.own_table(name, (source, shared), [c.vocab_size, c.d_model])?;
-    }
-    Ok(tables)
+/// The embeddings named above, and the tensor of the head. All are tied to `shared` (transformers 5.24 does so whatever the config
+/// says), but one that is in the file and differs is kept; where `shared` is missing, the first of the others takes its place.
+fn embeddings(c: &Config, w: &mut Recorder<'_>) -> Result<([Slot<Packed>; 2], &'static str)> {
+    let source = TIED.into_iter().find(|name| !w.has(SHARED) && w.has(name)).unwrap_or(SHARED);
+    let shape = [c.vocab_size, c.d_model];
+    let table = |w: &mut Recorder<'_>, name: &'static str| {
+        let tensor = w.own(name, source, shape)?;
+        let (own, shared) = (Named::of(name), Named::of(SHARED));
+        let tied = Named { alias: Some(own.name), tensor, ..shared };
+        w.table(if tensor == source { tied } else { own }, shape[0], shape[1])
+    };
+    let [encoder, decoder, head] = TIED;
+    let tables = [table(w, encoder)?, table(w, decoder)?];
+    Ok((tables, w.own(head, source, shape)?))
 }
 
 /// Token embeddings of an encoder alone: its own, or else the first table in the file that they are tied to.
 fn encoder_embeddings(c: &Config, w: &mut Recorder<'_>) -> Result<Slot<Packed>> {
     let [own, others @ ..] = TIED;
-    let name = [own, "shared.weight"].into_iter().chain(others).find(|name| w.has(name));
-    w.table(name.unwrap_or("shared.weight"), c.vocab_size, c.d_model)
+    let found = [own, SHARED].into_iter().chain(others).find(|name| w.has(name));
+    let (own, shared) = (Named::of(own), Named::of(SHARED));
+    let named = Named { alias: Some(own.name), tensor: found.unwrap_or(SHARED), ..shared };
+    w.table(named, c.vocab_size, c.d_model)
 }
 
 /// Bias of a block's self-attention: its own in UMT5, that of the block before elsewhere.
@@ -289,7 +296,7 @@ fn encoder(c: &Config, w: &mut Recorder<'_>, tokens: Slot<Packed>, kept: usize) 
 }
 
 /// The decoder.
-fn decoder(c: &Config, w: &mut Recorder<'_>, tokens: Slot<Packed>, head: Slot<Packed>) -> Result<Program> {
+fn decoder(c: &Config, w: &mut Recorder<'_>, tokens: Slot<Packed>, head: &str) -> Result<Program> {
     let (distances, mut addend) = (Distances::new(c.buckets(false)), None);
     let mut b = Builder::new(w);
     let mut x = b.embed("decoder.embed_tokens", tokens, c.d_model, None)?; // (M, D)
@@ -306,7 +313,7 @@ fn decoder(c: &Config, w: &mut Recorder<'_>, tokens: Slot<Packed>, head: Slot<Pa
     b.enter("");
     let scale = if c.scale_decoder_outputs { (c.d_model as f64).powf(-0.5) as f32 } else { 1.0 };
     let last = rms_norm("decoder.final_layer_norm", c.layer_norm_epsilon).scaled(scale);
-    let lm_head = b.weights().tied(head);
+    let lm_head = b.weights().head(head, [c.vocab_size, c.d_model], None)?;
     b.head("lm_head", x, last, lm_head)?; // (W, V)
     b.finish()
 }
@@ -325,10 +332,10 @@ pub(super) fn record(
     let network = if is_alone(part, file, w) {
         let tokens = encoder_embeddings(&c, w)?;
         let encoder = encoder(&c, w, tokens, 0)?;
-        w.ignore(|name| name.starts_with("decoder.") || name == "shared.weight" || TIED.contains(&name));
+        w.ignore(|name| name.starts_with("decoder.") || name == SHARED || TIED.contains(&name));
         Network::Encoder(encoder)
     } else {
-        let [encoder_tokens, decoder_tokens, head] = embeddings(&c, w)?;
+        let ([encoder_tokens, decoder_tokens], head) = embeddings(&c, w)?;
         let has_decoder = w.has_any(is_of_decoder);
         let class = file.first_of("architectures").unwrap_or_default();
         let hint = |error| if has_decoder { error } else { missing_decoder(error, class) };

@@ -17,7 +17,7 @@ pub use builder::{
 };
 pub use cost::Work;
 pub use kinds::Kind;
-pub use weights::{Recorder, Slot, Weights};
+pub use weights::{Named, Recorder, Slot, Weights};
 
 use crate::kernels::Activation;
 use crate::layers::heads::Heads;

@@ -9,7 +9,7 @@ use crate::layers::linear::Linear;
 use crate::layers::norm::{Norm, NormKind};
 use crate::layers::relative_bias::{Distances, RelativeBias};
 use crate::layers::rotary::Rotary;
-use crate::load::{Loader, Ticket};
+use crate::load::{HEAD, Loader, Matrix, Role, Share, Ticket};
 use crate::packed::Packed;
 
 /// Place of one weight in a table.
@@ -51,6 +51,7 @@ pub struct Weights {
     biases: Vec<RelativeBias>,
     rotaries: Vec<Rotary>,
     bytes: usize,
+    shares: Vec<Share>,
 }
 
 impl Weights {
@@ -90,10 +91,43 @@ impl Weights {
         linears.chain(self.tables.iter().map(Packed::weight_type))
     }
 
+    /// Whether there are products with matrices of this type.
+    pub fn multiplies(&self, name: &str) -> bool {
+        self.linears.iter().any(|linear| linear.weight().weight_type().name() == name)
+    }
+
+    /// What each type takes of the matrices.
+    pub fn shares(&self) -> &[Share] {
+        &self.shares
+    }
+
     /// Bytes of all packed matrices.
     pub fn bytes(&self) -> usize {
         self.bytes
     }
+}
+
+/// Names of a table.
+#[derive(Debug, Clone, Copy)]
+pub struct Named<'n> {
+    /// Its name in the model.
+    pub name: &'n str,
+    /// Another name that means it.
+    pub alias: Option<&'n str>,
+    /// The tensor that it is read from.
+    pub tensor: &'n str,
+}
+
+impl<'n> Named<'n> {
+    /// A table of a tensor that has its name.
+    pub fn of(tensor: &'n str) -> Self {
+        Self { name: module(tensor), alias: None, tensor }
+    }
+}
+
+/// Name of the module that a tensor belongs to.
+fn module(tensor: &str) -> &str {
+    tensor.strip_suffix(".weight").unwrap_or(tensor)
 }
 
 /// Plans the weights that programs name, and knows which slot each one takes.
@@ -116,27 +150,35 @@ impl<'l> Recorder<'l> {
         Self { loader, linears, tables, norms, values, biases, rotaries }
     }
 
-    /// Token embeddings of `rows × width`.
+    /// Token embeddings of `rows × width`, read from a tensor.
     ///
     /// # Errors
     /// As for [`Loader::matrix`].
-    pub fn table(&mut self, name: &str, rows: usize, width: usize) -> Result<Slot<Packed>> {
-        let ticket = self.loader.matrix(name, rows, width, Orientation::OutIn)?;
+    pub fn table(&mut self, named: Named<'_>, rows: usize, width: usize) -> Result<Slot<Packed>> {
+        let Named { name, alias, tensor } = named;
+        let (role, orientation) = (Role::Embedding, Orientation::OutIn);
+        let matrix = Matrix { name, alias, tensor, role, outputs: rows, inputs: width, orientation };
+        let ticket = self.loader.matrix(&matrix)?;
         Ok(Slot::push(&mut self.tables, ticket))
     }
 
-    /// A table as the matrix of a product without a bias: a head that is tied to it.
-    pub fn tied(&mut self, table: Slot<Packed>) -> Slot<Linear> {
-        Slot::push(&mut self.linears, (self.tables[table.index], Vec::new()))
-    }
-
-    /// As [`Recorder::tied`], with the bias of this name.
+    /// The matrix of the head, `rows × width`, read from a tensor that may be the embeddings', with the bias of this name. A head of
+    /// the same type as the embeddings of its tensor is the same matrix.
     ///
     /// # Errors
-    /// As for [`Loader::values`].
-    pub fn tied_with(&mut self, table: Slot<Packed>, bias: &str, outputs: usize) -> Result<Slot<Linear>> {
-        let bias = self.loader.values(bias, &[outputs])?;
-        Ok(Slot::push(&mut self.linears, (self.tables[table.index], bias)))
+    /// As for [`Loader::matrix`] and [`Loader::values`].
+    pub fn head(
+        &mut self,
+        tensor: &str,
+        [rows, width]: [usize; 2],
+        bias: Option<&str>,
+    ) -> Result<Slot<Linear>> {
+        let (role, orientation) = (Role::Head, Orientation::OutIn);
+        let matrix =
+            Matrix { name: HEAD, alias: None, tensor, role, outputs: rows, inputs: width, orientation };
+        let ticket = self.loader.matrix(&matrix)?;
+        let bias = bias.map_or(Ok(Vec::new()), |name| self.loader.values(name, &[rows]))?;
+        Ok(Slot::push(&mut self.linears, (ticket, bias)))
     }
 
     /// Angles by position.
@@ -144,21 +186,14 @@ impl<'l> Recorder<'l> {
         Slot::push(&mut self.rotaries, rotary)
     }
 
-    /// A table that the file may repeat under this name: the repetition where it is there and differs, the table otherwise.
+    /// Which of two tensors holds a table that the file may repeat as `name`: the repetition where it is there and differs, the
+    /// original otherwise.
     ///
     /// # Errors
-    /// As for [`Loader::matrix`] and [`Loader::same`].
-    pub fn own_table(
-        &mut self,
-        name: &str,
-        table: (&str, Slot<Packed>),
-        [rows, width]: [usize; 2],
-    ) -> Result<Slot<Packed>> {
-        let (original, slot) = table;
-        if name == original || !self.has(name) || self.loader.same(original, name, &[rows, width])? {
-            return Ok(slot);
-        }
-        self.table(name, rows, width)
+    /// As for [`Loader::same`].
+    pub fn own<'n>(&mut self, name: &'n str, original: &'n str, shape: [usize; 2]) -> Result<&'n str> {
+        let is_own = name != original && self.has(name) && !self.loader.same(original, name, &shape)?;
+        Ok(if is_own { name } else { original })
     }
 
     /// Whether the checkpoint has a tensor of this name.
@@ -208,12 +243,10 @@ impl<'l> Recorder<'l> {
         bias: bool,
         delicate: bool,
     ) -> Result<Slot<Linear>> {
-        let weight = format!("{name}.weight");
-        let ticket = if delicate {
-            self.loader.delicate_matrix(&weight, outputs, inputs)?
-        } else {
-            self.loader.matrix(&weight, outputs, inputs, orientation)?
-        };
+        let tensor = format!("{name}.weight");
+        let role = if delicate { Role::Delicate } else { Role::Plain };
+        let matrix = Matrix { name, alias: None, tensor: &tensor, role, outputs, inputs, orientation };
+        let ticket = self.loader.matrix(&matrix)?;
         let bias = if bias { self.loader.values(&format!("{name}.bias"), &[outputs])? } else { Vec::new() };
         Ok(Slot::push(&mut self.linears, (ticket, bias)))
     }
@@ -253,6 +286,7 @@ impl<'l> Recorder<'l> {
             biases: self.biases,
             rotaries: self.rotaries,
             bytes: packing.bytes,
+            shares: packing.shares,
         };
         Ok((weights, self.loader))
     }

@@ -12,7 +12,7 @@ use fastdecode::layers::embedding::Input;
 use fastdecode::layers::heads::Heads;
 use fastdecode::load::{Loader, Rounding};
 use fastdecode::program::{
-    Builder, Cache, Mask, Program, Recorder, Value, Weights, Work, conv1d, dense, layer_norm, rms_norm,
+    Builder, Cache, Mask, Named, Program, Recorder, Value, Weights, Work, conv1d, dense, layer_norm, rms_norm,
 };
 use fastdecode::team::{self, Cancel};
 
@@ -66,21 +66,20 @@ fn tensors() -> Checkpoint {
 }
 
 fn with_recorder<T>(work: impl FnOnce(&mut Recorder<'_>) -> T) -> (T, Weights) {
-    let (checkpoint, cancel) = (tensors(), Cancel::never());
-    let mut recorder = Recorder::new(Loader::new(&checkpoint, "", Rounding::Auto, 1, &cancel));
+    let (checkpoint, cancel, rounding) = (tensors(), Cancel::never(), Rounding::default());
+    let mut recorder = Recorder::new(Loader::new(&checkpoint, "", &rounding, 1, &cancel));
     let result = work(&mut recorder);
     (result, recorder.finish().unwrap().0)
 }
 
 /// Embeddings, of which a block is made.
 fn begin(b: &mut Builder<'_, '_>) -> Value {
-    let wte = b.weights().table("wte.weight", VOCAB, D).unwrap();
+    let wte = b.weights().table(Named::of("wte.weight"), VOCAB, D).unwrap();
     b.embed("x", wte, D, None).unwrap()
 }
 
 fn end(b: &mut Builder<'_, '_>, x: Value) -> Result<(), Error> {
-    let table = b.weights().table("wte.weight", VOCAB, D)?;
-    let head = b.weights().tied(table);
+    let head = b.weights().head("wte.weight", [VOCAB, D], None)?;
     b.head("head", x, layer_norm("ln", 1e-5), head)
 }
 

@@ -15,6 +15,9 @@ pub(super) const STEP: usize = 4;
 /// The largest weight, and the negative of the least.
 const MOST: f32 = 127.0;
 
+/// Inputs of an output at most: 255 times 127 for each of them stays below 2^31.
+const MOST_INPUTS: usize = 66_000;
+
 /// Eight bits, a scale for each output.
 #[derive(Debug)]
 pub(crate) struct Int8;
@@ -58,6 +61,10 @@ impl WeightType for Int8 {
 
     fn format(&self, _: bool) -> Format {
         Format::Int8
+    }
+
+    fn most_inputs(&self) -> usize {
+        MOST_INPUTS
     }
 
     fn element(&self) -> Option<Element> {

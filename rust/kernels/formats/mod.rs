@@ -139,6 +139,11 @@ pub trait WeightType: Debug + Sync {
         0
     }
 
+    /// The most inputs that a matrix may have.
+    fn most_inputs(&self) -> usize {
+        usize::MAX
+    }
+
     /// Another type of embeddings and head where this one is asked for.
     fn vocabulary(&self) -> Option<&'static dyn WeightType> {
         None
