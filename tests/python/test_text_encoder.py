@@ -177,7 +177,7 @@ class TestLoading:
         )
         names = ("dtype", "compute_dtype", "num_threads", "cache_bytes", "max_rows")
         assert [model.info()[name] for name in names] == ["bfloat16", "bfloat16", 1, 9999, 3]
-        for name, value in (("dtype", "int8"), ("num_threads", 0), ("cache_bytes", -1), ("max_rows", 0)):
+        for name, value in (("dtype", "int3"), ("num_threads", 0), ("cache_bytes", -1), ("max_rows", 0)):
             with pytest.raises(errors.OptionError) as caught:
                 TextEncoder.load(folder, **{name: value})  # type: ignore[arg-type]
             assert caught.value.option == name
