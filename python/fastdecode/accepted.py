@@ -429,7 +429,8 @@ def weight_types(option: str, value: object) -> str | dict[str, str]:
 
 def _dtype(option: str, value: object, got: str) -> str:
     """Our name of a type, which may be one of torch; its own text says which it is."""
-    name, known = str(value), _DTYPES
+    name = str(value)
+    known: tuple[str, ...] = _DTYPES
     if type(value).__module__ == "torch":
         known = _FLOATS  # Those are types that tensors are cast to; the others say nothing of scales.
     if isinstance(value, str) or type(value).__module__ == "torch":
