@@ -158,7 +158,13 @@ def test_the_same_values_are_one_matrix(tied: Path, tmp_path: Path) -> None:
     save_file(rounded, tmp_path / "model.safetensors")
     (tmp_path / "config.json").write_bytes((tied / "config.json").read_bytes())
     auto = fastdecode.load(tmp_path).info()
-    same: list[Any] = [{"lm_head": "bfloat16"}, {"embedding": "bfloat16"}, {"default": "auto"}, {"*": "auto"}, {}]
+    same: list[Any] = [
+        {"lm_head": "bfloat16"},
+        {"embedding": "bfloat16"},
+        {"default": "auto"},
+        {"*": "auto"},
+        {},
+    ]
     for dtype in same:
         info = fastdecode.load(tmp_path, dtype=dtype).info()
         assert (info["weight_bytes"], info["parts"]) == (auto["weight_bytes"], auto["parts"])
