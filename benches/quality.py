@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import Any
 
 import fastdecode
-from fastdecode.quality_command import dtype_of, read_text
+from fastdecode.load_options import dtype_of_words
+from fastdecode.quality_command import read_text
 
 # What was held out in training is decided there.
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tools"))
@@ -77,7 +78,7 @@ def main() -> int:
     parser.add_argument("--limit", type=int, help="tokens of each")
     parser.add_argument("--threads", type=int)
     options = parser.parse_args()
-    dtypes: Any = options.dtype and [dtype_of(text) for text in options.dtype]
+    dtypes: Any = options.dtype and [dtype_of_words([text]) for text in options.dtype]
     measured: list[tuple[str, str, Any, Any]] = [
         ("demo-stories", "held-out stories", options.books, stories),
         ("demo-stories", "WikiText-2, test", options.wikitext, lambda file, _: read_text(file)),

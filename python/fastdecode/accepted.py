@@ -238,8 +238,8 @@ _LOAD: dict[str, _Rule] = {
     "ignore_mismatched_sizes": _NOT,
     "kernel_config": _NONE,
     "key_mapping": _NONE,
-    "load_in_4bit": _NOT,
-    "load_in_8bit": _NOT,
+    "load_in_4bit": _not_but('dtype="int4" quantizes'),
+    "load_in_8bit": _not_but('dtype="int8" quantizes'),
     "low_cpu_mem_usage": _FLAG,
     "max_memory": _ANYTHING,
     "mirror": _none_but("the environment's HF_ENDPOINT counts"),
@@ -248,7 +248,7 @@ _LOAD: dict[str, _Rule] = {
     "offload_state_dict": _FLAG,
     "output_loading_info": _NOT,
     "proxies": (_is_none_or_empty, "None (the environment's HTTPS_PROXY counts)"),
-    "quantization_config": _NONE,
+    "quantization_config": _none_but('dtype="int8" or "int4" quantizes'),
     "resume_download": _FLAG,
     "state_dict": _none_but("from_tensors takes weights in memory"),
     "subfolder": _one_of([""]),
@@ -429,7 +429,8 @@ def weight_types(option: str, value: object) -> str | dict[str, str]:
 
 def _dtype(option: str, value: object, got: str) -> str:
     """Our name of a type, which may be one of torch; its own text says which it is."""
-    name, known = str(value), _DTYPES
+    name = str(value)
+    known: tuple[str, ...] = _DTYPES
     if type(value).__module__ == "torch":
         known = _FLOATS  # Those are types that tensors are cast to; the others say nothing of scales.
     if isinstance(value, str) or type(value).__module__ == "torch":

@@ -15,6 +15,7 @@ import warnings
 from typing import TYPE_CHECKING, Any
 
 from . import __version__, cpu_info, errors, load
+from .accepted import weight_types
 from .arrays import bad_option
 from .families import titles
 from .load_options import dtype_of_words
@@ -166,6 +167,14 @@ def _early_stopping(text: str) -> bool | str:
     return words[text.lower()]
 
 
+def _dtypes(text: str) -> str:
+    try:
+        weight_types("dtype", dtype_of_words([text]))
+    except errors.OptionError as error:
+        raise argparse.ArgumentTypeError(f"expected {error.expected}, got {error.got}") from None
+    return text
+
+
 def _add_options(parser: argparse.ArgumentParser) -> None:
     for name, kind, text in _NUMBERS:
         parser.add_argument(f"--{name.replace('_', '-')}", type=kind, metavar="N", help=text)
@@ -193,6 +202,7 @@ def _add_model(parser: argparse.ArgumentParser, *, optional: bool = False, dtype
         parser.add_argument(
             "--dtype",
             action="append",
+            type=_dtypes,
             metavar="TYPE",
             help="type of weights: auto (the default), float32, float16, bfloat16, int8 or int4, or types by part of "
             "the model as NAME=TYPE,NAME=TYPE (may be repeated)",
@@ -251,8 +261,8 @@ def _load(parsed: argparse.Namespace) -> LanguageModel:
         "int4_group",
     )
     options = {name: getattr(parsed, name) for name in names if hasattr(parsed, name)}
-    words = getattr(parsed, "dtype", None) or ["auto"]
-    model: LanguageModel = load(parsed.model, dtype=dtype_of_words(words), **options)
+    dtype: Any = dtype_of_words(getattr(parsed, "dtype", None) or ["auto"])
+    model: LanguageModel = load(parsed.model, dtype=dtype, **options)
     return model
 
 

@@ -98,21 +98,21 @@ def load_options(
 
 
 def dtype_of_words(words: Sequence[str]) -> str | dict[str, str]:
-    """The types of weights on a command line: names, and PART=NAME with commas between them or word by word.
+    """The types of weights on a command line.
 
     Args:
-        words: What was given, in order; a name without a part is the default's.
+        words: What was given, in order: a type, which is the default's, or types by part as NAME=TYPE,NAME=TYPE.
 
     Raises:
         OptionError: They are not written so, or a part has two.
     """
     by_part: dict[str, str] = {}
-    for item in ",".join(words).split(","):
-        part, given, name = (text.strip() for text in item.rpartition("="))
-        if not given:
-            part = "default"
-        if not part or not name or part in by_part:
-            expected = "a type, or types by part as NAME=TYPE,NAME=TYPE, each part once"
-            raise bad_option("dtype", expected, repr(",".join(words)))
-        by_part[part] = name
+    for word in words:
+        items = word.split(",") if "=" in word else [f"default={word}"]
+        for item in items:
+            part, _, name = (text.strip() for text in item.partition("="))
+            if not part or not name or "," in name or part in by_part:
+                expected = "a type, or types by part as NAME=TYPE,NAME=TYPE, each part once"
+                raise bad_option("dtype", expected, repr(" ".join(words)))
+            by_part[part] = name
     return by_part["default"] if by_part.keys() == {"default"} else by_part

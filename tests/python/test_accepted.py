@@ -147,7 +147,8 @@ def test_a_dtype_has_two_names(name: str, dtype: Any, folder: Path) -> None:
     "given",
     [
         {"torch_dtype": torch.float64},
-        {"torch_dtype": "int8"},
+        {"torch_dtype": "int16"},
+        {"torch_dtype": torch.int8},
         {"torch_dtype": 16},
         {"torch_dtype": "float16", "dtype": "bfloat16"},
         {"device_map": "cuda"},

@@ -35,6 +35,7 @@ def test_signature_of_load_is_as_announced() -> None:
     assert list(signature.parameters) == [
         "model",
         "dtype",
+        "int4_group",
         "compute_dtype",
         "num_threads",
         "cache_bytes",
@@ -49,7 +50,7 @@ def test_signature_of_load_is_as_announced() -> None:
         "transformers",
     ]
     kinds = [parameter.kind for parameter in signature.parameters.values()]
-    assert kinds[1:-1] == [inspect.Parameter.KEYWORD_ONLY] * 12
+    assert kinds[1:-1] == [inspect.Parameter.KEYWORD_ONLY] * 13
     assert kinds[-1] is inspect.Parameter.VAR_KEYWORD
     assert signature.parameters["dtype"].default == "auto"
 
@@ -502,7 +503,11 @@ def test_unknown_tensors_of_a_folder_are_warned_about(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("option", "value"),
     [
-        ("dtype", "int8"),
+        ("dtype", "int16"),
+        ("int4_group", 48),
+        ("int4_group", True),
+        ("int4_group", 64.0),
+        ("int4_group", 32),
         ("dtype", None),
         ("compute_dtype", "float16"),
         ("compute_dtype", "auto"),

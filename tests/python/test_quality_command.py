@@ -13,7 +13,8 @@ import pytest
 import tiny
 from families import FAMILIES
 from fastdecode import cli, errors
-from fastdecode.quality_command import dtype_of, pairs_of, read_text
+from fastdecode.load_options import dtype_of_words
+from fastdecode.quality_command import pairs_of, read_text
 
 T5 = FAMILIES["t5"]
 TEXT = "Once upon a time there was a little girl.\nShe lived in a house by the wood: « chez elle ».\n"
@@ -95,12 +96,12 @@ def test_types_by_default(capsys: pytest.CaptureFixture[str], text: str) -> None
 
 
 def test_types_on_the_command_line() -> None:
-    assert dtype_of("bfloat16") == "bfloat16"
-    assert dtype_of("default=bfloat16,lm_head=int8") == {"default": "bfloat16", "lm_head": "int8"}
-    assert dtype_of("h.*.mlp = int8 , default=int4") == {"h.*.mlp": "int8", "default": "int4"}
+    assert dtype_of_words(["bfloat16"]) == "bfloat16"
+    assert dtype_of_words(["default=bfloat16,lm_head=int8"]) == {"default": "bfloat16", "lm_head": "int8"}
+    assert dtype_of_words(["h.*.mlp = int8 , default=int4"]) == {"h.*.mlp": "int8", "default": "int4"}
     for wrong in ("a=", "=b", "a=b,c", "a=b,", "a=b,a=c", "="):
         with pytest.raises(errors.OptionError, match="NAME=TYPE") as caught:
-            dtype_of(wrong)
+            dtype_of_words([wrong])
         assert caught.value.option == "dtype"
 
 
