@@ -37,8 +37,8 @@ TYPES: list[tuple[Any, Any]] = [
     ("int8", None),
     ("int4", None),
 ]
-# Tables that form products of integers by other instructions than a table beside them, and everything else as it does; so
-# they must give its results.
+# Tables that form products of integers by other instructions than a table beside them, and everything else as it does:
+# so they must give its results.
 INTEGERS = {"avx512vnni": "avx512", "avxvnni": "avx2"}
 # Around private norms, rows packed alone and together, tasks of attention, chunks of keys, groups of rows, chunks of
 # a prompt.
