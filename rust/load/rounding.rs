@@ -7,7 +7,7 @@ pub const DEFAULT: &str = "default";
 /// The key of the head, which is its name, too.
 pub const HEAD: &str = "lm_head";
 /// The key of all token embeddings.
-pub const EMBEDDING: &str = "embedding";
+const EMBEDDING: &str = "embedding";
 /// Stands for any characters of a name.
 const ANY: char = '*';
 
