@@ -282,7 +282,8 @@ impl<'a> Loader<'a> {
     fn check(&self) -> Result<()> {
         let wrong =
             |expected: String, got: String| Err(Error::Option { option: "dtype".to_owned(), expected, got });
-        for (key, _) in std::iter::zip(self.weights.keys(), &self.fitting).filter(|(_, fitting)| !**fitting) {
+        let mut keys = std::iter::zip(self.weights.keys(), &self.fitting);
+        if let Some((key, _)) = keys.find(|(_, fitting)| !**fitting) {
             let quoted: Vec<_> = self.roles.iter().map(|role| format!("\"{role}\"")).collect();
             let mut names = Vec::new();
             for name in self.planned.iter().map(|p| shortened(&p.name)) {
