@@ -1,9 +1,9 @@
 //! bfloat16: a lane of a line holds two inputs of an output side by side. Products are formed in f32 after widening, or by the bf16
 //! dot from activations that are rounded to bf16, too.
 
-use super::floats::{self, Float};
+use super::floats::Float;
 use super::sixteen::wide_kind;
-use super::{Element, Format, Kind, Orientation, Panels, WeightType, Words};
+use super::{Element, Format, Kind, Words};
 use crate::kernels::lanes::{Lanes, round_bf16, widen_bf16};
 
 /// The upper half of a single.
@@ -40,40 +40,8 @@ impl Float for Bf16 {
     fn place(lane: usize, s: usize) -> usize {
         2 * lane + s
     }
-}
-
-impl WeightType for Bf16 {
-    fn name(&self) -> &'static str {
-        "bfloat16"
-    }
-
-    fn lines(&self, inputs: usize) -> usize {
-        inputs.div_ceil(2)
-    }
-
-    fn format(&self, dot: bool) -> Format {
+    fn format(dot: bool) -> Format {
         if dot { Format::Bf16Dot } else { Format::Bf16 }
-    }
-
-    fn element(&self) -> Option<Element> {
-        Some(Element::Bf16)
-    }
-
-    unsafe fn write(
-        &self,
-        to: Panels,
-        orientation: Orientation,
-        first: usize,
-        from: Element,
-        rows: &[u8],
-    ) -> bool {
-        // SAFETY: handed on from the caller.
-        unsafe { floats::write::<Self>(to, orientation, first, from, rows) }
-    }
-
-    unsafe fn gather(&self, panel: *const u8, lane: usize, row: &mut [f32]) {
-        // SAFETY: handed on from the caller.
-        unsafe { floats::gather::<Self>(panel, lane, row) }
     }
 }
 

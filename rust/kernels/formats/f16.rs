@@ -2,9 +2,9 @@
 
 use half::f16;
 
-use super::floats::{self, Float};
+use super::floats::Float;
 use super::sixteen::wide_kind;
-use super::{Element, Format, Kind, Orientation, Panels, WeightType};
+use super::{Element, Format, Kind, WeightType};
 use crate::kernels::lanes::{Lanes, WIDTH};
 
 /// Half precision.
@@ -38,45 +38,12 @@ impl Float for F16 {
     fn place(lane: usize, s: usize) -> usize {
         s * WIDTH + lane
     }
-}
-
-impl WeightType for F16 {
-    fn name(&self) -> &'static str {
-        "float16"
-    }
-
-    fn lines(&self, inputs: usize) -> usize {
-        inputs.div_ceil(2)
-    }
-
-    fn format(&self, _: bool) -> Format {
+    fn format(_: bool) -> Format {
         Format::F16
     }
-
-    fn element(&self) -> Option<Element> {
-        Some(Element::F16)
-    }
-
-    fn delicate(&self, from: Element) -> Option<&'static dyn WeightType> {
+    fn delicate(from: Element) -> Option<&'static dyn WeightType> {
         // transformers keeps such matrices as they are in the file (`_keep_in_fp32_modules`).
         Some(super::of_element(from))
-    }
-
-    unsafe fn write(
-        &self,
-        to: Panels,
-        orientation: Orientation,
-        first: usize,
-        from: Element,
-        rows: &[u8],
-    ) -> bool {
-        // SAFETY: handed on from the caller.
-        unsafe { floats::write::<Self>(to, orientation, first, from, rows) }
-    }
-
-    unsafe fn gather(&self, panel: *const u8, lane: usize, row: &mut [f32]) {
-        // SAFETY: handed on from the caller.
-        unsafe { floats::gather::<Self>(panel, lane, row) }
     }
 }
 

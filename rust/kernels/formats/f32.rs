@@ -1,7 +1,7 @@
 //! float32: a line holds one input of sixteen outputs.
 
-use super::floats::{self, Float};
-use super::{Element, Format, Kind, Orientation, Panels, WeightType};
+use super::floats::Float;
+use super::{Element, Format, Kind};
 use crate::kernels::lanes::Lanes;
 
 /// Single precision.
@@ -33,40 +33,8 @@ impl Float for F32 {
     fn place(lane: usize, _: usize) -> usize {
         lane
     }
-}
-
-impl WeightType for F32 {
-    fn name(&self) -> &'static str {
-        "float32"
-    }
-
-    fn lines(&self, inputs: usize) -> usize {
-        inputs
-    }
-
-    fn format(&self, _: bool) -> Format {
+    fn format(_: bool) -> Format {
         Format::F32
-    }
-
-    fn element(&self) -> Option<Element> {
-        Some(Element::F32)
-    }
-
-    unsafe fn write(
-        &self,
-        to: Panels,
-        orientation: Orientation,
-        first: usize,
-        from: Element,
-        rows: &[u8],
-    ) -> bool {
-        // SAFETY: handed on from the caller.
-        unsafe { floats::write::<Self>(to, orientation, first, from, rows) }
-    }
-
-    unsafe fn gather(&self, panel: *const u8, lane: usize, row: &mut [f32]) {
-        // SAFETY: handed on from the caller.
-        unsafe { floats::gather::<Self>(panel, lane, row) }
     }
 }
 

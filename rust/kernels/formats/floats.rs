@@ -1,9 +1,11 @@
 //! What the floating-point types have in common: how their lines are filled from a file's elements and read again.
 
+use std::fmt::Debug;
+
 use super::bf16::Bf16;
 use super::f16::F16;
 use super::f32::F32;
-use super::{Element, LINE, Orientation, PAIR, Panels};
+use super::{Element, Format, LINE, Orientation, PAIR, Panels, WeightType};
 use crate::kernels::lanes::WIDTH;
 
 /// Elements of a line, at most.
@@ -24,6 +26,52 @@ pub(super) trait Float {
     fn widen(bits: Self::Bits) -> f32;
     /// Index in the line of input `s` of lane `lane`.
     fn place(lane: usize, s: usize) -> usize;
+    /// As [`WeightType::format`].
+    fn format(dot: bool) -> Format;
+    /// As [`WeightType::delicate`].
+    fn delicate(from: Element) -> Option<&'static dyn WeightType> {
+        let _ = from;
+        None
+    }
+}
+
+impl<D: Float + Debug + Sync> WeightType for D {
+    fn name(&self) -> &'static str {
+        D::ELEMENT.name()
+    }
+
+    fn lines(&self, inputs: usize) -> usize {
+        inputs.div_ceil(D::STEP)
+    }
+
+    fn format(&self, dot: bool) -> Format {
+        D::format(dot)
+    }
+
+    fn element(&self) -> Option<Element> {
+        Some(D::ELEMENT)
+    }
+
+    fn delicate(&self, from: Element) -> Option<&'static dyn WeightType> {
+        D::delicate(from)
+    }
+
+    unsafe fn write(
+        &self,
+        to: Panels,
+        orientation: Orientation,
+        first: usize,
+        from: Element,
+        rows: &[u8],
+    ) -> bool {
+        // SAFETY: handed on from the caller.
+        unsafe { write::<D>(to, orientation, first, from, rows) }
+    }
+
+    unsafe fn gather(&self, panel: *const u8, lane: usize, row: &mut [f32]) {
+        // SAFETY: handed on from the caller.
+        unsafe { gather::<D>(panel, lane, row) }
+    }
 }
 
 /// An element of one type in another; the bits stay where both are the same.
@@ -46,7 +94,7 @@ unsafe fn store<D: Float>(at: *mut u8, line: &[D::Bits; LINE_ELEMENTS]) {
 ///
 /// # Safety
 /// As for [`super::WeightType::gather`].
-pub(super) unsafe fn gather<D: Float>(panel: *const u8, lane: usize, row: &mut [f32]) {
+unsafe fn gather<D: Float>(panel: *const u8, lane: usize, row: &mut [f32]) {
     for (k, x) in row.iter_mut().enumerate() {
         // SAFETY: the panel holds a line per `STEP` inputs.
         let bits =
@@ -59,7 +107,7 @@ pub(super) unsafe fn gather<D: Float>(panel: *const u8, lane: usize, row: &mut [
 ///
 /// # Safety
 /// As there.
-pub(super) unsafe fn write<D: Float>(
+unsafe fn write<D: Float>(
     to: Panels,
     orientation: Orientation,
     first: usize,
