@@ -213,7 +213,10 @@ unsigned char* shared_memory(std::size_t bytes) {
 
 void* faulting_address;
 
-[[noreturn]] void landed() { fault(ILLEGAL_ADDRESS, "%s", describe_address(faulting_address).c_str()); }
+[[noreturn]] void landed() {
+    if (fiber_overflowed(faulting_address)) fault(LAUNCH_FAILED, "more than %zu bytes of stack", FIBER_STACK);
+    fault(ILLEGAL_ADDRESS, "%s", describe_address(faulting_address).c_str());
+}
 
 // A memory fault of the running kernel becomes its fault; any other goes where it would have gone without the emulator.
 struct sigaction before_segv, before_bus;

@@ -13,22 +13,34 @@
 namespace emu {
 namespace {
 
-// Stacks are mapped one by one and never given back; the lowest page of each is a guard.
+// The ends of the stacks. They are mapped one by one and never given back; the lowest page of each is a guard.
+std::vector<unsigned char*>& stacks() {
+    static auto& all = *new std::vector<unsigned char*>;
+    return all;
+}
+
+std::size_t guard_bytes() { return std::size_t(sysconf(_SC_PAGESIZE)); }
+
 unsigned char* stack_end(std::size_t which) {
-    static std::vector<unsigned char*> stacks;
-    while (stacks.size() <= which) {
-        std::size_t guard = std::size_t(sysconf(_SC_PAGESIZE));
+    while (stacks().size() <= which) {
+        std::size_t guard = guard_bytes();
         void* at = mmap(nullptr, FIBER_STACK + guard, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
         if (at == MAP_FAILED || mprotect(at, guard, PROT_NONE) != 0) {
             std::perror("emulated driver: no memory for the stack of a fiber");
             std::abort();
         }
-        stacks.push_back(static_cast<unsigned char*>(at) + guard + FIBER_STACK);
+        stacks().push_back(static_cast<unsigned char*>(at) + guard + FIBER_STACK);
     }
-    return stacks[which];
+    return stacks()[which];
 }
 
 }  // namespace
+
+bool fiber_overflowed(const void* at) {
+    for (const unsigned char* end : stacks())
+        if (at >= end - FIBER_STACK - guard_bytes() && at < end - FIBER_STACK) return true;
+    return false;
+}
 
 #if defined(__x86_64__)
 

@@ -22,6 +22,9 @@ bool fiber_can_divert();
 // Called by a signal handler with its ucontext: the thread goes on in `body`, on a small stack of its own, when the handler returns.
 void fiber_divert(void* ucontext, void (*body)());
 
+// Whether an address lies in the guard page of a fiber's stack.
+bool fiber_overflowed(const void* at);
+
 // How many bytes of stack a fiber has; a guard page lies below.
 constexpr std::size_t FIBER_STACK = 64 * 1024;
 

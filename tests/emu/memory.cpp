@@ -9,6 +9,7 @@
 #include <map>
 #include <sys/mman.h>
 #include <unistd.h>
+#include <vector>
 
 namespace emu {
 namespace {
@@ -106,6 +107,13 @@ bool release(Kind kind, Address at) {
     s.freed.push_back(at);
     if (s.freed.size() > MOST_FREED) forget_oldest();
     return true;
+}
+
+void release_all() {
+    std::vector<std::pair<Kind, Address>> all;
+    for (const auto& [address, a] : store().all)
+        if (a.alive) all.emplace_back(a.kind, address);
+    for (const auto& [kind, address] : all) release(kind, address);
 }
 
 bool holds(Kind kind, Address at, std::size_t bytes) {

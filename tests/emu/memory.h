@@ -21,6 +21,9 @@ Address allocate(Kind kind, int device, std::size_t bytes);
 // Frees what begins at this address, and keeps its address space from being used again for a while. False if nothing begins there.
 bool release(Kind kind, Address at);
 
+// Frees everything.
+void release_all();
+
 // Whether these bytes lie in one living allocation of that kind.
 bool holds(Kind kind, Address at, std::size_t bytes);
 

@@ -118,8 +118,8 @@ EMU_API const char* emu_report() {
 // The emulator's last complaint, or an empty text. It lives until the next complaint.
 EMU_API const char* emu_message() { return emu::state().message.c_str(); }
 
-// Takes knobs as FASTDECODE_EMU has them, forgets what was counted and what was lost, and waits for cuInit again. 0, or 1 where the knobs
-// mean nothing.
+// Takes knobs as FASTDECODE_EMU has them, and begins anew: every allocation and handle is gone, and cuInit has to be called again. Returns
+// 0, or 1 where the knobs mean nothing.
 EMU_API int emu_configure(const char* text) {
     using namespace emu;
     State& s = state();
@@ -132,6 +132,14 @@ EMU_API int emu_configure(const char* text) {
     s.lost = 0;
     s.message.clear();
     s.counters = {};
+    s.streams.clear();
+    s.events.clear();
+    s.graphs.clear();
+    s.executables.clear();
+    s.functions.clear();
+    s.modules.clear();
+    for (auto& [device, context] : s.contexts) context->retained = 0;
+    release_all();
     set_limit(knobs.memory);
     reset_peak();
     return 0;

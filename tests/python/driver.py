@@ -37,7 +37,7 @@ class LaunchConfig(ctypes.Structure):
 
 
 class Driver:
-    """An emulated driver in this process, set anew: with a device, a current context, a stream and a module of all its kernels.
+    """An emulated driver in this process, set anew, with a current context, a stream and a module.
 
     Args:
         path: The library.
@@ -70,6 +70,12 @@ class Driver:
         handle = c_void_p()
         self.call(function, ctypes.byref(handle), *arguments)
         return handle
+
+    def end_capture(self) -> c_void_p:
+        """The graph of the capture that ends."""
+        graph = c_void_p()
+        self.call("cuStreamEndCapture", self.stream, ctypes.byref(graph))
+        return graph
 
     def image(self, source: str, architecture: str = "sm_90") -> bytes:
         """What the emulated NVRTC makes of a source."""

@@ -1,10 +1,12 @@
 """Builds the emulated CUDA driver: tests/emu/ and kernels in one shared library that stands for libcuda and for NVRTC.
 
-`library()` has all kernels of rust/cuda/kernels/; what was built is kept under target/emulated/, by the hash of whatever went into it.
+`library()` has all kernels of rust/cuda/kernels/. What was built is kept under target/emulated/, by the hash of
+whatever went into it.
 """
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import functools
 import hashlib
@@ -18,7 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable, Iterator, Sequence
 
 ROOT = Path(__file__).resolve().parents[2]
 EMULATOR = ROOT / "tests" / "emu"
@@ -80,14 +82,24 @@ def _key(*parts: str | bytes) -> str:
     return digest.hexdigest()[:32]
 
 
-def _kept(path: Path, command: Sequence[str | Path], text: str | None = None) -> Path:
-    """The file, made by the command with `-o` where it is not there yet. Whoever makes the same at the same time makes the same."""
-    if not path.exists():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(dir=path.parent)
-        os.close(handle)
-        _run([*command, "-o", name], text)
+@contextlib.contextmanager
+def _becoming(path: Path) -> Iterator[Path]:
+    """A temporary file that becomes `path` in one step; two processes may make the same file at the same time."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(dir=path.parent)
+    os.close(handle)
+    try:
+        yield Path(name)
         Path(name).replace(path)
+    finally:
+        Path(name).unlink(missing_ok=True)
+
+
+def _kept(path: Path, command: Sequence[str | Path], text: str | None = None) -> Path:
+    """The file, made by the command with `-o` where it is not there yet."""
+    if not path.exists():
+        with _becoming(path) as made:
+            _run([*command, "-o", made], text)
     return path
 
 
@@ -104,14 +116,15 @@ def _kernel_object(source: Path, common: Path | None) -> Path:
     """A kernel file as a translation unit of its own, in an unnamed namespace, behind what is common."""
     included = [path for path in (common, source) if path is not None]
     stem = source.stem
+    begin, end = f"__start_emu_shared_{stem}", f"__stop_emu_shared_{stem}"
     unit = "\n".join(
         [
             f'#define EMU_STEM "{stem}"',
             '#include "emu.h"',
             # The linker sets these at both ends of the section, if the file has one.
-            f'extern "C" __attribute__((weak, visibility("hidden"))) char __start_emu_shared_{stem}[], __stop_emu_shared_{stem}[];',
-            f"#define EMU_SHARED __start_emu_shared_{stem}",
-            f"#define EMU_SHARED_END __stop_emu_shared_{stem}",
+            f'extern "C" __attribute__((weak, visibility("hidden"))) char {begin}[], {end}[];',
+            f"#define EMU_SHARED {begin}",
+            f"#define EMU_SHARED_END {end}",
             "namespace {",
             *(f'#include "{path}"' for path in included),
             "}",
@@ -142,15 +155,13 @@ def build(kernels: Iterable[Path], *, common: Path | None = None, without: Seque
         emulator = pool.map(_emulator_object, sorted(EMULATOR.glob("*.cpp")))
         units = pool.map(lambda source: _kernel_object(source, common), sorted(kernels))
         objects = [*emulator, *units]
-    names = [path.name for path in objects]
-    folder = CACHE / _key(*names, "without", *without)
-    command: list[str | Path] = [compiler(), "-shared", "-pthread", "-Wl,-z,defs", *objects]
-    if without:
-        script = folder / "without.map"
-        folder.mkdir(parents=True, exist_ok=True)
-        script.write_text(f"{{ global: *; local: {' '.join(f'{name};' for name in without)} }};\n")
-        command.append(f"-Wl,--version-script={script}")
-    return _kept(folder / "libcuda_emu.so", command)
+    exports = f"{{ global: cu*; nvrtc*; emu_*; local: *; {' '.join(f'{name};' for name in without)} }};\n"
+    folder = CACHE / _key(exports, *(path.name for path in objects))
+    script = folder / "exports.map"
+    with _becoming(script) as made:
+        made.write_text(exports)
+    options = ["-shared", "-pthread", "-Wl,-z,defs", f"-Wl,--version-script={script}"]
+    return _kept(folder / "libcuda_emu.so", [compiler(), *options, *objects])
 
 
 def library(*, without: Sequence[str] = ()) -> Path:
@@ -167,8 +178,9 @@ def environment(knobs: str = "", *, without: Sequence[str] = ()) -> dict[str, st
 def report(loaded: ctypes.CDLL) -> dict[str, Any]:
     """What the emulator in this process counted since its knobs were set.
 
-    `calls` and `launches` by name; `bytes_to_device`, `bytes_to_host`, `bytes_copied`, `bytes_filled`; `graph_launches`; `memory` and
-    `peak_memory` of the device in bytes; how many `allocations`, `pinned`, `streams`, `events`, `graphs`, `executables` and `modules` live.
+    `calls` and `launches` by name; `bytes_to_device`, `bytes_to_host`, `bytes_copied`, `bytes_filled`;
+    `graph_launches`; `memory` and `peak_memory` of the device in bytes; how many `allocations`, `pinned`, `streams`,
+    `events`, `graphs`, `executables` and `modules` live; `lost`, the error that the context was lost by, or 0.
     """
     loaded.emu_report.restype = ctypes.c_char_p
     counted: dict[str, Any] = json.loads(loaded.emu_report())

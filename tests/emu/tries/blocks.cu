@@ -71,7 +71,7 @@ extern "C" __global__ void try_mistake(const BlockArgs a) {
         case 5: if (thread == 5) a.out[-1] = 1; break;
         case 6: if (thread == 5) a.out[a.n + 5000] = 1; break;
         case 7: fixed[thread + a.n] = 1; a.out[0] = fixed[0]; break;
-        case 8: a.out[0] = *(unsigned*)((char*)a.out + 2); break;
+        case 8: a.out[0] = *(unsigned*)((char*)a.out + a.n / 32); break;
         case 9: a.out[0] = deep(1000000); break;
         case 10: if (thread < 32) __syncthreads(); else __syncwarp(); break;
         case 11: ((unsigned*)emu_dynamic_shared())[thread + a.n] = 1; break;
