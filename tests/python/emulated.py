@@ -170,9 +170,17 @@ def library(*, without: Sequence[str] = ()) -> Path:
 
 
 def environment(knobs: str = "", *, without: Sequence[str] = ()) -> dict[str, str]:
-    """Variables by which a process finds the emulated driver and the emulated NVRTC, with FASTDECODE_EMU as given."""
-    path = str(library(without=without))
-    return {"FASTDECODE_CUDA_DRIVER": path, "FASTDECODE_NVRTC": path, "FASTDECODE_EMU": knobs}
+    """Variables by which a process finds the emulated driver and the emulated NVRTC, with FASTDECODE_EMU as given.
+
+    Compiled kernels of the emulator are kept apart from those of the user, who may have a GPU: the names are the same.
+    """
+    path = library(without=without)
+    return {
+        "FASTDECODE_CUDA_DRIVER": str(path),
+        "FASTDECODE_NVRTC": str(path),
+        "FASTDECODE_EMU": knobs,
+        "XDG_CACHE_HOME": str(path.parent / "cache"),
+    }
 
 
 def report(loaded: ctypes.CDLL) -> dict[str, Any]:

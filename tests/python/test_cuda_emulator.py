@@ -451,6 +451,20 @@ def test_a_capture_forbids_what_waits_or_allocates(driver: Driver, what: str) ->
     assert driver.download(driver.upload(np.ones(1)), [1], np.float64) == 1
 
 
+def test_a_relaxed_capture_lets_others_allocate(driver: Driver) -> None:
+    attempts = forbidden(driver)
+    driver.call("cuStreamBeginCapture_v2", driver.stream, c_int(2))
+    for what in ("alloc", "free", "host alloc", "host free", "synchronize all", "module"):
+        attempts[what]()
+    for what in ("pageable source", "synchronize"):
+        with pytest.raises(DriverError) as error:
+            attempts[what]()
+        assert error.value.code == 900
+    with pytest.raises(DriverError) as end:
+        driver.end_capture()
+    assert end.value.code == 901
+
+
 def test_a_capture_begins_once_and_ends_once(driver: Driver) -> None:
     with pytest.raises(DriverError) as error:
         driver.end_capture()
@@ -600,7 +614,17 @@ def test_a_module_is_for_an_architecture(driver: Driver, architecture: str, code
 
 
 def test_other_bytes_are_no_module(driver: Driver) -> None:
-    assert driver.library.cuModuleLoadData(ctypes.byref(c_void_p()), b"\x7fELF") == 200
+    for image in (b"PTX" + bytes(100), b"\x7fELF" + bytes(100)):
+        assert driver.library.cuModuleLoadData(ctypes.byref(c_void_p()), image) == 200
+
+
+@pytest.mark.parametrize(("version", "flags"), [(7, 0x005A055A), (8, 0x06005A04)])
+def test_real_cubins_are_read(driver: Driver, version: int, flags: int) -> None:
+    """Of both versions of the format that NVRTC 12 and 13 write; only the header differs."""
+    image = bytearray(driver.image(SOURCE, "sm_80"))
+    image[8], image[48:52] = version, flags.to_bytes(4, "little")
+    module = driver.made("cuModuleLoadData", ctypes.c_char_p(bytes(image)))
+    driver.made("cuModuleGetFunction", module, b"try_race")
 
 
 def test_a_source_with_an_error_has_a_log(driver: Driver) -> None:
