@@ -409,11 +409,11 @@ def test_a_graph_replays_what_was_recorded(driver: Driver) -> None:
 
 
 def forbidden(driver: Driver) -> dict[str, Callable[[], object]]:
-    at, values = driver.alloc(16), np.zeros(4, np.float32)
+    at, free, values = driver.alloc(16), driver.alloc(16), np.zeros(4, np.float32)
     pinned = driver.made("cuMemHostAlloc", c_size_t(16), c_uint(0))
     return {
         "alloc": lambda: driver.alloc(4),
-        "free": lambda: driver.free(at),
+        "free": lambda: driver.free(free),
         "host alloc": lambda: driver.pinned([1], np.uint32),
         "host free": lambda: driver.call("cuMemFreeHost", pinned),
         "synchronize": driver.synchronize,
