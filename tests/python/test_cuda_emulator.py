@@ -165,6 +165,18 @@ def test_the_block_that_comes_last_sees_all_tickets(driver: Driver) -> None:
     assert driver.download(out, [2], np.uint32).tolist() == [17, 17]
 
 
+def test_fibers_of_other_processors() -> None:
+    """Where no assembly is at hand the C library switches."""
+    other = emulated.build(TRIES, defines=["EMU_UCONTEXT"])
+
+    def begin(knobs: str = "") -> Driver:
+        return Driver(other, knobs, SOURCE)
+
+    test_barriers_order_what_threads_share(begin, 256, "reverse=1")
+    test_shuffles_take_from_the_lane_that_the_isa_says(begin, 16, 5, "")
+    test_kernels_run_after_one_that_ended_early(begin)
+
+
 MISTAKES = {
     "a barrier that some have left": (0, 64, 719, "40 of 64 threads wait in __syncthreads"),
     "a warp's barrier that some have left": (
