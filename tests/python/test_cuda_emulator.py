@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import json
 import os
+import signal
 import subprocess
 import sys
 import threading
@@ -299,11 +300,30 @@ def test_a_kernel_that_uses_freed_memory_is_found(driver: Driver) -> None:
     assert error.value.code == 700
 
 
-def test_damage_is_found_when_memory_is_freed(driver: Driver) -> None:
-    at = driver.alloc(100)
-    ctypes.memset(at + 100, 0, 1)
-    with pytest.raises(DriverError, match="something wrote behind the allocation of 100 bytes"):
+def test_damage_far_in_front_is_found_when_memory_is_freed(driver: Driver) -> None:
+    at = driver.alloc(256)
+    driver.launch("try_mistake", Block(at, 64, 13), [1], [64])
+    with pytest.raises(DriverError, match="something wrote in front of the allocation of 256 bytes"):
         driver.free(at)
+
+
+def test_the_host_cannot_touch_device_memory(path: Path) -> None:
+    script = (
+        "import ctypes, sys\n"
+        "from pathlib import Path\n"
+        "sys.path.insert(0, sys.argv[2])\n"
+        "from driver import Driver\n"
+        "import numpy as np\n"
+        "driver = Driver(Path(sys.argv[1]))\n"
+        "at = driver.upload(np.ones(4))\n"
+        "assert driver.download(at, [4], np.float64).tolist() == [1, 1, 1, 1]\n"
+        "print('before', flush=True)\n"
+        "ctypes.string_at(at, 1)\n"
+        "print('after', flush=True)\n"
+    )
+    command = [sys.executable, "-c", script, str(path), str(emulated.ROOT / "tests" / "python")]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (-signal.SIGSEGV, "before\n")
 
 
 def test_copies_and_fills(driver: Driver) -> None:
