@@ -366,7 +366,7 @@ impl Model {
         profile: Option<&'a execute::Profile>,
     ) -> Executor<'a> {
         let (weights, runtime, memory) = (&self.weights, &self.runtime, self.pool.shape());
-        Executor { program, weights, runtime, own, memory, profile }
+        Executor { program, weights, runtime, own, memory, profile, backend: None }
     }
 
     fn encoder(&self) -> Result<Encoder<'_>> {

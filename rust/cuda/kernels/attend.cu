@@ -282,6 +282,10 @@ extern "C" __global__ void __launch_bounds__(128, 5) fd_attend_rows_bf16(const A
 extern "C" __global__ void __launch_bounds__(128, 4) fd_attend_tile_f32(const AttendArgs a) { attend_tile<float>(a); }
 extern "C" __global__ void __launch_bounds__(128, 4) fd_attend_tile_bf16(const AttendArgs a) { attend_tile<bf16>(a); }
 
+// What the host declares (rust/cuda/args.rs).
+static_assert(sizeof(Look) == 20 && sizeof(Heads) == 16 && sizeof(Preparation) == 40, "as the host has them");
+static_assert(sizeof(CacheArgs) == 32 && sizeof(AppendArgs) == 128 && sizeof(AttendArgs) == 192, "as the host has them");
+
 #ifdef EMU
 EMU_KERNEL(fd_append_f32, AppendArgs)
 EMU_KERNEL(fd_append_bf16, AppendArgs)

@@ -92,6 +92,9 @@ extern "C" __global__ void __launch_bounds__(32) fd_count(const AdvanceArgs a) {
     if (threadIdx.x == 0) *a.step += 1;
 }
 
+// What the host declares (rust/cuda/args.rs).
+static_assert(sizeof(BestArgs) == 32 && sizeof(AdvanceArgs) == 64, "as the host has them");
+
 #ifdef EMU
 EMU_KERNEL(fd_best, BestArgs)
 EMU_KERNEL(fd_advance, AdvanceArgs)

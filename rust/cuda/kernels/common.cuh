@@ -242,6 +242,9 @@ struct Preparation {
     int pairs;
 };
 
+// Floats from one row of angles to the next.
+__device__ __forceinline__ int angle_stride(int pairs) { return (2 * pairs + 3) / 4 * 4; }
+
 // One head of a row, prepared by one warp into `to`, which all its lanes see afterwards.
 __device__ __forceinline__ void prepare(const Preparation& p, const float* x, int d, int row, int lane, float* to) {
     float2 by = make_float2(0.0f, 1.0f);
@@ -249,7 +252,7 @@ __device__ __forceinline__ void prepare(const Preparation& p, const float* x, in
     for (int i = lane; i < d; i += WARP) to[i] = p.norm.kind != NO_NORM ? normalize(x[i], by, p.norm, i) : x[i];
     __syncwarp();
     if (p.angles) {
-        const float* angles = p.angles + (long long)row * 2 * p.pairs;
+        const float* angles = p.angles + (long long)row * angle_stride(p.pairs);
         for (int i = lane; i < p.pairs; i += WARP) {
             float a = to[i], b = to[i + p.pairs], c = angles[i], s = angles[i + p.pairs];
             to[i] = a * c - b * s;

@@ -48,7 +48,7 @@ template <typename T> __device__ __forceinline__ void embed(const EmbedArgs& a) 
     const float* inverse = a.is_long[row] && a.inverse_long ? a.inverse_long : a.inverse;
     for (int i = threadIdx.x; i < a.pairs; i += blockDim.x) {
         double angle = (double)((float)position * inverse[i]);
-        float* angles = a.angles + (long long)row * 2 * a.pairs;
+        float* angles = a.angles + (long long)row * angle_stride(a.pairs);
         double2 both = sine_and_cosine(angle);
         angles[i] = (float)both.y * a.factor;
         angles[i + a.pairs] = (float)both.x * a.factor;
@@ -87,6 +87,9 @@ extern "C" __global__ void __launch_bounds__(128) fd_gather(const GatherArgs a) 
     float* to = a.to + (long long)blockIdx.x * a.to_stride;
     for (int i = threadIdx.x; i < a.width; i += blockDim.x) to[i] = from[i];
 }
+
+// What the host declares (rust/cuda/args.rs).
+static_assert(sizeof(EmbedArgs) == 104 && sizeof(NormRowsArgs) == 56 && sizeof(GatherArgs) == 40, "as the host has them");
 
 #ifdef EMU
 EMU_KERNEL(fd_embed_f32, EmbedArgs)
