@@ -83,10 +83,10 @@ struct Key {
 }
 
 /// A step before it is launched.
-struct Step<'a> {
+struct Step<'a, 'i> {
     program: &'a Program,
     plan: &'a Plan,
-    inputs: &'a Inputs<'a>,
+    inputs: Inputs<'i>,
     size: Size,
     /// Whether a graph is recorded of it, or repeated.
     recorded: bool,
@@ -105,13 +105,13 @@ fn chunks(keys: usize) -> usize {
     keys.div_ceil(CHUNK).max(1)
 }
 
-impl<'a> Step<'a> {
+impl<'a, 'i> Step<'a, 'i> {
     /// A step that leaves `side_by_side` rows of logits at once, and chooses tokens for `steps` steps if that is not 0.
     fn new(
         gpu: &Gpu,
         program: &'a Program,
         plan: &'a Plan,
-        inputs: &'a Inputs<'a>,
+        inputs: Inputs<'i>,
         (vocab, side_by_side, steps): (usize, usize, usize),
     ) -> Self {
         let most = |cache, of: fn(&crate::layers::attention::Span) -> usize| {
@@ -157,7 +157,7 @@ impl Forward {
         self.work.lock().unwrap_or_else(PoisonError::into_inner).activations.bytes()
     }
 
-    fn launcher<'l>(&'l self, step: &Step<'_>, placed: &'l Placed) -> Launcher<'l> {
+    fn launcher<'l>(&'l self, step: &Step<'_, '_>, placed: &'l Placed) -> Launcher<'l> {
         let Size { room, chunks, given, .. } = step.size;
         Launcher {
             gpu: &self.gpu,
@@ -175,7 +175,7 @@ impl Forward {
     }
 
     /// Every phase but the head; the head too, for all wanted rows, where `with_head` says so.
-    fn launch(&self, step: &Step<'_>, launcher: &Launcher<'_>, with_head: bool) -> Result<()> {
+    fn launch(&self, step: &Step<'_, '_>, launcher: &Launcher<'_>, with_head: bool) -> Result<()> {
         for (phase, ready) in std::iter::zip(step.program.phases(), &self.ready) {
             if !launcher.takes(phase) {
                 continue;
@@ -210,7 +210,7 @@ fn pinned<'p>(gpu: &Gpu, memory: &'p mut Option<Pinned>, bytes: usize) -> Result
 
 impl Work {
     /// Finds places for a step and sends its tables.
-    fn place(&mut self, forward: &Forward, step: &Step<'_>) -> Result<Placed> {
+    fn place(&mut self, forward: &Forward, step: &Step<'_, '_>) -> Result<Placed> {
         if step.inputs.cancel.ask() {
             return Err(Error::Cancelled);
         }
@@ -229,7 +229,7 @@ impl Work {
         let tables = pinned(gpu, &mut self.tables, sent + of_given)?;
         // SAFETY: the memory has room for these, and the GPU has read what was there before: every step waits for it.
         let bytes = unsafe { std::slice::from_raw_parts_mut(tables.as_mut_ptr(), sent + of_given) };
-        let mut counts = places.tables.write(&mut bytes[..sent], room, step.plan, step.inputs);
+        let mut counts = places.tables.write(&mut bytes[..sent], room, step.plan, &step.inputs);
         // SAFETY: both runs are there until the stream has been waited for.
         unsafe { gpu.stream.to_device(places.tables_at, tables.as_ptr(), sent)? };
         let mut from = sent;
@@ -255,7 +255,7 @@ impl Work {
     fn repeat(
         &mut self,
         forward: &Forward,
-        step: &Step<'_>,
+        step: &Step<'_, '_>,
         chooses: bool,
         times: usize,
         record: impl Fn() -> Result<()>,
@@ -307,7 +307,7 @@ impl Backend for Forward {
             Results::Nothing => 0,
             Results::Logits(_) | Results::Scores(..) => side_by_side(wanted, vocab),
         };
-        let step = Step::new(gpu, program, plan, &inputs, (vocab, at_once, 0));
+        let step = Step::new(gpu, program, plan, inputs, (vocab, at_once, 0));
         self.with_work(|work| {
             let placed = work.place(self, &step)?;
             let launcher = self.launcher(&step, &placed);
@@ -351,7 +351,7 @@ impl Backend for Forward {
         ids: &mut [u32],
     ) -> Result<()> {
         let (gpu, vocab, rows) = (&*self.gpu, self.vocab(program), plan.rows());
-        let step = Step::new(gpu, program, plan, &inputs, (vocab, rows, steps));
+        let step = Step::new(gpu, program, plan, inputs, (vocab, rows, steps));
         self.with_work(|work| {
             let placed = work.place(self, &step)?;
             let launcher = self.launcher(&step, &placed);
