@@ -152,11 +152,6 @@ impl Forward {
         }
     }
 
-    /// Bytes of the GPU's memory that steps have taken.
-    pub fn activation_bytes(&self) -> usize {
-        self.work.lock().unwrap_or_else(PoisonError::into_inner).activations.bytes()
-    }
-
     fn launcher<'l>(&'l self, step: &Step<'_, '_>, placed: &'l Placed) -> Launcher<'l> {
         let Size { room, chunks, given, .. } = step.size;
         Launcher {
@@ -300,6 +295,10 @@ impl Work {
 }
 
 impl Backend for Forward {
+    fn activation_bytes(&self) -> usize {
+        self.work.lock().unwrap_or_else(PoisonError::into_inner).activations.bytes()
+    }
+
     fn run(&self, step: Remote<'_, '_>) -> Result<()> {
         let Remote { program, plan, inputs, mut results, last, scans } = step;
         let (gpu, vocab, wanted) = (&*self.gpu, self.vocab(program), plan.wanted());

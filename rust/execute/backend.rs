@@ -18,6 +18,9 @@ pub trait Backend: Debug + Send + Sync {
     /// `OutOfMemory`, `Cancelled`, and those of the device.
     fn run(&self, step: Remote<'_, '_>) -> Result<()>;
 
+    /// Bytes of the device's memory that steps have taken.
+    fn activation_bytes(&self) -> usize;
+
     /// Runs `steps` steps of one row for each sequence, each of which appends the first of the largest logits of the one before, and
     /// leaves what was chosen in `ids`, a row for each step; `u32::MAX` where a row's logits say nothing.
     ///
