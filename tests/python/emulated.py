@@ -172,7 +172,9 @@ def library(*, without: Sequence[str] = ()) -> Path:
 def environment(knobs: str = "", *, without: Sequence[str] = ()) -> dict[str, str]:
     """Variables by which a process finds the emulated driver and the emulated NVRTC, with FASTDECODE_EMU as given."""
     path = str(library(without=without))
-    return {"FASTDECODE_CUDA_DRIVER": path, "FASTDECODE_NVRTC": path, "FASTDECODE_EMU": knobs}
+    # What the emulated NVRTC "compiles" must not come into the store of a real one.
+    cache = {"XDG_CACHE_HOME": str(CACHE / "cache")}
+    return {"FASTDECODE_CUDA_DRIVER": path, "FASTDECODE_NVRTC": path, "FASTDECODE_EMU": knobs, **cache}
 
 
 def report(loaded: ctypes.CDLL) -> dict[str, Any]:
