@@ -107,6 +107,16 @@ pub enum Error {
         /// Tables that this CPU can run.
         available: String,
     },
+    /// A GPU cannot be used, or what was asked of it failed.
+    #[error("{what}: expected {expected}, got {got}")]
+    Cuda {
+        /// The device, library, function or kernel file that is concerned.
+        what: String,
+        /// What is needed, and what to do.
+        expected: String,
+        /// What was found, in the driver's or compiler's words where it is theirs.
+        got: String,
+    },
     /// A model file records a forward that cannot be run.
     #[error(
         "internal error: the forward of this model, at {phase}: expected {expected}, got {got}; please report it"
@@ -140,5 +150,15 @@ impl Error {
     /// Wraps an I/O error with the path that was being read.
     pub fn io(path: impl Into<PathBuf>, source: std::io::Error) -> Self {
         Self::Io { path: path.into(), source }
+    }
+
+    /// A GPU was asked for, but this build leaves the CUDA backend out.
+    pub fn built_without_cuda() -> Self {
+        Self::Cuda {
+            what: "CUDA".to_owned(),
+            expected: "a build with CUDA (a released wheel, or cargo's feature `cuda`), or device=\"cpu\""
+                .to_owned(),
+            got: "a build of fastdecode without CUDA".to_owned(),
+        }
     }
 }

@@ -15,6 +15,8 @@ pub mod checkpoint;
 pub mod load;
 pub mod program;
 pub mod execute;
+#[cfg(feature = "cuda")]
+pub mod cuda;
 pub mod models;
 pub mod decode;
 pub mod engine;

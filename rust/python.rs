@@ -14,7 +14,7 @@ mod score;
 mod state;
 mod turn;
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use pyo3::buffer::PyBuffer;
@@ -24,7 +24,7 @@ use pyo3::types::{PyByteArray, PyDict, PyList};
 use crate::checkpoint::{Checkpoint, Dtype, MemoryTensor};
 use crate::engine::{CHUNK, EarlyStopping, Engine, Limit, Options, Seed};
 use crate::kernels::{self, Kernels};
-use crate::models::{self, Decoder, LoadOptions, Part, Pooling};
+use crate::models::{self, CudaFolders, Decoder, LoadOptions, Part, Pooling};
 use crate::{forks, limits, team};
 use adapter::{AdapterArgument, AdapterFile, adaptable_modules};
 use decoding::{Generation, Prompts};
@@ -48,6 +48,9 @@ fn bytes<'py>(py: Python<'py>, values: &[f32]) -> PyResult<Bound<'py, PyByteArra
 /// A type of weights, the parts that have another one, and the inputs of a group of int4.
 type DtypeArgument = (String, Vec<(String, String)>, usize);
 
+/// A device, the folder of the kernels that the package ships, and folders in which NVRTC may be.
+type DeviceArgument = (String, PathBuf, Vec<PathBuf>);
+
 fn load_options(
     (dtype, dtype_by_part, int4_group): DtypeArgument,
     compute_dtype: Option<&str>,
@@ -55,6 +58,7 @@ fn load_options(
     cache_bytes: Option<u64>,
     max_rows: Option<usize>,
     prefix_cache_bytes: u64,
+    (device, shipped, nvrtc): DeviceArgument,
     part: &str,
 ) -> LoadOptions {
     LoadOptions {
@@ -71,6 +75,8 @@ fn load_options(
         cache_bytes,
         max_rows,
         prefix_cache_bytes: Some(prefix_cache_bytes),
+        device: Some(device),
+        cuda_folders: CudaFolders { shipped: Some(shipped), nvrtc },
         adapters: Vec::new(),
     }
 }
@@ -91,7 +97,7 @@ impl Model {
 #[pymethods]
 impl Model {
     #[staticmethod]
-    #[pyo3(signature = (folder, dtype, compute_dtype, num_threads, cache_bytes, max_rows, prefix_cache_bytes=0, part="folder", adapters=Vec::new()))]
+    #[pyo3(signature = (folder, dtype, compute_dtype, num_threads, cache_bytes, max_rows, prefix_cache_bytes, device, part="folder", adapters=Vec::new()))]
     #[expect(clippy::too_many_arguments, reason = "one argument per option, as the stub lists them")]
     fn load(
         py: Python<'_>,
@@ -102,6 +108,7 @@ impl Model {
         cache_bytes: Option<u64>,
         max_rows: Option<usize>,
         prefix_cache_bytes: u64,
+        device: DeviceArgument,
         part: &str,
         adapters: Vec<AdapterArgument<'_>>,
     ) -> PyResult<Self> {
@@ -114,6 +121,7 @@ impl Model {
                 cache_bytes,
                 max_rows,
                 prefix_cache_bytes,
+                device,
                 part,
             );
             let options = LoadOptions { adapters, ..options };
@@ -122,7 +130,7 @@ impl Model {
     }
 
     #[staticmethod]
-    #[pyo3(signature = (config, tensors, dtype, compute_dtype, num_threads, cache_bytes, max_rows, prefix_cache_bytes = 0, part = "folder"))]
+    #[pyo3(signature = (config, tensors, dtype, compute_dtype, num_threads, cache_bytes, max_rows, prefix_cache_bytes, device, part = "folder"))]
     #[expect(clippy::too_many_arguments, reason = "one argument per option, as the stub lists them")]
     fn from_tensors(
         py: Python<'_>,
@@ -134,6 +142,7 @@ impl Model {
         cache_bytes: Option<u64>,
         max_rows: Option<usize>,
         prefix_cache_bytes: u64,
+        device: DeviceArgument,
         part: &str,
     ) -> PyResult<Self> {
         const ELEMENTS: [Dtype; 10] = [
@@ -161,6 +170,7 @@ impl Model {
                 cache_bytes,
                 max_rows,
                 prefix_cache_bytes,
+                device,
                 part,
             );
             let checkpoint = Checkpoint::from_memory(memory)?;
@@ -205,7 +215,9 @@ impl Model {
         }
         values.set_item("parts", parts)?;
         values.set_item("compute_dtype", info.compute_dtype)?;
-        values.set_item("isa", info.isa)?;
+        values.set_item("device", &info.device)?;
+        values.set_item("device_reason", info.device_reason.as_deref())?;
+        values.set_item("isa", &info.isa)?;
         values.set_item("num_threads", info.num_threads)?;
         let limits = self.0.model().limits();
         let cache_bytes = (limits.cache_bytes != usize::MAX).then_some(limits.cache_bytes);

@@ -486,6 +486,9 @@ fn take<S>(slot: &mut Slot<S>) -> Option<Taken<S>> {
 pub(super) fn again(error: &Error) -> Error {
     match error {
         Error::OutOfMemory { what, bytes } => Error::OutOfMemory { what: what.clone(), bytes: *bytes },
+        Error::Cuda { what, expected, got } => {
+            Error::Cuda { what: what.clone(), expected: expected.clone(), got: got.clone() }
+        }
         Error::Panicked { message } => Error::Panicked { message: message.clone() },
         other => Error::Panicked { message: other.to_string() },
     }

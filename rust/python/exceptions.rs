@@ -82,6 +82,11 @@ fn exception(py: Python<'_>, error: &Error) -> PyResult<PyErr> {
             described(&fields, available, requested)?;
             "IsaError"
         }
+        Error::Cuda { what, expected, got } => {
+            fields.set_item("what", what)?;
+            described(&fields, expected, got)?;
+            "CudaError"
+        }
         Error::Program { phase, expected, got } => {
             fields.set_item("got", format!("{phase}: expected {expected}, got {got}"))?;
             "EngineError"
