@@ -5,15 +5,19 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING, Any
 
+import emulated
 import fastdecode
 import laws
 import pytest
 import tables
 import tiny
+import tries
+from driver import Driver
 from hypothesis import HealthCheck, settings
 from tally import TALLY
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
 
     import tokenizers
@@ -88,3 +92,21 @@ def types(request: pytest.FixtureRequest) -> dict[str, Any]:
     """Options of loading for every pair of a stored type and a type in which products are formed."""
     dtype, compute = request.param
     return {"dtype": dtype, "compute_dtype": compute}
+
+
+@pytest.fixture(scope="session")
+def emulator() -> Path:
+    """The emulated CUDA driver with kernels that try it."""
+    return emulated.build(tries.FILES)
+
+
+@pytest.fixture
+def begin(emulator: Path) -> Callable[..., Driver]:
+    """Sets the emulated driver of this process anew, with knobs as FASTDECODE_EMU has them."""
+    return lambda knobs="": Driver(emulator, knobs, tries.SOURCE)
+
+
+@pytest.fixture
+def driver(begin: Callable[..., Driver]) -> Driver:
+    """The emulated driver as it is without knobs."""
+    return begin()
