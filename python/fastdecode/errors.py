@@ -13,6 +13,7 @@ __all__ = [
     "CheckpointError",
     "ConfigError",
     "ContextLengthError",
+    "CudaError",
     "EngineError",
     "FastdecodeError",
     "FastdecodeWarning",
@@ -173,10 +174,10 @@ class ScoresError(FastdecodeError, ValueError):
 
 
 class OutOfMemoryError(FastdecodeError, MemoryError):
-    """The operating system refused memory.
+    """The operating system refused memory, or a GPU has not so much.
 
     Attributes:
-        what: What the memory was for.
+        what: What the memory was for; on a GPU, which one, and how much of its memory is free.
         bytes: Size of the refused request in bytes.
     """
 
@@ -192,6 +193,22 @@ class IsaError(FastdecodeError, RuntimeError):
         got: Value of the variable.
     """
 
+    expected: str | None = None
+    got: str | None = None
+
+
+class CudaError(FastdecodeError, RuntimeError):
+    """A GPU cannot be used: there is no driver, no such GPU, no kernels for it, or what was asked of it failed.
+
+    Where a GPU has too little memory, that is an `OutOfMemoryError`.
+
+    Attributes:
+        what: The device, function or kernel file that is concerned.
+        expected: What is needed, and what to do.
+        got: What was found; the driver's words and the compiler's log where there are any.
+    """
+
+    what: str | None = None
     expected: str | None = None
     got: str | None = None
 
