@@ -12,9 +12,11 @@ use crate::kernels::{self, BLOCK};
 
 use block::Block;
 pub use pool::Pool;
+pub use remote::{Held, Remote};
 
 mod block;
 mod pool;
+mod remote;
 mod slab;
 
 /// Sizes of a cache.
@@ -155,7 +157,7 @@ impl Sequence {
             && let Some(last) = self.blocks.last_mut()
         {
             match Arc::get_mut(last) {
-                Some(block) => clear(self.pool.shape(), block.at(), self.len % BLOCK),
+                Some(block) => self.pool.clear(block, self.len % BLOCK),
                 None => self.stale = true,
             }
         }
@@ -173,14 +175,11 @@ impl Sequence {
             let shared = Arc::get_mut(last).is_none();
             if shared {
                 let copy = self.pool.unwritten(self.account)?;
-                // SAFETY: both blocks have the pool's size, and the copy is nobody else's yet.
-                unsafe {
-                    std::ptr::copy_nonoverlapping(last.at(), copy.at(), self.pool.shape().block_bytes());
-                }
+                self.pool.copy(last, &copy)?;
                 *last = copy;
             }
             if shared || self.stale {
-                clear(self.pool.shape(), last.at(), tail);
+                self.pool.clear(last, tail);
             }
         }
         self.stale = false;
@@ -215,17 +214,6 @@ impl Sequence {
     /// Appends the first byte of every block to `out`.
     pub fn pointers(&self, out: &mut Vec<*const u8>) {
         out.extend(self.blocks.iter().map(|b| b.at().cast_const()));
-    }
-}
-
-/// Zeroes the tokens from `from` on of every head of a block.
-fn clear(shape: &Shape, block: *mut u8, from: usize) {
-    for (layer, head) in (0..shape.layers).flat_map(|l| (0..shape.heads).map(move |h| (l, h))) {
-        // SAFETY: the offsets lie in the block, which is the caller's alone.
-        unsafe {
-            let (keys, values) = (block.add(shape.keys(layer, head)), block.add(shape.values(layer, head)));
-            kernels::clear(shape.bf16, shape.head_dim, keys, values, from);
-        }
     }
 }
 

@@ -15,7 +15,7 @@ mod score;
 mod state;
 mod turn;
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use pyo3::buffer::PyBuffer;
@@ -25,7 +25,7 @@ use pyo3::types::{PyByteArray, PyDict, PyList};
 use crate::checkpoint::{Checkpoint, Dtype, MemoryTensor};
 use crate::engine::{CHUNK, EarlyStopping, Engine, Limit, Options, Seed};
 use crate::kernels::{self, Kernels};
-use crate::models::{self, Decoder, LoadOptions, Part, Pooling};
+use crate::models::{self, CudaFolders, Decoder, LoadOptions, Part, Pooling};
 use crate::{forks, limits, team};
 use adapter::{AdapterArgument, AdapterFile, adaptable_modules};
 use cuda::{cuda_cubin, cuda_devices};
@@ -50,6 +50,9 @@ fn bytes<'py>(py: Python<'py>, values: &[f32]) -> PyResult<Bound<'py, PyByteArra
 /// A type of weights, the parts that have another one, and the inputs of a group of int4.
 type DtypeArgument = (String, Vec<(String, String)>, usize);
 
+/// A device, the folder of the kernels that the package ships, and folders in which NVRTC may be.
+type DeviceArgument = (String, PathBuf, Vec<PathBuf>);
+
 fn load_options(
     (dtype, dtype_by_part, int4_group): DtypeArgument,
     compute_dtype: Option<&str>,
@@ -57,6 +60,7 @@ fn load_options(
     cache_bytes: Option<u64>,
     max_rows: Option<usize>,
     prefix_cache_bytes: u64,
+    (device, shipped, nvrtc): DeviceArgument,
     part: &str,
 ) -> LoadOptions {
     LoadOptions {
@@ -73,6 +77,8 @@ fn load_options(
         cache_bytes,
         max_rows,
         prefix_cache_bytes: Some(prefix_cache_bytes),
+        device: Some(device),
+        cuda_folders: CudaFolders { shipped: Some(shipped), nvrtc },
         adapters: Vec::new(),
     }
 }
@@ -93,7 +99,7 @@ impl Model {
 #[pymethods]
 impl Model {
     #[staticmethod]
-    #[pyo3(signature = (folder, dtype, compute_dtype, num_threads, cache_bytes, max_rows, prefix_cache_bytes=0, part="folder", adapters=Vec::new()))]
+    #[pyo3(signature = (folder, dtype, compute_dtype, num_threads, cache_bytes, max_rows, prefix_cache_bytes, device, part="folder", adapters=Vec::new()))]
     #[expect(clippy::too_many_arguments, reason = "one argument per option, as the stub lists them")]
     fn load(
         py: Python<'_>,
@@ -104,6 +110,7 @@ impl Model {
         cache_bytes: Option<u64>,
         max_rows: Option<usize>,
         prefix_cache_bytes: u64,
+        device: DeviceArgument,
         part: &str,
         adapters: Vec<AdapterArgument<'_>>,
     ) -> PyResult<Self> {
@@ -116,6 +123,7 @@ impl Model {
                 cache_bytes,
                 max_rows,
                 prefix_cache_bytes,
+                device,
                 part,
             );
             let options = LoadOptions { adapters, ..options };
@@ -124,7 +132,7 @@ impl Model {
     }
 
     #[staticmethod]
-    #[pyo3(signature = (config, tensors, dtype, compute_dtype, num_threads, cache_bytes, max_rows, prefix_cache_bytes = 0, part = "folder"))]
+    #[pyo3(signature = (config, tensors, dtype, compute_dtype, num_threads, cache_bytes, max_rows, prefix_cache_bytes, device, part = "folder"))]
     #[expect(clippy::too_many_arguments, reason = "one argument per option, as the stub lists them")]
     fn from_tensors(
         py: Python<'_>,
@@ -136,6 +144,7 @@ impl Model {
         cache_bytes: Option<u64>,
         max_rows: Option<usize>,
         prefix_cache_bytes: u64,
+        device: DeviceArgument,
         part: &str,
     ) -> PyResult<Self> {
         const ELEMENTS: [Dtype; 10] = [
@@ -163,6 +172,7 @@ impl Model {
                 cache_bytes,
                 max_rows,
                 prefix_cache_bytes,
+                device,
                 part,
             );
             let checkpoint = Checkpoint::from_memory(memory)?;
@@ -207,7 +217,9 @@ impl Model {
         }
         values.set_item("parts", parts)?;
         values.set_item("compute_dtype", info.compute_dtype)?;
-        values.set_item("isa", info.isa)?;
+        values.set_item("device", &info.device)?;
+        values.set_item("device_reason", info.device_reason.as_deref())?;
+        values.set_item("isa", &info.isa)?;
         values.set_item("num_threads", info.num_threads)?;
         let limits = self.0.model().limits();
         let cache_bytes = (limits.cache_bytes != usize::MAX).then_some(limits.cache_bytes);

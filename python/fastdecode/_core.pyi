@@ -92,7 +92,8 @@ class Model:
         num_threads: int | None,
         cache_bytes: int | None,
         max_rows: int | None,
-        prefix_cache_bytes: int = 0,
+        prefix_cache_bytes: int,
+        device: tuple[str, str, Sequence[str]],
         part: Literal["folder", "whole", "encoder"] = "folder",
         adapters: Sequence[tuple[AdapterFile, Sequence[_Edit]]] = ...,
     ) -> Model: ...
@@ -105,7 +106,8 @@ class Model:
         num_threads: int | None,
         cache_bytes: int | None,
         max_rows: int | None,
-        prefix_cache_bytes: int = 0,
+        prefix_cache_bytes: int,
+        device: tuple[str, str, Sequence[str]],
         part: Literal["folder", "whole", "encoder"] = "folder",
     ) -> Model: ...
     @property

@@ -28,6 +28,7 @@ class LoadOptions(TypedDict, total=False):
     cache_bytes: int | None
     max_rows: int | None
     prefix_cache_bytes: int
+    device: str
     tokenizer: object
     revision: str | None
     token: str | bool | None
@@ -42,6 +43,8 @@ class AnyLoadOptions(LoadOptions, PassedOverInLoading, total=False):
 
 # Type of what no part names, the parts that have another, and the inputs of a group of int4.
 NativeDtype: TypeAlias = tuple[str, list[tuple[str, str]], int]
+# A device, the folder of the package's kernels, and folders in which NVRTC may be.
+NativeDevice: TypeAlias = tuple[str, str, list[str]]
 
 LOADING = frozenset(LoadOptions.__annotations__)
 
@@ -68,7 +71,8 @@ def load_options(
     max_rows: int | None,
     prefix_cache_bytes: int | None,
     int4_group: object = 64,
-) -> tuple[NativeDtype, str | None, int | None, int | None, int | None, int]:
+    device: object = "cpu",
+) -> tuple[NativeDtype, str | None, int | None, int | None, int | None, int, NativeDevice]:
     """Checks the options of loading that the native module takes.
 
     Raises:
@@ -94,7 +98,24 @@ def load_options(
         if value is not None and not known:
             raise bad_option(name, expected, repr(value))
     stored = (by_part.pop("default", "auto"), list(by_part.items()), int4_group)
-    return stored, compute_dtype, num_threads, cache_bytes, max_rows, prefix_cache_bytes or 0
+    native = _native_device(device)
+    return stored, compute_dtype, num_threads, cache_bytes, max_rows, prefix_cache_bytes or 0, native
+
+
+def _native_device(device: object) -> NativeDevice:
+    """A device with where its kernels are; nothing is looked for where the CPU is meant.
+
+    Raises:
+        OptionError: It is no name of a device; which names those are, the native module says.
+    """
+    if not isinstance(device, str):
+        raise bad_option("device", '"cpu", "auto", "cuda" or "cuda:N"', f"{device!r:.80}")
+    if device == "cpu":
+        return device, "", []
+    from . import cuda
+
+    # A lone surrogate is no text for the native module, which would not say which option it is.
+    return device.encode("utf-8", "replace").decode(), cuda.cubins(), cuda.nvrtc()
 
 
 def dtype_of_words(words: Sequence[str]) -> str | dict[str, str]:

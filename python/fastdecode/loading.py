@@ -27,6 +27,7 @@ def load(
     cache_bytes: int | None = None,
     max_rows: int | None = None,
     prefix_cache_bytes: int = 0,
+    device: str = "cpu",
     tokenizer: object = None,
     adapter: str | os.PathLike[str] | Sequence[str | os.PathLike[str]] | None = None,
     revision: str | None = None,
@@ -77,6 +78,9 @@ def load(
             generated, so that later ones that begin in the same way do not compute it again; default 0. What was
             not used for longest goes first, and all of it before a request waits. It does not change results.
             `CausalLM.prefix` shares a prefix by hand.
+        device: Where steps run: "cpu", "cuda" or "cuda:N" (an NVIDIA GPU, by its number), or "auto" (the first GPU
+            where it can run the model, else the CPU; `info` says which and why). A GPU runs "float32" and
+            "bfloat16"; `compute_dtype` is then what the weights are, and `cache_bytes` are those of its memory.
         tokenizer: Used instead of the folder's: a folder, a tokenizer.json, spiece.model or tokenizer.model, a
             `tokenizers.Tokenizer`, or any tokenizer of transformers, whose ids and text are then its own.
         adapter: An adapter (LoRA of PEFT) that is merged into the weights in float32, before `dtype` says how
@@ -98,7 +102,8 @@ def load(
         ConfigError: A value in config.json or generation_config.json cannot be used.
         OptionError: An argument cannot be used.
         CheckpointError: The weights are malformed, incomplete or not what config.json says.
-        OutOfMemoryError: The system refused the memory.
+        OutOfMemoryError: The system or the GPU refused the memory.
+        CudaError: A GPU was asked for and cannot be used.
 
     Example:
         >>> model = fastdecode.load("demo-stories")
@@ -116,6 +121,7 @@ def load(
         "cache_bytes": cache_bytes,
         "max_rows": max_rows,
         "prefix_cache_bytes": prefix_cache_bytes,
+        "device": device,
         "tokenizer": tokenizer,
         "adapter": adapter,
         "revision": revision,

@@ -76,6 +76,7 @@ def read_model(classes: Sequence[type[M]], model: str | os.PathLike[str], given:
         options.get("max_rows"),
         options.get("prefix_cache_bytes", 0),
         options.get("int4_group", 64),
+        options.get("device", "cpu"),
     )
     source = locate(
         model,
@@ -229,6 +230,7 @@ class LanguageModel(Conversing):
         cache_bytes: int | None = None,
         max_rows: int | None = None,
         prefix_cache_bytes: int = 0,
+        device: str = "cpu",
         tokenizer: object = None,
     ) -> Self:
         """Builds a model from weights in memory, which are copied.
@@ -244,6 +246,7 @@ class LanguageModel(Conversing):
             cache_bytes: As in `load`.
             max_rows: As in `load`.
             prefix_cache_bytes: As in `load`.
+            device: As in `load`.
             tokenizer: As in `load`; there is none otherwise.
 
         Raises:
@@ -256,7 +259,7 @@ class LanguageModel(Conversing):
 
         began = time.perf_counter()
         options = load_options(
-            dtype, compute_dtype, num_threads, cache_bytes, max_rows, prefix_cache_bytes, int4_group
+            dtype, compute_dtype, num_threads, cache_bytes, max_rows, prefix_cache_bytes, int4_group, device
         )
         given = None if tokenizer is None else _given_tokenizer(tokenizer)
         try:

@@ -162,6 +162,14 @@ impl Activations {
         Ok(views)
     }
 
+    /// The memory as rows of one width, for what a device has computed.
+    pub(super) fn plain(&mut self, rows: usize, width: usize) -> Result<Rows<'_>> {
+        let before = self.memory.bytes();
+        self.memory.reserve(floats(rows, width))?;
+        BYTES.fetch_add(self.memory.bytes().wrapping_sub(before), Ordering::Relaxed);
+        self.memory.rows(rows, width)
+    }
+
     /// Gives the memory back to the system.
     fn give_back(&mut self) {
         BYTES.fetch_sub(self.memory.bytes(), Ordering::Relaxed);

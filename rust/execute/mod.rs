@@ -1,5 +1,6 @@
 //! The one thing that every member of the team does in a step: the phases of a program, with a barrier behind each.
 
+mod backend;
 mod buffers;
 mod logits;
 mod plan;
@@ -18,6 +19,7 @@ use crate::layers::linear::{Epilogue, Prepared};
 use crate::layers::{Context, Rows, Runtime};
 use crate::program::{Cache, Op, Operand, Part, Phase, Product, Program, Weights, Which};
 use crate::team::{Cancel, Member, Stop, Turn};
+pub use backend::{Backend, Remote};
 pub use buffers::{Buffers, Taken, activation_bytes};
 use buffers::{Sizes, Views};
 use logits::LogitsWriter;
@@ -25,7 +27,7 @@ pub use plan::Plan;
 use profile::Clock;
 pub use profile::{Count, Line, Profile, Steps};
 use scores::ScoresWriter;
-pub use scores::{Asked, LOGITS_BYTES, Scored, score_row};
+pub use scores::{Asked, LOGITS_BYTES, Scored, score_row, side_by_side};
 pub use trace::{Activation, Trace};
 
 /// A program with everything that it runs on.
@@ -43,6 +45,8 @@ pub struct Executor<'a> {
     pub memory: &'a kv::Shape,
     /// Counts where the time of steps goes, where somebody wants to know.
     pub profile: Option<&'a Profile>,
+    /// The device that runs the program in the team's place, where there is one.
+    pub backend: Option<&'a dyn Backend>,
 }
 
 /// What one step is given.
@@ -103,6 +107,13 @@ impl Executor<'_> {
         results: Results<'_>,
     ) -> Result<Option<Rows<'b>>> {
         let Buffers { plan, activations, barriers, laps } = buffers;
+        if let Some(backend) = self.backend {
+            let rows = plan.rows();
+            let last = self.program.result().map(|result| activations.plain(rows, result.width)).transpose()?;
+            let scans = self.runtime.kernels.scans();
+            backend.run(Remote { program: self.program, plan, inputs, results, last, scans })?;
+            return Ok(last);
+        }
         // A trace takes longer than what it shows.
         let profile = self.profile.filter(|_| inputs.trace.is_none());
         let clock = profile.map(|_| Clock::start(laps, self.program.phases().len()));
@@ -117,7 +128,7 @@ impl Executor<'_> {
             Results::Scores(asked, scored) => {
                 let vocab =
                     self.program.head().map_or(0, |slot| self.weights.linear(slot).weight().outputs());
-                (vocab, scores::side_by_side(wanted, vocab), Out::Scores(ScoresWriter::new(asked, scored)))
+                (vocab, side_by_side(wanted, vocab), Out::Scores(ScoresWriter::new(asked, scored)))
             }
         };
         let sizes = Sizes { rows, wanted, vocab, side_by_side, traced: inputs.trace.is_some() };

@@ -120,8 +120,19 @@ impl Plan {
         }
     }
 
+    /// The wanted rows, ascending.
+    pub fn wanted_rows(&self) -> &[usize] {
+        &self.wanted
+    }
+
+    /// The spans of rows over the keys in a cache, and the blocks of those keys.
+    pub fn looks(&self, cache: Cache, which: Which) -> (&[Span], &[*const u8]) {
+        let (batch, wanted) = self.looked_at(cache, which);
+        (wanted.unwrap_or(&batch.spans), &batch.blocks)
+    }
+
     /// Whether there are rows that nobody wants.
-    pub(super) fn is_narrowed(&self) -> bool {
+    pub fn is_narrowed(&self) -> bool {
         self.wanted() < self.rows()
     }
 

@@ -30,7 +30,7 @@ pub struct Scored {
 }
 
 /// How many of the wanted rows have their logits there at once.
-pub(super) fn side_by_side(wanted: usize, vocab: usize) -> usize {
+pub fn side_by_side(wanted: usize, vocab: usize) -> usize {
     wanted.min((LOGITS_BYTES / (stride(vocab) * size_of::<f32>()).max(1)).max(1))
 }
 

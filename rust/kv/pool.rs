@@ -9,11 +9,12 @@
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use super::block::Block;
+use super::remote::{Memory, Remote};
 use super::slab::{Counts, Sizes, Slab};
 use super::{Account, Shape};
-use crate::arena::Mapping;
 use crate::error::{Error, Result};
 use crate::forks::PerProcess;
+use crate::kernels;
 
 /// Idle bytes that a pool keeps for reuse, at most.
 const RESERVE: usize = 32 << 20;
@@ -60,29 +61,37 @@ impl Slabs {
     }
 
     /// Hands out a block: its slab, its number there and its first byte. None when the system refuses memory.
-    fn take(&mut self, sizes: Sizes, account: Account) -> Option<(usize, usize, *mut u8)> {
+    fn take(
+        &mut self,
+        sizes: Sizes,
+        account: Account,
+        remote: Option<&dyn Remote>,
+    ) -> Result<Option<(usize, usize, *mut u8)>> {
         self.current = match self.fullest() {
             Some(place) => place,
-            None => self.grow(sizes)?,
+            None => match self.grow(sizes, remote)? {
+                Some(place) => place,
+                None => return Ok(None),
+            },
         };
         let place = self.current;
         let taken = self.change(place, |slab| {
             let block = slab.take();
             (place, block, slab.at(block))
-        })?;
-        self.open += usize::from(account == Account::Open);
-        Some(taken)
+        });
+        self.open += usize::from(account == Account::Open && taken.is_some());
+        Ok(taken)
     }
 
     /// Asks the system for a slab.
-    fn grow(&mut self, sizes: Sizes) -> Option<usize> {
-        let slab = Slab::new(sizes)?;
+    fn grow(&mut self, sizes: Sizes, remote: Option<&dyn Remote>) -> Result<Option<usize>> {
+        let Some(slab) = Slab::new(sizes, remote)? else { return Ok(None) };
         let place = self.slabs.iter().position(Option::is_none).unwrap_or(self.slabs.len());
         if place == self.slabs.len() {
             self.slabs.push(None);
         }
         self.slabs[place] = Some(slab);
-        Some(place)
+        Ok(Some(place))
     }
 
     /// Gives a slab back to the system.
@@ -141,17 +150,25 @@ pub struct Pool {
     sizes: Option<Sizes>,
     /// Idle bytes that are kept for reuse, at most.
     reserve: usize,
+    /// The device in whose memory the blocks lie, where that is not this process's own.
+    remote: Option<Arc<dyn Remote>>,
     slabs: PerProcess<Mutex<Slabs>>,
 }
 
 impl Pool {
     /// An empty pool.
     pub fn new(shape: Shape) -> Arc<Self> {
-        Self::with_reserve(shape, RESERVE)
+        Self::with_reserve(shape, RESERVE, None)
     }
 
-    fn with_reserve(shape: Shape, reserve: usize) -> Arc<Self> {
-        Arc::new(Self { shape, sizes: Sizes::of(shape.block_bytes()), reserve, slabs: PerProcess::new() })
+    /// An empty pool whose blocks lie in a device's memory. They are not zeroed: a device reads no position that was not written.
+    pub fn remote(shape: Shape, remote: Arc<dyn Remote>) -> Arc<Self> {
+        Self::with_reserve(shape, RESERVE, Some(remote))
+    }
+
+    fn with_reserve(shape: Shape, reserve: usize, remote: Option<Arc<dyn Remote>>) -> Arc<Self> {
+        let (sizes, slabs) = (Sizes::of(shape.block_bytes()), PerProcess::new());
+        Arc::new(Self { shape, sizes, reserve, remote, slabs })
     }
 
     /// Sizes of the cache.
@@ -195,23 +212,47 @@ impl Pool {
             return Ok(());
         }
         let bytes = missing.saturating_mul(self.shape.block_bytes());
-        Mapping::new(bytes).map(drop).ok_or_else(|| Self::refused(bytes))
+        Memory::new(bytes, self.remote.as_deref())?.map(drop).ok_or_else(|| Self::refused(bytes))
     }
 
-    /// A zeroed block.
+    /// A zeroed block; on a device one whose contents are whatever was there.
     pub(super) fn block(self: &Arc<Self>, account: Account) -> Result<Arc<Block>> {
         let block = self.unwritten(account)?;
-        // SAFETY: the memory is this block's alone, of this size.
-        unsafe { block.at().write_bytes(0, self.shape.block_bytes()) };
+        if self.remote.is_none() {
+            // SAFETY: the memory is this process's, and this block's alone, of this size.
+            unsafe { block.at().write_bytes(0, self.shape.block_bytes()) };
+        }
         Ok(block)
     }
 
     /// A block whose contents are whatever was there; its owner writes all of it.
     pub(super) fn unwritten(self: &Arc<Self>, account: Account) -> Result<Arc<Block>> {
         let bytes = self.shape.block_bytes();
-        let taken = self.sizes.and_then(|sizes| self.lock().take(sizes, account));
+        let sizes = self.sizes.ok_or_else(|| Self::refused(bytes))?;
+        let taken = self.lock().take(sizes, account, self.remote.as_deref())?;
         let (slab, number, at) = taken.ok_or_else(|| Self::refused(bytes))?;
         Ok(Arc::new(Block::new(self, at, (slab, number), account)))
+    }
+
+    /// Writes one block over another, which is its owner's alone.
+    pub(super) fn copy(&self, from: &Block, to: &Block) -> Result<()> {
+        let bytes = self.shape.block_bytes();
+        match &self.remote {
+            Some(remote) => remote.copy(from.at(), to.at(), bytes),
+            None => {
+                // SAFETY: both blocks have the pool's size, and the copy is its owner's alone.
+                unsafe { std::ptr::copy_nonoverlapping(from.at(), to.at(), bytes) };
+                Ok(())
+            }
+        }
+    }
+
+    /// Zeroes the tokens of a block from `from` on, which is its owner's alone. A device reads none of them, and needs no zeros.
+    pub(super) fn clear(&self, block: &Block, from: usize) {
+        if self.remote.is_none() {
+            // SAFETY: the memory is this process's, and the block its owner's alone.
+            unsafe { clear(&self.shape, block.at(), from) };
+        }
     }
 
     /// Takes a block of this process back.
@@ -222,6 +263,20 @@ impl Pool {
     /// A block that a request answered for is nobody's now.
     pub(super) fn opened(&self) {
         self.lock().open += 1;
+    }
+}
+
+/// Zeroes the tokens from `from` on of every head of a block.
+///
+/// # Safety
+/// The block has this shape and is the caller's alone.
+unsafe fn clear(shape: &Shape, block: *mut u8, from: usize) {
+    for (layer, head) in (0..shape.layers).flat_map(|l| (0..shape.heads).map(move |h| (l, h))) {
+        // SAFETY: the offsets lie in the block.
+        unsafe {
+            let (keys, values) = (block.add(shape.keys(layer, head)), block.add(shape.values(layer, head)));
+            kernels::clear(shape.bf16, shape.head_dim, keys, values, from);
+        }
     }
 }
 
@@ -237,7 +292,7 @@ mod tests {
 
     /// A pool whose blocks take 2 KB for every `heads` and two dimensions of a head.
     fn pool(heads: usize, head_dim: usize, reserve: usize) -> Arc<Pool> {
-        Pool::with_reserve(Shape { layers: 1, heads, head_dim, bf16: false }, reserve)
+        Pool::with_reserve(Shape { layers: 1, heads, head_dim, bf16: false }, reserve, None)
     }
 
     /// Bytes of the pool's slabs that are in memory as the system says, and the number of slabs.

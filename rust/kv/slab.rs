@@ -5,7 +5,9 @@
 //! memory until one of its blocks is handed out. A resident chunk without a handed-out block is idle. While a slab has holes that
 //! were given back, it is kept off huge pages, which would fill them.
 
-use crate::arena::{HUGE, Mapping, page};
+use super::remote::{Memory, Remote};
+use crate::arena::{HUGE, page};
+use crate::error::Result;
 
 /// Bytes to which a block's first one is aligned.
 const ALIGN: usize = 64;
@@ -70,7 +72,7 @@ impl Chunk {
 #[derive(Debug)]
 pub(super) struct Slab {
     sizes: Sizes,
-    mapping: Mapping,
+    mapping: Memory,
     /// Whether a block is handed out.
     taken: Box<[bool]>,
     chunks: Box<[Chunk]>,
@@ -107,9 +109,14 @@ impl Counts {
 }
 
 impl Slab {
-    pub(super) fn new(sizes: Sizes) -> Option<Self> {
-        let mapping = Mapping::new(sizes.slab()?)?;
-        Some(Self {
+    /// A slab in this process's memory, or in a device's; none where the system refuses it.
+    ///
+    /// # Errors
+    /// Those of the device.
+    pub(super) fn new(sizes: Sizes, remote: Option<&dyn Remote>) -> Result<Option<Self>> {
+        let Some(bytes) = sizes.slab() else { return Ok(None) };
+        let Some(mapping) = Memory::new(bytes, remote)? else { return Ok(None) };
+        Ok(Some(Self {
             sizes,
             huge: mapping.advise_huge(true),
             mapping,
@@ -118,7 +125,7 @@ impl Slab {
             first: 0,
             holed: false,
             counts: Counts::default(),
-        })
+        }))
     }
 
     /// Bytes from the slab's start to a chunk; the last one reaches to the slab's end.

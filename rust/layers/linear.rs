@@ -91,6 +91,11 @@ impl Linear {
         &self.weight
     }
 
+    /// A value per output, and zeros up to whole panels; empty for none.
+    pub fn bias(&self) -> &[f32] {
+        &self.bias
+    }
+
     /// How this layer's products are formed.
     fn format(&self, ctx: &Context<'_>) -> Format {
         self.weight.format(ctx.runtime.dot)

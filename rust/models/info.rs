@@ -22,10 +22,14 @@ pub struct Info {
     pub dtypes: Vec<&'static str>,
     /// Types and bytes of the matrices, those that differ only by their layer together.
     pub parts: Vec<Share>,
+    /// Where steps run: `cpu`, or `cuda:N`.
+    pub device: String,
+    /// Why that is the CPU, where a GPU would have been taken.
+    pub device_reason: Option<String>,
     /// How products are formed.
     pub compute_dtype: &'static str,
     /// Name of the kernel table.
-    pub isa: &'static str,
+    pub isa: String,
     /// Threads of a step.
     pub num_threads: usize,
     /// Tensors of the checkpoint that the model does not know.

@@ -3,6 +3,7 @@
 mod adapters;
 mod causal;
 pub mod decoder;
+mod device;
 mod encoder_decoder;
 pub mod gpt2;
 mod info;
@@ -23,7 +24,7 @@ use std::sync::Arc;
 use crate::checkpoint::Checkpoint;
 use crate::checkpoint::config::ConfigFile;
 use crate::error::{Error, Result};
-use crate::execute::{self, Executor, Trace};
+use crate::execute::{self, Backend, Executor, Trace};
 use crate::headroom;
 use crate::kernels::{BFLOAT16, BLOCK};
 use crate::kv::{Account, Pool, Sequence as Cache, Shape};
@@ -44,6 +45,8 @@ pub use decoder::{
     Asked, CacheBlock, ContextLength, Decoder, Input, Limits, Scored, Segment, Sequence, Wanted,
 };
 pub use encoder_decoder::Pooling;
+pub use device::CudaFolders;
+use device::OnDevice;
 pub use info::{Attention, Info, MemoryUse};
 use options::option;
 pub use options::{LoadOptions, Part};
@@ -66,6 +69,8 @@ pub struct Model {
     limits: Limits,
     info: Info,
     profile: Arc<Profile>,
+    /// The GPU that runs the programs, where there is one.
+    device: Option<OnDevice>,
 }
 
 impl Model {
@@ -104,6 +109,8 @@ impl Model {
     ) -> Result<Self> {
         let (rounding, bf16, threads) = (options.rounding()?, options.bf16()?, options.threads()?);
         let (cache_bytes, max_rows) = (options.cache_bytes()?, options.max_rows()?);
+        let choice = options.device()?;
+        choice.check()?;
         let runtime = Runtime::new(threads, bf16)?;
         let mut recorder =
             Recorder::new(Loader::new(checkpoint, architecture.prefix, &rounding, threads, cancel));
@@ -113,9 +120,6 @@ impl Model {
         let mut dtypes: Vec<&str> = weights.types().map(|of| of.name()).collect();
         dtypes.sort_unstable();
         dtypes.dedup();
-        if bf16 {
-            check_bf16(&weights, &dtypes)?;
-        }
         let main = network.main();
         let embedding = embedding(main, &weights)?;
         let border = rope.as_ref().and_then(Rope::border);
@@ -123,6 +127,12 @@ impl Model {
         let attention = Attention::of(main, rope.as_ref());
         let (kv_heads, head_dim) = (attention.kv_heads.max(1), attention.head_dim.max(1));
         let shape = Shape { layers: main.layers(), heads: kv_heads, head_dim, bf16 };
+        let (device, device_reason) = choice.place(&network, &weights, &dtypes, shape, options, cancel)?;
+        let bf16 = device.as_ref().map_or(bf16, |device| device.bf16);
+        if bf16 && device.is_none() {
+            check_bf16(&weights, &dtypes)?;
+        }
+        let (main, shape) = (network.main(), Shape { bf16, ..shape });
         let info = Info {
             architecture: architecture.name,
             parameters: loader.parameters(),
@@ -132,20 +142,26 @@ impl Model {
             dtypes,
             parts: weights.shares().to_vec(),
             compute_dtype: if bf16 { "bfloat16" } else { "float32" },
-            isa: runtime.kernels.name,
+            device: device.as_ref().map_or_else(|| "cpu".to_owned(), |device| device.name.clone()),
+            device_reason,
+            isa: device
+                .as_ref()
+                .map_or_else(|| runtime.kernels.name.to_owned(), |device| device.architecture.clone()),
             num_threads: threads,
             unknown_tensors: loader.unknown(),
             attention,
         };
-        let source_pool = Pool::new(Shape { layers: 1, ..shape });
+        let pool_of = |shape| device.as_ref().map_or_else(|| Pool::new(shape), |device| device.pool(shape));
+        let (pool, source_pool) = (pool_of(shape), pool_of(Shape { layers: 1, ..shape }));
         // The weights are in memory by now: what is left beside them is for the cache and everything else.
-        let half = || headroom::available().map_or(usize::MAX, |left| left / 2);
+        let left = || device.as_ref().map_or_else(headroom::available, |device| Some(device.free));
+        let half = || left().map_or(usize::MAX, |left| left / 2);
         let cache_bytes = cache_bytes.unwrap_or_else(half);
         let has_encoder = !matches!(network, Network::Decoder(_));
         let prefix_cache_bytes = options.prefix_cache_bytes(cache_bytes, has_encoder)?;
         let limits = Limits { cache_bytes, max_rows, prefix_cache_bytes };
-        let (pool, profile) = (Pool::new(shape), Arc::new(Profile::of(&network)));
-        Ok(Self { network, weights, runtime, bounds, pool, source_pool, limits, info, profile })
+        let profile = Arc::new(Profile::of(&network));
+        Ok(Self { network, weights, runtime, bounds, pool, source_pool, limits, info, profile, device })
     }
 
     /// What is known of the model.
@@ -164,7 +180,8 @@ impl Model {
         MemoryUse {
             cache_bytes_live: pools.iter().map(|pool| pool.live_bytes()).sum(),
             cache_bytes_held: pools.iter().map(|pool| pool.held_bytes()).sum(),
-            activation_bytes: execute::activation_bytes(),
+            activation_bytes: execute::activation_bytes()
+                + self.device.as_ref().map_or(0, OnDevice::activation_bytes),
         }
     }
 
@@ -322,6 +339,10 @@ impl Model {
     /// # Errors
     /// As for [`Decoder::forward`] and [`Model::encode`].
     pub fn trace(&self, source: Option<&[u32]>, ids: &[u32], cancel: &Cancel<'_>) -> Result<Vec<Activation>> {
+        if let Some(device) = &self.device {
+            let expected = "\"cpu\" (activations are traced where the CPU computes them)";
+            return Err(option("device", expected, &device.name));
+        }
         let trace = Trace::default();
         let source = match source {
             None => Source::None,
@@ -355,8 +376,12 @@ impl Model {
                 Decoder::encode(self, &mut sequences, cancel)?;
             }
         }
-        let executor = self.executor(decoder, self.pool.shape(), self.profile.of_decoder());
-        step::run(executor, self.bounds, batch, left, cancel, trace)
+        step::run(self.decoder(decoder), self.bounds, batch, left, cancel, trace)
+    }
+
+    fn decoder<'a>(&'a self, program: &'a Program) -> Executor<'a> {
+        let backend = self.device.as_ref().and_then(|device| device.decoder.as_deref());
+        self.executor(program, self.pool.shape(), self.profile.of_decoder(), backend)
     }
 
     fn executor<'a>(
@@ -364,9 +389,10 @@ impl Model {
         program: &'a Program,
         own: &'a Shape,
         profile: Option<&'a execute::Profile>,
+        backend: Option<&'a dyn Backend>,
     ) -> Executor<'a> {
         let (weights, runtime, memory) = (&self.weights, &self.runtime, self.pool.shape());
-        Executor { program, weights, runtime, own, memory, profile }
+        Executor { program, weights, runtime, own, memory, profile, backend }
     }
 
     fn encoder(&self) -> Result<Encoder<'_>> {
@@ -379,7 +405,9 @@ impl Model {
             }
         };
         let own = &self.source_pool;
-        Ok(Encoder { executor: self.executor(encoder, own.shape(), self.profile.of_encoder()), own, kept })
+        let backend = self.device.as_ref().and_then(|device| device.encoder.as_deref());
+        let executor = self.executor(encoder, own.shape(), self.profile.of_encoder(), backend);
+        Ok(Encoder { executor, own, kept })
     }
 
     fn check_source(&self, ids: &[u32]) -> Result<()> {

@@ -1,6 +1,7 @@
 //! How a model is to be loaded, and the checks of what was asked for.
 
 use super::decoder::Limits;
+use super::device::{Choice, CudaFolders};
 use crate::checkpoint::Adapter;
 use crate::error::{Error, Result};
 use crate::kernels::{INT4, TYPES, WeightType};
@@ -45,11 +46,19 @@ pub struct LoadOptions {
     pub max_rows: Option<usize>,
     /// Bytes among these in which prefixes are kept from one request to the next; none where they are not given.
     pub prefix_cache_bytes: Option<u64>,
+    /// `cpu`, `auto`, `cuda` or `cuda:N`: where steps run; on the CPU where nothing is given.
+    pub device: Option<String>,
+    /// Where kernels of a GPU are found.
+    pub cuda_folders: CudaFolders,
     /// Applied to the folder's weights, in order.
     pub adapters: Vec<Adapter>,
 }
 
 impl LoadOptions {
+    pub(super) fn device(&self) -> Result<Choice> {
+        Choice::read(self.device.as_deref())
+    }
+
     pub(super) fn rounding(&self) -> Result<Rounding> {
         let int4 = self.int4()?;
         let default = self.dtype.as_deref().map_or(Ok(Stored::Auto), |name| stored(name, int4, name))?;

@@ -124,7 +124,7 @@ fn step(
     let runtime = Runtime::new(threads, false).unwrap();
     let shape = shape(program);
     let executor =
-        Executor { program, weights, runtime: &runtime, own: &shape, memory: &shape, profile: None };
+        Executor { program, weights, runtime: &runtime, own: &shape, memory: &shape, profile: None, backend: None };
     let mut turn = team::turn(threads, &Cancel::never()).unwrap();
     let mut buffers = Buffers::take();
     let mut wanted = 0;

@@ -1,0 +1,40 @@
+// Running a kernel's grid: block after block, a block's threads as fibers.
+#pragma once
+
+#include <cstddef>
+#include <string>
+
+#include "emu.h"
+
+namespace emu {
+
+constexpr unsigned MOST_THREADS = 1024;
+
+// A kernel that a file has registered.
+struct Kernel {
+    std::string file, name;
+    std::size_t arguments;
+    void (*run)(const void*);
+    unsigned char *shared, *shared_end;
+};
+
+// The registered kernel of this name, or null.
+const Kernel* find_kernel(const std::string& name);
+
+// What went wrong in a kernel: an error code of the driver (0 if nothing did) and a sentence.
+struct Fault {
+    int code = 0;
+    std::string message;
+};
+
+// Runs the whole grid, or as far as the first fault. With `reverse`, blocks, warps and lanes take their turns from the last to the
+// first: results that depend on the order of what is not synchronized differ.
+Fault run_grid(const Kernel& kernel, const void* arguments, dim3 grid, dim3 block, std::size_t dynamic_bytes, bool reverse);
+
+// Ends the running kernel with a fault. Called on a fiber; does not return.
+[[noreturn]] void fault(int code, const char* format, ...) __attribute__((format(printf, 2, 3)));
+
+// Errors of the driver that kernels end with.
+constexpr int ILLEGAL_ADDRESS = 700, MISALIGNED_ADDRESS = 716, ASSERT = 710, LAUNCH_FAILED = 719;
+
+}  // namespace emu
