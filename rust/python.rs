@@ -4,6 +4,7 @@
 //! into exceptions of `fastdecode.errors`; those that may take long end when Python hears a signal. Nothing here knows text; the Python side does.
 
 mod adapter;
+mod cuda;
 mod decoding;
 mod exceptions;
 mod interrupt;
@@ -27,6 +28,7 @@ use crate::kernels::{self, Kernels};
 use crate::models::{self, CudaFolders, Decoder, LoadOptions, Part, Pooling};
 use crate::{forks, limits, team};
 use adapter::{AdapterArgument, AdapterFile, adaptable_modules};
+use cuda::{cuda_cubin, cuda_devices};
 use decoding::{Generation, Prompts};
 use exceptions::detached;
 use interrupt::{interruptible, interruptible_hook};
@@ -486,7 +488,7 @@ mod _core {
     #[pymodule_export]
     use super::{
         AdapterFile, Generation, Memory, Model, Prefix, Profile, Prompts, State, adaptable_modules, cpu_info,
-        measure_limits, process_number,
+        cuda_cubin, cuda_devices, measure_limits, process_number,
     };
 
     #[pymodule_export]
