@@ -42,7 +42,8 @@ pub use crate::program::Kind;
 pub use crate::team::Cancel;
 pub use adapters::modules;
 pub use decoder::{
-    Asked, CacheBlock, ContextLength, Decoder, Input, Limits, Scored, Segment, Sequence, Wanted,
+    Argmax, Asked, CacheBlock, ContextLength, Decoder, Input, Limits, NO_TOKEN, Scored, Segment, Sequence,
+    Wanted,
 };
 pub use encoder_decoder::Pooling;
 pub use device::CudaFolders;
