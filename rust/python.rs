@@ -4,6 +4,7 @@
 //! into exceptions of `fastdecode.errors`; those that may take long end when Python hears a signal. Nothing here knows text; the Python side does.
 
 mod adapter;
+mod cuda;
 mod decoding;
 mod exceptions;
 mod interrupt;
@@ -27,6 +28,7 @@ use crate::kernels::{self, Kernels};
 use crate::models::{self, CudaFolders, Decoder, LoadOptions, Part, Pooling};
 use crate::{forks, limits, team};
 use adapter::{AdapterArgument, AdapterFile, adaptable_modules};
+use cuda::{cuda_cubin, cuda_devices};
 use decoding::{Generation, Prompts};
 use exceptions::detached;
 use interrupt::{interruptible, interruptible_hook};
@@ -361,7 +363,7 @@ impl Model {
     #[pyo3(signature = (prompts, *, limit, min_new_tokens, min_length, do_sample, temperature,
         top_k, top_p, min_p, seed, num_return_sequences, num_beams, length_penalty, early_stopping, repetition_penalty,
         encoder_repetition_penalty, no_repeat_ngram_size, encoder_no_repeat_ngram_size, eos_token_id, stop_token_ids,
-        logprobs, keep=false))]
+        logprobs, keep=false, watched=false))]
     #[expect(clippy::too_many_arguments, reason = "one keyword per option, as the stub lists them")]
     fn generate(
         &self,
@@ -388,6 +390,7 @@ impl Model {
         stop_token_ids: Vec<u32>,
         logprobs: Option<usize>,
         keep: bool,
+        watched: bool,
     ) -> PyResult<Generation> {
         let options = Options {
             limit: match limit.0 {
@@ -424,6 +427,7 @@ impl Model {
                 Some(SeedArgument::PerPrompt(seeds)) => Seed::PerPrompt(seeds),
             },
             keep,
+            watched,
         };
         let prompts = prompts.get();
         detached(py, || Generation::new(&self.0, prompts.take(), options))
@@ -486,7 +490,7 @@ mod _core {
     #[pymodule_export]
     use super::{
         AdapterFile, Generation, Memory, Model, Prefix, Profile, Prompts, State, adaptable_modules, cpu_info,
-        measure_limits, process_number,
+        cuda_cubin, cuda_devices, measure_limits, process_number,
     };
 
     #[pymodule_export]

@@ -1,7 +1,7 @@
 """The native module: ids in, ids out. Which modules import it, tests/rust/architecture.rs says."""
 
 from collections.abc import Sequence
-from typing import Any, Literal, TypeAlias, final
+from typing import Any, Literal, TypeAlias, TypedDict, final
 
 __all__ = [
     "AdapterFile",
@@ -15,6 +15,8 @@ __all__ = [
     "__version__",
     "adaptable_modules",
     "cpu_info",
+    "cuda_cubin",
+    "cuda_devices",
     "measure_limits",
     "process_number",
 ]
@@ -51,6 +53,24 @@ _Edit = (
 def adaptable_modules(folder: str) -> list[str]: ...
 def process_number() -> int: ...
 def cpu_info() -> dict[str, Any]: ...
+
+# A GPU: its number, N of cuda:N; its memory in bytes, or why it cannot be used.
+class _CudaDevice(TypedDict):
+    ordinal: int
+    name: str
+    capability: tuple[int, int]
+    multiprocessors: int
+    free_bytes: int | None
+    total_bytes: int | None
+    reason: str | None
+
+def cuda_devices() -> list[_CudaDevice]: ...
+def cuda_cubin(
+    capability: tuple[int, int],
+    sources: Sequence[tuple[str, str]],
+    shipped: str | None,
+    nvrtc: Sequence[str],
+) -> tuple[bytes, Literal["shipped", "cached", "compiled"]]: ...
 def measure_limits(size: int, num_threads: int | None = None) -> dict[str, Any]: ...
 
 @final
@@ -143,6 +163,7 @@ class Model:
         stop_token_ids: Sequence[int],
         logprobs: int | None,
         keep: bool = False,
+        watched: bool = False,
     ) -> Generation: ...
 
 @final

@@ -14,7 +14,7 @@ import time
 import warnings
 from typing import TYPE_CHECKING, Any
 
-from . import __version__, cpu_info, errors, load
+from . import __version__, cpu_info, cuda, errors, load
 from .accepted import weight_types
 from .arrays import bad_option
 from .families import titles
@@ -412,14 +412,16 @@ def _rate(counts: tuple[int, int], times: tuple[float, float, float]) -> float:
 
 
 def _info(parsed: argparse.Namespace) -> None:
-    values: dict[str, Any] = {"version": __version__, "cpu": cpu_info()}
+    values: dict[str, Any] = {"version": __version__, "cpu": cpu_info(), "cuda": cuda.info()}
     if parsed.model is not None:
         values["model"] = {"name": parsed.model} | _load(parsed).info()
     if parsed.json:
         print(json.dumps(values, indent=2))
         return
     for key, value in values.items():
-        if isinstance(value, dict):
+        if key == "cuda":
+            _show_gpus(value)
+        elif isinstance(value, dict):
             print(f"{key}:")
             width = max(16, *map(len, value))
             for name, item in value.items():
@@ -429,6 +431,18 @@ def _info(parsed: argparse.Namespace) -> None:
                 print(f"  {name.replace('_', ' '):<{width}} {_shown(name, item)}")
         else:
             print(f"{key:<18} {value}")
+
+
+def _show_gpus(found: Mapping[str, Any]) -> None:
+    print("cuda:")
+    for device in found["devices"]:
+        major, minor = device["capability"]
+        memory = device["reason"]
+        if memory is None:
+            memory = f"{_shown('free_bytes', device['free_bytes'])} free of {_shown('total_bytes', device['total_bytes'])}"
+        print(f"  {'cuda:' + str(device['ordinal']):<16} {device['name']}, {major}.{minor}, {memory}")
+    if not found["devices"]:
+        print(f"  none             {found['reason']}")
 
 
 def _show_parts(parts: Sequence[Mapping[str, Any]]) -> None:

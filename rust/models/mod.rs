@@ -42,7 +42,8 @@ pub use crate::program::Kind;
 pub use crate::team::Cancel;
 pub use adapters::modules;
 pub use decoder::{
-    Asked, CacheBlock, ContextLength, Decoder, Input, Limits, Scored, Segment, Sequence, Wanted,
+    Argmax, Asked, CacheBlock, ContextLength, Decoder, Input, Limits, NO_TOKEN, Scored, Segment, Sequence,
+    Wanted,
 };
 pub use encoder_decoder::Pooling;
 pub use device::CudaFolders;
@@ -53,6 +54,10 @@ pub use options::{LoadOptions, Part};
 pub use profile::{Choosing, Counts, Profile};
 use sequence::Read;
 pub use sequence::{DecoderSequence, EncoderOutput, Source};
+
+/// Tokens that a device chooses before it is asked again: enough that the host's part between two questions counts little, few enough
+/// that a stream flows.
+const DEVICE_STEPS: usize = 8;
 
 /// A loaded model of any architecture: its forwards, one table of weights, and the memory of its caches.
 #[derive(Debug)]
@@ -500,6 +505,26 @@ impl Decoder for Model {
         cancel: &Cancel<'_>,
     ) -> Result<()> {
         self.step(batch, Left::Logits(logits), cancel, None)
+    }
+
+    fn argmax_steps(&self) -> usize {
+        if self.device.is_some() { DEVICE_STEPS } else { 0 }
+    }
+
+    fn argmax(
+        &self,
+        rows: &mut [Argmax<'_, DecoderSequence>],
+        steps: usize,
+        ids: &mut Vec<u32>,
+        cancel: &Cancel<'_>,
+    ) -> Result<Option<()>> {
+        let decoder = self.network.decoder().ok_or_else(no_decoder)?;
+        if self.has_encoder() {
+            let mut sequences: Vec<_> = rows.iter_mut().map(|row| &mut *row.sequence).collect();
+            Decoder::encode(self, &mut sequences, cancel)?;
+        }
+        let done = step::argmax(self.decoder(decoder), self.bounds, rows, steps, ids, cancel)?;
+        Ok(done.then_some(()))
     }
 
     fn border(&self) -> Option<usize> {

@@ -17,7 +17,7 @@ from hypothesis import HealthCheck, settings
 from tally import TALLY
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
     from pathlib import Path
 
     import tokenizers
@@ -110,3 +110,16 @@ def begin(emulator: Path) -> Callable[..., Driver]:
 def driver(begin: Callable[..., Driver]) -> Driver:
     """The emulated driver as it is without knobs."""
     return begin()
+
+
+@pytest.fixture(scope="session")
+def emulated_gpu() -> Iterator[Any]:
+    """An emulated GPU for this process, of which `report()` tells what was done on it."""
+    import ctypes
+    from types import SimpleNamespace
+
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in emulated.environment().items():
+            patch.setenv(name, value)
+        driver = ctypes.CDLL(str(emulated.library()))
+        yield SimpleNamespace(report=lambda: emulated.report(driver))

@@ -1,5 +1,6 @@
 //! Libraries that are opened at run time, and tables of the functions that are taken from them.
 
+use std::error::Error as _;
 use std::ffi::OsStr;
 
 use libloading::Library;
@@ -14,7 +15,10 @@ use libloading::Library;
 pub(super) unsafe fn open(name: impl AsRef<OsStr>) -> Result<Library, String> {
     // On Unix this is `dlopen` with `RTLD_LAZY | RTLD_LOCAL`.
     // SAFETY: the caller answers for the library.
-    unsafe { Library::new(name.as_ref()) }.map_err(|error| error.to_string())
+    unsafe { Library::new(name.as_ref()) }.map_err(|error| {
+        // The loader's own words stand behind the error.
+        error.source().map_or_else(|| error.to_string(), ToString::to_string)
+    })
 }
 
 /// A library that some part of this process has opened already, or none.
