@@ -117,7 +117,8 @@ def _headers() -> str:
 
 def _emulator_object(source: Path, defines: Sequence[str]) -> Path:
     text = source.read_text()
-    flags = [*FLAGS, *(f"-D{name}" for name in defines if name in text)]
+    included = "".join(path.read_text() for path in EMULATOR.glob("*.h") if f'"{path.name}"' in text)
+    flags = [*FLAGS, *(f"-D{name}" for name in defines if name in text + included)]
     key = _key(_headers(), text, *flags)
     return _kept(CACHE / "objects" / f"{source.stem}-{key}.o", [compiler(), *flags, "-c", source])
 
