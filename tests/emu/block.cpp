@@ -134,8 +134,13 @@ void body() {
 // c, 16 x 8:            c0 and c1 are (g, 2t) and (g, 2t+1); c2 and c3 are (g+8, 2t) and (g+8, 2t+1).
 // Products of bfloat16 are exact in float; sums run with ascending k from zero, and c is added last.
 void multiply(const unsigned (&a)[32][4], const unsigned (&b)[32][2], float (&product)[16][8]) {
-    auto low = [](unsigned pair) { return __uint_as_float(pair << 16); };
-    auto high = [](unsigned pair) { return __uint_as_float(pair & 0xffff0000u); };
+    auto number = [](unsigned bits) {
+        float value;
+        std::memcpy(&value, &bits, sizeof value);
+        return value;
+    };
+    auto low = [&](unsigned pair) { return number(pair << 16); };
+    auto high = [&](unsigned pair) { return number(pair & 0xffff0000u); };
     float left[16][16], right[16][8];
     for (unsigned lane = 0; lane < 32; lane++) {
         unsigned g = lane / 4, t = lane % 4;
