@@ -325,7 +325,9 @@ fn a_call_that_is_cancelled_in_the_middle_ends_and_a_call_beside_it_does_not() {
         assert_eq!(advanced(&mut call), 2);
         assert!(matches!(call.advance(None), Err(Error::Cancelled)));
         assert_eq!(live(&engine), usize::from(with_another), "its caches are free");
-        assert_eq!(steps(&engine).len(), if with_another { 9 } else { 3 }, "a step of nobody is stopped");
+        // The other one's reader has a token that it has not taken, so that there are seven at once.
+        let noted = steps(&engine).len();
+        assert_eq!(noted, if with_another { 1 + 7 } else { 3 }, "a step that nobody wants is stopped");
         assert_eq!(rest(&mut other), alone(&prompts(&[5]), greedy(30)));
     }
 }
