@@ -363,7 +363,7 @@ impl Model {
     #[pyo3(signature = (prompts, *, limit, min_new_tokens, min_length, do_sample, temperature,
         top_k, top_p, min_p, seed, num_return_sequences, num_beams, length_penalty, early_stopping, repetition_penalty,
         encoder_repetition_penalty, no_repeat_ngram_size, encoder_no_repeat_ngram_size, eos_token_id, stop_token_ids,
-        logprobs, keep=false))]
+        logprobs, keep=false, watched=false))]
     #[expect(clippy::too_many_arguments, reason = "one keyword per option, as the stub lists them")]
     fn generate(
         &self,
@@ -390,6 +390,7 @@ impl Model {
         stop_token_ids: Vec<u32>,
         logprobs: Option<usize>,
         keep: bool,
+        watched: bool,
     ) -> PyResult<Generation> {
         let options = Options {
             limit: match limit.0 {
@@ -426,6 +427,7 @@ impl Model {
                 Some(SeedArgument::PerPrompt(seeds)) => Seed::PerPrompt(seeds),
             },
             keep,
+            watched,
         };
         let prompts = prompts.get();
         detached(py, || Generation::new(&self.0, prompts.take(), options))

@@ -163,6 +163,7 @@ class Model:
         stop_token_ids: Sequence[int],
         logprobs: int | None,
         keep: bool = False,
+        watched: bool = False,
     ) -> Generation: ...
 
 @final

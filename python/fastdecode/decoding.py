@@ -90,6 +90,7 @@ class Decoding:
             stop_token_ids=options.stop_token_ids,
             logprobs=options.logprobs,
             keep=self._keeps,
+            watched=bool(options.stop or options.stop_strings),
         )
 
     def advance(self) -> list[Chunk] | None:

@@ -40,7 +40,8 @@ pub fn forwards(
     cancel: &Cancel<'_>,
 ) -> Result<Vec<Forward>> {
     let mut uploader = Uploader::new(gpu, weights, cancel)?;
-    let ready: Vec<_> = programs.iter().map(|(program, _)| uploader.program(program)).collect::<Result<_>>()?;
+    let ready: Vec<_> =
+        programs.iter().map(|(program, _)| uploader.program(program)).collect::<Result<_>>()?;
     let held = Arc::new(uploader.finish());
     let forward = |((_, own), ready): (&(&Program, Shape), Vec<Ready>)| Forward {
         gpu: Arc::clone(gpu),
@@ -185,7 +186,12 @@ impl Forward {
     }
 
     /// Runs something with the memory of steps. Where it fails, the GPU is waited for, and begins anew.
-    fn with_work<T>(&self, run: impl FnOnce(&mut Work) -> Result<T>) -> Result<T> {
+    fn with_work<T>(&self, cancel: &Cancel<'_>, run: impl FnOnce(&mut Work) -> Result<T>) -> Result<T> {
+        // A hook may begin a step of its own, so that it is asked before anything is held.
+        if cancel.ask() {
+            return Err(Error::Cancelled);
+        }
+        let _turn = self.gpu.turn();
         let mut work = self.work.lock().unwrap_or_else(PoisonError::into_inner);
         run(&mut work).inspect_err(|_| {
             let _ = self.gpu.stream.synchronize();
@@ -206,9 +212,6 @@ fn pinned<'p>(gpu: &Gpu, memory: &'p mut Option<Pinned>, bytes: usize) -> Result
 impl Work {
     /// Finds places for a step and sends its tables.
     fn place(&mut self, forward: &Forward, step: &Step<'_, '_>) -> Result<Placed> {
-        if step.inputs.cancel.ask() {
-            return Err(Error::Cancelled);
-        }
         let gpu = &forward.gpu;
         let (places, tickets, moved) = self.activations.place(gpu, step.program, &step.size)?;
         if moved || self.graphs.len() >= MOST_GRAPHS {
@@ -307,7 +310,7 @@ impl Backend for Forward {
             Results::Logits(_) | Results::Scores(..) => side_by_side(wanted, vocab),
         };
         let step = Step::new(gpu, program, plan, inputs, (vocab, at_once, 0));
-        self.with_work(|work| {
+        self.with_work(inputs.cancel, |work| {
             let placed = work.place(self, &step)?;
             let launcher = self.launcher(&step, &placed);
             work.repeat(self, &step, false, 1, || self.launch(&step, &launcher, step.recorded))?;
@@ -321,7 +324,7 @@ impl Backend for Forward {
             for first in (0..wanted).step_by(at_once) {
                 let rows = (wanted - first).min(at_once);
                 if let Some((phase, ready)) = head.filter(|_| !step.recorded) {
-                    if inputs.cancel.ask() {
+                    if inputs.cancel.is_set() {
                         return Err(Error::Cancelled);
                     }
                     launcher.head(phase, ready, first, rows)?;
@@ -351,7 +354,7 @@ impl Backend for Forward {
     ) -> Result<()> {
         let (gpu, vocab, rows) = (&*self.gpu, self.vocab(program), plan.rows());
         let step = Step::new(gpu, program, plan, inputs, (vocab, rows, steps));
-        self.with_work(|work| {
+        self.with_work(inputs.cancel, |work| {
             let placed = work.place(self, &step)?;
             let launcher = self.launcher(&step, &placed);
             work.repeat(self, &step, true, steps, || {

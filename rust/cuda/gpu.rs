@@ -1,6 +1,6 @@
 //! A GPU with the kernels of one type of weights, and the stream on which a model's steps run.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use super::driver::store::{self, Folders};
 use super::driver::{Device, Function, Memory, Module, Stream};
@@ -37,6 +37,8 @@ pub struct Gpu {
     pub(super) bf16: bool,
     /// Whether steps that only decode are recorded as graphs.
     pub(super) graphs: bool,
+    /// Held by whoever gives the stream work: what one thread records, another must not add to.
+    turn: Mutex<()>,
 }
 
 /// The kernels.
@@ -96,7 +98,12 @@ impl Gpu {
         let stream = device.stream()?;
         // For finding faults, and for GPUs whose driver has one in its graphs.
         let graphs = std::env::var_os("FASTDECODE_CUDA_GRAPH").is_none_or(|value| value != "0");
-        Ok(Arc::new(Self { device, stream, kernels, bf16, graphs }))
+        Ok(Arc::new(Self { device, stream, kernels, bf16, graphs, turn: Mutex::new(()) }))
+    }
+
+    /// The stream, for whoever gives it work.
+    pub(super) fn turn(&self) -> MutexGuard<'_, ()> {
+        self.turn.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// The device as options name it.
@@ -135,6 +142,7 @@ impl Remote for Gpu {
     }
 
     fn copy(&self, from: *const u8, to: *mut u8, bytes: usize) -> Result<()> {
+        let _turn = self.turn();
         // SAFETY: both are blocks of a pool on this GPU, and memory is freed only when the GPU has done what it was told before.
         unsafe { self.stream.copy(to.addr() as u64, from.addr() as u64, bytes) }
     }

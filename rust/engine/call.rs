@@ -51,7 +51,7 @@ pub(super) struct Call<S> {
     /// What its reader had got of it in another process.
     before: Progress,
     /// Prompts under way, in order.
-    items: Vec<Item<S>>,
+    pub(super) items: Vec<Item<S>>,
     /// The draws of all prompts together.
     draws: Option<Draws>,
     source: Option<Shared<S>>,

@@ -399,6 +399,7 @@ impl<S: Sequence> Item<S> {
                         }
                     }
                     if row.ended {
+                        row.cut();
                         *inherited = row.drawing.take();
                         if request.keeps()
                             && let Some((prefix, released)) = row.keep(prompt_blocks)

@@ -9,6 +9,7 @@ mod budget;
 mod call;
 mod choice;
 mod generation;
+mod greedy;
 mod item;
 mod lead;
 mod options;

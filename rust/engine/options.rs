@@ -95,6 +95,9 @@ pub struct Options {
     pub seed: Seed,
     /// Whether what the only row has in the cache is left to the reader, see [`Generation::kept`](super::Generation::kept).
     pub keep: bool,
+    /// Whether its reader may end rows at any token, by their text ([`Generation::finish`](super::Generation::finish)), so that the
+    /// model is not asked for several tokens at once.
+    pub watched: bool,
 }
 
 impl Default for Options {
@@ -122,6 +125,7 @@ impl Default for Options {
             logprobs: None,
             seed: Seed::Entropy,
             keep: false,
+            watched: false,
         }
     }
 }

@@ -126,6 +126,12 @@ impl<S: Sequence> Request<S> {
         self.options.num_beams > 1
     }
 
+    /// Whether its rows take the best token always, and nobody looks at anything else than ids to say when they end.
+    pub(super) fn is_greedy(&self) -> bool {
+        let Options { do_sample, watched, .. } = self.options;
+        !do_sample && !watched && !self.searches() && self.selector.takes_the_best()
+    }
+
     /// Whether what its rows leave in the cache is kept, for other calls or for its reader.
     pub(super) fn keeps(&self) -> bool {
         self.caches || self.options.keep

@@ -9,7 +9,7 @@ use crate::decode::logprobs::TokenLogprobs;
 use crate::decode::processors::Context;
 use crate::decode::sampler::Unusable;
 use crate::decode::torch_rng::TorchRng;
-use crate::models::{Input, Segment, Sequence, Wanted};
+use crate::models::{Argmax, Input, NO_TOKEN, Segment, Sequence, Wanted};
 
 /// One row of the output on its way.
 #[derive(Debug)]
@@ -23,6 +23,10 @@ pub(super) struct Row<S> {
     pub(super) generated: usize,
     /// Tokens that the step feeds.
     feed: usize,
+    /// Its place among the rows for which the model chooses in the step.
+    place: usize,
+    /// Whether the model could choose nothing for it, so that its next token is chosen from its logits.
+    needs_logits: bool,
     /// The prompt's last logits, until the first token is chosen from them.
     pub(super) first: Vec<f32>,
     pub(super) drawing: Drawing,
@@ -42,6 +46,8 @@ impl<S: Sequence> Row<S> {
             tokens,
             generated,
             feed: 0,
+            place: 0,
+            needs_logits: false,
             first: Vec::new(),
             drawing: Drawing::None,
             chosen: None,
@@ -100,6 +106,41 @@ impl<S: Sequence> Row<S> {
         Some(Segment { sequence, input: Input::Tokens(&self.tokens[from..from + feed]), logits })
     }
 
+    /// Tokens that the model may choose for it at once: as many as it may still have, and none where it feeds anything else than its
+    /// newest one, or its sequence would cross `border` with it. In the step that crosses, what was read before is read again.
+    pub(super) fn greedy_steps(&self, max_new_tokens: usize, border: Option<usize>) -> usize {
+        let ready = self.feed > 0 && self.is_ready() && !self.needs_logits;
+        let Some(sequence) = self.sequence.as_ref().filter(|_| ready) else { return 0 };
+        let left = border.and_then(|border| border.checked_sub(sequence.len())).unwrap_or(usize::MAX);
+        max_new_tokens.saturating_sub(self.generated).min(left)
+    }
+
+    /// What it adds to a step in which the model chooses, as the row at `place` of it.
+    pub(super) fn argmax(&mut self, place: usize) -> Option<Argmax<'_, S>> {
+        self.place = place;
+        let &token = self.tokens.last()?;
+        self.sequence.as_mut().map(|sequence| Argmax { sequence, token })
+    }
+
+    /// Looks whether the model has chosen a token for it among those of all rows.
+    pub(super) fn has_token(&mut self, chosen: &[u32]) -> bool {
+        self.needs_logits |= chosen[self.place] == NO_TOKEN;
+        !self.needs_logits
+    }
+
+    /// Takes the token that the model has chosen for it.
+    pub(super) fn receive(&mut self, chosen: &[u32]) {
+        self.chosen = Some(Ok((chosen[self.place], None)));
+    }
+
+    /// Forgets what the model has read behind its newest token, or behind its end: the newest one is never in the cache.
+    pub(super) fn cut(&mut self) {
+        let read = self.tokens.len().saturating_sub(1);
+        if let Some(sequence) = self.sequence.as_mut().filter(|sequence| sequence.len() > read) {
+            sequence.truncate(read);
+        }
+    }
+
     /// What it has in the cache, for others to begin behind; and for how many of the first `blocks` of it the call had answered.
     pub(super) fn keep(&mut self, blocks: usize) -> Option<(Prefix<S>, usize)> {
         let mut sequence = self.sequence.take().filter(|sequence| sequence.source().is_empty())?;
@@ -136,6 +177,7 @@ impl<S: Sequence> Row<S> {
     pub(super) fn push(&mut self, token: u32) {
         self.tokens.push(token);
         self.generated += 1;
+        self.needs_logits = false;
         self.first = Vec::new();
     }
 }

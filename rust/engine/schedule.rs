@@ -4,7 +4,8 @@
 //! Rows are admitted in turn from each call, while those that run are fewer than `max_rows` and their reservations, beside what
 //! is not reserved at all, fit into `cache_bytes`; a row that runs alone is always admitted. Sources are read in steps of their
 //! own, of [`CHUNK`] rows together or one that is larger, and never twice in a row where rows wait for tokens. Every other step
-//! has a token of each row that has begun, and at most [`CHUNK`] tokens of prompts, shared among the calls that have any.
+//! has a token of each row that has begun, and at most [`CHUNK`] tokens of prompts, shared among the calls that have any. Where it
+//! would have nothing else than tokens of rows that take the best one, the model may choose some at once (`greedy.rs`).
 
 use std::sync::Arc;
 use std::sync::Condvar;
@@ -76,7 +77,7 @@ pub(super) struct Slot<S> {
 
 impl<S: Sequence> Slot<S> {
     /// The call, where it may take part in a step.
-    fn eligible(&mut self) -> Option<&mut Box<Call<S>>> {
+    pub(super) fn eligible(&mut self) -> Option<&mut Box<Call<S>>> {
         let out = self.ticket.is_cancelled() || self.closing || self.ahead >= AHEAD || self.parked.is_some();
         self.call.as_mut().filter(|_| !out)
     }
@@ -270,6 +271,8 @@ impl<S: Sequence> State<S> {
         if behind > 0 {
             self.divide_chunk();
         }
+        let others = behind > 0 || first || sources;
+        let kind = self.greedy_steps(model, others).map_or(Kind::Tokens, Kind::Greedy);
         let step = self.steps;
         for slot in &mut self.slots {
             if let Some(call) = slot.eligible()
@@ -279,7 +282,7 @@ impl<S: Sequence> State<S> {
                 slot.last_step = step;
             }
         }
-        Some(Kind::Tokens)
+        Some(kind)
     }
 
     /// Lets calls run again that had to leave, where memory may have become free or nobody else runs.
@@ -422,7 +425,7 @@ impl<S: Sequence> State<S> {
         let mut taken = std::mem::take(&mut bench.taken);
         // Rows that end in this step make room for the calls that had to leave it.
         let ended = self.ended;
-        for Taken { id, mut call, outcome, is_parked } in taken.drain(..) {
+        for Taken { id, mut call, outcome, tokens, is_parked } in taken.drain(..) {
             let Some(place) = self.place(id) else { continue };
             let slot = &mut self.slots[place];
             slot.away = false;
@@ -459,7 +462,7 @@ impl<S: Sequence> State<S> {
                 self.ended += u64::from(call.finish(row));
             }
             let is_there = call.given.events.is_empty() && slot.waits.is_some();
-            slot.ahead += usize::from(step.is_ok() && !is_there);
+            slot.ahead += if step.is_ok() && !is_there { tokens } else { 0 };
             slot.events.append(&mut call.given.events);
             let kept = slot.collect(&mut call);
             if call.is_done() {
@@ -479,7 +482,7 @@ impl<S: Sequence> State<S> {
 fn take<S>(slot: &mut Slot<S>) -> Option<Taken<S>> {
     let call = slot.call.take()?;
     slot.away = true;
-    Some(Taken { id: slot.id, call, outcome: Ok(0), is_parked: false })
+    Some(Taken { id: slot.id, call, outcome: Ok(0), tokens: 1, is_parked: false })
 }
 
 /// The same error for one more call of the step.

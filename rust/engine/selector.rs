@@ -33,6 +33,11 @@ impl Selector {
         &self.stopping
     }
 
+    /// Whether the best token of the raw logits is all that is wanted of them, where nothing is drawn.
+    pub(crate) fn takes_the_best(&self) -> bool {
+        self.processors.is_empty() && self.logprobs.is_none()
+    }
+
     /// The next token, drawn where there is a stream and the best one otherwise. `scores` are raw logits and are spoilt.
     pub(crate) fn choose(
         &self,

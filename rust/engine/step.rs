@@ -8,7 +8,7 @@ use super::call::Call;
 use super::choice::{self, Choice, Unit};
 use crate::decode::Scratch;
 use crate::error::{Error, Result};
-use crate::models::{Decoder, Segment, Sequence};
+use crate::models::{Argmax, Decoder, Segment, Sequence};
 use crate::team::Cancel;
 
 /// What a step does.
@@ -18,6 +18,8 @@ pub(super) enum Kind {
     Sources,
     /// Decoders read tokens, and rows choose their next ones.
     Tokens,
+    /// Decoders choose the best token of every row, read it, and so on for so many tokens.
+    Greedy(usize),
 }
 
 /// A call in a step.
@@ -27,6 +29,8 @@ pub(super) struct Taken<S> {
     pub(super) call: Box<Call<S>>,
     /// Rows that ended, or why the call did.
     pub(super) outcome: Result<usize>,
+    /// Tokens that each of its rows has chosen, at most.
+    pub(super) tokens: usize,
     /// Whether it had to leave for want of memory.
     pub(super) is_parked: bool,
 }
@@ -35,6 +39,8 @@ pub(super) struct Taken<S> {
 pub(super) struct Bench<S: 'static> {
     pub(super) taken: Vec<Taken<S>>,
     batch: Vec<Segment<'static, S>>,
+    pub(super) rows: Vec<Argmax<'static, S>>,
+    pub(super) ids: Vec<u32>,
     logits: Vec<f32>,
     choices: Vec<Choice<'static, S>>,
     units: Vec<Unit<'static, 'static, S>>,
@@ -46,6 +52,8 @@ impl<S> Default for Bench<S> {
         Self {
             taken: Vec::new(),
             batch: Vec::new(),
+            rows: Vec::new(),
+            ids: Vec::new(),
             logits: Vec::new(),
             choices: Vec::new(),
             units: Vec::new(),
@@ -77,6 +85,7 @@ impl<S: Sequence> Bench<S> {
             let outcome = catch_unwind(AssertUnwindSafe(|| match kind {
                 Kind::Sources => self.read_sources(model, cancel),
                 Kind::Tokens => self.read_tokens(model, cancel),
+                Kind::Greedy(steps) => self.read_greedily(model, steps, cancel),
             }));
             match outcome.unwrap_or_else(|panic| Err(panicked(panic.as_ref()))) {
                 Err(Error::OutOfMemory { .. }) if give_up() => {}
@@ -103,8 +112,12 @@ impl<S: Sequence> Bench<S> {
         model.encode(&mut sequences, cancel)
     }
 
-    fn read_tokens<M: Decoder<Sequence = S>>(&mut self, model: &M, cancel: &Cancel<'_>) -> Result<()> {
-        let Self { taken, batch, logits, choices, units, scratches } = self;
+    pub(super) fn read_tokens<M: Decoder<Sequence = S>>(
+        &mut self,
+        model: &M,
+        cancel: &Cancel<'_>,
+    ) -> Result<()> {
+        let Self { taken, batch, logits, choices, units, scratches, .. } = self;
         let mut feeds = recycle(std::mem::take(batch));
         for taken in taken.iter_mut().filter(|taken| !taken.is_parked) {
             taken.call.segments(&mut feeds);
@@ -146,7 +159,7 @@ pub(super) fn panicked(panic: &(dyn Any + Send)) -> Error {
 }
 
 /// Empties a vector and hands its memory on to elements of another lifetime: collecting in place allocates nothing.
-fn recycle<A, B>(mut all: Vec<A>) -> Vec<B> {
+pub(super) fn recycle<A, B>(mut all: Vec<A>) -> Vec<B> {
     all.clear();
     all.into_iter().map(|_| unreachable!("the vector is empty")).collect()
 }

@@ -48,6 +48,18 @@ pub struct Segment<'a, S> {
     pub logits: Wanted,
 }
 
+/// A row for which [`Decoder::argmax`] chooses tokens.
+#[derive(Debug)]
+pub struct Argmax<'a, S> {
+    /// Sequence that the tokens are appended to.
+    pub sequence: &'a mut S,
+    /// What is appended first.
+    pub token: u32,
+}
+
+/// What stands where [`Decoder::argmax`] has chosen nothing: no vocabulary has this id.
+pub const NO_TOKEN: u32 = u32::MAX;
+
 /// A block of the cache. Sequences take whole blocks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct CacheBlock {
@@ -211,6 +223,30 @@ pub trait Decoder: Send + Sync {
         logits: &mut Vec<f32>,
         cancel: &Cancel<'_>,
     ) -> Result<()>;
+    /// Tokens that [`Decoder::argmax`] is best asked for at once, at most; 0 where the model does not do that at all.
+    fn argmax_steps(&self) -> usize {
+        0
+    }
+    /// Appends every row's token to its sequence, chooses the first of the largest logits after it, appends that, and so on for
+    /// `steps` steps. Leaves the chosen ids in `ids`, step by step: `ids[step * rows.len() + row]`. The sequences then hold the rows'
+    /// tokens and all chosen ones but the last, as after so many calls of [`Decoder::forward`]. From the step on in which a row's
+    /// logits hold a NaN, or nothing above minus infinity, its ids are [`NO_TOKEN`], and what its sequence holds from there on
+    /// means nothing. Whoever asks sees to it that no sequence crosses the model's [`Decoder::border`] meanwhile.
+    ///
+    /// `None` where the model cannot do that with these rows, or at all; nothing has changed then. On an error every sequence is as
+    /// it was before.
+    ///
+    /// # Errors
+    /// As for [`Decoder::forward`].
+    fn argmax(
+        &self,
+        _rows: &mut [Argmax<'_, Self::Sequence>],
+        _steps: usize,
+        _ids: &mut Vec<u32>,
+        _cancel: &Cancel<'_>,
+    ) -> Result<Option<()>> {
+        Ok(None)
+    }
     /// Appends as [`Decoder::forward`] does, and leaves in `scored`, instead of logits, what the wanted rows say of the tokens that are
     /// asked for, in the order of `asked`, which is that of its rows. A model need not hold all logits at once for it.
     ///

@@ -3,8 +3,8 @@
 
 use std::sync::Arc;
 
-use super::decoder::{Asked, ContextLength, Input, Scored, Segment, Sequence, check_asked};
-use super::sequence::DecoderSequence;
+use super::decoder::{Argmax, Asked, ContextLength, Input, Scored, Segment, Sequence, check_asked};
+use super::sequence::{DecoderSequence, EncoderOutput, Read};
 use crate::error::{Error, Result};
 use crate::execute::{Buffers, Executor, Inputs, Plan, Results, Trace};
 use crate::team::{self, Cancel};
@@ -156,6 +156,56 @@ pub(super) fn run(
     result
 }
 
+/// Runs `steps` steps of one row for each sequence on a device, see [`Decoder::argmax`](super::Decoder::argmax). Nothing is done, and `false`
+/// returned, where there is no device, or where a sequence's positions would not count as those in its cache do.
+///
+/// # Errors
+/// As for [`run`].
+pub(super) fn argmax(
+    executor: Executor<'_>,
+    bounds: Bounds,
+    rows: &mut [Argmax<'_, DecoderSequence>],
+    steps: usize,
+    ids: &mut Vec<u32>,
+    cancel: &Cancel<'_>,
+) -> Result<bool> {
+    ids.clear();
+    let Some(backend) = executor.backend else { return Ok(false) };
+    for row in rows.iter() {
+        let after =
+            bounds.check(Input::Tokens(&[row.token]), row.sequence.len())? + row.sequence.len() + steps - 1;
+        bounds.context.check(after)?;
+        let other =
+            |read: &Read| read.ids.len() != row.sequence.cache.len() || (after > read.border) != read.is_long;
+        if row.sequence.read.as_ref().is_some_and(other) {
+            return Ok(false);
+        }
+    }
+    let count = rows.len();
+    ids.resize(count * steps, 0);
+    let _turn = team::turn(executor.runtime.threads, cancel).inspect_err(|_| ids.clear())?;
+    let mut buffers = Buffers::take();
+    let result = reserve_each(rows, steps, &mut buffers.plan).and_then(|()| {
+        let rows = &*rows;
+        let of = |i: usize| Input::Tokens(std::slice::from_ref(&rows[i].token));
+        let inputs = Inputs { of: &of, cancel, trace: None };
+        backend.argmax(executor.program, &buffers.plan, inputs, steps, ids)
+    });
+    for (i, row) in rows.iter_mut().enumerate() {
+        let sequence = &mut *row.sequence;
+        if result.is_err() {
+            sequence.cache.abandon();
+            continue;
+        }
+        sequence.cache.advance(steps);
+        if let Some(read) = &mut sequence.read {
+            let chosen = ids.iter().skip(i).step_by(count).map(|&id| Some(id));
+            read.ids.extend(std::iter::once(Some(row.token)).chain(chosen).take(steps));
+        }
+    }
+    result.map(|()| true).inspect_err(|_| ids.clear())
+}
+
 /// Lets go of keys that are no longer those of their sequence's length, and gives, for every segment whose cache lacks positions, the
 /// tokens of those and of the segment.
 fn read_again(segments: &mut [Segment<'_, DecoderSequence>], width: usize) -> Result<Vec<Option<Vec<u32>>>> {
@@ -191,6 +241,35 @@ fn read_again(segments: &mut [Segment<'_, DecoderSequence>], width: usize) -> Re
     Ok(all)
 }
 
+/// Gets positions for `steps` steps of every row, and notes where they are and what they look at.
+fn reserve_each(rows: &mut [Argmax<'_, DecoderSequence>], steps: usize, plan: &mut Plan) -> Result<()> {
+    let mut last = std::ptr::null();
+    for Argmax { sequence, .. } in rows {
+        sequence.cache.reserve(steps)?;
+        add(sequence, (1, 1), plan, &mut last);
+    }
+    Ok(())
+}
+
+/// Adds rows of a sequence to a plan, of which the last ones are wanted. `last` is the source that the rows before look at.
+fn add(
+    sequence: &DecoderSequence,
+    (rows, wanted): (usize, usize),
+    plan: &mut Plan,
+    last: &mut *const EncoderOutput,
+) {
+    let is_long = sequence.read.as_ref().is_some_and(|read| read.is_long);
+    plan.add_of(rows, sequence.cache.len(), wanted, is_long, |blocks| sequence.cache.pointers(blocks));
+    if let Some(output) = sequence.encoder_output() {
+        let here = Arc::as_ptr(output);
+        if std::mem::replace(last, here) == here {
+            plan.look_at_the_same();
+        } else {
+            plan.look_at(output.keys_values.len(), |blocks| output.keys_values.pointers(blocks));
+        }
+    }
+}
+
 /// Gets every segment's positions and notes where they are, and what they look at.
 fn reserve<'a>(
     segments: &mut [Segment<'_, DecoderSequence>],
@@ -203,17 +282,7 @@ fn reserve<'a>(
         let wanted = logits.count(input.rows(width));
         let rows = lacking(i).map_or(input.rows(width), Vec::len);
         sequence.cache.reserve(rows)?;
-        let position = sequence.cache.len();
-        let is_long = sequence.read.as_ref().is_some_and(|read| read.is_long);
-        plan.add_of(rows, position, wanted, is_long, |blocks| sequence.cache.pointers(blocks));
-        if let Some(output) = sequence.encoder_output() {
-            let here = Arc::as_ptr(output);
-            if std::mem::replace(&mut last, here) == here {
-                plan.look_at_the_same();
-            } else {
-                plan.look_at(output.keys_values.len(), |blocks| output.keys_values.pointers(blocks));
-            }
-        }
+        add(sequence, (rows, wanted), plan, &mut last);
     }
     Ok(())
 }

@@ -27,8 +27,13 @@ Operation transfer(Operation::What what, Address to, Address from, std::size_t b
     return work;
 }
 
-// Copies to and from pageable memory are not captured: the driver would have to stage them.
-bool captured(const Stream& stream, const char* function) { return stream.capture && capture_forbids(function); }
+// Copies to and from pageable memory are not captured, whatever the mode: they wait for the host.
+bool captured(Stream& stream, const char* function) {
+    if (!stream.capture) return false;
+    stream.invalidated = true;
+    complain(std::string(function) + " while its stream is being captured");
+    return true;
+}
 
 }  // namespace
 

@@ -8,13 +8,11 @@ using namespace emu;
 
 int most_shared(int major, int minor);
 
-// A module is what the emulated NVRTC made; a real cubin is no image for an emulated GPU.
 EMU_API CUresult cuModuleLoadData(CUmodule* module, const void* bytes) {
     EMU_ENTER("cuModuleLoadData", Needs::Context);
     if (capture_forbids("cuModuleLoadData")) return CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED;
     Image image;
-    if (!read_image(static_cast<const char*>(bytes), image))
-        return refuse(CUDA_ERROR_INVALID_IMAGE, "an image that the emulated NVRTC did not make");
+    if (!read_image(bytes, image)) return refuse(CUDA_ERROR_INVALID_IMAGE, "an image that is no cubin");
     const Knobs& knobs = state().knobs;
     if (image.major != knobs.major || image.minor > knobs.minor) return CUDA_ERROR_NO_BINARY_FOR_GPU;
     std::unique_ptr<CUmod_st> made(new CUmod_st{image.kernels, {}});

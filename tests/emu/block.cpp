@@ -230,12 +230,14 @@ void on_memory_fault(int signal, siginfo_t* info, void* context) {
     fiber_divert(context, landed);
 }
 
-// Catches memory faults while it lives, on a signal stack of its own: a fiber's stack may be what overflowed.
+// Catches memory faults while it lives, on a signal stack of its own: a fiber's stack may be what overflowed. Where a handler cannot leave a
+// fiber, a memory fault ends the process, as it would without the emulator.
 class Catch {
     stack_t before_stack;
 
   public:
     Catch() {
+        if (!fiber_can_divert()) return;
         alignas(16) static unsigned char stack[64 * 1024];
         stack_t own = {};
         own.ss_sp = stack;
@@ -248,6 +250,7 @@ class Catch {
         sigaction(SIGBUS, &action, &before_bus);
     }
     ~Catch() {
+        if (!fiber_can_divert()) return;
         sigaction(SIGSEGV, &before_segv, nullptr);
         sigaction(SIGBUS, &before_bus, nullptr);
         sigaltstack(&before_stack, nullptr);

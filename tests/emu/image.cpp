@@ -1,16 +1,15 @@
-// The emulator compiles nothing at run time: an image says which of the kernels in the library its source holds.
+// The emulator compiles nothing at run time: a cubin says which of the kernels in the library its source has, and for which architecture.
 #include "image.h"
 
-#include <cstdint>
-#include <cstdio>
 #include <cstring>
-#include <sstream>
+
+#include <elf.h>
 
 namespace emu {
 namespace {
 
-const std::size_t HEADER = 64;
-const char FIRST_LINE[] = "kernels of an emulated GPU\n";
+constexpr unsigned short CUBIN = 190;  // EM_CUDA
+constexpr unsigned char OLDER = 7;     // the version in which the architecture is the flags' lowest byte; later it is the next one
 
 bool part_of_a_name(char c) { return c == '_' || (c >= '0' && c <= '9') || (c >= 'a' && c <= 'z') || (c >= 'A' && c <= 'Z'); }
 
@@ -22,44 +21,52 @@ bool mentions(const std::string& source, const std::string& name) {
     return false;
 }
 
-// An ELF file with one section, which holds the text: a host that looks at headers before it hands an image on finds a whole file.
-std::string as_file(const std::string& text) {
-    std::string file(HEADER, '\0');
-    const auto put = [&file](std::size_t at, std::uint64_t value, std::size_t bytes) { std::memcpy(&file[at], &value, bytes); };
-    std::memcpy(&file[0], "\x7f" "ELF\2\1\1", 7);
-    put(40, HEADER + text.size(), 8);  // where the table of sections is
-    put(58, HEADER, 2);                // bytes of an entry
-    put(60, 1, 2);                     // entries
-    file += text;
-    const std::size_t section = file.size();
-    file.append(HEADER, '\0');
-    put(section + 4, 1, 4);
-    put(section + 24, HEADER, 8);
-    put(section + 32, text.size(), 8);
-    return file;
-}
-
 }  // namespace
 
-std::string write_image(const std::string& source, int major, int minor) {
-    std::string image = std::string(FIRST_LINE) + "sm " + std::to_string(major) + " " + std::to_string(minor) + "\n";
+std::string write_image(const std::string& source, int architecture) {
+    // One section, of names with a zero in front of and behind each, as they stand in a table of strings.
+    std::string names(1, '\0');
     for (const std::string& name : kernel_names())
-        if (mentions(source, name)) image += name + "\n";
-    return as_file(image);
+        if (mentions(source, name)) names += name + '\0';
+    Elf64_Ehdr header = {};
+    std::memcpy(header.e_ident, ELFMAG, SELFMAG);
+    header.e_ident[EI_CLASS] = ELFCLASS64;
+    header.e_ident[EI_DATA] = ELFDATA2LSB;
+    header.e_ident[EI_VERSION] = EV_CURRENT;
+    header.e_ident[EI_ABIVERSION] = OLDER + 1;
+    header.e_machine = CUBIN;
+    header.e_flags = unsigned(architecture) << 8;
+    header.e_ehsize = sizeof header;
+    header.e_shoff = sizeof header + (names.size() + 7) / 8 * 8;
+    header.e_shentsize = sizeof(Elf64_Shdr);
+    header.e_shnum = 1;
+    Elf64_Shdr section = {};
+    section.sh_type = SHT_STRTAB;
+    section.sh_offset = sizeof header;
+    section.sh_size = names.size();
+    std::string image(reinterpret_cast<const char*>(&header), sizeof header);
+    image += names;
+    image.resize(header.e_shoff);
+    return image.append(reinterpret_cast<const char*>(&section), sizeof section);
 }
 
-bool read_image(const char* file, Image& image) {
-    if (std::memcmp(file, "\x7f" "ELF\2\1\1", 7) != 0) return false;
-    std::uint64_t end;
-    std::memcpy(&end, file + 40, sizeof end);
-    if (end < HEADER + sizeof FIRST_LINE) return false;
-    const std::string content(file + HEADER, file + end);
-    const char* text = content.c_str();
-    if (std::strncmp(text, FIRST_LINE, sizeof FIRST_LINE - 1) != 0) return false;
-    std::istringstream lines(text + sizeof FIRST_LINE - 1);
-    std::string line;
-    if (!std::getline(lines, line) || std::sscanf(line.c_str(), "sm %d %d", &image.major, &image.minor) != 2) return false;
-    while (std::getline(lines, line)) image.kernels.push_back(line);
+bool read_image(const void* bytes, Image& image) {
+    auto* begin = static_cast<const char*>(bytes);
+    if (std::memcmp(begin, ELFMAG, SELFMAG) != 0) return false;
+    Elf64_Ehdr header;
+    std::memcpy(&header, begin, sizeof header);
+    if (header.e_machine != CUBIN) return false;
+    int architecture = (header.e_ident[EI_ABIVERSION] <= OLDER ? header.e_flags : header.e_flags >> 8) & 0xff;
+    image.major = architecture / 10;
+    image.minor = architecture % 10;
+    std::string names;
+    for (unsigned i = 0; i < header.e_shnum; i++) {
+        Elf64_Shdr section;
+        std::memcpy(&section, begin + header.e_shoff + i * header.e_shentsize, sizeof section);
+        if (section.sh_type == SHT_STRTAB) names.append(begin + section.sh_offset, section.sh_size);
+    }
+    for (const std::string& name : kernel_names())
+        if (names.find('\0' + name + '\0') != std::string::npos) image.kernels.push_back(name);
     return true;
 }
 

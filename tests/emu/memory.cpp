@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <cstdio>
+#include <cstdlib>
 #include <cstring>
 #include <deque>
 #include <map>
@@ -32,6 +33,7 @@ struct Store {
     std::deque<Address> freed;
     std::map<int, std::size_t> used;
     std::size_t limit = std::size_t(1) << 30, peak = 0;
+    unsigned opened = 0;
 };
 
 // Never destroyed: what drops at the end of a process still calls in.
@@ -66,6 +68,14 @@ bool poisoned(const unsigned char* from, const unsigned char* to) {
     return std::all_of(from, to, [](unsigned char byte) { return byte == POISON; });
 }
 
+void protect(const Allocation& a, int how) {
+    if (a.kind != Kind::Device || !a.alive) return;
+    if (mprotect(a.mapping, std::size_t(a.mapping_end - a.mapping), how) != 0) {
+        std::perror("emulated driver: memory cannot be protected");
+        std::abort();
+    }
+}
+
 void forget_oldest() {
     auto& s = store();
     auto it = s.all.find(s.freed.front());
@@ -75,6 +85,18 @@ void forget_oldest() {
 }
 
 }  // namespace
+
+Opened::Opened() {
+    auto& s = store();
+    if (s.opened++ != 0) return;
+    for (const auto& [address, a] : s.all) protect(a, PROT_READ | PROT_WRITE);
+}
+
+Opened::~Opened() {
+    auto& s = store();
+    if (--s.opened != 0) return;
+    for (const auto& [address, a] : s.all) protect(a, PROT_NONE);
+}
 
 Address allocate(Kind kind, int device, std::size_t bytes) {
     auto& s = store();
@@ -87,6 +109,7 @@ Address allocate(Kind kind, int device, std::size_t bytes) {
     std::memset(mapping, POISON, mapped);
     auto address = reinterpret_cast<Address>(mapping + mapped - body);
     s.all[address] = {kind, device, bytes, mapping, mapping + mapped, true};
+    if (s.opened == 0) protect(s.all[address], PROT_NONE);
     if (kind == Kind::Device) {
         s.used[device] += charge(bytes);
         s.peak = std::max(s.peak, s.used[device]);
@@ -132,6 +155,7 @@ bool touches_device(Address at, std::size_t bytes) {
 }
 
 std::string damage(bool quick) {
+    Opened opened;
     for (const auto& [address, a] : store().all) {
         if (!a.alive) continue;
         auto* begin = reinterpret_cast<unsigned char*>(address);

@@ -14,6 +14,14 @@ constexpr unsigned char POISON = 0xff;
 
 enum class Kind { Device, Pinned };
 
+// Device memory can be read and written while one of these lives. At other times whoever touches it on the host crashes, as with a GPU.
+class Opened {
+  public:
+    Opened();
+    ~Opened();
+    Opened(const Opened&) = delete;
+};
+
 // Makes an allocation of device `device`; 0 where its memory does not suffice. Device memory begins at a multiple of 256, and
 // ends against a guard page, as nearly as that allows.
 Address allocate(Kind kind, int device, std::size_t bytes);

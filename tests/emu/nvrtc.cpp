@@ -99,7 +99,7 @@ EMU_API nvrtcResult nvrtcCompileProgram(nvrtcProgram program, int count, const c
         p->log = p->name + ": " + p->source.substr(begin, p->source.find('\n', begin) - begin) + "\n1 error detected\n";
         return NVRTC_ERROR_COMPILATION;
     }
-    p->image = emu::write_image(p->source, sm / 10, sm % 10);
+    p->image = emu::write_image(p->source, sm);
     return NVRTC_SUCCESS;
 }
 
@@ -107,7 +107,7 @@ EMU_API nvrtcResult nvrtcGetCUBINSize(nvrtcProgram program, std::size_t* bytes) 
     std::lock_guard<std::mutex> guard(lock);
     _nvrtcProgram* p = find(program);
     if (p == nullptr) return NVRTC_ERROR_INVALID_PROGRAM;
-    *bytes = p->image.size() + 1;
+    *bytes = p->image.size();
     return NVRTC_SUCCESS;
 }
 
@@ -115,7 +115,7 @@ EMU_API nvrtcResult nvrtcGetCUBIN(nvrtcProgram program, char* image) {
     std::lock_guard<std::mutex> guard(lock);
     _nvrtcProgram* p = find(program);
     if (p == nullptr) return NVRTC_ERROR_INVALID_PROGRAM;
-    std::memcpy(image, p->image.c_str(), p->image.size() + 1);
+    std::memcpy(image, p->image.data(), p->image.size());
     return NVRTC_SUCCESS;
 }
 

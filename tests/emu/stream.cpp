@@ -83,6 +83,8 @@ int submit(Stream& stream, Operation operation) {
 }
 
 int drain(Stream& stream, std::uint64_t until) {
+    if (stream.done >= until) return state().lost;
+    Opened opened;
     while (stream.done < until && !stream.queue.empty()) {
         Operation work = std::move(stream.queue.front());
         stream.queue.pop_front();

@@ -14,6 +14,7 @@ from hypothesis import HealthCheck, settings
 from tally import TALLY
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from pathlib import Path
 
     import tokenizers
@@ -88,3 +89,18 @@ def types(request: pytest.FixtureRequest) -> dict[str, Any]:
     """Options of loading for every pair of a stored type and a type in which products are formed."""
     dtype, compute = request.param
     return {"dtype": dtype, "compute_dtype": compute}
+
+
+@pytest.fixture(scope="session")
+def emulated_gpu() -> Iterator[Any]:
+    """An emulated GPU for this process, of which `report()` tells what was done on it."""
+    import ctypes
+    from types import SimpleNamespace
+
+    import emulated
+
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in emulated.environment().items():
+            patch.setenv(name, value)
+        driver = ctypes.CDLL(str(emulated.library()))
+        yield SimpleNamespace(report=lambda: emulated.report(driver))

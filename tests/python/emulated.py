@@ -107,9 +107,11 @@ def _headers() -> str:
     return "\n".join(path.read_text() for path in sorted(EMULATOR.glob("*.h")))
 
 
-def _emulator_object(source: Path) -> Path:
-    key = _key(_headers(), source.read_text(), *FLAGS)
-    return _kept(CACHE / "objects" / f"{source.stem}-{key}.o", [compiler(), *FLAGS, "-c", source])
+def _emulator_object(source: Path, defines: Sequence[str]) -> Path:
+    text = source.read_text()
+    flags = [*FLAGS, *(f"-D{name}" for name in defines if name in text)]
+    key = _key(_headers(), text, *flags)
+    return _kept(CACHE / "objects" / f"{source.stem}-{key}.o", [compiler(), *flags, "-c", source])
 
 
 def _kernel_object(source: Path, common: Path | None) -> Path:
@@ -137,13 +139,20 @@ def _kernel_object(source: Path, common: Path | None) -> Path:
     return _kept(CACHE / "objects" / f"{stem}-{key}.o", command, unit)
 
 
-def build(kernels: Iterable[Path], *, common: Path | None = None, without: Sequence[str] = ()) -> Path:
+def build(
+    kernels: Iterable[Path],
+    *,
+    common: Path | None = None,
+    without: Sequence[str] = (),
+    defines: Sequence[str] = (),
+) -> Path:
     """Builds the emulator with these kernel files, without some of its functions.
 
     Args:
         kernels: Files of kernels; their names without suffixes are identifiers and differ.
         common: What is put in front of each of them.
         without: Exported functions that the library shall lack, like one of an older driver.
+        defines: Macros for the emulator's own files.
 
     Returns:
         The library's path.
@@ -152,7 +161,7 @@ def build(kernels: Iterable[Path], *, common: Path | None = None, without: Seque
         RuntimeError: If there is no compiler, or a file does not compile; the message has the compiler's words.
     """
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        emulator = pool.map(_emulator_object, sorted(EMULATOR.glob("*.cpp")))
+        emulator = pool.map(lambda source: _emulator_object(source, defines), sorted(EMULATOR.glob("*.cpp")))
         units = pool.map(lambda source: _kernel_object(source, common), sorted(kernels))
         objects = [*emulator, *units]
     exports = f"{{ global: cu*; nvrtc*; emu_*; local: *; {' '.join(f'{name};' for name in without)} }};\n"
@@ -170,11 +179,17 @@ def library(*, without: Sequence[str] = ()) -> Path:
 
 
 def environment(knobs: str = "", *, without: Sequence[str] = ()) -> dict[str, str]:
-    """Variables by which a process finds the emulated driver and the emulated NVRTC, with FASTDECODE_EMU as given."""
-    path = str(library(without=without))
-    # What the emulated NVRTC "compiles" must not come into the store of a real one.
-    cache = {"XDG_CACHE_HOME": str(CACHE / "cache")}
-    return {"FASTDECODE_CUDA_DRIVER": path, "FASTDECODE_NVRTC": path, "FASTDECODE_EMU": knobs, **cache}
+    """Variables by which a process finds the emulated driver and the emulated NVRTC, with FASTDECODE_EMU as given.
+
+    Compiled kernels of the emulator are kept apart from those of the user, who may have a GPU: the names are the same.
+    """
+    path = library(without=without)
+    return {
+        "FASTDECODE_CUDA_DRIVER": str(path),
+        "FASTDECODE_NVRTC": str(path),
+        "FASTDECODE_EMU": knobs,
+        "XDG_CACHE_HOME": str(path.parent / "cache"),
+    }
 
 
 def report(loaded: ctypes.CDLL) -> dict[str, Any]:

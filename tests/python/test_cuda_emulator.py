@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import json
 import os
+import signal
 import subprocess
 import sys
 import threading
@@ -165,6 +166,18 @@ def test_the_block_that_comes_last_sees_all_tickets(driver: Driver) -> None:
     assert driver.download(out, [2], np.uint32).tolist() == [17, 17]
 
 
+def test_fibers_of_other_processors() -> None:
+    """Where no assembly is at hand the C library switches."""
+    other = emulated.build(TRIES, defines=["EMU_UCONTEXT"])
+
+    def begin(knobs: str = "") -> Driver:
+        return Driver(other, knobs, SOURCE)
+
+    test_barriers_order_what_threads_share(begin, 256, "reverse=1")
+    test_shuffles_take_from_the_lane_that_the_isa_says(begin, 16, 5, "")
+    test_kernels_run_after_one_that_ended_early(begin)
+
+
 MISTAKES = {
     "a barrier that some have left": (0, 64, 719, "40 of 64 threads wait in __syncthreads"),
     "a warp's barrier that some have left": (
@@ -287,11 +300,30 @@ def test_a_kernel_that_uses_freed_memory_is_found(driver: Driver) -> None:
     assert error.value.code == 700
 
 
-def test_damage_is_found_when_memory_is_freed(driver: Driver) -> None:
-    at = driver.alloc(100)
-    ctypes.memset(at + 100, 0, 1)
-    with pytest.raises(DriverError, match="something wrote behind the allocation of 100 bytes"):
+def test_damage_far_in_front_is_found_when_memory_is_freed(driver: Driver) -> None:
+    at = driver.alloc(256)
+    driver.launch("try_mistake", Block(at, 64, 13), [1], [64])
+    with pytest.raises(DriverError, match="something wrote in front of the allocation of 256 bytes"):
         driver.free(at)
+
+
+def test_the_host_cannot_touch_device_memory(path: Path) -> None:
+    script = (
+        "import ctypes, sys\n"
+        "from pathlib import Path\n"
+        "sys.path.insert(0, sys.argv[2])\n"
+        "from driver import Driver\n"
+        "import numpy as np\n"
+        "driver = Driver(Path(sys.argv[1]))\n"
+        "at = driver.upload(np.ones(4))\n"
+        "assert driver.download(at, [4], np.float64).tolist() == [1, 1, 1, 1]\n"
+        "print('before', flush=True)\n"
+        "ctypes.string_at(at, 1)\n"
+        "print('after', flush=True)\n"
+    )
+    command = [sys.executable, "-c", script, str(path), str(emulated.ROOT / "tests" / "python")]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (-signal.SIGSEGV, "before\n")
 
 
 def test_copies_and_fills(driver: Driver) -> None:
@@ -409,11 +441,11 @@ def test_a_graph_replays_what_was_recorded(driver: Driver) -> None:
 
 
 def forbidden(driver: Driver) -> dict[str, Callable[[], object]]:
-    at, values = driver.alloc(16), np.zeros(4, np.float32)
+    at, free, values = driver.alloc(16), driver.alloc(16), np.zeros(4, np.float32)
     pinned = driver.made("cuMemHostAlloc", c_size_t(16), c_uint(0))
     return {
         "alloc": lambda: driver.alloc(4),
-        "free": lambda: driver.free(at),
+        "free": lambda: driver.free(free),
         "host alloc": lambda: driver.pinned([1], np.uint32),
         "host free": lambda: driver.call("cuMemFreeHost", pinned),
         "synchronize": driver.synchronize,
@@ -449,6 +481,20 @@ def test_a_capture_forbids_what_waits_or_allocates(driver: Driver, what: str) ->
     assert end.value.code == 901
     # The stream works again.
     assert driver.download(driver.upload(np.ones(1)), [1], np.float64) == 1
+
+
+def test_a_relaxed_capture_lets_others_allocate(driver: Driver) -> None:
+    attempts = forbidden(driver)
+    driver.call("cuStreamBeginCapture_v2", driver.stream, c_int(2))
+    for what in ("alloc", "free", "host alloc", "host free", "synchronize all", "module"):
+        attempts[what]()
+    for what in ("pageable source", "synchronize"):
+        with pytest.raises(DriverError) as error:
+            attempts[what]()
+        assert error.value.code == 900
+    with pytest.raises(DriverError) as end:
+        driver.end_capture()
+    assert end.value.code == 901
 
 
 def test_a_capture_begins_once_and_ends_once(driver: Driver) -> None:
@@ -600,7 +646,17 @@ def test_a_module_is_for_an_architecture(driver: Driver, architecture: str, code
 
 
 def test_other_bytes_are_no_module(driver: Driver) -> None:
-    assert driver.library.cuModuleLoadData(ctypes.byref(c_void_p()), b"\x7fELF") == 200
+    for image in (b"PTX" + bytes(100), b"\x7fELF" + bytes(100)):
+        assert driver.library.cuModuleLoadData(ctypes.byref(c_void_p()), image) == 200
+
+
+@pytest.mark.parametrize(("version", "flags"), [(7, 0x005A055A), (8, 0x06005A04)])
+def test_real_cubins_are_read(driver: Driver, version: int, flags: int) -> None:
+    """Of both versions of the format that NVRTC 12 and 13 write; only the header differs."""
+    image = bytearray(driver.image(SOURCE, "sm_80"))
+    image[8], image[48:52] = version, flags.to_bytes(4, "little")
+    module = driver.made("cuModuleLoadData", ctypes.c_char_p(bytes(image)))
+    driver.made("cuModuleGetFunction", module, b"try_race")
 
 
 def test_a_source_with_an_error_has_a_log(driver: Driver) -> None:

@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 
 use fastdecode::models::{
-    CacheBlock, Cancel, ContextLength, Decoder, Input, Limits, Segment, Sequence, Wanted,
+    Argmax, CacheBlock, Cancel, ContextLength, Decoder, Input, Limits, NO_TOKEN, Segment, Sequence, Wanted,
 };
 use fastdecode::{Error, Result};
 
@@ -151,7 +151,7 @@ impl Sequence for FakeSequence {
 #[derive(Default)]
 pub(crate) struct Begins(pub(crate) Option<Box<Beginning>>);
 
-type Beginning = dyn Fn(&Cancel<'_>) -> Result<()> + Send + Sync;
+pub(crate) type Beginning = dyn Fn(&Cancel<'_>) -> Result<()> + Send + Sync;
 
 impl std::fmt::Debug for Begins {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
@@ -194,6 +194,14 @@ pub(crate) struct FakeModel {
     pub(crate) begins: Begins,
     /// What every logit is instead, if anything.
     pub(crate) constant: Option<f32>,
+    /// What the logits of a row are instead whose hash is a multiple of the number.
+    pub(crate) strange: Option<(u32, f32)>,
+    /// Tokens that it chooses at once; how often it has, and one in how many times it does not.
+    pub(crate) at_once: usize,
+    pub(crate) asked: AtomicUsize,
+    pub(crate) declines: Option<usize>,
+    /// Positions of the longest sequence that is not long.
+    pub(crate) border: Option<usize>,
     /// What requests may use, and what is used by nobody's request.
     pub(crate) limits: Limits,
     pub(crate) open_bytes: usize,
@@ -220,6 +228,11 @@ impl FakeModel {
             threads: 1,
             begins: Begins::default(),
             constant: None,
+            strange: None,
+            at_once: 0,
+            asked: AtomicUsize::new(0),
+            declines: None,
+            border: None,
             limits: Limits::default(),
             open_bytes: 0,
             pool: None,
@@ -236,9 +249,60 @@ impl FakeModel {
         if cancel.is_set() { Err(Error::Cancelled) } else { Ok(()) }
     }
 
+    /// The first of the largest logits; none for a NaN, or nothing above minus infinity.
+    fn best(&self, hash: u32) -> Option<u32> {
+        let mut best = (None, f32::NEG_INFINITY);
+        for token in 0..self.vocab_size as u32 {
+            let logit = self.logit(hash, token);
+            if logit.is_nan() {
+                return None;
+            }
+            if logit > best.1 {
+                best = (Some(token), logit);
+            }
+        }
+        best.0
+    }
+
+    /// Refuses memory for so many more positions.
+    fn check_memory(&self, more: usize) -> Result<()> {
+        if self.memory.is_some_and(|most| self.held.load(Ordering::SeqCst) + more > most) {
+            return Err(Error::OutOfMemory { what: "the fake cache".to_owned(), bytes: more });
+        }
+        Ok(())
+    }
+
+    /// One step of [`Decoder::argmax`]: appends each row's token, and leaves the next one there.
+    fn argmax_step(
+        &self,
+        rows: &mut [Argmax<'_, FakeSequence>],
+        ids: &mut Vec<u32>,
+        cancel: &Cancel<'_>,
+    ) -> Result<()> {
+        self.step(cancel)?;
+        self.check_memory(rows.len())?;
+        for Argmax { sequence, token } in &mut *rows {
+            sequence.append(*token);
+            assert!(self.context_limit.is_none_or(|limit| sequence.len() <= limit), "{}", sequence.len());
+            if *token != NO_TOKEN {
+                *token = self.best(sequence.hash()).unwrap_or(NO_TOKEN);
+            }
+            ids.push(*token);
+        }
+        self.fed.lock().expect("no test panics while it holds the lock").push(rows.len());
+        if self.mark.is_some() {
+            let step = Step { decodes: rows.len(), prompts: 0, reads: 0 };
+            self.steps.lock().expect("no test panics while it holds the lock").push(step);
+        }
+        Ok(())
+    }
+
     fn logit(&self, hash: u32, token: u32) -> f32 {
         if let Some(constant) = self.constant {
             return constant;
+        }
+        if let Some((_, strange)) = self.strange.filter(|&(every, _)| hash.is_multiple_of(every)) {
+            return strange;
         }
         if self.mark == Some(token) {
             return f32::NEG_INFINITY;
@@ -285,6 +349,41 @@ impl Decoder for FakeModel {
         self.threads
     }
 
+    fn border(&self) -> Option<usize> {
+        self.border
+    }
+
+    fn argmax_steps(&self) -> usize {
+        self.at_once
+    }
+
+    fn argmax(
+        &self,
+        rows: &mut [Argmax<'_, FakeSequence>],
+        steps: usize,
+        ids: &mut Vec<u32>,
+        cancel: &Cancel<'_>,
+    ) -> Result<Option<()>> {
+        assert!((1..=self.at_once).contains(&steps) && !rows.is_empty(), "{steps} steps of {rows:?}");
+        let asked = self.asked.fetch_add(1, Ordering::SeqCst) + 1;
+        if self.declines.is_some_and(|every| asked.is_multiple_of(every)) {
+            return Ok(None);
+        }
+        for row in &*rows {
+            let (len, border) = (row.sequence.len(), self.border.unwrap_or(usize::MAX));
+            assert_eq!(row.sequence.pending(), 0, "a row whose source was not read");
+            assert!(len > border || len + steps <= border, "{len} positions and {steps} cross {border}");
+        }
+        ids.clear();
+        for done in 0..steps {
+            if let Err(error) = self.argmax_step(rows, ids, cancel) {
+                rows.iter_mut().for_each(|row| row.sequence.truncate(row.sequence.len() - done));
+                return Err(error);
+            }
+        }
+        Ok(Some(()))
+    }
+
     fn start(&self, source: Option<&[u32]>) -> Result<FakeSequence> {
         self.live.fetch_add(1, Ordering::Relaxed);
         let source = source.unwrap_or_default().to_vec();
@@ -318,9 +417,7 @@ impl Decoder for FakeModel {
         assert!(!batch.is_empty(), "a step without segments");
         self.step(cancel)?;
         let more: usize = batch.iter().map(|segment| segment.input.rows(1)).sum();
-        if self.memory.is_some_and(|most| self.held.load(Ordering::SeqCst) + more > most) {
-            return Err(Error::OutOfMemory { what: "the fake cache".to_owned(), bytes: more });
-        }
+        self.check_memory(more)?;
         logits.clear();
         let (mut positions, mut step) = (0, Step::default());
         for segment in batch {

@@ -10,7 +10,7 @@ use fastdecode::engine::{
 };
 use fastdecode::models::{Cancel, Decoder, Input, Limits, Segment, Wanted};
 
-use crate::fake::FakeModel;
+use crate::fake::{Beginning, Begins, FakeModel};
 use crate::schedule::{MARK, Rows, engine, fake, limits, live, steps, within_minutes};
 
 /// Numbers that are the same in every run of the test.
@@ -67,7 +67,8 @@ impl Plan {
             _ => 1 + dice.below(num_beams),
         };
         let seed = dice.below(1000) as u64;
-        let options = Options {
+        let is_plain = method == 0 && !dice.one_in(3);
+        let mut options = Options {
             limit: Limit::NewTokens(1 + dice.below(20)),
             min_new_tokens: dice.below(4),
             eos_token_ids: (0..dice.below(3)).map(|_| dice.below(30) as u32).collect(),
@@ -88,8 +89,14 @@ impl Plan {
                 0 => Seed::PerPrompt((0..count as u64).map(|place| seed + place * place).collect()),
                 _ => Seed::One(seed),
             },
+            watched: dice.one_in(8),
             ..Options::default()
         };
+        if is_plain {
+            // What the model may choose itself.
+            let Options { limit, eos_token_ids, stop_token_ids, .. } = options;
+            options = Options { limit, eos_token_ids, stop_token_ids, ..Options::default() };
+        }
         let mut source = Vec::new();
         let has_sources = dice.one_in(3);
         // Beginnings that prompts of all calls share.
@@ -278,7 +285,25 @@ fn any_model(dice: &mut Dice, plans: &[Plan]) -> FakeModel {
     let most = cache_bytes.min(1024 * 80);
     let prefix_cache_bytes = if dice.one_in(2) { 0 } else { dice.below(most) };
     let limits = Limits { prefix_cache_bytes, ..limits(1 + dice.below(6), cache_bytes) };
-    FakeModel { limits, memory, open_bytes, pool: Some(Arc::default()), ..fake() }
+    // A step that is abandoned now and then: steps that the model makes at once begin one by one.
+    let (begun, odds) = (AtomicUsize::new(0), dice.of(&[usize::MAX, 30, 100]));
+    let abandons = Begins((!cached).then(|| -> Box<Beginning> {
+        Box::new(move |_| match Dice(begun.fetch_add(1, Ordering::SeqCst) as u64).one_in(odds) {
+            true => Err(Error::Cancelled),
+            false => Ok(()),
+        })
+    }));
+    FakeModel {
+        limits,
+        memory,
+        open_bytes,
+        at_once: dice.of(&[0, 1, 2, 3, 5, AHEAD, 20]),
+        declines: dice.of(&[None, None, Some(3)]),
+        border: dice.of(&[None, Some(10), Some(25)]),
+        begins: abandons,
+        pool: Some(Arc::default()),
+        ..fake()
+    }
 }
 
 /// Nothing is held once what is kept for others is given up, too; before, that is within its bounds.
@@ -303,7 +328,7 @@ fn check_steps(engine: &Engine<FakeModel>, plans: &[Plan]) {
 #[test]
 fn any_calls_in_any_order_are_what_they_are_alone() {
     within_minutes(|| {
-        let (mut whole, mut refused) = (0, 0);
+        let (mut whole, mut refused, mut asked) = (0, 0, 0);
         for seed in 0..400 {
             let mut dice = Dice(seed);
             let may_be_cached = dice.one_in(2);
@@ -330,6 +355,7 @@ fn any_calls_in_any_order_are_what_they_are_alone() {
                 }
             }
             check_steps(&engine, &plans);
+            asked += engine.model().asked.load(Ordering::SeqCst);
             let rows = readers.iter().flat_map(|reader| &reader.rows.0);
             whole += rows.filter(|row| row.1.is_some_and(|reason| reason != FinishReason::Eos)).count();
             refused += usize::from(engine.model().memory.is_some());
@@ -337,6 +363,7 @@ fn any_calls_in_any_order_are_what_they_are_alone() {
             check_end(&engine, seed);
         }
         assert!(whole > 1000 && refused > 50, "{whole} rows, {refused} models without memory");
+        assert!(asked > 1000, "{asked} steps in which the model chose");
     });
 }
 

@@ -75,6 +75,7 @@ extern "C" __global__ void try_mistake(const BlockArgs a) {
         case 9: a.out[0] = deep(1000000); break;
         case 10: if (thread < 32) __syncthreads(); else __syncwarp(); break;
         case 11: ((unsigned*)emu_dynamic_shared())[thread + a.n] = 1; break;
+        case 13: if (thread == 5) a.out[-100] = 1; break;
         case 12: *(unsigned*)(unsigned long long)(a.n * 0ll) = 1; break;
     }
 }
