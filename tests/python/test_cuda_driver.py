@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 
 import emulated
 import pytest
-
 from fastdecode import cuda, errors
 
 if TYPE_CHECKING:
@@ -105,7 +104,9 @@ def test_a_driver_that_lacks_a_function(function: str) -> None:
 
 
 def test_an_old_driver_is_named_as_such_whatever_it_lacks() -> None:
-    found = json.loads(run(LIST, emulated.environment("driver=11000", without=["cuGraphInstantiateWithFlags"])))
+    found = json.loads(
+        run(LIST, emulated.environment("driver=11000", without=["cuGraphInstantiateWithFlags"]))
+    )
     assert found["got"] == "one for CUDA 11.0"
 
 

@@ -1,4 +1,4 @@
-"""Every CUDA kernel compiled for every shipped architecture, without a GPU, and the store in which it is found again."""
+"""Every CUDA kernel compiled for every shipped architecture, without a GPU, and the store that finds it again."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 
 import emulated
 import pytest
-
 from fastdecode import _core, cuda, errors
 
 if TYPE_CHECKING:
@@ -84,7 +83,7 @@ def _capability(architecture: str) -> tuple[int, int]:
 def test_every_kernel_compiles_for_every_architecture_and_is_found(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The tool ends where a kernel spills, needs a stack or takes too many registers; the store must know its file names."""
+    """The tool ends where a kernel spills, needs a stack or takes too many registers; the store knows its names."""
     out = tmp_path / "cubins"
     lines = TOOL.build(out)
     files = sorted(path.name for path in TOOL.KERNELS.glob("*.cu"))
@@ -139,7 +138,9 @@ def test_a_kernel_that_does_not_compile_is_an_error_with_the_log(tmp_path: Path)
         _core.cuda_cubin((9, 0), sources, None, cuda.nvrtc())
     assert caught.value.what == "kernels of bad.cu for sm_90"
     assert caught.value.got is not None
-    assert 'bad.cu(2): error: identifier "unknown" is undefined' in caught.value.got, "lines are the file's own"
+    assert 'bad.cu(2): error: identifier "unknown" is undefined' in caught.value.got, (
+        "lines are the file's own"
+    )
     assert isinstance(caught.value, RuntimeError)
     assert not (tmp_path / "cache").exists(), "nothing is kept"
     kernels = _folder(tmp_path / "kernels", good=GOOD, bad=BAD)
@@ -226,7 +227,7 @@ def test_a_file_that_is_no_compiler(tmp_path: Path) -> None:
 
 
 def test_a_compiler_is_taken_where_the_driver_runs_what_it_makes() -> None:
-    """torch brings NVRTC 13 (whose own library is preloaded), the extra `cuda` brings 12; a driver of CUDA 12 runs what the second makes."""
+    """The package torch brings NVRTC 13, the extra `cuda` brings 12; a driver of CUDA 12 runs what the second makes."""
     (newer,) = {path for folder in cuda.nvrtc() for path in Path(folder).glob("libnvrtc.so.13")}
     assert python(COMPILE, FASTDECODE_NVRTC=str(newer)) == "compiled\n"
     begin = "from fastdecode import _core; _core.cuda_devices()\n"
