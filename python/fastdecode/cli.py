@@ -439,7 +439,8 @@ def _show_gpus(found: Mapping[str, Any]) -> None:
         major, minor = device["capability"]
         memory = device["reason"]
         if memory is None:
-            memory = f"{_shown('free_bytes', device['free_bytes'])} free of {_shown('total_bytes', device['total_bytes'])}"
+            free, total = (_shown(name, device[name]) for name in ("free_bytes", "total_bytes"))
+            memory = f"{free} free of {total}"
         print(f"  {'cuda:' + str(device['ordinal']):<16} {device['name']}, {major}.{minor}, {memory}")
     if not found["devices"]:
         print(f"  none             {found['reason']}")
