@@ -2,8 +2,10 @@
 
 use std::ops::Range;
 
-use super::{Context, Rows};
-use crate::kernels::{Activation, EpilogueArgs, FEW_ROWS, Format, InputLayout, Matmul, Pack, Scales, WIDTH};
+use super::{Context, Rows, Runtime};
+use crate::kernels::{
+    Activation, EpilogueArgs, FEW_ROWS, Format, InputLayout, Matmul, Numbers, Pack, Scales, WIDTH,
+};
 use crate::packed::Packed;
 use crate::team::{Stop, share};
 
@@ -89,6 +91,12 @@ impl Linear {
     /// The weights.
     pub fn weight(&self) -> &Packed {
         &self.weight
+    }
+
+    /// What numbers its products multiply.
+    pub fn numbers(&self, runtime: &Runtime) -> Numbers {
+        let (format, group) = (self.weight.format(runtime.dot), self.weight.weight_type().group());
+        runtime.kernels.form(format, 1, group).words.numbers()
     }
 
     /// How this layer's products are formed.

@@ -212,6 +212,14 @@ impl<'a> Member<'a> {
     /// # Errors
     /// [`Stop`] when the step was cancelled or a member panicked; leave the region then.
     pub fn barrier(&self) -> Result<(), Stop> {
+        self.barrier_noting(|| ())
+    }
+
+    /// As [`Member::barrier`]; the last one to arrive calls its `note` before any goes on, unless the region is to end.
+    ///
+    /// # Errors
+    /// As for [`Member::barrier`].
+    pub fn barrier_noting(&self, note: impl FnOnce()) -> Result<(), Stop> {
         let m = self.meeting;
         let phase = m.phase.load(Ordering::SeqCst);
         self.loops.set(0);
@@ -225,6 +233,8 @@ impl<'a> Member<'a> {
         if m.arrived.fetch_add(1, Ordering::SeqCst) + 1 == self.count {
             if self.watch.cancel.is_set() || m.ends.left.load(Ordering::Relaxed) {
                 m.ends.cancelled.store(true, Ordering::SeqCst);
+            } else {
+                note();
             }
             m.arrived.store(0, Ordering::SeqCst);
             m.phase.store(phase.wrapping_add(1), Ordering::SeqCst);
