@@ -251,3 +251,31 @@ impl<'a> Member<'a> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::run;
+    use super::*;
+
+    #[test]
+    fn the_last_to_arrive_notes_a_barrier_before_any_goes_on() {
+        for threads in [1, 2, 4] {
+            let (cancel, arrived, noted) = (AtomicBool::new(false), AtomicUsize::new(0), AtomicUsize::new(0));
+            let result = run(threads, &Cancel::new(&cancel), |m| {
+                for round in 1..=200 {
+                    arrived.fetch_add(1, Ordering::SeqCst);
+                    m.barrier_noting(|| {
+                        assert_eq!(arrived.load(Ordering::SeqCst), round * m.count(), "all are there");
+                        noted.fetch_add(1, Ordering::SeqCst);
+                    })?;
+                    assert_eq!(noted.load(Ordering::SeqCst), round, "noted once, before this one went on");
+                    m.barrier()?;
+                }
+                cancel.store(true, Ordering::SeqCst);
+                m.barrier_noting(|| _ = noted.fetch_add(1, Ordering::SeqCst))
+            });
+            assert!(matches!(result, Err(Error::Cancelled)), "{result:?}");
+            assert_eq!(noted.into_inner(), 200, "a barrier that ends the region is not noted");
+        }
+    }
+}
