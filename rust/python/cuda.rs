@@ -10,7 +10,10 @@ use crate::Error;
 #[cfg(feature = "cuda")]
 use crate::cuda::driver::{self, store};
 
+#[cfg(feature = "cuda")]
 use super::exceptions::detached;
+#[cfg(not(feature = "cuda"))]
+use super::exceptions::raised;
 
 /// Every GPU that the driver shows: its number, its name, its memory, or why it cannot be used.
 #[cfg(feature = "cuda")]
@@ -39,7 +42,7 @@ pub(super) fn cuda_devices(py: Python<'_>) -> PyResult<Vec<Bound<'_, PyDict>>> {
 #[cfg(not(feature = "cuda"))]
 #[pyfunction]
 pub(super) fn cuda_devices(py: Python<'_>) -> PyResult<Vec<Bound<'_, PyDict>>> {
-    detached(py, || Err(Error::built_without_cuda()))
+    raised(py, Err(Error::built_without_cuda()))
 }
 
 /// Names and texts of sources that are compiled as one.
@@ -78,5 +81,5 @@ pub(super) fn cuda_cubin<'py>(
     nvrtc: Vec<PathBuf>,
 ) -> PyResult<(Bound<'py, PyBytes>, &'static str)> {
     let _ = (capability, sources, shipped, nvrtc);
-    detached(py, || Err(Error::built_without_cuda()))
+    raised(py, Err(Error::built_without_cuda()))
 }

@@ -166,8 +166,8 @@ def test_the_command_info_shows_devices_or_the_reason() -> None:
 
 def test_the_error_is_pickled_with_its_fields() -> None:
     error = errors.CudaError("text", what="cuda:0", expected="a", got="b")
-    again = pickle.loads(pickle.dumps(error))
-    assert isinstance(again, RuntimeError)
+    again: errors.CudaError = pickle.loads(pickle.dumps(error))
+    assert type(again) is errors.CudaError
     assert (str(again), again.what, again.expected, again.got) == ("text", "cuda:0", "a", "b")
 
 

@@ -106,7 +106,7 @@ def test_what_the_tool_makes_is_what_the_store_makes(tmp_path: Path) -> None:
     found, origin = _core.cuda_cubin((9, 0), [("good.cu", GOOD)], None, cuda.nvrtc())
     assert origin == "compiled"
     assert found == made.read_bytes()
-    (kept,) = (tmp_path / "cache" / "fastdecode" / "cubin").iterdir()
+    (kept,) = (tmp_path / "cache" / "fastdecode" / "cubin" / "cuda12").iterdir()
     assert kept.name == made.name
     assert kept.read_bytes() == found
 
@@ -118,7 +118,7 @@ def test_what_was_compiled_once_is_kept_and_a_damaged_file_is_made_anew(
     first, origin = _core.cuda_cubin((8, 6), source, None, cuda.nvrtc())
     assert origin == "compiled"
     assert _core.cuda_cubin((8, 0), source, None, cuda.nvrtc()) == (first, "cached"), "sm_80 serves 8.6, too"
-    (kept,) = (tmp_path / "cache" / "fastdecode" / "cubin").iterdir()
+    (kept,) = (tmp_path / "cache" / "fastdecode" / "cubin" / "cuda12").iterdir()
     kept.write_bytes(first[: len(first) // 2])
     assert _core.cuda_cubin((8, 6), source, None, cuda.nvrtc()) == (first, "compiled")
     assert kept.read_bytes() == first
@@ -230,11 +230,12 @@ def test_a_compiler_is_taken_where_the_driver_runs_what_it_makes() -> None:
     """The package torch brings NVRTC 13, the extra `cuda` brings 12; a driver of CUDA 12 runs what the second makes."""
     (newer,) = {path for folder in cuda.nvrtc() for path in Path(folder).glob("libnvrtc.so.13")}
     assert python(COMPILE, FASTDECODE_NVRTC=str(newer)) == "compiled\n"
+    assert python(COMPILE, FASTDECODE_NVRTC=str(newer)) == "cached\n"
     begin = "from fastdecode import _core; _core.cuda_devices()\n"
-    variables = emulated.environment("driver=12080")
-    for name in ("XDG_CACHE_HOME", "FASTDECODE_NVRTC"):
-        del variables[name]
-    text = python(begin + COMPILE, **variables, FASTDECODE_NVRTC=str(newer))
-    assert f"FASTDECODE_NVRTC={newer}: NVRTC 13." in text
+    driver = {name: emulated.environment("driver=12080")[name] for name in ("FASTDECODE_CUDA_DRIVER", "FASTDECODE_EMU")}
+    text = python(begin + COMPILE, **driver, FASTDECODE_NVRTC=str(newer))
+    assert f"FASTDECODE_NVRTC={newer}: NVRTC 13." in text, "what the newer one has left in the cache does not serve"
     assert "needs a driver for CUDA 13, and this one is for CUDA 12" in text
-    assert python(begin + COMPILE, **variables) == "compiled\n"
+    assert python(begin + COMPILE, **driver) == "compiled\n"
+    later = driver | {"FASTDECODE_EMU": "driver=13000"}
+    assert python(begin + COMPILE, **later) == "cached\n"

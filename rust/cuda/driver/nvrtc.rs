@@ -18,6 +18,8 @@ type Program = *mut std::ffi::c_void;
 
 /// File names of the versions that are looked for, newest first.
 const NAMES: [&str; 2] = ["libnvrtc.so.13", "libnvrtc.so.12"];
+/// Major versions of those.
+pub(super) const MAJORS: [u32; 2] = [13, 12];
 /// Where toolkits are installed.
 const TOOLKIT: &str = "/usr/local/cuda/lib64";
 
@@ -106,6 +108,11 @@ impl Nvrtc {
                 Ok(Self { functions, version: (major, minor) })
             }
         }
+    }
+
+    /// Its major version, which is that of the oldest drivers that run what it makes.
+    pub(super) fn major(&self) -> u32 {
+        u32::try_from(self.version.0).unwrap_or(0)
     }
 
     /// Its name and version.

@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 use super::errors;
 use super::ffi::Driver;
 use super::image;
-use super::nvrtc::Nvrtc;
+use super::nvrtc::{self, Nvrtc};
 use crate::error::Result;
 
 /// Options of the compiler besides the architecture, one a line; the tool that fills the store reads the same file.
@@ -63,20 +63,25 @@ pub fn cubin(capability: (u32, u32), sources: &[(&str, &str)], folders: &Folders
     let file = sources.last().map_or("kernels", |(name, _)| *name);
     let options = options(&architecture);
     let name = name(file, &source, &architecture, &options);
-    let cache = cache();
-    for (folder, origin) in [(&folders.shipped, Origin::Shipped), (&cache, Origin::Cached)] {
-        let bytes = folder.as_ref().and_then(|folder| fs::read(folder.join(&name)).ok());
+    let (cache, newest) = (cache(), Driver::major());
+    // Machines with older drivers may share the cache: what newer compilers made is nothing to them.
+    let majors = nvrtc::MAJORS.into_iter().filter(|major| newest.is_none_or(|newest| *major <= newest));
+    let kept = majors.filter_map(|major| Some((made_by(cache.as_ref()?, major), Origin::Cached)));
+    for (folder, origin) in
+        folders.shipped.clone().map(|folder| (folder, Origin::Shipped)).into_iter().chain(kept)
+    {
+        let bytes = fs::read(folder.join(&name)).ok();
         // A file that is damaged is as good as none, and is written anew.
         if let Some(bytes) = bytes.filter(|bytes| image::is_whole(bytes)) {
             return Ok(Cubin { bytes, origin });
         }
     }
-    let compiler = Nvrtc::find(&folders.nvrtc, Driver::major())
+    let compiler = Nvrtc::find(&folders.nvrtc, newest)
         .map_err(|tried| errors::no_kernels(file, &architecture, &tried))?;
     let bytes = compiler.compile(file, &source, &architecture, &options)?;
     if let Some(folder) = cache {
         // Kernels that cannot be kept are compiled again the next time; that costs a second, and nothing fails.
-        let _ = keep(&folder, &name, &bytes);
+        let _ = keep(&made_by(&folder, compiler.major()), &name, &bytes);
     }
     Ok(Cubin { bytes, origin: Origin::Compiled })
 }
@@ -119,6 +124,11 @@ fn cache() -> Option<PathBuf> {
     let absolute = |name: &str| std::env::var_os(name).map(PathBuf::from).filter(|path| path.is_absolute());
     let caches = absolute("XDG_CACHE_HOME").or_else(|| absolute("HOME").map(|home| home.join(".cache")))?;
     Some(caches.join("fastdecode").join("cubin"))
+}
+
+/// The part of a cache that compilers of this major version fill.
+fn made_by(cache: &Path, major: u32) -> PathBuf {
+    cache.join(format!("cuda{major}"))
 }
 
 /// Writes a file under another name first, so that nobody ever reads a part of it.
