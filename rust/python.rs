@@ -8,6 +8,7 @@ mod cuda;
 mod decoding;
 mod exceptions;
 mod interrupt;
+mod load_options;
 mod memory;
 mod prefix;
 mod profile;
@@ -25,13 +26,14 @@ use pyo3::types::{PyByteArray, PyDict, PyList};
 use crate::checkpoint::{Checkpoint, Dtype, MemoryTensor};
 use crate::engine::{CHUNK, EarlyStopping, Engine, Limit, Options, Seed};
 use crate::kernels::{self, Kernels};
-use crate::models::{self, CudaFolders, Decoder, LoadOptions, Part, Pooling};
+use crate::models::{self, Decoder, LoadOptions, Pooling};
 use crate::{forks, limits, team};
 use adapter::{AdapterArgument, AdapterFile, adaptable_modules};
 use cuda::{cuda_cubin, cuda_devices};
 use decoding::{Generation, Prompts};
 use exceptions::detached;
 use interrupt::{interruptible, interruptible_hook};
+use load_options::{DeviceArgument, DtypeArgument, load_options, part_of};
 use memory::{Memory, SourceArgument};
 use prefix::Prefix;
 use profile::Profile;
@@ -45,42 +47,6 @@ fn bytes<'py>(py: Python<'py>, values: &[f32]) -> PyResult<Bound<'py, PyByteArra
         }
         Ok(())
     })
-}
-
-/// A type of weights, the parts that have another one, and the inputs of a group of int4.
-type DtypeArgument = (String, Vec<(String, String)>, usize);
-
-/// A device, the folder of the kernels that the package ships, and folders in which NVRTC may be.
-type DeviceArgument = (String, PathBuf, Vec<PathBuf>);
-
-fn load_options(
-    (dtype, dtype_by_part, int4_group): DtypeArgument,
-    compute_dtype: Option<&str>,
-    num_threads: Option<usize>,
-    cache_bytes: Option<u64>,
-    max_rows: Option<usize>,
-    prefix_cache_bytes: u64,
-    (device, shipped, nvrtc): DeviceArgument,
-    part: &str,
-) -> LoadOptions {
-    LoadOptions {
-        part: match part {
-            "encoder" => Part::Encoder,
-            "whole" => Part::Whole,
-            _ => Part::Folder,
-        },
-        dtype: Some(dtype),
-        dtype_by_part,
-        int4_group: Some(int4_group),
-        compute_dtype: compute_dtype.map(str::to_owned),
-        num_threads,
-        cache_bytes,
-        max_rows,
-        prefix_cache_bytes: Some(prefix_cache_bytes),
-        device: Some(device),
-        cuda_folders: CudaFolders { shipped: Some(shipped), nvrtc },
-        adapters: Vec::new(),
-    }
 }
 
 /// A shown activation: its name, its shape, its values as f32.
@@ -124,9 +90,8 @@ impl Model {
                 max_rows,
                 prefix_cache_bytes,
                 device,
-                part,
             );
-            let options = LoadOptions { adapters, ..options };
+            let options = LoadOptions { part: part_of(part), adapters, ..options };
             Ok(Self::of(models::Model::load(&folder, &options, cancel)?))
         })
     }
@@ -173,8 +138,8 @@ impl Model {
                 max_rows,
                 prefix_cache_bytes,
                 device,
-                part,
             );
+            let options = LoadOptions { part: part_of(part), ..options };
             let checkpoint = Checkpoint::from_memory(memory)?;
             Ok(Self::of(models::Model::from_checkpoint(config, &checkpoint, &options, cancel)?))
         })

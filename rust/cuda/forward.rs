@@ -320,7 +320,7 @@ impl Backend for Forward {
             if at_once == 0 {
                 return gpu.stream.synchronize();
             }
-            let head = std::iter::zip(program.phases(), &self.ready).last();
+            let head = std::iter::zip(program.phases(), &self.ready).next_back();
             for first in (0..wanted).step_by(at_once) {
                 let rows = (wanted - first).min(at_once);
                 if let Some((phase, ready)) = head.filter(|_| !step.recorded) {

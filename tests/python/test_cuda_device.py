@@ -32,7 +32,8 @@ def told(call):
     try:
         return call()
     except errors.FastdecodeError as error:
-        return {"type": type(error).__name__, "text": str(error), "expected": error.expected, "got": error.got}
+        fields = {name: str(getattr(error, name, "")) for name in ("expected", "got")}
+        return {"type": type(error).__name__, "text": str(error), **fields}
 
 """
 
@@ -63,7 +64,7 @@ LOAD = 'print(json.dumps(told(lambda: fastdecode.load(folder, device="cuda").inf
 @pytest.mark.parametrize(
     ("knobs", "got", "expected"),
     [
-        ("devices=0", "a driver that sees none", "at least one NVIDIA GPU"),
+        ("devices=0", "a driver that sees none", 'at least one NVIDIA GPU; see nvidia-smi'),
         ("driver=11080", "one for CUDA 11.8", "a driver for CUDA 12.0 or later (version 525)"),
         ("capability=7.5", "compute capability 7.5", "compute capability 8.0 or later"),
         ("fail=cuDevicePrimaryCtxRetain:1:802", "802", "cuDevicePrimaryCtxRetain to succeed"),
@@ -74,7 +75,6 @@ def test_a_gpu_that_cannot_be_used(folder: Path, knobs: str, got: str, expected:
     assert error["type"] == "CudaError"
     assert got in error["got"], error
     assert expected in error["expected"], error
-    assert 'device="cpu"' in error["text"], error
 
 
 def test_no_driver(folder: Path, tmp_path: Path) -> None:
@@ -93,7 +93,7 @@ def test_no_kernels_and_no_compiler(folder: Path, tmp_path: Path) -> None:
     nowhere = {"FASTDECODE_NVRTC": str(tmp_path / "libnvrtc.so.12"), "XDG_CACHE_HOME": str(tmp_path)}
     error = child(folder, LOAD, emulated.environment("capability=8.7") | nowhere)
     assert error["type"] == "CudaError"
-    assert "sm_87" in error["text"], error
+    assert "sm_80" in error["text"], error
     assert 'pip install "fastdecode[cuda]"' in error["expected"], error
 
 
@@ -120,16 +120,16 @@ def fill():
         states.append(model.prefill([5] * 60))
 error = told(fill)
 held = len(states)
-first = model.prefill([5] * 60).logits.tolist() if states.clear() is None else None
-print(json.dumps({"error": error, "held": held, "again": told(lambda: len(model.generate([5, 6], max_new_tokens=4)))}))
+states.clear()
+print(json.dumps({"error": error, "held": held, "again": told(lambda: len(model.run([5, 6], max_new_tokens=4, eos_token_id=None).token_ids))}))
 """
 
 
 def test_a_cache_that_does_not_fit(folder: Path) -> None:
-    told = child(folder, CACHE, emulated.environment("memory=40000000"))
+    told = child(folder, CACHE, emulated.environment("memory=14000000"))
     assert told["error"]["type"] == "OutOfMemoryError", told
     assert told["held"] > 0
-    assert not isinstance(told["again"], dict), "what was held is free again"
+    assert told["again"] == 4, "what was held is free again"
 
 
 AUTO = """
@@ -165,20 +165,10 @@ def test_what_is_no_device(folder: Path, device: Any) -> None:
     assert '"cuda:N"' in str(caught.value.expected)
 
 
-# A step that the driver fails in the middle of: the state is what it was, or the error says that the GPU is lost.
-MIDDLE = """
-import ctypes, os
-model = fastdecode.load(folder, device="cuda")
-state = model.prefill([3, 1, 4, 1, 5])
-before = state.logits.tolist()
-failed = told(lambda: state.step(9).tolist())
-print(json.dumps({"failed": failed if isinstance(failed, dict) else None, "length": len(state)}))
-"""
-
-
 @pytest.mark.parametrize("count", range(1, 40, 6))
 @pytest.mark.parametrize("function", ["cuLaunchKernel", "cuStreamSynchronize", "cuMemcpyHtoDAsync_v2"])
 def test_a_driver_that_fails_in_the_middle(folder: Path, function: str, count: int) -> None:
+    # Wherever it fails, a state is as it was before its step, or one token longer.
     code = """
 def all():
     model = fastdecode.load(folder, device="cuda")
@@ -207,8 +197,8 @@ model = fastdecode.load(folder, device="cuda")
 state = model.prefill([3, 1, 4])
 reader, writer = os.pipe()
 if os.fork() == 0:
-    tried = [told(lambda: state.step(1).tolist()), told(lambda: model.generate([1, 2], max_new_tokens=2)),
-             told(lambda: fastdecode.load(folder).generate([1, 2], max_new_tokens=2, seed=1) is not None)]
+    tried = [told(lambda: state.step(1).tolist()), told(lambda: model.run([1, 2], max_new_tokens=2).token_ids),
+             told(lambda: len(fastdecode.load(folder).run([1, 2], max_new_tokens=2, seed=1).token_ids) == 2)]
     os.write(writer, json.dumps(tried).encode())
     os.close(writer)
     os._exit(0)
