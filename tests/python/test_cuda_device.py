@@ -1,4 +1,4 @@
-"""What can go wrong with a GPU, and what a model on one does then: errors are typed and say what to do, nothing is lost.
+"""What can go wrong with a GPU, and what a model does then: errors are typed and say what to do, nothing is lost.
 
 Each situation is another driver, so that each is tried in a process of its own.
 """
@@ -64,7 +64,7 @@ LOAD = 'print(json.dumps(told(lambda: fastdecode.load(folder, device="cuda").inf
 @pytest.mark.parametrize(
     ("knobs", "got", "expected"),
     [
-        ("devices=0", "a driver that sees none", 'at least one NVIDIA GPU; see nvidia-smi'),
+        ("devices=0", "a driver that sees none", "at least one NVIDIA GPU; see nvidia-smi"),
         ("driver=11080", "one for CUDA 11.8", "a driver for CUDA 12.0 or later (version 525)"),
         ("capability=7.5", "compute capability 7.5", "compute capability 8.0 or later"),
         ("fail=cuDevicePrimaryCtxRetain:1:802", "802", "cuDevicePrimaryCtxRetain to succeed"),
@@ -150,7 +150,8 @@ def test_auto_takes_the_cpu_where_there_is_no_gpu(folder: Path) -> None:
 
 def test_types_that_a_gpu_does_not_have(folder: Path, emulated_gpu: Any) -> None:
     del emulated_gpu
-    for dtype in ("int8", "int4", "float16", {"default": "bfloat16", "lm_head": "float32"}):
+    types: Any = ("int8", "int4", "float16", {"default": "bfloat16", "lm_head": "float32"})
+    for dtype in types:
         with pytest.raises(errors.OptionError, match='"float32" or "bfloat16" for all of a model on a GPU'):
             fastdecode.load(folder, device="cuda", dtype=dtype)
         assert fastdecode.load(folder, device="auto", dtype=dtype).info()["device"] == "cpu"

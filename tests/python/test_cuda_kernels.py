@@ -232,9 +232,14 @@ def test_a_compiler_is_taken_where_the_driver_runs_what_it_makes() -> None:
     assert python(COMPILE, FASTDECODE_NVRTC=str(newer)) == "compiled\n"
     assert python(COMPILE, FASTDECODE_NVRTC=str(newer)) == "cached\n"
     begin = "from fastdecode import _core; _core.cuda_devices()\n"
-    driver = {name: emulated.environment("driver=12080")[name] for name in ("FASTDECODE_CUDA_DRIVER", "FASTDECODE_EMU")}
+    driver = {
+        name: emulated.environment("driver=12080")[name]
+        for name in ("FASTDECODE_CUDA_DRIVER", "FASTDECODE_EMU")
+    }
     text = python(begin + COMPILE, **driver, FASTDECODE_NVRTC=str(newer))
-    assert f"FASTDECODE_NVRTC={newer}: NVRTC 13." in text, "what the newer one has left in the cache does not serve"
+    assert f"FASTDECODE_NVRTC={newer}: NVRTC 13." in text, (
+        "what the newer one has left in the cache does not serve"
+    )
     assert "needs a driver for CUDA 13, and this one is for CUDA 12" in text
     assert python(begin + COMPILE, **driver) == "compiled\n"
     later = driver | {"FASTDECODE_EMU": "driver=13000"}
