@@ -79,7 +79,7 @@ class Profile:
         model: A loaded model of any kind.
 
     Raises:
-        OptionError: It is something else.
+        OptionError: It is something else, or on a GPU.
 
     Example:
         >>> with fastdecode.Profile(model) as profile:
@@ -92,6 +92,10 @@ class Profile:
         if not isinstance(model, LanguageModel):
             raise bad_option("model", "a model that fastdecode.load gives", f"{model!r:.80}")
         info = model.info()
+        if info["device"] != "cpu":
+            # What a GPU does meanwhile, the host does not see: there would be no line to show.
+            expected = "a model on the CPU, where phases are timed; load it with device=\"cpu\""
+            raise bad_option("model", expected, f"one on {info['device']}")
         self._name = str(info["architecture"] if model._source is None else model._source[0])
         self._about = {name: info[name] for name in ("dtype", "compute_dtype", "isa", "num_threads")}
         self._read_bytes = min(info["weight_bytes"], _MOST_READ)

@@ -37,6 +37,8 @@ PROMPT, NEW, ROUNDS = 32, 64, 3
 # Types that are compared only where they are asked for, or where the model is of them: the reference, what stands for
 # the file's own type, and what is as large as bfloat16.
 _NOT_BY_DEFAULT = ("auto", "float32", "float16")
+# Of these, what a GPU runs.
+_ON_GPU = ("bfloat16",)
 # Arguments of loading that bound what calls share. The models here have one sequence at a time, and no text.
 _OF_CALLS = ("cache_bytes", "max_rows", "prefix_cache_bytes", "tokenizer", "compute_dtype")
 # What the folder must still say of a model.
@@ -133,6 +135,8 @@ def _asked(dtypes: object, own: AnyDtype) -> list[AnyDtype]:
     """The types of a report, checked."""
     if dtypes is None:
         rest = [name for name in _names() if name not in _NOT_BY_DEFAULT and name != own]
+        if model.info()["device"] != "cpu":
+            rest = [name for name in rest if name in _ON_GPU]
         return [own, *rest]
     expected = "a list of types as load takes them, each once"
     if isinstance(dtypes, (str, Mapping)):
@@ -212,7 +216,8 @@ def _loaded(model: ScoringLM, dtype: AnyDtype) -> ScoringLM:
     if "int4" not in ([dtype] if isinstance(dtype, str) else dtype.values()):
         options.pop("int4_group", None)
     try:
-        other = type(model).load(name, **{**options, "dtype": dtype})
+        # Where "auto" was asked for, every type is to run where the model does.
+        other = type(model).load(name, **{**options, "dtype": dtype, "device": model.info()["device"]})
     except ModelNotFoundError as error:
         message = f"the model's folder is loaded again as {dtype_name(dtype)}: {error}"
         raise ModelNotFoundError(message, model=error.model, expected=error.expected, got=error.got) from None

@@ -158,7 +158,7 @@ def test_info(capsys: pytest.CaptureFixture[str], folder: Path) -> None:
     assert (status, err) == (0, "")
     for shown in ("gpt2", "23,712", "MB", "float32", "threads"):
         assert shown in out
-    assert set(json.loads(run(capsys, "info", "--json")[1])) == {"version", "cpu"}
+    assert set(json.loads(run(capsys, "info", "--json")[1])) == {"version", "cpu", "cuda"}
 
 
 def test_bench(capsys: pytest.CaptureFixture[str], folder: Path) -> None:
