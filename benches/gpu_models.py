@@ -96,6 +96,7 @@ def build(name: str, cache: Path, dtype: str, *, tiny: bool) -> Path:
     folder = cache / f"{name}-{dtype}"
     if (folder / "config.json").exists():
         return folder
+    transformers.utils.logging.disable_progress_bar()
     kind_of, arguments = kind(tiny=tiny)[name]
     config = getattr(transformers, kind_of)(**arguments)
     auto = transformers.AutoModelForSeq2SeqLM if has_encoder(name) else transformers.AutoModelForCausalLM

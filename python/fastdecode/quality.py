@@ -73,7 +73,7 @@ def measure(
     if progress is not None and not isinstance(progress, bool):
         raise bad_option("progress", "True, False or None", f"{progress!r:.80}")
     own = _own_dtype(model)
-    asked = _asked(dtypes, own)
+    asked = _asked(dtypes, own, on_cpu=model.info()["device"] == "cpu")
     others = [dtype for dtype in asked if dtype != "float32"]
     if model.has_encoder:
         for name, value in (("stride", stride), ("window", window)):
@@ -131,12 +131,11 @@ def _own_dtype(model: ScoringLM) -> AnyDtype:
     return found if own == "auto" and found in _names() else own
 
 
-def _asked(dtypes: object, own: AnyDtype) -> list[AnyDtype]:
+def _asked(dtypes: object, own: AnyDtype, *, on_cpu: bool) -> list[AnyDtype]:
     """The types of a report, checked."""
     if dtypes is None:
         rest = [name for name in _names() if name not in _NOT_BY_DEFAULT and name != own]
-        if model.info()["device"] != "cpu":
-            rest = [name for name in rest if name in _ON_GPU]
+        rest = rest if on_cpu else [name for name in rest if name in _ON_GPU]
         return [own, *rest]
     expected = "a list of types as load takes them, each once"
     if isinstance(dtypes, (str, Mapping)):
