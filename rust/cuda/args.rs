@@ -208,9 +208,7 @@ pub(super) struct AdvanceArgs {
 const _: () = {
     assert!(size_of::<NormArgs>() == 24 && size_of::<ResultArgs>() == 24 && size_of::<LinearArgs>() == 168);
     assert!(size_of::<Look>() == 20 && size_of::<HeadsArgs>() == 16 && size_of::<Preparation>() == 40);
-    assert!(
-        size_of::<CacheArgs>() == 32 && size_of::<AppendArgs>() == 128 && size_of::<AttendArgs>() == 192
-    );
+    assert!(size_of::<CacheArgs>() == 32 && size_of::<AppendArgs>() == 128 && size_of::<AttendArgs>() == 192);
     assert!(
         size_of::<EmbedArgs>() == 104 && size_of::<NormRowsArgs>() == 56 && size_of::<GatherArgs>() == 40
     );

@@ -40,7 +40,8 @@ pub fn forwards(
     cancel: &Cancel<'_>,
 ) -> Result<Vec<Forward>> {
     let mut uploader = Uploader::new(gpu, weights, cancel)?;
-    let ready: Vec<_> = programs.iter().map(|(program, _)| uploader.program(program)).collect::<Result<_>>()?;
+    let ready: Vec<_> =
+        programs.iter().map(|(program, _)| uploader.program(program)).collect::<Result<_>>()?;
     let held = Arc::new(uploader.finish());
     let forward = |((_, own), ready): (&(&Program, Shape), Vec<Ready>)| Forward {
         gpu: Arc::clone(gpu),

@@ -64,7 +64,14 @@ impl Launcher<'_> {
     }
 
     /// Any kernel.
-    fn launch<A>(&self, function: &Function, grid: [usize; 3], block: u32, shared: usize, args: &A) -> Result<()> {
+    fn launch<A>(
+        &self,
+        function: &Function,
+        grid: [usize; 3],
+        block: u32,
+        shared: usize,
+        args: &A,
+    ) -> Result<()> {
         if grid.contains(&0) {
             return Ok(());
         }
@@ -77,13 +84,20 @@ impl Launcher<'_> {
     pub(super) fn phase(&self, phase: &Phase<Operand>, ready: &Ready) -> Result<()> {
         let rows = self.count(phase.rows);
         match (&phase.op, ready) {
-            (Op::Embed { angles, out, .. }, ready) => self.embed(ready, *out, angles.map(|(_, angles)| angles), rows),
+            (Op::Embed { angles, out, .. }, ready) => {
+                self.embed(ready, *out, angles.map(|(_, angles)| angles), rows)
+            }
             (Op::Linear { x, products, gated, residual, .. }, Ready::Linear { matrix, bias, norm }) => {
                 let mut args = LinearArgs { bias: *bias, gated: i32::from(*gated), ..LinearArgs::default() };
                 let mut first = 0;
                 for (product, to) in std::iter::zip(products, &mut args.results) {
                     let (at, stride) = (self.places.of(product.out), int(stride(product.out.width)));
-                    *to = ResultArgs { at, stride, first: int(first), activation: activation(product.activation) };
+                    *to = ResultArgs {
+                        at,
+                        stride,
+                        first: int(first),
+                        activation: activation(product.activation),
+                    };
                     first += product.out.width;
                 }
                 args.count = if *gated { 1 } else { int(products.len()) };
@@ -104,7 +118,13 @@ impl Launcher<'_> {
                     pairs: angles.map_or(0, |angles| int(angles.width / 2)),
                 };
                 if let Some([keys, values]) = new {
-                    self.append(List::of(*cache, Which::All), *cache, *heads, prepare(norms[1]), [*keys, *values])?;
+                    self.append(
+                        List::of(*cache, Which::All),
+                        *cache,
+                        *heads,
+                        prepare(norms[1]),
+                        [*keys, *values],
+                    )?;
                 }
                 if self.wanted < self.rows {
                     for &(from, to) in gather {
@@ -150,8 +170,16 @@ impl Launcher<'_> {
     }
 
     /// The head of `rows` wanted rows from `first` on, into the first places of the logits.
-    pub(super) fn head(&self, phase: &Phase<Operand>, ready: &Ready, first: usize, rows: usize) -> Result<()> {
-        let (Op::Head { x, .. }, Ready::Linear { matrix, bias, norm }) = (&phase.op, ready) else { return Ok(()) };
+    pub(super) fn head(
+        &self,
+        phase: &Phase<Operand>,
+        ready: &Ready,
+        first: usize,
+        rows: usize,
+    ) -> Result<()> {
+        let (Op::Head { x, .. }, Ready::Linear { matrix, bias, norm }) = (&phase.op, ready) else {
+            return Ok(());
+        };
         let at = self.places.of(*x) + (first * stride(x.width) * 4) as u64;
         let mut args = LinearArgs { bias: *bias, count: 1, ..LinearArgs::default() };
         args.results[0] =
@@ -160,7 +188,9 @@ impl Launcher<'_> {
     }
 
     fn embed(&self, ready: &Ready, out: Operand, angles: Option<Operand>, rows: usize) -> Result<()> {
-        let Ready::Embed { table, learned, inverse, inverse_long, factor, pairs } = *ready else { return Ok(()) };
+        let Ready::Embed { table, learned, inverse, inverse_long, factor, pairs } = *ready else {
+            return Ok(());
+        };
         let (tables, at) = (&self.places.tables, |table| self.places.table(table));
         let args = EmbedArgs {
             ids: at(tables.ids),
@@ -185,7 +215,8 @@ impl Launcher<'_> {
 
     fn norm(&self, (x, width): (u64, usize), out: u64, norm: NormArgs, rows: usize) -> Result<()> {
         let (stride, width) = (int(stride(width)), int(width));
-        let args = NormRowsArgs { x, out, norm, x_stride: stride, out_stride: stride, width, rows: int(rows) };
+        let args =
+            NormRowsArgs { x, out, norm, x_stride: stride, out_stride: stride, width, rows: int(rows) };
         self.launch(&self.gpu.kernels.norm, [rows.div_ceil(4), 1, 1], BLOCK, 0, &args)
     }
 
@@ -199,7 +230,8 @@ impl Launcher<'_> {
         rows: usize,
     ) -> Result<()> {
         let kernels = &self.gpu.kernels;
-        (args.x, args.x_stride, args.w, args.w_stride) = (x, int(stride(width)), matrix.at, int(matrix.stride));
+        (args.x, args.x_stride, args.w, args.w_stride) =
+            (x, int(stride(width)), matrix.at, int(matrix.stride));
         (args.rows, args.inputs, args.outputs) = (int(rows), int(matrix.inputs), int(matrix.outputs));
         if rows <= FEW {
             args.norm = norm;
@@ -214,7 +246,8 @@ impl Launcher<'_> {
             self.norm((x, width), self.places.normed, norm, rows)?;
             args.x = self.places.normed;
         }
-        let (grid, block) = ([matrix.outputs.div_ceil(64), rows.div_ceil(64), 1], if self.gpu.bf16 { 128 } else { 256 });
+        let (grid, block) =
+            ([matrix.outputs.div_ceil(64), rows.div_ceil(64), 1], if self.gpu.bf16 { 128 } else { 256 });
         self.launch(&kernels.many, grid, block, 0, &args)
     }
 

@@ -67,7 +67,8 @@ impl Places {
         let width = program.result().map_or(program.most_normed(), |result| result.width);
         let heads = program.heads().unwrap_or(Heads::alike(0, 0, 1.0));
         let most_chunks = chunks[0].max(chunks[1]);
-        let partial = if most_chunks > 1 { room.rows * heads.heads * most_chunks * (heads.head_dim + 2) } else { 0 };
+        let partial =
+            if most_chunks > 1 { room.rows * heads.heads * most_chunks * (heads.head_dim + 2) } else { 0 };
         Self {
             buffers,
             tables_at: 0,

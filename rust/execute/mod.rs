@@ -109,7 +109,8 @@ impl Executor<'_> {
         let Buffers { plan, activations, barriers, laps } = buffers;
         if let Some(backend) = self.backend {
             let rows = plan.rows();
-            let last = self.program.result().map(|result| activations.plain(rows, result.width)).transpose()?;
+            let last =
+                self.program.result().map(|result| activations.plain(rows, result.width)).transpose()?;
             let scans = self.runtime.kernels.scans();
             backend.run(Remote { program: self.program, plan, inputs, results, last, scans })?;
             return Ok(last);

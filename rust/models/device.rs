@@ -222,11 +222,26 @@ mod tests {
     fn names_of_devices() {
         let read = |name| Choice::read(Some(name));
         assert_eq!(Choice::read(None).unwrap(), Choice::Cpu);
-        let good = [("cpu", Choice::Cpu), ("auto", Choice::Auto), ("cuda", Choice::Cuda(0)), ("cuda:3", Choice::Cuda(3))];
+        let good = [
+            ("cpu", Choice::Cpu),
+            ("auto", Choice::Auto),
+            ("cuda", Choice::Cuda(0)),
+            ("cuda:3", Choice::Cuda(3)),
+        ];
         for (name, choice) in good {
             assert_eq!(read(name).unwrap(), choice, "{name}");
         }
-        for name in ["", "gpu", "CUDA", "cuda:", "cuda:x", "cuda:-1", "cuda:+1", "cuda: 1", "cuda:99999999999999999999"] {
+        for name in [
+            "",
+            "gpu",
+            "CUDA",
+            "cuda:",
+            "cuda:x",
+            "cuda:-1",
+            "cuda:+1",
+            "cuda: 1",
+            "cuda:99999999999999999999",
+        ] {
             assert!(matches!(read(name), Err(Error::Option { option, .. }) if option == "device"), "{name}");
         }
     }

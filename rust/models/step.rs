@@ -172,9 +172,11 @@ pub(super) fn argmax(
     ids.clear();
     let Some(backend) = executor.backend else { return Ok(false) };
     for row in rows.iter() {
-        let after = bounds.check(Input::Tokens(&[row.token]), row.sequence.len())? + row.sequence.len() + steps - 1;
+        let after =
+            bounds.check(Input::Tokens(&[row.token]), row.sequence.len())? + row.sequence.len() + steps - 1;
         bounds.context.check(after)?;
-        let other = |read: &Read| read.ids.len() != row.sequence.cache.len() || (after > read.border) != read.is_long;
+        let other =
+            |read: &Read| read.ids.len() != row.sequence.cache.len() || (after > read.border) != read.is_long;
         if row.sequence.read.as_ref().is_some_and(other) {
             return Ok(false);
         }

@@ -123,8 +123,15 @@ fn step(
 ) -> (Vec<f32>, usize) {
     let runtime = Runtime::new(threads, false).unwrap();
     let shape = shape(program);
-    let executor =
-        Executor { program, weights, runtime: &runtime, own: &shape, memory: &shape, profile: None, backend: None };
+    let executor = Executor {
+        program,
+        weights,
+        runtime: &runtime,
+        own: &shape,
+        memory: &shape,
+        profile: None,
+        backend: None,
+    };
     let mut turn = team::turn(threads, &Cancel::never()).unwrap();
     let mut buffers = Buffers::take();
     let mut wanted = 0;
