@@ -3,9 +3,10 @@
     python benches/gpu.py parity --out DIR     # ends within 4 minutes
     python benches/gpu.py bench --out DIR      # ends within 6 minutes
 
-It runs where the wheel is installed beside torch with CUDA and transformers; nothing is downloaded. Every part has its share of the time.
-One for which too little is left is named as not run, as is what the machine lacks. Results are in a JSON file after every part, and a
-table is printed last. `--tiny` tries the script itself, with models of two layers and without what needs torch on a GPU.
+It runs where the wheel is installed beside torch with CUDA and transformers; nothing is downloaded. Every part has its
+share of the time. One for which too little is left is named as not run, as is what the machine lacks. Results are in a
+JSON file after every part, and a table is printed last. `--tiny` tries the script itself, with models of two layers and
+without what needs torch on a GPU.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Models for a GPU: folders of real or of tiny size with random weights, and what their steps read and multiply.
 
-The machine with the GPU has no internet, so that transformers draws the weights there, from a seed. They are drawn wide enough that
-logits are not flat: a greedy choice should have a margin, and rounding a size.
+The machine with the GPU has no internet, so that transformers draws the weights there, from a seed. They are drawn wide
+enough that logits are not flat: a greedy choice should have a margin, and rounding a size.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from typing import Any
 
 Config = dict[str, Any]
 
-# Arguments of transformers' config classes, by the class. What is not named has the class's own value, which is that of the model of
-# this name, but for Llama.
+# Arguments of transformers' config classes, by the class. What is not named has the class's own value, which is that of
+# the model of this name, but for Llama.
 SIZES: dict[str, tuple[str, Config]] = {
     "gpt2": ("GPT2Config", {"initializer_range": 0.04}),
     "t5-base": (
@@ -49,7 +49,12 @@ TINY: dict[str, tuple[str, Config]] = {
     "llama-small": (
         "LlamaConfig",
         {"hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 4}
-        | {"num_key_value_heads": 2, "max_position_embeddings": 128, "vocab_size": 300, "initializer_range": 0.2},
+        | {
+            "num_key_value_heads": 2,
+            "max_position_embeddings": 128,
+            "vocab_size": 300,
+            "initializer_range": 0.2,
+        },
     ),
     "phi-1.5": (
         "PhiConfig",
@@ -138,7 +143,10 @@ def ids(name: str, count: int, salt: int, *, tiny: bool) -> list[int]:
 
 
 def products(folder: Path) -> list[Product]:
-    """The matrices of a decoder with its head, once per step each; those of an encoder, and of keys of a source, are left out."""
+    """The matrices of a decoder with its head, once per step each.
+
+    Those of an encoder, and those that make keys and values of a source, are left out.
+    """
     config = json.loads((folder / "config.json").read_text())
     shapes: dict[str, list[int]] = {}
     for file in sorted(folder.glob("*.safetensors")):
@@ -148,18 +156,26 @@ def products(folder: Path) -> list[Product]:
         shapes |= {name: about["shape"] for name, about in header.items() if name != "__metadata__"}
     found = []
     for name, shape in shapes.items():
-        of_source = name.startswith("encoder.") or ".EncDecAttention.k." in name or ".EncDecAttention.v." in name
+        of_source = (
+            name.startswith("encoder.") or ".EncDecAttention.k." in name or ".EncDecAttention.v." in name
+        )
         if len(shape) != 2 or of_source or any(part in name for part in _LOOKED_UP):
             continue
         # GPT-2 stores its matrices the other way round, its head excepted.
         outputs, inputs = shape if config["model_type"] != "gpt2" or "lm_head" in name else reversed(shape)
         found.append(Product(name, inputs, outputs, "lm_head" in name))
     if not any(product.is_head for product in found):
-        width, vocabulary = config.get("n_embd") or config.get("d_model") or config["hidden_size"], config["vocab_size"]
+        width, vocabulary = (
+            config.get("n_embd") or config.get("d_model") or config["hidden_size"],
+            config["vocab_size"],
+        )
         found.append(Product("lm_head", width, vocabulary, is_head=True))
     return found
 
 
 def step_bytes(folder: Path, cache_bytes_per_token: int, tokens: float) -> float:
-    """Bytes that one step of one sequence has to read in bfloat16: every matrix, and keys and values of so many tokens."""
-    return sum(2 * product.inputs * product.outputs for product in products(folder)) + cache_bytes_per_token * tokens
+    """Bytes that a step of one sequence has to read in bfloat16: matrices, and keys and values of so many tokens."""
+    return (
+        sum(2 * product.inputs * product.outputs for product in products(folder))
+        + cache_bytes_per_token * tokens
+    )

@@ -52,8 +52,13 @@ FULL = Lengths(
     {"gpt2": 960, "t5-base": 300, "llama-small": 1100, "phi-1.5": 1100}, 64, (1, 100, 400), repeats=20, new=32
 )
 TINY = Lengths(dict.fromkeys(gpu_models.TINY, 21), 3, (1, 20), repeats=3, new=5)
-# Seconds that the parts of a model may take: float32, bfloat16, laws. Reading and writing phi-1.5 takes most of its time.
-SECONDS = {"gpt2": (20, 15, 20), "t5-base": (25, 20, 20), "llama-small": (20, 15, 20), "phi-1.5": (55, 30, 25)}
+# Seconds that the parts of a model may take: float32, bfloat16, laws. Of phi-1.5 most are for writing and reading it.
+SECONDS = {
+    "gpt2": (20, 15, 20),
+    "t5-base": (25, 20, 20),
+    "llama-small": (20, 15, 20),
+    "phi-1.5": (55, 30, 25),
+}
 
 
 class Case:
@@ -138,9 +143,10 @@ def parts(cache: Path, *, tiny: bool) -> list[Part]:
         for title, check, seconds in zip(("float32", "bfloat16", "laws"), run, SECONDS[name], strict=True):
             last = check is laws
             found.append(Part(f"{name} {title}", 0 if tiny else seconds, _closing(case, check, last=last)))
-    for tool in ("memcheck", "racecheck"):
-        found.append(Part(f"compute-sanitizer {tool}", 0 if tiny else 20, functools.partial(sanitize, cache, tool)))
-    return found
+    return found + [
+        Part(f"compute-sanitizer {tool}", 0 if tiny else 20, functools.partial(sanitize, cache, tool))
+        for tool in ("memcheck", "racecheck")
+    ]
 
 
 def _closing(case: Case, check: Callable[[Case], Json], *, last: bool) -> Callable[[], Json]:
@@ -190,7 +196,8 @@ def in_bfloat16(case: Case) -> Json:
     }
     choices = compare(steps, rows, float(np.abs(steps - rows).max()))
     worst = max(ratios.values())
-    line = f"{worst:.2f} of torch's error (at most {BFLOAT16}), which is {own['largest'] / largest:.1e}; {in_words(choices)}"
+    line = f"{worst:.2f} of torch's error (at most {BFLOAT16}), which is {own['largest'] / largest:.1e}"
+    line += f"; {in_words(choices)}"
     ok = worst <= BFLOAT16 and choices["wrong"] == 0
     return {"ok": ok, "ratios": ratios, "torch": own, "largest": largest, "choices": choices, "line": line}
 
@@ -215,14 +222,14 @@ def of_torch(case: Case) -> tuple[Array, Array]:
     exact = logits()
     model.to(torch.bfloat16)
     rounded = logits()
-    del model
     if where == "cuda":
+        del model, logits
         torch.cuda.empty_cache()
     return exact, rounded
 
 
 def compare(ours: Array, theirs: Array, error: float) -> Json:
-    """Greedy choices of every row, beside those of others; a choice whose margin is within a few errors may be another."""
+    """Greedy choices of every row, beside those of others; one whose margin is within a few errors may be another."""
     best, mine = theirs.argmax(-1), ours.argmax(-1)
     two = np.partition(theirs, -2, axis=-1)[:, -2:]
     clear = two[:, 1] - two[:, 0] > MARGIN * error
@@ -265,7 +272,12 @@ def bits(outputs: list[Any]) -> list[Any]:
 
 def _alone(case: Case, place: int, lengths: list[int]) -> list[Any]:
     """What one row gives by itself."""
-    options: Json = {"max_new_tokens": case.lengths.new, "eos_token_id": None, "do_sample": False, "logprobs": 2}
+    options: Json = {
+        "max_new_tokens": case.lengths.new,
+        "eos_token_id": None,
+        "do_sample": False,
+        "logprobs": 2,
+    }
     source = [case.source(3 + 2 * place)] if case.has_encoder else []
     return bits([case.bfloat16.run(*source, case.ids[: lengths[place]], **options)])
 
@@ -312,7 +324,11 @@ def sanitize(cache: Path, tool: str) -> Json:
     except subprocess.TimeoutExpired:
         raise Skip("40 s were not enough") from None
     last = (done.stdout + done.stderr).strip().splitlines()[-8:]
-    return {"ok": done.returncode == 0, "last": last, "line": last[-1] if last else f"status {done.returncode}"}
+    return {
+        "ok": done.returncode == 0,
+        "last": last,
+        "line": last[-1] if last else f"status {done.returncode}",
+    }
 
 
 def small_steps(folder: str) -> None:

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import functools
+import gc
 import statistics
 import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, ParamSpec
 
 import gpu_models
 from gpu_report import Skip
 from harness import Json
 
 ROUNDS = 5
+P = ParamSpec("P")
 
 
 def need_gpu() -> None:
@@ -26,6 +29,22 @@ def need_gpu() -> None:
 
     if not torch.cuda.is_available():
         raise Skip("torch has no GPU here")
+
+
+def cleared(measure: Callable[P, Json]) -> Callable[P, Json]:
+    """The same, behind which torch gives back the memory that it keeps for later."""
+
+    @functools.wraps(measure)
+    def run(*arguments: P.args, **options: P.kwargs) -> Json:
+        import torch
+
+        try:
+            return measure(*arguments, **options)
+        finally:
+            gc.collect()
+            torch.cuda.empty_cache()
+
+    return run
 
 
 def median(run: Callable[[], float], rounds: int = ROUNDS, warm: int = 2) -> float:
@@ -63,6 +82,7 @@ def captured(run: Callable[[], object]) -> Callable[[], object]:
     return replay
 
 
+@cleared
 def bandwidth() -> Json:
     """Bytes per second that torch's kernels read, and read and write, of far more memory than caches hold."""
     import torch
@@ -73,13 +93,14 @@ def bandwidth() -> Json:
     read = values.nbytes / median(lambda: seconds(values.sum))
     greatest = values.nbytes / median(lambda: seconds(values.max))
     copied = 2 * values.nbytes / median(lambda: seconds(lambda: other.copy_(values)))
-    del values, other
-    torch.cuda.empty_cache()
     best = max(read, greatest, copied)
-    line = f"{best / 1e12:.2f} TB/s (sum {read / 1e12:.2f}, max {greatest / 1e12:.2f}, copy {copied / 1e12:.2f})"
+    line = (
+        f"{best / 1e12:.2f} TB/s (sum {read / 1e12:.2f}, max {greatest / 1e12:.2f}, copy {copied / 1e12:.2f})"
+    )
     return {"bytes_per_second": best, "sum": read, "max": greatest, "copy": copied, "line": line}
 
 
+@cleared
 def products(folder: Path, rows: int) -> Json:
     """Seconds of torch.matmul for the products of a prompt: every matrix with all rows, the head with one."""
     import torch
@@ -100,11 +121,10 @@ def products(folder: Path, rows: int) -> Json:
     one_by_one = median(lambda: seconds(run))
     graph = captured(run)
     of_graph = median(lambda: seconds(graph))
-    del pairs, given, graph
-    torch.cuda.empty_cache()
     return {"one by one": one_by_one, "as a graph": of_graph}
 
 
+@cleared
 def transformers_decode(name: str, folder: Path, prompt: int, new: int, **options: Any) -> Json:
     """Tokens per second of `generate` for one sequence, its prompt left out."""
     import torch
@@ -117,14 +137,17 @@ def transformers_decode(name: str, folder: Path, prompt: int, new: int, **option
         model.forward = torch.compile(model.forward, mode="reduce-overhead", fullgraph=True)
 
     def of(count: int) -> float:
-        asked: Json = {"max_new_tokens": count, "min_new_tokens": count, "do_sample": False, "pad_token_id": 0}
+        asked: Json = {
+            "max_new_tokens": count,
+            "min_new_tokens": count,
+            "do_sample": False,
+            "pad_token_id": 0,
+        }
         with torch.inference_mode():
             return seconds(lambda: model.generate(ids, attention_mask=torch.ones_like(ids), **asked))
 
     # The first of the new tokens is the prompt's.
     first, whole = median(lambda: of(1)), median(lambda: of(new))
-    del model
-    torch.cuda.empty_cache()
     rate = (new - 1) / (whole - first)
     return {"tokens_per_second": rate, "new": new, "seconds": whole, "line": f"{rate:,.0f} tokens/s"}
 
@@ -162,7 +185,8 @@ class HandWritten:
         seen = (self.places <= self.position).view(1, 1, 1, -1)
         for block, cache in zip(core.h, self.cache, strict=True):
             query, key, value = (
-                part.view(1, self.heads, 1, -1) for part in block.attn.c_attn(block.ln_1(hidden)).split(width, -1)
+                part.view(1, self.heads, 1, -1)
+                for part in block.attn.c_attn(block.ln_1(hidden)).split(width, -1)
             )
             cache[0].index_copy_(2, self.position, key)
             cache[1].index_copy_(2, self.position, value)
@@ -182,8 +206,9 @@ class HandWritten:
             self.step()
 
 
+@cleared
 def by_hand(folder: Path, prompt: int, new: int) -> Json:
-    """Tokens per second of a captured step of GPT-2, which chooses its tokens on the GPU and never waits for the host."""
+    """Tokens per second of a captured step of GPT-2, which chooses its tokens itself and never waits for the host."""
     import torch
 
     need_gpu()
@@ -204,8 +229,6 @@ def by_hand(folder: Path, prompt: int, new: int) -> Json:
 
         whole = median(run)
         ours = model.chosen[prompt : prompt + new].tolist()
-    del model
-    torch.cuda.empty_cache()
     rate = (new - 1) / whole
     return {"tokens_per_second": rate, "new": new, "ids": ours, "line": f"{rate:,.0f} tokens/s"}
 

@@ -1,4 +1,7 @@
-"""A run on a GPU as a list of parts: each has a share of the time, is written when it is done, and is named when it was not run."""
+"""A run on a GPU as a list of parts.
+
+Each has a share of the time, is written when it is done, and is named when it was not run.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +17,6 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from harness import Json, save
 
@@ -112,7 +114,9 @@ class Report:
     def _cut(self) -> None:
         """Ends a run whose part takes longer than it should: a kernel that hangs cannot be interrupted."""
         reason = "it was still at work when the time of the run was over"
-        self.values["parts"].append({"name": self._running, "seconds": 0, "status": "failed", "reason": reason})
+        self.values["parts"].append(
+            {"name": self._running, "seconds": 0, "status": "failed", "reason": reason}
+        )
         self.show()
         os._exit(3)
 

@@ -226,7 +226,7 @@ def _add_model(parser: argparse.ArgumentParser, *, optional: bool = False, dtype
         "--cache-bytes",
         type=int,
         metavar="N",
-        help="bytes of keys and values that requests may reserve; half of the device's free memory, by default",
+        help="bytes of keys and values that requests may reserve; half of what is free, by default",
     )
     parser.add_argument(
         "--max-rows", type=int, metavar="N", help="sequences that decode side by side; 64, by default"
@@ -446,7 +446,8 @@ def _show_gpus(found: Mapping[str, Any]) -> None:
         major, minor = device["capability"]
         memory = device["reason"]
         if memory is None:
-            memory = f"{_shown('free_bytes', device['free_bytes'])} free of {_shown('total_bytes', device['total_bytes'])}"
+            free, total = (_shown(name, device[name]) for name in ("free_bytes", "total_bytes"))
+            memory = f"{free} free of {total}"
         print(f"  {'cuda:' + str(device['ordinal']):<16} {device['name']}, {major}.{minor}, {memory}")
     if not found["devices"]:
         print(f"  none             {found['reason']}")

@@ -1,7 +1,7 @@
 """GPUs: which there are, and where CUDA's files lie.
 
-Rust opens the driver and the compiler; here is only what Python knows better, the folders of installed packages. Nothing of it is
-looked at before a GPU is asked for.
+Rust opens the driver and the compiler; here is only what Python knows better, the folders of installed packages.
+Nothing of it is looked at before a GPU is asked for.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The script for a machine with a GPU, tried on the emulated driver: a lent machine is no place to find its mistakes."""
+"""The script for a machine with a GPU, tried on the emulated driver: a lent machine is no place for its mistakes."""
 
 from __future__ import annotations
 
@@ -53,10 +53,23 @@ def test_bench(tmp_path: Path) -> None:
     status, report, shown = stage("bench", tmp_path)
     assert status == 0, shown
     found = statuses(report)
-    for name in ("gpt2 decode", "gpt2 decode of 64", "gpt2 prompt", "gpt2 steps", "t5-base decode", "phi-1.5 decode"):
+    for name in (
+        "gpt2 decode",
+        "gpt2 decode of 64",
+        "gpt2 prompt",
+        "gpt2 steps",
+        "t5-base decode",
+        "phi-1.5 decode",
+    ):
         assert found[name] == "done", shown
     # What needs torch on a GPU is named, not left out.
-    for name in ("bandwidth", "gpt2 kernels", "gpt2 transformers", "gpt2 by hand", "gpt2 transformers, compiled"):
+    for name in (
+        "bandwidth",
+        "gpt2 kernels",
+        "gpt2 transformers",
+        "gpt2 by hand",
+        "gpt2 transformers, compiled",
+    ):
         assert found[name] == "not run", shown
     line = next(line for line in report["table"] if line.startswith("NOT RUN ("))
     assert "bandwidth, gpt2 kernels" in line
@@ -67,7 +80,9 @@ def test_bench(tmp_path: Path) -> None:
 
 def test_a_gpu_that_is_wrong_fails(tmp_path: Path) -> None:
     # A GPU that is lost in the middle: the parts behind it fail too, each is written, and the status says so.
-    status, report, shown = stage("parity", tmp_path, "--only", "gpt2", knobs="fail=cuStreamSynchronize:9:719")
+    status, report, shown = stage(
+        "parity", tmp_path, "--only", "gpt2", knobs="fail=cuStreamSynchronize:9:719"
+    )
     assert status == 1, shown
     assert "failed" in statuses(report).values()
     assert "719" in shown
@@ -84,7 +99,10 @@ def modules(monkeypatch: pytest.MonkeyPatch) -> dict[str, ModuleType]:
     import importlib
 
     monkeypatch.syspath_prepend(str(BENCHES))
-    return {name: importlib.import_module(name) for name in ("gpu_models", "gpu_parity", "gpu_peers", "gpu_report")}
+    return {
+        name: importlib.import_module(name)
+        for name in ("gpu_models", "gpu_parity", "gpu_peers", "gpu_report")
+    }
 
 
 def test_parts_without_time_are_named(tmp_path: Path, modules: dict[str, Any]) -> None:
