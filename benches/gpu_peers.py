@@ -125,26 +125,20 @@ def products(folder: Path, rows: int) -> Json:
 
 
 @cleared
-def transformers_decode(name: str, folder: Path, prompt: int, new: int, **options: Any) -> Json:
+def transformers_decode(name: str, folder: Path, prompt: int, new: int, *, compiled: bool = False) -> Json:
     """Tokens per second of `generate` for one sequence, its prompt left out."""
     import torch
 
     need_gpu()
     model = gpu_models.peer(name, folder, "bfloat16")
-    ids = torch.tensor([gpu_models.ids(name, prompt, 3, tiny=False)], device="cuda")
-    if options.pop("compiled", False):
-        model.generation_config.cache_implementation = "static"
-        model.forward = torch.compile(model.forward, mode="reduce-overhead", fullgraph=True)
+    ids = torch.tensor([gpu_models.ids(name, prompt, 3, tiny=False)], device=gpu_models.place())
+    # With a static cache `generate` compiles the step itself, in the mode "reduce-overhead" (with CUDA graphs).
+    asked: Json = {"attention_mask": torch.ones_like(ids), "do_sample": False, "pad_token_id": 0}
+    asked |= {"cache_implementation": "static"} if compiled else {}
 
     def of(count: int) -> float:
-        asked: Json = {
-            "max_new_tokens": count,
-            "min_new_tokens": count,
-            "do_sample": False,
-            "pad_token_id": 0,
-        }
         with torch.inference_mode():
-            return seconds(lambda: model.generate(ids, attention_mask=torch.ones_like(ids), **asked))
+            return seconds(lambda: model.generate(ids, max_new_tokens=count, min_new_tokens=count, **asked))
 
     # The first of the new tokens is the prompt's.
     first, whole = median(lambda: of(1)), median(lambda: of(new))

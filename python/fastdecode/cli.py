@@ -228,9 +228,7 @@ def _add_model(parser: argparse.ArgumentParser, *, optional: bool = False, dtype
         metavar="N",
         help="bytes of keys and values that requests may reserve; half of what is free, by default",
     )
-    parser.add_argument(
-        "--max-rows", type=int, metavar="N", help="sequences that decode side by side; 64, by default"
-    )
+    parser.add_argument("--max-rows", type=int, metavar="N", help="sequences side by side; 64, by default")
     parser.add_argument(
         "--prefix-cache-bytes",
         type=int,
