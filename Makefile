@@ -11,7 +11,7 @@ SEED ?= 1
 CLIPPY = cargo clippy --locked --all-targets
 
 .DEFAULT_GOAL := help
-.PHONY: help dev fmt lint test test-rust test-python parity golden notebook bench docs wheel check
+.PHONY: help dev fmt lint test test-rust test-python parity golden notebook bench docs cubins wheel check
 
 help: ## list the verbs
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -30,6 +30,7 @@ lint: ## formatting, clippy, ruff, mypy --strict and the stub against the module
 	cargo fmt --all --check
 	$(CLIPPY) -- -D warnings
 	$(CLIPPY) --features python -- -D warnings
+	$(CLIPPY) --features python,cuda -- -D warnings
 	$(PY) -m ruff format --check .
 	$(PY) -m ruff check .
 	$(PY) -m mypy
@@ -38,7 +39,7 @@ lint: ## formatting, clippy, ruff, mypy --strict and the stub against the module
 test: test-rust test-python ## every test
 
 test-rust: ## the engine without Python, and the import rules
-	cargo test --locked
+	cargo test --locked --features cuda
 
 test-python: ## the package, its parity with transformers, the goldens and the documentation's examples
 	$(PY) -m pytest
@@ -59,9 +60,13 @@ bench: ## kernels, then end to end against the peers that are installed (benches
 	$(PY) benches/decode.py
 
 docs: ## the Rust documentation; its warnings are errors
-	RUSTDOCFLAGS="-D warnings" cargo doc --locked --no-deps --document-private-items
+	RUSTDOCFLAGS="-D warnings" cargo doc --locked --no-deps --features cuda --document-private-items
 
-wheel: ## one abi3 wheel for CPython 3.11 and later, in dist/, against the old glibc that pyproject.toml names (zig links it)
+cubins: ## compile the CUDA kernels for every shipped architecture, into the package; needs no GPU
+	$(PY) -m pip install --quiet nvidia-cuda-nvrtc-cu12==12.9.86
+	$(PY) tools/build_cubins.py python/fastdecode/_cuda/cubins
+
+wheel: cubins ## one abi3 wheel for CPython 3.11 and later, in dist/, against the old glibc that pyproject.toml names (zig links it)
 	$(PY) -m pip install --quiet 'maturin[zig]>=1.16,<2'
 	PATH="$(dir $(abspath $(PY))):$$PATH" $(PY) -m maturin build --release --locked --zig --out dist
 

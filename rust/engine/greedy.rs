@@ -22,16 +22,15 @@ impl<S: Sequence> State<S> {
         others: bool,
     ) -> Option<usize> {
         let mut steps = if others { 0 } else { model.argmax_steps() };
-        for slot in &mut self.slots {
-            if steps == 0 {
-                return None;
-            }
-            let room = AHEAD.saturating_sub(slot.ahead);
-            if let Some(call) = slot.eligible().filter(|call| call.is_planned()) {
-                steps = steps.min(room).min(call.greedy_steps(model.border()));
+        if steps > 0 {
+            for slot in &mut self.slots {
+                let room = AHEAD.saturating_sub(slot.ahead);
+                if let Some(call) = slot.eligible().filter(|call| call.is_planned()) {
+                    steps = steps.min(room).min(call.greedy_steps(model.border()));
+                }
             }
         }
-        Some(steps)
+        (steps > 0).then_some(steps)
     }
 }
 

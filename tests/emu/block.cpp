@@ -29,13 +29,16 @@ constexpr unsigned FULL = 0xffffffffu;
 
 struct Warp;
 
-struct Thread : Place {
+// As long as a line of the cache: a switch touches one thread's line and the next one's.
+struct alignas(64) Thread : Place {
     Fiber fiber;
     Warp* warp;
-    unsigned position;  // its turn in the warp; lane numbers run against it in reverse
+    unsigned bit;     // of its position, which is its turn in the warp; lane numbers run against positions in reverse
+    unsigned behind;  // positions behind it
 };
 
 struct Warp {
+    Thread* first;
     unsigned number;    // its turn in the block
     unsigned exists;    // positions with a thread
     unsigned ready;     // positions whose threads can go on
@@ -73,7 +76,7 @@ const char* name_of(Meeting what) {
     return names[what];
 }
 
-void switch_to(Thread& from, Thread& to) {
+inline void switch_to(Thread& from, Thread& to) {
     current = &to;
     fiber_switch(from.fiber, to.fiber);
 }
@@ -84,16 +87,12 @@ void switch_to(Thread& from, Thread& to) {
     __builtin_unreachable();
 }
 
-// The first set bit behind `position`, or from the start again.
-unsigned next_bit(unsigned bits, unsigned position) {
-    unsigned behind = bits & (~1u << position);
-    return unsigned(__builtin_ctz(behind != 0 ? behind : bits));
-}
+// The first set bit of those that are behind, or else of all.
+unsigned next_bit(unsigned bits, unsigned behind) { return unsigned(__builtin_ctz((bits & behind) != 0 ? bits & behind : bits)); }
 
-// Gives the turn to a thread that can go on, or back to the host when the block has ended. The caller is no longer ready.
-void yield(Thread& me) {
+// Gives the turn to another warp, or back to the host when the block has ended. No thread of the caller's warp can go on.
+__attribute__((noinline)) void leave_warp(Thread& me) {
     Warp* warp = me.warp;
-    if (warp->ready != 0) return switch_to(me, threads[warp->number * 32 + next_bit(warp->ready, me.position)]);
     if (warp->met != 0) {
         unsigned missing = warp->exists & ~warp->met;
         if (warp->exists != FULL)
@@ -103,8 +102,8 @@ void yield(Thread& me) {
     }
     running.ready_warps &= ~(1u << warp->number);
     if (running.ready_warps != 0) {
-        Warp& next = warps[next_bit(running.ready_warps, warp->number)];
-        return switch_to(me, threads[next.number * 32 + unsigned(__builtin_ctz(next.ready))]);
+        Warp& next = warps[next_bit(running.ready_warps, ~1u << warp->number)];
+        return switch_to(me, next.first[__builtin_ctz(next.ready)]);
     }
     if (running.at_barrier != 0)
         fault(LAUNCH_FAILED, "%u of %u threads wait in __syncthreads for threads that have ended", running.at_barrier, running.threads);
@@ -112,12 +111,19 @@ void yield(Thread& me) {
     fiber_switch(me.fiber, running.host);
 }
 
+// Gives the turn to a thread that can go on. The caller is no longer ready.
+inline void yield(Thread& me) {
+    Warp* warp = me.warp;
+    if (__builtin_expect(warp->ready == 0, 0)) return leave_warp(me);
+    switch_to(me, warp->first[next_bit(warp->ready, me.behind)]);
+}
+
 // What every fiber does: one thread of one block after the other.
 void body() {
     for (;;) {
         running.kernel->run(running.arguments);
         Thread& me = self();
-        me.warp->ready &= ~(1u << me.position);
+        me.warp->ready &= ~me.bit;
         yield(me);
     }
 }
@@ -128,8 +134,13 @@ void body() {
 // c, 16 x 8:            c0 and c1 are (g, 2t) and (g, 2t+1); c2 and c3 are (g+8, 2t) and (g+8, 2t+1).
 // Products of bfloat16 are exact in float; sums run with ascending k from zero, and c is added last.
 void multiply(const unsigned (&a)[32][4], const unsigned (&b)[32][2], float (&product)[16][8]) {
-    auto low = [](unsigned pair) { return __uint_as_float(pair << 16); };
-    auto high = [](unsigned pair) { return __uint_as_float(pair & 0xffff0000u); };
+    auto number = [](unsigned bits) {
+        float value;
+        std::memcpy(&value, &bits, sizeof value);
+        return value;
+    };
+    auto low = [&](unsigned pair) { return number(pair << 16); };
+    auto high = [&](unsigned pair) { return number(pair & 0xffff0000u); };
     float left[16][16], right[16][8];
     for (unsigned lane = 0; lane < 32; lane++) {
         unsigned g = lane / 4, t = lane % 4;
@@ -151,48 +162,57 @@ void multiply(const unsigned (&a)[32][4], const unsigned (&b)[32][2], float (&pr
     }
 }
 
-// Waits until all 32 lanes of the warp are here. Whoever comes last goes on at once.
-void assemble(Thread& me, unsigned mask, Meeting what) {
-    Warp& warp = *me.warp;
+[[noreturn]] __attribute__((noinline)) void mistaken(const Warp& warp, unsigned mask, Meeting what) {
     if (mask != FULL) fault(LAUNCH_FAILED, "%s with the mask %#x; only 0xffffffff is offered", name_of(what), mask);
-    if (warp.met != 0 && warp.what != what)
-        fault(LAUNCH_FAILED, "lanes of a warp meet in %s and in %s at the same time", name_of(warp.what), name_of(what));
-    warp.what = what;
-    warp.met |= 1u << me.position;
-    warp.ready &= ~(1u << me.position);
-    if (warp.met == FULL) {
-        if (what == MMA) multiply(warp.a[warp.phase & 1], warp.b[warp.phase & 1], warp.product[warp.phase & 1]);
-        warp.ready = FULL;
-        warp.met = 0;
-        warp.phase++;
-        return;
-    }
-    yield(me);
+    fault(LAUNCH_FAILED, "lanes of a warp meet in %s and in %s at the same time", name_of(warp.what), name_of(what));
 }
 
-// Fills the block's threads and their fibers in, in the order of their turns.
-void begin_block(bool reverse) {
+// Waits until all 32 lanes of the warp are here. Whoever comes last goes on at once.
+inline void assemble(Thread& me, unsigned mask, Meeting what) {
+    Warp& warp = *me.warp;
+    if (__builtin_expect(mask != FULL || (warp.met != 0 && warp.what != what), 0)) mistaken(warp, mask, what);
+    warp.what = what;
+    warp.met |= me.bit;
+    warp.ready &= ~me.bit;
+    if (warp.met != FULL) return yield(me);
+    if (what == MMA) multiply(warp.a[warp.phase & 1], warp.b[warp.phase & 1], warp.product[warp.phase & 1]);
+    warp.ready = FULL;
+    warp.met = 0;
+    warp.phase++;
+}
+
+// Lays the threads of a block out, in the order of their turns, and gives them fibers.
+void lay_out(bool reverse) {
     unsigned n = running.threads;
     running.warps = (n + 31) / 32;
-    running.ready_warps = running.warps == 32 ? FULL : (1u << running.warps) - 1;
-    running.at_barrier = 0;
     for (unsigned w = 0; w < running.warps; w++) {
         unsigned logical = reverse ? running.warps - 1 - w : w;
         unsigned lanes = n - logical * 32 < 32 ? n - logical * 32 : 32;
         Warp& warp = warps[w];
+        warp.first = &threads[w * 32];
         warp.number = w;
-        warp.exists = warp.ready = lanes == 32 ? FULL : (1u << lanes) - 1;
-        warp.met = warp.barred = 0;
+        warp.exists = lanes == 32 ? FULL : (1u << lanes) - 1;
         for (unsigned p = 0; p < lanes; p++) {
-            unsigned slot = w * 32 + p, lane = reverse ? lanes - 1 - p : p, index = logical * 32 + lane;
-            Thread& thread = threads[slot];
+            unsigned lane = reverse ? lanes - 1 - p : p, index = logical * 32 + lane;
+            Thread& thread = warp.first[p];
             thread.lane = lane;
-            thread.position = p;
+            thread.bit = 1u << p;
+            thread.behind = ~1u << p;
             thread.warp = &warp;
             thread.index = {index % block_size.x, index / block_size.x % block_size.y, index / (block_size.x * block_size.y)};
         }
     }
     for (; begun < running.warps * 32; begun++) fiber_begin(threads[begun].fiber, begun, body);
+}
+
+// Everybody is ready.
+void begin_block() {
+    running.ready_warps = running.warps == 32 ? FULL : (1u << running.warps) - 1;
+    running.at_barrier = 0;
+    for (unsigned w = 0; w < running.warps; w++) {
+        warps[w].ready = warps[w].exists;
+        warps[w].met = warps[w].barred = 0;
+    }
 }
 
 // The dynamic shared memory lies against a guard page, so that what lies behind it is a fault.
@@ -297,8 +317,8 @@ void barrier() {
         }
         return;
     }
-    warp.ready &= ~(1u << me.position);
-    warp.barred |= 1u << me.position;
+    warp.ready &= ~me.bit;
+    warp.barred |= me.bit;
     yield(me);
 }
 
@@ -344,6 +364,7 @@ Fault run_grid(const Kernel& kernel, const void* arguments, dim3 grid, dim3 bloc
     grid_size = grid;
     block_size = block;
     dynamic_shared = shared_memory(dynamic_bytes);
+    lay_out(reverse);
     Catch faults;
     running.active = true;
     unsigned long long blocks = 1ull * grid.x * grid.y * grid.z;
@@ -352,7 +373,7 @@ Fault run_grid(const Kernel& kernel, const void* arguments, dim3 grid, dim3 bloc
         block_index = {unsigned(at % grid.x), unsigned(at / grid.x % grid.y), unsigned(at / grid.x / grid.y)};
         if (kernel.shared != nullptr) std::memset(kernel.shared, 0xff, std::size_t(kernel.shared_end - kernel.shared));
         std::memset(dynamic_shared, 0xff, (dynamic_bytes + 15) / 16 * 16);
-        begin_block(reverse);
+        begin_block();
         current = &threads[0];
         fiber_switch(running.host, threads[0].fiber);
     }

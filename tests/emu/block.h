@@ -4,7 +4,7 @@
 #include <cstddef>
 #include <string>
 
-#include "emu.h"
+#include "threads.h"
 
 namespace emu {
 

@@ -1,9 +1,11 @@
-// What kernel sources see instead of CUDA's built-in names. This header includes nothing, as the kernels include nothing, so that a name
-// of the C library cannot hide a mistake that NVRTC would report.
+// What kernel sources see instead of CUDA's built-in names. No header of a library is included, as kernels include none, so that a name of
+// the C library cannot hide a mistake that NVRTC would report.
 //
 // A kernel file becomes one translation unit: this header, then common.cuh and the file inside an unnamed namespace (emulated.py writes it).
 // EMU_STEM is the file's name without its suffix, as a string; it names the section in which the file's __shared__ variables lie.
 #pragma once
+
+#include "threads.h"
 
 #define EMU 1
 
@@ -17,8 +19,6 @@
 #define __align__(bytes) __attribute__((aligned(bytes)))
 // One block runs at a time, so that a static variable is a block's own. The section lets the emulator poison all of them between two blocks.
 #define __shared__ static __attribute__((section("emu_shared_" EMU_STEM)))
-
-typedef decltype(sizeof(0)) size_t;
 
 #define EMU_VECTOR2(name, T, alignment) \
     struct alignas(alignment) name { T x, y; }; \
@@ -36,38 +36,7 @@ EMU_VECTOR4(float4, float, 16)
 #undef EMU_VECTOR2
 #undef EMU_VECTOR4
 
-struct uint3 { unsigned x, y, z; };
-struct dim3 {
-    unsigned x, y, z;
-    constexpr dim3(unsigned x = 1, unsigned y = 1, unsigned z = 1) : x(x), y(y), z(z) {}
-};
-
 namespace emu {
-
-// The part of a thread that kernels ask for.
-struct Place {
-    uint3 index;
-    unsigned lane;
-};
-
-// The thread that runs, and the block and grid that it is part of. A thread sees the same values after each yield as before.
-extern Place* current;
-extern uint3 block_index;
-extern dim3 block_size, grid_size;
-extern unsigned char* dynamic_shared;
-
-// What lanes do together; lanes of one warp that meet in different operations have made a mistake.
-enum Meeting : unsigned { SYNCWARP = 1, SHUFFLE, SHUFFLE_XOR, SHUFFLE_DOWN, SHUFFLE_UP, BALLOT, MMA };
-
-void barrier();
-void meet(unsigned mask, Meeting what);
-unsigned exchange(unsigned mask, Meeting what, unsigned bits, unsigned source);
-unsigned ballot(unsigned mask, bool vote);
-
-// Registers a kernel before main; `shared` and `shared_end` bound the __shared__ variables of its file, null where it has none.
-struct Registration {
-    Registration(const char* file, const char* name, size_t arguments, void (*run)(const void*), char* shared, char* shared_end);
-};
 
 // Values of 4 and 8 bytes go through the exchange as one or two words.
 template <typename T> T swap(unsigned mask, Meeting what, T value, unsigned source) {
@@ -117,9 +86,6 @@ template <typename T> static inline T __shfl_up_sync(unsigned mask, T value, uns
     int begin = int(emu::current->lane & ~unsigned(width - 1));
     return emu::swap(mask, emu::SHUFFLE_UP, value, source >= begin ? unsigned(source) : emu::current->lane);
 }
-
-// The product of a warp, mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32: c += a b, fragments as block.cpp describes them.
-void emu_mma_bf16(float* c, const unsigned* a, const unsigned* b);
 
 // One thread runs at a time: what is one statement is atomic.
 template <typename T> static inline T emu_atomic(T* at, T value) { T old = *at; *at = value; return old; }

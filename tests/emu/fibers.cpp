@@ -10,11 +10,6 @@
 
 #include <vector>
 
-// EMU_UCONTEXT asks for the way of other processors, to try it on this one.
-#if (defined(__x86_64__) || defined(__aarch64__)) && !defined(EMU_UCONTEXT)
-#define EMU_BY_HAND
-#endif
-
 namespace emu {
 namespace {
 
@@ -51,7 +46,6 @@ bool fiber_overflowed(const void* at) {
 #if defined(EMU_BY_HAND) && defined(__x86_64__)
 
 // rdi = where to keep the old stack pointer, rsi = the new one.
-extern "C" void emu_switch(void** from, void* to);
 __asm__(
     ".text\n.globl emu_switch\n.hidden emu_switch\n.type emu_switch,@function\nemu_switch:\n"
     "  pushq %rbp\n  pushq %rbx\n  pushq %r12\n  pushq %r13\n  pushq %r14\n  pushq %r15\n"
@@ -70,7 +64,6 @@ void fiber_begin(Fiber& fiber, std::size_t which, void (*body)()) {
 #elif defined(EMU_BY_HAND)
 
 // x0 = where to keep the old stack pointer, x1 = the new one.
-extern "C" void emu_switch(void** from, void* to);
 __asm__(
     ".text\n.globl emu_switch\n.hidden emu_switch\n.type emu_switch,%function\nemu_switch:\n"
     "  sub sp, sp, #160\n"
@@ -105,8 +98,6 @@ void fiber_begin(Fiber& fiber, std::size_t which, void (*body)()) {
 #endif
 
 #if defined(EMU_BY_HAND)
-
-void fiber_switch(Fiber& from, Fiber& to) { emu_switch(&from.rest, to.rest); }
 
 bool fiber_can_divert() { return true; }
 

@@ -13,8 +13,18 @@ struct Fiber {
 // Makes `fiber` begin `body` on stack number `which` at its next turn, whatever it did before; stacks are kept and reused.
 void fiber_begin(Fiber& fiber, std::size_t which, void (*body)());
 
+// EMU_UCONTEXT asks for the way of other processors, to try it on this one.
+#if (defined(__x86_64__) || defined(__aarch64__)) && !defined(EMU_UCONTEXT)
+#define EMU_BY_HAND
+#endif
+
 // Leaves `from`, and goes on where `to` rests.
+#ifdef EMU_BY_HAND
+extern "C" void emu_switch(void** from, void* to) __attribute__((visibility("hidden")));
+inline void fiber_switch(Fiber& from, Fiber& to) { emu_switch(&from.rest, to.rest); }
+#else
 void fiber_switch(Fiber& from, Fiber& to);
+#endif
 
 // Whether a signal handler can leave a fiber by fiber_divert.
 bool fiber_can_divert();

@@ -3,6 +3,7 @@
 
 #include <cstdio>
 #include <cstdlib>
+#include <dlfcn.h>
 #include <unistd.h>
 
 namespace emu {
@@ -25,16 +26,29 @@ CUcontext& current_context() {
 
 namespace {
 
+// This library, as the loader knows it.
+void* own_library() {
+    Dl_info about;
+    if (dladdr(reinterpret_cast<void*>(&complain), &about) == 0) return nullptr;
+    return dlopen(about.dli_fname, RTLD_NOW | RTLD_NOLOAD);
+}
+
 // Errors after which a real context answers every call with the same error.
 bool loses_the_context(int code) {
     return code == 214 || code == 220 || code == 700 || code == 702 || code == 709 || code == 710 || (code >= 713 && code <= 719);
 }
 
-// The error that a knob demands of this call, or 0. Names may leave their version out.
+// The exported function of a name that may leave its version out; empty if there is none.
+std::string exported(const std::string& name) {
+    for (const std::string& whole : {name, name + "_v2"})
+        if (dlsym(own_library(), whole.c_str()) != nullptr) return whole;
+    return "";
+}
+
+// The error that a knob demands of this call, or 0.
 int demanded(const std::string& function, std::size_t call) {
     for (const Failure& failure : state().knobs.failures) {
-        bool same = failure.function == function || failure.function + "_v2" == function;
-        if (!same || failure.count != call) continue;
+        if (failure.function != function || failure.count != call) continue;
         if (loses_the_context(failure.code)) state().lost = failure.code;
         return failure.code;
     }
@@ -57,6 +71,12 @@ Entry::Entry(const char* function, Needs needs) : code(0) {
     else if (s.lost != 0) code = s.lost;
     else if (needs == Needs::Context && current_context() == nullptr)
         code = refuse(CUDA_ERROR_INVALID_CONTEXT, std::string(function) + " on a thread that has no current context");
+}
+
+int count_call(const char* function) {
+    State& s = state();
+    std::lock_guard<std::recursive_mutex> guard(s.lock);
+    return demanded(function, ++s.counters.calls[function]);
 }
 
 bool capture_forbids(const char* function) {
@@ -126,6 +146,11 @@ EMU_API int emu_configure(const char* text) {
     std::lock_guard<std::recursive_mutex> guard(s.lock);
     Knobs knobs;
     std::string mistake = read_knobs(text, knobs);
+    for (Failure& failure : knobs.failures) {
+        std::string whole = exported(failure.function);
+        if (whole.empty()) mistake = "FASTDECODE_EMU lets " + failure.function + " fail, which means nothing: there is no such function";
+        failure.function = whole;
+    }
     if (!mistake.empty()) return refuse(1, mistake);
     s.knobs = knobs;
     s.owner = 0;

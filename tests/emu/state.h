@@ -90,6 +90,9 @@ class Entry {
     Entry(const char* function, Needs needs);
 };
 
+// Counts a call of a function that needs no context, and returns the error that a knob demands of it, or 0.
+int count_call(const char* function);
+
 // Whether a capture forbids what would wait or allocate; the capture is invalid from then on.
 bool capture_forbids(const char* function);
 

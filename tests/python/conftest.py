@@ -5,16 +5,19 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING, Any
 
+import emulated
 import fastdecode
 import laws
 import pytest
 import tables
 import tiny
+import tries
+from driver import Driver
 from hypothesis import HealthCheck, settings
 from tally import TALLY
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
     from pathlib import Path
 
     import tokenizers
@@ -92,12 +95,28 @@ def types(request: pytest.FixtureRequest) -> dict[str, Any]:
 
 
 @pytest.fixture(scope="session")
+def emulator() -> Path:
+    """The emulated CUDA driver with kernels that try it."""
+    return emulated.build(tries.FILES)
+
+
+@pytest.fixture
+def begin(emulator: Path) -> Callable[..., Driver]:
+    """Sets the emulated driver of this process anew, with knobs as FASTDECODE_EMU has them."""
+    return lambda knobs="": Driver(emulator, knobs, tries.SOURCE)
+
+
+@pytest.fixture
+def driver(begin: Callable[..., Driver]) -> Driver:
+    """The emulated driver as it is without knobs."""
+    return begin()
+
+
+@pytest.fixture(scope="session")
 def emulated_gpu() -> Iterator[Any]:
     """An emulated GPU for this process, of which `report()` tells what was done on it."""
     import ctypes
     from types import SimpleNamespace
-
-    import emulated
 
     with pytest.MonkeyPatch.context() as patch:
         for name, value in emulated.environment().items():

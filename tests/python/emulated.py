@@ -14,6 +14,7 @@ import json
 import os
 import shutil
 import subprocess
+import sys
 import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -40,7 +41,14 @@ FLAGS = [
 ]
 # The checks call functions of the emulator (block.cpp), so that a bad index names the line of the kernel.
 KERNEL_FLAGS = [
-    *("-fno-exceptions", "-fno-rtti", "-fno-strict-aliasing", "-fsanitize=bounds,alignment,null"),
+    *(
+        "-O3",
+        "-fno-math-errno",
+        "-fno-exceptions",
+        "-fno-rtti",
+        "-fno-strict-aliasing",
+        "-fsanitize=bounds,alignment,null",
+    ),
     *("-Wno-unknown-pragmas", "-Wno-unused-function"),
 ]
 
@@ -109,7 +117,8 @@ def _headers() -> str:
 
 def _emulator_object(source: Path, defines: Sequence[str]) -> Path:
     text = source.read_text()
-    flags = [*FLAGS, *(f"-D{name}" for name in defines if name in text)]
+    included = "".join(path.read_text() for path in EMULATOR.glob("*.h") if f'"{path.name}"' in text)
+    flags = [*FLAGS, *(f"-D{name}" for name in defines if name in text + included)]
     key = _key(_headers(), text, *flags)
     return _kept(CACHE / "objects" / f"{source.stem}-{key}.o", [compiler(), *flags, "-c", source])
 
@@ -205,4 +214,6 @@ def report(loaded: ctypes.CDLL) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    print(library())
+    # For a shell: env $(python tests/python/emulated.py KNOBS) COMMAND
+    for variable, value in environment(*sys.argv[1:2]).items():
+        print(f"{variable}={value}")

@@ -256,6 +256,42 @@ fn what_is_wrong_with_rooms_is_seen() {
     assert_eq!(complaints(&upward, &[("rust/mid.rs", "use crate::{high, low};")]), complaint);
 }
 
+/// What is wrong with a file of a part that may import `allowed`, and of its own room nothing but itself.
+fn part_complaints(part: &Path, allowed: &[&str], path: &Path, source: &str) -> String {
+    let (mut complaints, code) = (String::new(), code(source));
+    for name in imported(&code, false) {
+        let target = if matches!(name.as_str(), "Error" | "Result") { "error" } else { &*name };
+        if !allowed.contains(&target) {
+            let _ = writeln!(complaints, "  {}: may not import {name}", path.display());
+        }
+    }
+    let leaves =
+        if path.parent() == Some(part) && path.ends_with("mod.rs") { "super::" } else { "super::super::" };
+    if code.contains(leaves) {
+        let _ = writeln!(complaints, "  {}: may not look outside with {leaves}", path.display());
+    }
+    complaints
+}
+
+#[test]
+fn parts_of_rooms_import_less_than_their_room() {
+    let mut complaints = String::new();
+    for row in table(&architecture(), "part of a room") {
+        let part = root().join(quoted(&row[0])[0]);
+        for path in files(&part, "rs") {
+            complaints += &part_complaints(&part, &names(&row[1]), &path, &text(&path));
+        }
+    }
+    report(&complaints);
+    let part = Path::new("/rust/a/b");
+    let found = |file: &str, source| part_complaints(part, &["error", "forks"], &part.join(file), source);
+    assert_eq!(found("x.rs", "use crate::{Error, forks};\nuse super::y;"), "");
+    assert_eq!(found("x.rs", "use crate::a::c;"), "  /rust/a/b/x.rs: may not import a\n");
+    for (file, source) in [("x.rs", "use super::super::c;"), ("mod.rs", "use super::c;")] {
+        assert!(found(file, source).contains("may not look outside"), "{file}: {source}");
+    }
+}
+
 #[test]
 fn models_do_not_import_each_other() {
     let mut complaints = String::new();

@@ -29,6 +29,7 @@ mod program;
 mod scans;
 mod schedule;
 mod schedule_any;
+mod schedule_greedy;
 mod schedule_memory;
 mod schedule_threads;
 mod score;

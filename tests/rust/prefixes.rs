@@ -15,8 +15,13 @@ const BLOCK: usize = 1024;
 
 /// An engine that keeps prefixes in so many blocks, of so many for all.
 fn keeping(kept: usize, blocks: usize) -> Arc<Engine<FakeModel>> {
+    choosing(0, kept, blocks)
+}
+
+/// The same over a model that chooses some tokens at once.
+fn choosing(at_once: usize, kept: usize, blocks: usize) -> Arc<Engine<FakeModel>> {
     let limits = Limits { prefix_cache_bytes: kept * BLOCK, ..limits(64, blocks.saturating_mul(BLOCK)) };
-    engine(FakeModel { limits, pool: Some(Arc::default()), ..fake() })
+    engine(FakeModel { limits, at_once, pool: Some(Arc::default()), ..fake() })
 }
 
 fn blocks(engine: &Engine<FakeModel>) -> usize {
@@ -72,31 +77,33 @@ fn told(call: &mut Generation<FakeModel>) -> (Rows, Vec<usize>) {
 
 #[test]
 fn what_is_behind_a_prefix_alone_is_computed() {
-    let engine = keeping(0, usize::MAX >> 20);
-    let ids: Vec<u32> = text(0, 100, 0, 0)[..100].to_vec();
-    let prefix = read(&engine, &ids);
-    assert_eq!(blocks(&engine), 7);
-    // Beside the prefix's ids: one that ends within it, is it, goes on from it, parts from it, has nothing in common with it.
-    let prompts =
-        [ids[..50].to_vec(), ids.clone(), text(0, 100, 1, 30), text(0, 70, 2, 30), text(1, 20, 3, 10)];
-    let spared = [49, 99, 100, 70, 0];
-    for options in [greedy(9), sampled(9, 3), Options { num_beams: 3, ..greedy(9) }] {
-        for (prompt, spared) in prompts.iter().zip(spared) {
-            fed(&engine);
-            let (rows, cached) = told(&mut behind(&engine, &prefix, from_ref(prompt), options.clone()));
-            assert_eq!(rows, alone(from_ref(prompt), options.clone()));
-            assert_eq!(cached, [spared]);
-            let rows = if options.num_beams > 1 { 3 } else { 1 };
-            assert_eq!(fed(&engine), prompt.len() - spared + rows * 8, "{spared} of {}", prompt.len());
+    for at_once in [0, 5] {
+        let engine = choosing(at_once, 0, usize::MAX >> 20);
+        let ids: Vec<u32> = text(0, 100, 0, 0)[..100].to_vec();
+        let prefix = read(&engine, &ids);
+        assert_eq!(blocks(&engine), 7);
+        // Beside the prefix's ids: one that ends within it, is it, goes on from it, parts from it, has nothing in common with it.
+        let prompts =
+            [ids[..50].to_vec(), ids.clone(), text(0, 100, 1, 30), text(0, 70, 2, 30), text(1, 20, 3, 10)];
+        let spared = [49, 99, 100, 70, 0];
+        for options in [greedy(9), sampled(9, 3), Options { num_beams: 3, ..greedy(9) }] {
+            for (prompt, spared) in prompts.iter().zip(spared) {
+                fed(&engine);
+                let (rows, cached) = told(&mut behind(&engine, &prefix, from_ref(prompt), options.clone()));
+                assert_eq!(rows, alone(from_ref(prompt), options.clone()));
+                assert_eq!(cached, [spared]);
+                let rows = if options.num_beams > 1 { 3 } else { 1 };
+                assert_eq!(fed(&engine), prompt.len() - spared + rows * 8, "{spared} of {}", prompt.len());
+            }
         }
+        let options = Options { num_return_sequences: 3, ..sampled(9, 4) };
+        let (rows, cached) = told(&mut behind(&engine, &prefix, &prompts, options.clone()));
+        assert_eq!(rows, alone(&prompts, options));
+        assert_eq!(cached, spared.map(|spared| [spared; 3]).concat());
+        assert_eq!((blocks(&engine), live(&engine)), (7, 1), "the prefix alone is left");
+        drop(prefix);
+        assert_eq!((blocks(&engine), live(&engine)), (0, 0));
     }
-    let options = Options { num_return_sequences: 3, ..sampled(9, 4) };
-    let (rows, cached) = told(&mut behind(&engine, &prefix, &prompts, options.clone()));
-    assert_eq!(rows, alone(&prompts, options));
-    assert_eq!(cached, spared.map(|spared| [spared; 3]).concat());
-    assert_eq!((blocks(&engine), live(&engine)), (7, 1), "the prefix alone is left");
-    drop(prefix);
-    assert_eq!((blocks(&engine), live(&engine)), (0, 0));
 }
 
 #[test]
@@ -113,14 +120,16 @@ fn a_prefix_lives_as_long_as_a_call_that_began_behind_it() {
 
 #[test]
 fn what_a_prefix_holds_is_reserved_by_no_call() {
-    // Ten blocks for all: the prefix has six of them, and each of four calls needs one beside it.
-    let engine = keeping(0, 10);
-    let prefix = read(&engine, &text(0, 96, 0, 0)[..96]);
-    let prompts: Vec<Vec<u32>> = (0..4).map(|number| text(0, 96, number, 5)).collect();
-    let mut call = behind(&engine, &prefix, &prompts, greedy(11));
-    assert_eq!(rest(&mut call), alone(&prompts, greedy(11)));
-    let most = engine.model().steps.lock().expect("not poisoned").iter().map(|step| step.decodes).max();
-    assert_eq!(most, Some(4), "side by side");
+    for at_once in [0, 5] {
+        // Ten blocks for all: the prefix has six of them, and each of four calls needs one beside it.
+        let engine = choosing(at_once, 0, 10);
+        let prefix = read(&engine, &text(0, 96, 0, 0)[..96]);
+        let prompts: Vec<Vec<u32>> = (0..4).map(|number| text(0, 96, number, 5)).collect();
+        let mut call = behind(&engine, &prefix, &prompts, greedy(11));
+        assert_eq!(rest(&mut call), alone(&prompts, greedy(11)));
+        let most = engine.model().steps.lock().expect("not poisoned").iter().map(|step| step.decodes).max();
+        assert_eq!(most, Some(4), "side by side");
+    }
 }
 
 #[test]
@@ -148,24 +157,26 @@ fn a_call_that_leaves_for_want_of_memory_comes_back_behind_its_prefix() {
 
 #[test]
 fn calls_begin_behind_what_others_have_left() {
-    let engine = keeping(100, 1000);
-    let first = text(0, 100, 0, 20);
-    let (rows, cached) = told(&mut begin(&engine, from_ref(&first), greedy(30)));
-    assert_eq!((cached, fed(&engine)), (vec![0], 120 + 29));
-    // The whole of it, and what it has generated; then one that parts from it.
-    let next = [&first[..], &rows.0[0].0, &[1, MARK]].concat();
-    let (rows, cached) = told(&mut begin(&engine, from_ref(&next), greedy(5)));
-    assert_eq!((cached, fed(&engine)), (vec![149], next.len() - 149 + 4));
-    assert_eq!(rows, alone(&[next], greedy(5)));
-    let other = text(0, 100, 1, 20);
-    let (rows, cached) = told(&mut begin(&engine, from_ref(&other), greedy(5)));
-    assert_eq!((cached, fed(&engine)), (vec![100], 20 + 4));
-    assert_eq!(rows, alone(&[other], greedy(5)));
-    // The second holds the first: one of them is there, and the third, which shares six blocks.
-    assert_eq!(engine.prefixes_kept(), (2, (10 + 2) * BLOCK));
-    assert_eq!(blocks(&engine), 12);
-    assert!(engine.give_up() && !engine.give_up());
-    assert_eq!((live(&engine), blocks(&engine)), (0, 0));
+    for at_once in [0, 5] {
+        let engine = choosing(at_once, 100, 1000);
+        let first = text(0, 100, 0, 20);
+        let (rows, cached) = told(&mut begin(&engine, from_ref(&first), greedy(30)));
+        assert_eq!((cached, fed(&engine)), (vec![0], 120 + 29));
+        // The whole of it, and what it has generated; then one that parts from it.
+        let next = [&first[..], &rows.0[0].0, &[1, MARK]].concat();
+        let (rows, cached) = told(&mut begin(&engine, from_ref(&next), greedy(5)));
+        assert_eq!((cached, fed(&engine)), (vec![149], next.len() - 149 + 4));
+        assert_eq!(rows, alone(&[next], greedy(5)));
+        let other = text(0, 100, 1, 20);
+        let (rows, cached) = told(&mut begin(&engine, from_ref(&other), greedy(5)));
+        assert_eq!((cached, fed(&engine)), (vec![100], 20 + 4));
+        assert_eq!(rows, alone(&[other], greedy(5)));
+        // The second holds the first: one of them is there, and the third, which shares six blocks.
+        assert_eq!(engine.prefixes_kept(), (2, (10 + 2) * BLOCK));
+        assert_eq!(blocks(&engine), 12);
+        assert!(engine.give_up() && !engine.give_up());
+        assert_eq!((live(&engine), blocks(&engine)), (0, 0));
+    }
 }
 
 #[test]
@@ -190,29 +201,35 @@ fn prompts_are_there_for_others_as_soon_as_they_are_read() {
 
 #[test]
 fn what_calls_leave_never_takes_more_than_its_bytes() {
-    let engine = keeping(12, 1000);
-    for number in 0..60 {
-        let prompt = text(number % 7, 20 + (number as usize * 13) % 90, number, 10 + number as usize % 20);
-        let options =
-            if number % 3 == 0 { Options { num_return_sequences: 3, ..sampled(12, 1) } } else { greedy(12) };
-        let expected = alone(from_ref(&prompt), options.clone());
-        let mut call = begin(&engine, &[prompt], options);
-        let mut rows = Rows::of(&call);
-        while let Some(events) = call.advance(None).expect("sound") {
-            let events = events.to_vec();
-            rows.add(&events);
-            let (entries, bytes) = engine.prefixes_kept();
-            assert!(bytes <= 12 * BLOCK && entries <= 12, "{entries} prefixes of {bytes} bytes");
+    for at_once in [0, 5] {
+        let engine = choosing(at_once, 12, 1000);
+        for number in 0..60 {
+            let prompt =
+                text(number % 7, 20 + (number as usize * 13) % 90, number, 10 + number as usize % 20);
+            let options = if number % 3 == 0 {
+                Options { num_return_sequences: 3, ..sampled(12, 1) }
+            } else {
+                greedy(12)
+            };
+            let expected = alone(from_ref(&prompt), options.clone());
+            let mut call = begin(&engine, &[prompt], options);
+            let mut rows = Rows::of(&call);
+            while let Some(events) = call.advance(None).expect("sound") {
+                let events = events.to_vec();
+                rows.add(&events);
+                let (entries, bytes) = engine.prefixes_kept();
+                assert!(bytes <= 12 * BLOCK && entries <= 12, "{entries} prefixes of {bytes} bytes");
+            }
+            assert_eq!(rows, expected);
+            assert_eq!(blocks(&engine) * BLOCK, engine.prefixes_kept().1, "what is kept is all that is left");
         }
-        assert_eq!(rows, expected);
-        assert_eq!(blocks(&engine) * BLOCK, engine.prefixes_kept().1, "what is kept is all that is left");
+        // One that is longer than all that may be kept is kept as far as it fits.
+        let long = text(3, 400, 0, 10);
+        rest(&mut begin(&engine, from_ref(&long), greedy(2)));
+        assert_eq!(engine.prefixes_kept(), (1, 12 * BLOCK));
+        let (_, cached) = told(&mut begin(&engine, &[long], greedy(2)));
+        assert_eq!(cached, [12 * 16]);
     }
-    // One that is longer than all that may be kept is kept as far as it fits.
-    let long = text(3, 400, 0, 10);
-    rest(&mut begin(&engine, from_ref(&long), greedy(2)));
-    assert_eq!(engine.prefixes_kept(), (1, 12 * BLOCK));
-    let (_, cached) = told(&mut begin(&engine, &[long], greedy(2)));
-    assert_eq!(cached, [12 * 16]);
 }
 
 #[test]
@@ -236,23 +253,25 @@ fn the_least_recently_used_goes_first() {
 
 #[test]
 fn what_calls_leave_is_given_up_before_anybody_waits() {
-    let engine = keeping(20, 20);
-    for letter in 0..4 {
-        rest(&mut begin(&engine, &[text(letter, 70, 0, 10)], greedy(2)));
+    for at_once in [0, 5] {
+        let engine = choosing(at_once, 20, 20);
+        for letter in 0..4 {
+            rest(&mut begin(&engine, &[text(letter, 70, 0, 10)], greedy(2)));
+        }
+        assert!(engine.prefixes_kept().1 >= 16 * BLOCK);
+        // Two calls of nine blocks each.
+        let prompts: Vec<Vec<u32>> = (0..2).map(|number| text(20 + number * 3, 60, number, 60)).collect();
+        let mut calls: Vec<_> =
+            prompts.iter().map(|prompt| begin(&engine, from_ref(prompt), greedy(24))).collect();
+        assert_eq!(taken(&mut calls[1]), 0);
+        engine.model().steps.lock().expect("not poisoned").clear();
+        for (call, prompt) in calls.iter_mut().zip(&prompts) {
+            assert_eq!(rest(call), alone(from_ref(prompt), greedy(24)));
+        }
+        let steps = engine.model().steps.lock().expect("not poisoned").clone();
+        assert_eq!(steps[0].prompts, 2, "both begin at once");
+        assert!(steps.iter().filter(|step| step.decodes == 2).count() >= AHEAD - 1, "{steps:?}");
     }
-    assert!(engine.prefixes_kept().1 >= 16 * BLOCK);
-    // Two calls of nine blocks each.
-    let prompts: Vec<Vec<u32>> = (0..2).map(|number| text(20 + number * 3, 60, number, 60)).collect();
-    let mut calls: Vec<_> =
-        prompts.iter().map(|prompt| begin(&engine, from_ref(prompt), greedy(24))).collect();
-    assert_eq!(taken(&mut calls[1]), 0);
-    engine.model().steps.lock().expect("not poisoned").clear();
-    for (call, prompt) in calls.iter_mut().zip(&prompts) {
-        assert_eq!(rest(call), alone(from_ref(prompt), greedy(24)));
-    }
-    let steps = engine.model().steps.lock().expect("not poisoned").clone();
-    assert_eq!(steps[0].prompts, 2, "both begin at once");
-    assert!(steps.iter().filter(|step| step.decodes == 2).count() >= AHEAD - 1, "{steps:?}");
 }
 
 #[test]
@@ -294,44 +313,46 @@ fn rows_that_share_a_prompt_do_not_pay_twice_for_it() {
 
 #[test]
 fn everything_together_stays_within_the_cache() {
-    let engine = keeping(30, 40);
-    let mut calls: Vec<(Generation<FakeModel>, Rows, Rows)> = Vec::new();
-    for number in 0..80u32 {
-        let options = match number % 4 {
-            0 => Options { num_return_sequences: 3, ..sampled(10 + number as usize % 30, 5) },
-            1 => Options { num_beams: 2, ..greedy(8) },
-            _ => greedy(5 + number as usize % 40),
-        };
-        let prompt = text(number % 5, (number as usize * 37) % 130, number, 1 + number as usize % 50);
-        let call = begin(&engine, from_ref(&prompt), options.clone());
-        calls.push((call, Rows(Vec::new()), alone(&[prompt], options)));
-        let place = calls.len() - 1;
-        calls[place].1 = Rows::of(&calls[place].0);
-        for _ in 0..if number == 79 { 3000 } else { 8 } {
-            engine.step(None).expect("nobody interrupts");
-            assert!(blocks(&engine) <= 40, "{} blocks", blocks(&engine));
-            assert!(engine.prefixes_kept().1 <= 30 * BLOCK);
-            calls.retain_mut(|(call, rows, expected)| match call.take().expect("sound") {
-                Some(events) => {
-                    rows.add(events);
-                    true
-                }
-                None => {
-                    assert_eq!(rows, expected);
-                    false
-                }
-            });
+    for at_once in [0, 5] {
+        let engine = choosing(at_once, 30, 40);
+        let mut calls: Vec<(Generation<FakeModel>, Rows, Rows)> = Vec::new();
+        for number in 0..80u32 {
+            let options = match number % 4 {
+                0 => Options { num_return_sequences: 3, ..sampled(10 + number as usize % 30, 5) },
+                1 => Options { num_beams: 2, ..greedy(8) },
+                _ => greedy(5 + number as usize % 40),
+            };
+            let prompt = text(number % 5, (number as usize * 37) % 130, number, 1 + number as usize % 50);
+            let call = begin(&engine, from_ref(&prompt), options.clone());
+            calls.push((call, Rows(Vec::new()), alone(&[prompt], options)));
+            let place = calls.len() - 1;
+            calls[place].1 = Rows::of(&calls[place].0);
+            for _ in 0..if number == 79 { 3000 } else { 8 } {
+                engine.step(None).expect("nobody interrupts");
+                assert!(blocks(&engine) <= 40, "{} blocks", blocks(&engine));
+                assert!(engine.prefixes_kept().1 <= 30 * BLOCK);
+                calls.retain_mut(|(call, rows, expected)| match call.take().expect("sound") {
+                    Some(events) => {
+                        rows.add(events);
+                        true
+                    }
+                    None => {
+                        assert_eq!(rows, expected);
+                        false
+                    }
+                });
+            }
         }
+        assert!(calls.is_empty());
+        assert!(fed(&engine) > 0 && engine.give_up());
+        assert_eq!((live(&engine), blocks(&engine)), (0, 0));
     }
-    assert!(calls.is_empty());
-    assert!(fed(&engine) > 0 && engine.give_up());
-    assert_eq!((live(&engine), blocks(&engine)), (0, 0));
 }
 
 #[test]
 fn a_reader_keeps_what_its_row_has_in_the_cache() {
-    for cached in [0, 100] {
-        let engine = keeping(cached, 1000);
+    for (cached, at_once) in [(0, 0), (100, 0), (0, 5), (100, 5)] {
+        let engine = choosing(at_once, cached, 1000);
         let prompt = text(0, 50, 0, 10);
         let keep = |new| Options { keep: true, ..greedy(new) };
         // At its end.

@@ -55,8 +55,8 @@ struct Plan {
 }
 
 impl Plan {
-    fn any(dice: &mut Dice, may_be_cached: bool) -> Self {
-        let method = dice.below(5);
+    fn any(dice: &mut Dice, may_be_cached: bool, is_greedy: bool) -> Self {
+        let method = if is_greedy && !dice.one_in(8) { 0 } else { dice.below(5) };
         let num_beams = if method >= 3 { 2 + dice.below(3) } else { 1 };
         let do_sample = matches!(method, 1 | 2 | 4);
         let most = dice.of(&[3, 3, 3, 8]);
@@ -331,9 +331,9 @@ fn any_calls_in_any_order_are_what_they_are_alone() {
         let (mut whole, mut refused, mut asked) = (0, 0, 0);
         for seed in 0..400 {
             let mut dice = Dice(seed);
-            let may_be_cached = dice.one_in(2);
+            let (may_be_cached, is_greedy) = (dice.one_in(2), dice.one_in(2));
             let plans: Vec<Plan> =
-                (0..2 + dice.below(4)).map(|_| Plan::any(&mut dice, may_be_cached)).collect();
+                (0..2 + dice.below(4)).map(|_| Plan::any(&mut dice, may_be_cached, is_greedy)).collect();
             let engine = engine(any_model(&mut dice, &plans));
             let mut to_come = plans.clone();
             let mut readers: Vec<Reader> = Vec::new();
@@ -363,7 +363,7 @@ fn any_calls_in_any_order_are_what_they_are_alone() {
             check_end(&engine, seed);
         }
         assert!(whole > 1000 && refused > 50, "{whole} rows, {refused} models without memory");
-        assert!(asked > 1000, "{asked} steps in which the model chose");
+        assert!(asked > 500, "{asked} steps in which the model chose");
     });
 }
 
@@ -372,8 +372,8 @@ fn any_calls_of_four_threads_are_what_they_are_alone() {
     within_minutes(|| {
         for seed in 0..60 {
             let mut dice = Dice(1_000_000 + seed);
-            let may_be_cached = dice.one_in(2);
-            let all: Vec<Plan> = (0..12).map(|_| Plan::any(&mut dice, may_be_cached)).collect();
+            let (may_be_cached, is_greedy) = (dice.one_in(2), dice.one_in(2));
+            let all: Vec<Plan> = (0..12).map(|_| Plan::any(&mut dice, may_be_cached, is_greedy)).collect();
             let engine = engine(any_model(&mut dice, &all));
             let cancellers: Mutex<Vec<Canceller<FakeModel>>> = Mutex::default();
             let left = AtomicUsize::new(4);
