@@ -105,7 +105,7 @@ class Report:
         return 1 if failed else 0
 
     def _add(self, name: str, began: float, found: Json) -> None:
-        part = {"name": name, "seconds": round(time.monotonic() - began, 2), **found}
+        part = {"name": name, "took": round(time.monotonic() - began, 2), **found}
         self.values["parts"].append(part)
         save(self.values, self.file)
         sys.stderr.write(_line(part)[:200] + "\n")
@@ -115,7 +115,7 @@ class Report:
         """Ends a run whose part takes longer than it should: a kernel that hangs cannot be interrupted."""
         reason = "it was still at work when the time of the run was over"
         self.values["parts"].append(
-            {"name": self._running, "seconds": 0, "status": "failed", "reason": reason}
+            {"name": self._running, "took": 0.0, "status": "failed", "reason": reason}
         )
         self.show()
         os._exit(3)
@@ -128,7 +128,7 @@ def _short(error: Exception) -> str:
 def _line(part: Json) -> str:
     status = {"done": "", "failed": "FAILED ", "not run": "NOT RUN "}[part["status"]]
     words = part.get("line") or part.get("reason") or ""
-    return f"{part['name']:<32} {status}{words} [{part['seconds']:.1f} s]"
+    return f"{part['name']:<32} {status}{words} [{part['took']:.1f} s]"
 
 
 def machine(gpu: Json) -> Json:
