@@ -246,7 +246,8 @@ def laws(case: Case) -> Json:
     found: Json = {}
     with variable("FASTDECODE_CUDA_GRAPH", "0"):
         without = case.on_gpu("bfloat16")
-    lengths = [min(case.prompt, 5 + 3 * place) for place in range(8)]
+    # Longer than eight tokens, so that prompts go through the same products alone and side by side.
+    lengths = [9 + place for place in range(8)]
     together = case.run(case.bfloat16, lengths, logprobs=2)
     found["graphs change nothing"] = bits(together) == bits(case.run(without, lengths, logprobs=2))
     del without
