@@ -121,7 +121,7 @@ class Case:
         """What a call generates from beginnings of the ids of these lengths."""
         prompts = [self.ids[:length] for length in lengths]
         # Sources of other lengths, each the other row's.
-        sources = [[self.source(3 + 2 * place) for place in range(len(prompts))]] if self.has_encoder else []
+        sources = [[self.source(9 + place) for place in range(len(prompts))]] if self.has_encoder else []
         asked = {"max_new_tokens": self.lengths.new, "eos_token_id": None, "do_sample": False, **options}
         found: list[Any] = model.run(*sources, prompts, **asked)
         return found
@@ -279,7 +279,7 @@ def _alone(case: Case, place: int, lengths: list[int]) -> list[Any]:
         "do_sample": False,
         "logprobs": 2,
     }
-    source = [case.source(3 + 2 * place)] if case.has_encoder else []
+    source = [case.source(9 + place)] if case.has_encoder else []
     return bits([case.bfloat16.run(*source, case.ids[: lengths[place]], **options)])
 
 
