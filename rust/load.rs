@@ -3,7 +3,9 @@
 //! Files are read in chunks with positioned reads and packed at once; nothing is mapped. Sizes are held against the tensors'
 //! shapes before anything is allocated. Knows no model.
 
+mod keys;
 mod rounding;
+mod shares;
 
 use std::collections::{HashMap, HashSet};
 use std::sync::Mutex;
@@ -15,8 +17,10 @@ use crate::error::{Error, Result};
 use crate::kernels::{Element, LINE, Orientation, WIDTH, WeightType, of_element};
 use crate::packed::{Packed, packed_bytes};
 use crate::team::{self, Cancel, Member, Stop};
+use keys::{Called, Keys};
 pub use rounding::{DEFAULT, HEAD, Role, Rounding, Stored};
-use rounding::{fits, shortened};
+pub use shares::Share;
+use shares::shares;
 
 /// Bytes that one member reads at a time.
 const CHUNK: usize = 1 << 20;
@@ -64,23 +68,6 @@ struct Planned<'a> {
     orientation: Orientation,
 }
 
-/// What a type takes of a model's matrices, those that differ only by their layer together.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Share {
-    /// Name of the matrices, with `*` for the layer.
-    pub name: String,
-    /// Name of the type.
-    pub dtype: &'static str,
-    /// Inputs of a group, where the type's products are summed by groups; 0 where they are not.
-    pub group: usize,
-    /// How many matrices there are.
-    pub matrices: usize,
-    /// Bytes that they take; none for a matrix that is another one's.
-    pub bytes: usize,
-    /// Name of the matrix that this one is, where it takes nothing by itself.
-    pub shared_with: Option<String>,
-}
-
 /// A matrix that [`Loader::finish`] will have packed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Ticket(usize);
@@ -98,10 +85,8 @@ pub struct Loader<'a> {
     used: HashSet<String>,
     counted: HashSet<&'a str>,
     parameters: usize,
-    /// Whether each key of the rounding fits a matrix.
-    fitting: Vec<bool>,
-    /// Keys of roles that there are.
-    roles: Vec<&'static str>,
+    /// The keys of the rounding, and which matrices got them.
+    keys: Keys,
 }
 
 impl<'a> Loader<'a> {
@@ -123,8 +108,7 @@ impl<'a> Loader<'a> {
             used: HashSet::new(),
             counted: HashSet::new(),
             parameters: 0,
-            fitting: vec![false; weights.keys().count()],
-            roles: vec![DEFAULT],
+            keys: Keys::new(weights.keys()),
         }
     }
 
@@ -188,17 +172,10 @@ impl<'a> Loader<'a> {
         };
         let (info, from) = self.take(matrix.tensor, &shape)?;
         self.count(info);
-        let mut names = Vec::new();
-        for name in [Some(matrix.name), matrix.alias].into_iter().flatten() {
-            for prefix in ["", self.prefix] {
-                names.extend([format!("{prefix}{name}"), format!("{prefix}{name}.weight")]);
-            }
-        }
-        for (key, fitting) in std::iter::zip(self.weights.keys(), &mut self.fitting) {
-            *fitting |= fits(key, role, &names);
-        }
-        self.roles.extend(role.key().filter(|key| !self.roles.contains(key)));
-        let (to, exact) = match self.weights.of(role, &names, from) {
+        // The head lies beside the body of a model, whose names the prefix precedes.
+        let prefix = if role == Role::Head { "" } else { self.prefix };
+        let key = self.keys.choose(&Called { role, name: matrix.name, alias: matrix.alias, prefix });
+        let (to, exact) = match self.weights.of(key, role, from) {
             Stored::As(to) => (to, false),
             Stored::Auto => (of_element(from), from == Element::F32),
         };
@@ -278,36 +255,16 @@ impl<'a> Loader<'a> {
         self.parameters
     }
 
-    /// Sees to it that every key names a matrix, and that every matrix can be of its type.
+    /// Sees to it that every key is one that a matrix gets, and that every matrix can be of its type.
     fn check(&self) -> Result<()> {
-        let wrong =
-            |expected: String, got: String| Err(Error::Option { option: "dtype".to_owned(), expected, got });
-        let mut keys = std::iter::zip(self.weights.keys(), &self.fitting);
-        if let Some((key, _)) = keys.find(|(_, fitting)| !**fitting) {
-            let quoted: Vec<_> = self.roles.iter().map(|role| format!("\"{role}\"")).collect();
-            let mut names = Vec::new();
-            for name in self.planned.iter().map(|p| shortened(&p.name)) {
-                if !names.contains(&name) && !self.roles.contains(&name.as_str()) {
-                    names.push(name);
-                }
-            }
-            let expected = format!(
-                "parts of this model: {}, or a matrix, with * for any characters: {}",
-                quoted.join(", "),
-                names.join(", ")
-            );
-            return wrong(expected, format!("\"{key}\""));
-        }
-        match self.planned.iter().find(|p| p.inputs > p.to.most_inputs()) {
-            Some(p) => {
-                let (name, to, most) = (&p.name, p.to.name(), p.to.most_inputs());
-                let expected = format!(
-                    "another type for {name} (a part of its own: {{\"{name}\": \"bfloat16\"}}): {to} takes at most {most} inputs"
-                );
-                wrong(expected, format!("{to} for {} inputs", p.inputs))
-            }
-            None => Ok(()),
-        }
+        self.keys.check()?;
+        let Some(p) = self.planned.iter().find(|p| p.inputs > p.to.most_inputs()) else { return Ok(()) };
+        let (name, to, most) = (&p.name, p.to.name(), p.to.most_inputs());
+        let expected = format!(
+            "another type for {name} (a part of its own: {{\"{name}\": \"bfloat16\"}}): {to} takes at most {most} inputs"
+        );
+        let got = format!("{to} for {} inputs", p.inputs);
+        Err(Error::Option { option: "dtype".to_owned(), expected, got })
     }
 
     /// For every planned matrix the first one that is the same: read from the same tensor to the same type.
@@ -351,38 +308,13 @@ impl<'a> Loader<'a> {
         self.parallel(&chunks, |member, &(i, first, n), buffer| {
             let p = &self.planned[i];
             let (_, row) = p.rows();
-            buffer.resize(n * row, 0);
+            resize(buffer, p.info, n * row)?;
             self.read(member.cancelled(), p.info, first * row, buffer)?;
             // SAFETY: every chunk is other rows of a matrix that nobody reads yet, whole panels or pairs of them.
             let fits = unsafe { matrices[i].write(p.orientation, first, p.from, buffer) };
             if fits { Ok(()) } else { Err(overflow(p.info, p.to.name())) }
         })?;
-        Ok(Packing { matrices, bytes: total, shares: self.shares(&firsts, &sizes) })
-    }
-
-    /// What each type takes of the planned matrices.
-    fn shares(&self, firsts: &[usize], sizes: &[usize]) -> Vec<Share> {
-        let mut shares: Vec<Share> = Vec::new();
-        for (i, p) in self.planned.iter().enumerate() {
-            let first = &self.planned[firsts[i]].name;
-            if firsts[i] != i && *first == p.name {
-                continue; // Embeddings of encoder and decoder that are one table.
-            }
-            let (name, dtype, group) = (shortened(&p.name), p.to.name(), p.to.group());
-            let shared_with = (firsts[i] != i).then(|| first.clone());
-            let known = shares.iter_mut().find(|share| {
-                (&share.name, share.dtype, share.group, &share.shared_with)
-                    == (&name, dtype, group, &shared_with)
-            });
-            match known {
-                Some(share) => {
-                    share.matrices += 1;
-                    share.bytes += sizes[i];
-                }
-                None => shares.push(Share { name, dtype, group, matrices: 1, bytes: sizes[i], shared_with }),
-            }
-        }
-        shares
+        Ok(Packing { matrices, bytes: total, shares: shares(&self.planned, &firsts, &sizes) })
     }
 
     /// Finds, for every f32 tensor that is to keep its values, the narrowest type that does.
@@ -402,7 +334,7 @@ impl<'a> Loader<'a> {
             while at < bytes && !fits.is_empty() {
                 // A first look at a few values ends the search in nearly every f32 checkpoint.
                 let n = if at == 0 { 4096 } else { CHUNK }.min(bytes - at);
-                buffer.resize(n, 0);
+                resize(buffer, info, n)?;
                 self.read(member.cancelled(), info, at, buffer)?;
                 fits.retain(|s| s.holds(Element::F32, buffer));
                 at += n;
@@ -464,10 +396,16 @@ impl Planned<'_> {
 /// Zeroed bytes for a tensor, or an error where the system has none.
 fn allocate(info: &TensorInfo, bytes: usize) -> Result<Vec<u8>> {
     let mut buffer = Vec::new();
-    let refused = |_| Error::OutOfMemory { what: info.name.clone(), bytes };
-    buffer.try_reserve_exact(bytes).map_err(refused)?;
-    buffer.resize(bytes, 0);
+    resize(&mut buffer, info, bytes)?;
     Ok(buffer)
+}
+
+/// Gives a buffer so many bytes for a tensor, or an error where the system has none.
+fn resize(buffer: &mut Vec<u8>, info: &TensorInfo, bytes: usize) -> Result<()> {
+    let refused = |_| Error::OutOfMemory { what: info.name.clone(), bytes };
+    buffer.try_reserve_exact(bytes.saturating_sub(buffer.len())).map_err(refused)?;
+    buffer.resize(bytes, 0);
+    Ok(())
 }
 
 /// A finite value became infinite.

@@ -15,7 +15,7 @@ mod score;
 mod state;
 mod turn;
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use pyo3::buffer::PyBuffer;
@@ -103,7 +103,7 @@ impl Model {
     #[expect(clippy::too_many_arguments, reason = "one argument per option, as the stub lists them")]
     fn load(
         py: Python<'_>,
-        folder: &str,
+        folder: PathBuf,
         dtype: DtypeArgument,
         compute_dtype: Option<&str>,
         num_threads: Option<usize>,
@@ -127,7 +127,7 @@ impl Model {
                 part,
             );
             let options = LoadOptions { adapters, ..options };
-            Ok(Self::of(models::Model::load(Path::new(folder), &options, cancel)?))
+            Ok(Self::of(models::Model::load(&folder, &options, cancel)?))
         })
     }
 
@@ -251,7 +251,13 @@ impl Model {
 
     /// Floating-point operations of reading so many tokens, and giving the logits of the last `wanted` of them.
     fn flops(&self, tokens: usize, wanted: usize) -> f64 {
-        self.0.model().flops(tokens, wanted)
+        self.0.model().flops(tokens, wanted).all() as f64
+    }
+
+    /// The same in f32, by the dot of bf16, and by that of integers.
+    fn flops_by_numbers(&self, tokens: usize, wanted: usize) -> (u64, u64, u64) {
+        let models::Flops { f32, bf16, int8 } = self.0.model().flops(tokens, wanted);
+        (f32, bf16, int8)
     }
 
     /// A reader of where the time of calls goes, not yet started.

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TypedDict
 
-from .arrays import bad_option
+from .arrays import bad_option, has_lone_surrogate
 from .errors import UnknownOptionError
 
 if TYPE_CHECKING:
@@ -409,6 +409,9 @@ def _is_cpu(device_map: object) -> bool:
 def weight_types(option: str, value: object) -> str | dict[str, str]:
     """Our name of a type of weights, or our names by part of the model; which parts there are, the model says.
 
+    What says the same is the same: a mapping with nothing but a default is that type, and a default of "auto" is left
+    out of others.
+
     Args:
         option: What the caller gave it as.
         value: A name, a dtype of torch, or a mapping of names of parts to these.
@@ -420,10 +423,14 @@ def weight_types(option: str, value: object) -> str | dict[str, str]:
         return _dtype(option, value, repr(value))
     types = {}
     for part, name in value.items():
-        if not isinstance(part, str) or not part:
+        if not isinstance(part, str) or not part or has_lone_surrogate(part):
             expected = 'types by "default", "lm_head", "embedding" or the name of a matrix'
             raise bad_option(option, expected, f"{part!r:.80}")
         types[part] = _dtype(option, name, f"{name!r:.80} for {part!r:.80}")
+    if types.keys() <= {"default"}:
+        return types.get("default", "auto")
+    if types.get("default") == "auto":
+        del types["default"]
     return types
 
 

@@ -128,21 +128,31 @@ def as_tensor(name: str, array: NDArray[Any]) -> tuple[str, str, list[int], memo
     """A tensor for the native module: name, element type, shape and little-endian bytes.
 
     Raises:
-        CheckpointError: It is not a numpy array of a type that a checkpoint can hold.
+        CheckpointError: It is not a numpy array of a type that a checkpoint can hold, or its name is no text.
     """
     import numpy as np
 
+    if not isinstance(name, str) or has_lone_surrogate(name):
+        raise _bad_tensor(repr(name), "names that are text", f"{name!r:.80}")
     element = _ELEMENTS.get(getattr(getattr(array, "dtype", None), "name", ""))
     if element is None:
         expected = "a numpy array of float32, float16 or bfloat16 (of ml_dtypes, or its bits as uint16)"
-        got = f"{type(array).__name__} of {getattr(array, 'dtype', 'no dtype')}"
-        raise CheckpointError(
-            f"{_IN_MEMORY}: tensor {name}: expected {expected}, got {got}",
-            file=_IN_MEMORY,
-            tensor=name,
-            expected=expected,
-            got=got,
-        )
+        raise _bad_tensor(name, expected, f"{type(array).__name__} of {getattr(array, 'dtype', 'no dtype')}")
     little = array.astype(array.dtype.newbyteorder("<"), copy=False)
     flat = np.ascontiguousarray(little).reshape(-1).view(np.uint8)
     return name, element, list(array.shape), flat.data
+
+
+def has_lone_surrogate(text: str) -> bool:
+    """Whether a text has one, which is no character: a command line has them for bytes that are no UTF-8."""
+    return any("\ud800" <= letter <= "\udfff" for letter in text)
+
+
+def _bad_tensor(name: str, expected: str, got: str) -> CheckpointError:
+    return CheckpointError(
+        f"{_IN_MEMORY}: tensor {name}: expected {expected}, got {got}",
+        file=_IN_MEMORY,
+        tensor=name,
+        expected=expected,
+        got=got,
+    )

@@ -13,7 +13,7 @@ from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any
 
 from . import _core
-from .profile import Profile, peak
+from .profile import Profile, at_peak
 
 if TYPE_CHECKING:
     from .causal import CausalLM
@@ -42,9 +42,10 @@ def measure(
         profile: A profile of the model for the calls of all rounds; it takes over the limits.
 
     Returns:
-        `limits` (bytes per second, and floating-point operations per second at the peak and as sustained), `prefill`
-        and `decode` (tokens, seconds, tokens per second, and the share of the limit that was reached), and what the
-        model and the machine are. The limits are those of the CPU: on a GPU they and the shares are None.
+        `limits` (bytes per second, and operations per second at the peak and as sustained, by the numbers that are
+        multiplied), `prefill` and `decode` (tokens, seconds, tokens per second, and the share of the limit that was
+        reached; of the peak where each operation has that of its numbers), and what the model and the machine are. The
+        limits are those of the CPU: on a GPU they and the shares are None.
     """
     info = model.info()
     context = info["context_length"]
@@ -75,7 +76,7 @@ def measure(
     }
     if profile is not None:
         profile._limits = best
-    flops = model._core.flops(prefill, 1)
+    flops = model._core.flops_by_numbers(prefill, 1)
     steps = new - 1
     read = steps * (info["step_weight_bytes"] + _cache_bytes(info, prompt + new / 2))
     result: dict[str, Any] = {
@@ -96,8 +97,8 @@ def measure(
         "tokens": prefill,
         "seconds": time,
         "tokens_per_second": prefill / time,
-        "flops_per_second": flops / time,
-        "share_of_peak": flops / time / peak(info, best) if on_cpu else None,
+        "flops_per_second": sum(flops) / time,
+        "share_of_peak": at_peak(flops, best) / time if on_cpu else None,
     }
     time = statistics.median(seconds["decode"])
     result["decode"] = {

@@ -63,4 +63,5 @@ def _show_rates(values: dict[str, Any]) -> None:
         f"this machine at most: {limits['read_bytes_per_second'] / 1e9:,.1f} GB/s, "
         f"{limits['f32_flops_per_second'] / 1e9:,.1f} GFLOP/s in float32"
         f" ({limits['f32_sustained_flops_per_second'] / 1e9:,.1f} sustained)"
+        + (f", {limits['int8_ops_per_second'] / 1e9:,.1f} of integers" if "int" in values["dtype"] else "")
     )

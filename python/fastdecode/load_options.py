@@ -49,6 +49,17 @@ NativeDevice: TypeAlias = tuple[str, str, list[str]]
 LOADING = frozenset(LoadOptions.__annotations__)
 
 
+def as_int4_group(value: object) -> int:
+    """Inputs of a group of int4.
+
+    Raises:
+        OptionError: There are no such groups.
+    """
+    if not isinstance(value, int) or isinstance(value, bool) or value not in (32, 64, 128):
+        raise bad_option("int4_group", "32, 64 or 128", f"{value!r:.80}")
+    return value
+
+
 def is_profiled() -> bool:
     """Whether `FASTDECODE_PROFILE` asks for a profile of every model: "1"; "0", "" or none for no profile.
 
@@ -80,8 +91,7 @@ def load_options(
     """
     types = weight_types("dtype", dtype)
     by_part = {"default": types} if isinstance(types, str) else dict(types)
-    if not isinstance(int4_group, int) or isinstance(int4_group, bool) or int4_group not in (32, 64, 128):
-        raise bad_option("int4_group", "32, 64 or 128", f"{int4_group!r:.80}")
+    group = as_int4_group(int4_group)
     if compute_dtype is not None and not isinstance(compute_dtype, str):
         raise bad_option("compute_dtype", 'None, "float32" or "bfloat16"', f"{compute_dtype!r:.80}")
     if compute_dtype not in (None, "float32", "bfloat16"):
@@ -97,7 +107,7 @@ def load_options(
         known = isinstance(value, int) and not isinstance(value, bool) and least <= value <= most
         if value is not None and not known:
             raise bad_option(name, expected, repr(value))
-    stored = (by_part.pop("default", "auto"), list(by_part.items()), int4_group)
+    stored = (by_part.pop("default", "auto"), list(by_part.items()), group)
     native = _native_device(device)
     return stored, compute_dtype, num_threads, cache_bytes, max_rows, prefix_cache_bytes or 0, native
 

@@ -57,9 +57,10 @@ def load(
             are rounded to eight bits for products with them, so that ids are close to those of "float32", not the
             same. A mapping gives parts of the model a type of their own: {"default": "bfloat16", "lm_head": "int8"}.
             Its keys are "default" ("auto" where it is missing; also of all that is no matrix), "lm_head",
-            "embedding", and names of matrices as `info` lists them, with `*` for any characters. The very name
-            wins, then patterns in their order, then "lm_head" and "embedding", then "default". A head that shares
-            the embeddings' tensor is a second matrix where the two types differ.
+            "embedding", and names of matrices as `info` lists them, with `*` for any characters. The closest key
+            wins: the very name, then "lm_head" and "embedding", then the pattern with most characters beside `*`
+            (of equals the first), then "default"; a key that wins nowhere is an error. A head that shares the
+            embeddings' tensor is a second matrix where the two types differ.
         int4_group: Inputs that share a scale in "int4": 32, 64 (the default) or 128. Fewer take more memory and
             keep more.
         compute_dtype: How products are formed: "float32" (the default), or "bfloat16" for bfloat16 weights,

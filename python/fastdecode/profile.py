@@ -5,6 +5,7 @@ The native module counts; here are rates, shares and the table, and what `FASTDE
 
 from __future__ import annotations
 
+import math
 import os
 import sys
 import warnings
@@ -16,12 +17,18 @@ from .errors import FastdecodeError, FastdecodeWarning
 from .model import LanguageModel
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
     from types import TracebackType
 
-# What is counted of a line, in the native module's order.
+# What is counted of a line, in the native module's order; behind these are operations by the numbers they multiply.
 _CALLS, _ROWS, _NANOS, _BYTES, _FLOPS = range(5)
-_NOTHING = (0, 0, 0, 0, 0)
+# The names of these numbers, and what limits say of the peak of each.
+_PEAKS = {
+    "float32": "f32_flops_per_second",
+    "bfloat16": "bf16_dot_flops_per_second",
+    "int8": "int8_ops_per_second",
+}
+_NOTHING = (0,) * (_FLOPS + len(_PEAKS))
 # Most bytes of the buffer that reading is measured on: more than caches hold, and no second copy of a large model.
 _MOST_READ = 1 << 30
 
@@ -51,7 +58,8 @@ class ProfileLine(NamedTuple):
         share_of_bandwidth: The same as a part of what the machine reads; None without time or without limits.
         flops: Floating-point operations of products and attention.
         flops_per_second: None without time.
-        share_of_peak: The same as a part of the peak of the type in which products are formed; None as above.
+        share_of_peak: The part of `seconds` that they would take at the machine's peak, each at that of the numbers
+            it multiplies: float32, bfloat16 (by its dot) or integers; None as above.
     """
 
     steps: Literal["source", "prompt", "decode", ""]
@@ -174,7 +182,7 @@ class Profile:
         """All lines, and the sum of each kind of steps."""
         *counts, choosing, whole = self._counts()
         spent = sum(count[_NANOS] for count in counts) + choosing[_NANOS]
-        outside = (0, 0, max(whole[_NANOS] - spent, 0), 0, 0)
+        outside = (0, 0, max(whole[_NANOS] - spent, 0), *_NOTHING[_BYTES:])
         nanos = max(spent + outside[_NANOS], 1)
         limits = self.limits if spent else None
         lines: list[ProfileLine] = []
@@ -218,14 +226,13 @@ class Profile:
         nanos: int,
         limits: Mapping[str, Any] | None,
     ) -> ProfileLine:
-        calls, rows, own, size, flops = count
+        calls, rows, own, size, *by_numbers = count
+        flops = sum(by_numbers)
         seconds, share = own / 1e9, own / nanos
-        most = (None, None) if limits is None else (limits["read_bytes_per_second"], self._peak(limits))
         rates = [None if own == 0 else amount / seconds for amount in (size, flops)]
-        shares = [
-            None if rate is None or limit is None else rate / limit
-            for rate, limit in zip(rates, most, strict=True)
-        ]
+        shares: list[float | None] = [None, None]
+        if own and limits is not None:
+            shares = [size / seconds / limits["read_bytes_per_second"], at_peak(by_numbers, limits) / seconds]
         return ProfileLine(
             steps,
             kind,
@@ -242,24 +249,26 @@ class Profile:
             shares[1],
         )
 
-    def _peak(self, limits: Mapping[str, Any]) -> float:
-        return peak(self._about, limits)
 
-
-def peak(info: Mapping[str, Any], limits: Mapping[str, Any]) -> float:
-    """Operations per second at the peak of the type in which a model's products are formed.
+def at_peak(flops: Sequence[int], limits: Mapping[str, Any]) -> float:
+    """Seconds that operations take where each is done at the peak of the numbers that it multiplies.
 
     Args:
-        info: What the model says of itself; one with weights in eight or four bits forms products of integers.
+        flops: Operations in float32, by the dot of bfloat16, and by that of integers.
         limits: What the machine can do at most.
     """
-    most: float = limits["f32_flops_per_second"]
-    compute_dtype = info["compute_dtype"]
-    if "int" in info["dtype"]:
-        most = max(most, limits["int8_ops_per_second"])
-    if compute_dtype == "bfloat16":
-        most = max(most, limits["bf16_dot_flops_per_second"] or 0.0)
-    return most
+    names = _PEAKS.values()
+    return math.fsum(count / limits[peak] for count, peak in zip(flops, names, strict=True) if count)
+
+
+def peaks(flops: Sequence[int], limits: Mapping[str, Any]) -> str:
+    """The peaks of the numbers that such operations multiply, as text."""
+    shown = [
+        f"{limits[peak] / 1e9:,.1f} GFLOP/s in {name}"
+        for count, (name, peak) in zip(flops, _PEAKS.items(), strict=True)
+        if count
+    ]
+    return ", ".join(shown)
 
 
 def table(profile: Profile) -> str:
@@ -273,10 +282,8 @@ def table(profile: Profile) -> str:
     )
     limits = profile._limits
     if limits is not None:
-        title += (
-            f"; this machine at most {limits['read_bytes_per_second'] / 1e9:,.1f} GB/s, "
-            f"{profile._peak(limits) / 1e9:,.1f} GFLOP/s"
-        )
+        flops = [sum(counts) for counts in zip(*profile._counts(), strict=True)][_FLOPS:]
+        title += f"; this machine at most {limits['read_bytes_per_second'] / 1e9:,.1f} GB/s, {peaks(flops, limits)}"
     rows: list[tuple[str, ...]] = [
         ("", "", "calls", "seconds", "share", "GB", "GB/s", "of limit", "GFLOP", "GFLOP/s", "of peak")
     ]

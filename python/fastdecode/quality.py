@@ -18,7 +18,7 @@ from .accepted import of_load
 from .arrays import bad_option, is_one, whole
 from .errors import ModelNotFoundError, ScoresError
 from .folder import NO_DEFAULTS, bad_field
-from .load_options import LOADING, Dtype, DtypeName
+from .load_options import LOADING, Dtype, DtypeName, as_int4_group
 from .quality_logits import Passage, hold_against
 from .results import Quality, QualityReport, dtype_name
 from .scoring import window_items
@@ -64,6 +64,7 @@ def measure(
     texts: object,
     *,
     dtypes: object,
+    int4_group: object,
     stride: int | None,
     window: int | None,
     limit: int | None,
@@ -74,6 +75,7 @@ def measure(
         raise bad_option("progress", "True, False or None", f"{progress!r:.80}")
     own = _own_dtype(model)
     asked = _asked(dtypes, own, on_cpu=model.info()["device"] == "cpu")
+    group = _asked_group(model, int4_group, asked)
     others = [dtype for dtype in asked if dtype != "float32"]
     if model.has_encoder:
         for name, value in (("stride", stride), ("window", window)):
@@ -85,7 +87,10 @@ def measure(
         passages = _of_texts(model, texts, 512 if stride is None else stride, window, limit)
 
     def of_dtype(dtype: AnyDtype) -> ScoringLM:
-        return model if dtype in (own, _options(model).get("dtype", "auto")) else _loaded(model, dtype)
+        is_own = dtype in (own, _options(model).get("dtype", "auto"))
+        if is_own and (not _has_int4(dtype) or group == _own_group(model)):
+            return model
+        return _loaded(model, dtype, group)
 
     reference = of_dtype("float32")
     sums = Sums()
@@ -105,9 +110,9 @@ def measure(
                 if other is not reference:
                     rate.append(_decode_rate(other, first, dtype))
             if other is not reference:
-                rows.append(found.row(dtype, other, rate))
+                rows.append(found.row(dtype, other, rate, group if _has_int4(dtype) else None))
             del other
-    base = sums.row("float32", reference, rates)
+    base = sums.row("float32", reference, rates, None)
     return QualityReport("loss" if model.has_encoder else "perplexity", (base, *rows))
 
 
@@ -129,6 +134,25 @@ def _own_dtype(model: ScoringLM) -> AnyDtype:
     own: AnyDtype = _options(model).get("dtype", "auto")
     found: str = model.info()["dtype"]
     return found if own == "auto" and found in _names() else own
+
+
+def _has_int4(dtype: AnyDtype) -> bool:
+    return "int4" in ([dtype] if isinstance(dtype, str) else dtype.values())
+
+
+def _own_group(model: ScoringLM) -> int:
+    """Inputs of a group of int4, as the model was loaded."""
+    group: int = _options(model).get("int4_group", 64)
+    return group
+
+
+def _asked_group(model: ScoringLM, group: object, asked: list[AnyDtype]) -> int:
+    """Inputs of a group of int4 in a report, checked."""
+    if group is None:
+        return _own_group(model)
+    if not any(map(_has_int4, asked)):
+        raise bad_option("int4_group", 'None where no dtype has "int4"', f"{group!r:.80}")
+    return as_int4_group(group)
 
 
 def _asked(dtypes: object, own: AnyDtype, *, on_cpu: bool) -> list[AnyDtype]:
@@ -207,16 +231,15 @@ def _of_pairs(model: ScoringLM, pairs: object, limit: int | None) -> Passages:
     return Passages(lambda: iter(every), sum(passage.weight for passage in every))
 
 
-def _loaded(model: ScoringLM, dtype: AnyDtype) -> ScoringLM:
-    """The model's folder, loaded again as a type."""
+def _loaded(model: ScoringLM, dtype: AnyDtype, group: int) -> ScoringLM:
+    """The model's folder, loaded again as a type, with so many inputs in a group of int4."""
     assert model._source is not None
     name, kept = model._source
     options = {key: value for key, value in kept.items() if key not in _OF_CALLS}
-    if "int4" not in ([dtype] if isinstance(dtype, str) else dtype.values()):
-        options.pop("int4_group", None)
+    options |= {"dtype": dtype, "int4_group": group if _has_int4(dtype) else 64}
     try:
         # Where "auto" was asked for, every type is to run where the model does.
-        other = type(model).load(name, **{**options, "dtype": dtype, "device": model.info()["device"]})
+        other = type(model).load(name, **{**options, "device": model.info()["device"]})
     except ModelNotFoundError as error:
         message = f"the model's folder is loaded again as {dtype_name(dtype)}: {error}"
         raise ModelNotFoundError(message, model=error.model, expected=error.expected, got=error.got) from None
@@ -243,8 +266,8 @@ class Sums:
         self._agreed += agreed
         self._tokens += len(losses)
 
-    def row(self, dtype: AnyDtype, model: ScoringLM, rates: list[float]) -> Quality:
-        """The row of a report."""
+    def row(self, dtype: AnyDtype, model: ScoringLM, rates: list[float], group: int | None) -> Quality:
+        """The row of a report; of a type with int4 by groups of so many inputs."""
         info = model.info()
         loss = self._loss / self._weight
         return Quality(
@@ -259,6 +282,7 @@ class Sums:
             weight_bytes=info["weight_bytes"],
             step_weight_bytes=info["step_weight_bytes"],
             tokens_per_second=statistics.median(rates),
+            int4_group=group,
         )
 
 

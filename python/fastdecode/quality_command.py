@@ -35,6 +35,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "(may be repeated); bfloat16 and all smaller ones, by default",
     )
     parser.add_argument(
+        "--int4-group",
+        dest="group",
+        type=int,
+        metavar="N",
+        help="inputs that share a scale in int4: 32, 64 or 128; 64, by default",
+    )
+    parser.add_argument(
         "--limit",
         type=int,
         metavar="N",
@@ -68,6 +75,7 @@ def show(parsed: argparse.Namespace, model: Any) -> None:  # noqa: ANN401 (of ei
     report = model.quality(
         pairs_of(text, parsed.text) if model.has_encoder else text,
         dtypes=None if parsed.dtypes is None else [dtype_of_words([item]) for item in parsed.dtypes],
+        int4_group=parsed.group,
         limit=parsed.limit,
         stride=parsed.stride,
         window=parsed.window,

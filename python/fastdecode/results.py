@@ -131,6 +131,7 @@ class Quality:
         step_weight_bytes: Those of them that a step of decoding reads.
         tokens_per_second: Greedy decode of one sequence, the first token not counted; 0 where the context has no
             room for two new tokens. A rate of this machine at this moment, unlike all others here.
+        int4_group: Inputs that share a scale in int4; None of a type without it.
     """
 
     dtype: Dtype
@@ -143,6 +144,7 @@ class Quality:
     weight_bytes: int
     step_weight_bytes: int
     tokens_per_second: float
+    int4_group: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -184,8 +186,9 @@ class QualityReport:
             (found.perplexity if self.measure == "perplexity" else found.loss)
             for found in (row, self.rows[0])
         )
+        group = "" if row.int4_group is None else f" by {row.int4_group}"
         return (
-            dtype_name(row.dtype),
+            dtype_name(row.dtype) + group,
             row.compute_dtype,
             f"{value:,.4f}" if value < 1e6 else f"{value:.4g}",
             f"{value / base - 1:+.2%}" if 0 < base < float("inf") else "",

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from . import _core
     from .arrays import Prompt
-    from .load_options import Dtype
+    from .load_options import Dtype, Int4Group
     from .memory import Memory
     from .prefix import Prefix
     from .results import QualityReport, Score
@@ -137,6 +137,7 @@ class ScoringLM(LanguageModel):
         texts: Prompt | Iterable[Prompt] | Iterable[tuple[Prompt, Prompt]],
         *,
         dtypes: Dtype | Iterable[Dtype] | None = None,
+        int4_group: Int4Group | None = None,
         stride: int | None = None,
         window: int | None = None,
         limit: int | None = None,
@@ -154,6 +155,7 @@ class ScoringLM(LanguageModel):
             dtypes: Types as `load` takes them, each once; float32 is in the report in any case. None stands for the
                 type of this model, bfloat16, and every type of eight bits or fewer that `load` takes; where this
                 model is on a GPU, all types run there, and it has no types of eight bits or fewer.
+            int4_group: Inputs that share a scale in "int4", as in `load`; None as this model was loaded.
             stride: As in `CausalLM.perplexity`, 512 by default; None in a model with an encoder.
             window: As in `CausalLM.perplexity`; None in a model with an encoder.
             limit: Tokens of the texts that are read, from the first on, at least 2; the rest is left out. In a model
@@ -183,7 +185,14 @@ class ScoringLM(LanguageModel):
         from .quality import measure
 
         return measure(
-            self, texts, dtypes=dtypes, stride=stride, window=window, limit=limit, progress=progress
+            self,
+            texts,
+            dtypes=dtypes,
+            int4_group=int4_group,
+            stride=stride,
+            window=window,
+            limit=limit,
+            progress=progress,
         )
 
     def _losses(self, items: Sequence[Item]) -> list[float]:

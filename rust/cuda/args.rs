@@ -39,7 +39,7 @@ pub(super) fn activation(activation: Activation) -> i32 {
 }
 
 /// Results of one product, at most.
-pub(super) const MOST_RESULTS: usize = 3;
+pub(super) const MOST_RESULTS: usize = 4;
 
 #[repr(C)]
 #[derive(Debug, Clone, Copy, Default)]
@@ -206,7 +206,7 @@ pub(super) struct AdvanceArgs {
 
 /// Kernel files assert the same sizes: `static_assert` at their ends.
 const _: () = {
-    assert!(size_of::<NormArgs>() == 24 && size_of::<ResultArgs>() == 24 && size_of::<LinearArgs>() == 168);
+    assert!(size_of::<NormArgs>() == 24 && size_of::<ResultArgs>() == 24 && size_of::<LinearArgs>() == 192);
     assert!(size_of::<Look>() == 20 && size_of::<HeadsArgs>() == 16 && size_of::<Preparation>() == 40);
     assert!(size_of::<CacheArgs>() == 32 && size_of::<AppendArgs>() == 128 && size_of::<AttendArgs>() == 192);
     assert!(

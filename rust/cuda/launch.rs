@@ -111,7 +111,9 @@ impl Launcher<'_> {
                 Op::Attend { queries, new, cache, heads, angles, mask, out, gather, .. },
                 Ready::Attend { norms, bias, buckets, reach, count },
             ) => {
-                let list = List::of(*cache, phase.rows);
+                // Where every row is wanted there is one list, which steps on the device go on with.
+                let which = if self.wanted < self.rows { phase.rows } else { Which::All };
+                let list = List::of(*cache, which);
                 let prepare = |norm: NormArgs| Preparation {
                     norm,
                     angles: angles.map_or(0, |angles| self.places.of(angles)),

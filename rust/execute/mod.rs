@@ -156,16 +156,14 @@ impl Step<'_, '_> {
             scratch: self.views.scratch(member.index()),
             packed_rows: self.views.packed(),
         };
-        let clock = self.clock.filter(|_| member.index() == 0);
-        clock.inspect(|clock| clock.enter());
+        self.clock.filter(|_| member.index() == 0).inspect(|clock| clock.enter());
         let mut packed = None;
         for (place, phase) in self.executor.program.phases().iter().enumerate() {
             // All members see the same number of rows, so all of them leave a phase out or none does.
             let appends = matches!(phase.op, Op::Attend { new: Some(_), .. });
             if self.views.count(phase.rows) > 0 || appends {
                 packed = self.phase(&ctx, phase, packed)?;
-                member.barrier()?;
-                clock.inspect(|clock| clock.note(place));
+                member.barrier_noting(|| _ = self.clock.inspect(|clock| clock.note(place)))?;
                 self.show_results(&ctx, phase)?;
             }
         }

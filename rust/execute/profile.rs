@@ -1,8 +1,8 @@
 //! Where the time of a program's steps went, phase by phase, with what the program says of operations and bytes.
 //!
-//! The clock is that of the team's first member, read behind each phase's barrier: the time of a phase lasts until its slowest member
-//! has come. Phases that are at the same place in different layers are counted as one. Nothing is read or counted unless
-//! somebody asks for it, and what is counted changes nothing that is computed.
+//! The member that comes last to a phase's barrier reads the clock there: the time of a phase lasts until its slowest member has come,
+//! however long the others take to notice. Phases that are at the same place in different layers are counted as one. Nothing is
+//! read or counted unless somebody asks for it, and what is counted changes nothing that is computed.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -13,7 +13,7 @@ use crate::forks::PerProcess;
 use crate::kernels::BLOCK;
 use crate::kv::Shape;
 use crate::layers::attention::Span;
-use crate::program::{Cache, Kind, Op, Operand, Phase, Program, Work};
+use crate::program::{Cache, Flops, Kind, Op, Operand, Phase, Program, Work};
 
 /// Kind of a step, by what bounds its speed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -60,8 +60,8 @@ pub struct Count {
     /// Bytes of their matrices, each once per step, and of the keys and values that rows attended to, each once per phase and
     /// sequence, or once for neighbours over one source.
     pub bytes: u64,
-    /// Floating-point operations.
-    pub flops: u64,
+    /// Operations of products and attention.
+    pub flops: Flops,
 }
 
 impl Count {
@@ -71,7 +71,7 @@ impl Count {
         self.rows += more.rows;
         self.nanos += more.nanos;
         self.bytes += more.bytes;
-        self.flops += more.flops;
+        self.flops = self.flops + more.flops;
     }
 }
 
@@ -139,7 +139,7 @@ impl Profile {
             if end == 0 {
                 continue;
             }
-            let (nanos, all) = (end - last, Work { position: 0, rows, wanted, source: 0 });
+            let (nanos, all) = (end.saturating_sub(last), Work { position: 0, rows, wanted, source: 0 });
             let (bytes, flops) = cost(executor, phase, plan, all);
             let rows = all.rows_of(phase.rows) as u64;
             counts[self.line_of[place]].add(Count { calls: 1, rows, nanos, bytes, flops });
@@ -151,20 +151,20 @@ impl Profile {
 }
 
 /// Bytes that a phase of a step reads, and its operations.
-fn cost(executor: Executor<'_>, phase: &Phase<Operand>, plan: &Plan, all: Work) -> (u64, u64) {
-    let weights = executor.weights;
+fn cost(executor: Executor<'_>, phase: &Phase<Operand>, plan: &Plan, all: Work) -> (u64, Flops) {
+    let Executor { weights, runtime, .. } = executor;
     let Op::Attend { cache, .. } = phase.op else {
-        return (phase.matrix_bytes(weights) as u64, phase.flops(weights, all) as u64);
+        return (phase.matrix_bytes(weights) as u64, phase.flops(weights, runtime, all));
     };
     let shape = if matches!(cache, Cache::Memory(_)) { executor.memory } else { executor.own };
     let (batch, wanted) = plan.looked_at(cache, phase.rows);
     let of = |span: &Span| {
         let Span { position, rows, keys, .. } = *span;
         let work = Work { position, rows, wanted: rows, source: keys };
-        (phase.positions_read(work) * position_bytes(shape), phase.flops(weights, work))
+        (phase.positions_read(work) * position_bytes(shape), phase.flops(weights, runtime, work))
     };
     let spans = wanted.unwrap_or(&batch.spans).iter().map(of);
-    spans.fold((0, 0), |(bytes, flops), (b, f)| (bytes + b as u64, flops + f as u64))
+    spans.fold((0, Flops::default()), |(bytes, flops), (b, f)| (bytes + b as u64, flops + f))
 }
 
 /// Bytes of a position's keys and values in one layer.
@@ -172,7 +172,7 @@ fn position_bytes(shape: &Shape) -> usize {
     shape.block_bytes() / (shape.layers * BLOCK)
 }
 
-/// When the phases of a step end, in nanoseconds from when it began; noted by the team's first member.
+/// When the phases of a step end, in nanoseconds from when it began; noted by whoever comes last to a phase's end.
 #[derive(Debug)]
 pub(super) struct Clock<'a> {
     began: Instant,

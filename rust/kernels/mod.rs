@@ -33,7 +33,7 @@ pub use attention::{Attention, Bias, CHUNK, Visible, scratch as attention_scratc
 pub use cache::{AppendKv, BLOCK, CacheProducts, clear, key_bytes, value_bytes};
 pub use cpu::{Cpu, Family, identify};
 pub use formats::{
-    BFLOAT16, Element, FLOAT16, FLOAT32, Format, INT4, INT8, LINE, Orientation, PAIR, Panels, TYPES,
+    BFLOAT16, Element, FLOAT16, FLOAT32, Format, INT4, INT8, LINE, Numbers, Orientation, PAIR, Panels, TYPES,
     WeightType, Words, of_element, panel_offset, row_room,
 };
 pub use lanes::WIDTH;

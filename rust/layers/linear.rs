@@ -2,8 +2,10 @@
 
 use std::ops::Range;
 
-use super::{Context, Rows};
-use crate::kernels::{Activation, EpilogueArgs, FEW_ROWS, Format, InputLayout, Matmul, Pack, Scales, WIDTH};
+use super::{Context, Rows, Runtime};
+use crate::kernels::{
+    Activation, EpilogueArgs, FEW_ROWS, Format, InputLayout, Matmul, Numbers, Pack, Scales, WIDTH,
+};
 use crate::packed::Packed;
 use crate::team::{Stop, share};
 
@@ -94,6 +96,12 @@ impl Linear {
     /// A value per output, and zeros up to whole panels; empty for none.
     pub fn bias(&self) -> &[f32] {
         &self.bias
+    }
+
+    /// What numbers its products multiply.
+    pub fn numbers(&self, runtime: &Runtime) -> Numbers {
+        let (format, group) = (self.weight.format(runtime.dot), self.weight.weight_type().group());
+        runtime.kernels.form(format, 1, group).words.numbers()
     }
 
     /// How this layer's products are formed.

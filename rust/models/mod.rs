@@ -39,7 +39,7 @@ use rope::Rope;
 use step::{Bounds, Left};
 
 pub use crate::execute::{Activation, Count, Line, Steps};
-pub use crate::program::Kind;
+pub use crate::program::{Flops, Kind};
 pub use crate::team::Cancel;
 pub use adapters::modules;
 pub use decoder::{
@@ -187,10 +187,10 @@ impl Model {
         }
     }
 
-    /// Floating-point operations of reading `tokens` tokens and giving the logits of the last `wanted` of them. In a model with an
+    /// Operations of reading `tokens` tokens and giving the logits of the last `wanted` of them. In a model with an
     /// encoder the tokens are a source, and the logits those of the decoder's first `wanted` tokens over it, where it has one.
-    pub fn flops(&self, tokens: usize, wanted: usize) -> f64 {
-        let of = |program: &Program, work: Work| program.flops(&self.weights, work);
+    pub fn flops(&self, tokens: usize, wanted: usize) -> Flops {
+        let of = |program: &Program, work: Work| program.flops(&self.weights, &self.runtime, work);
         match &self.network {
             Network::Encoder(encoder) => {
                 of(encoder, Work { position: 0, rows: tokens, wanted: 0, source: 0 })

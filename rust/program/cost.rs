@@ -1,10 +1,12 @@
 //! What a program costs, counted over its phases: sizes of working memory, floating-point operations, bytes read, barriers.
 
+use std::iter::Sum;
+use std::ops::Add;
+
 use super::{Cache, Mask, Op, Operand, Phase, Program, Weights, Which};
-use crate::kernels::{FEW_ROWS, row_room};
-use crate::layers::attention;
+use crate::kernels::{FEW_ROWS, Numbers, row_room};
 use crate::layers::norm::PRIVATE_ROWS;
-use crate::layers::stride;
+use crate::layers::{Runtime, attention, stride};
 
 /// A step of one sequence.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -48,6 +50,48 @@ impl Work {
     }
 }
 
+/// Multiplications and additions, by the numbers that are multiplied: a machine has a peak of its own for each.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Flops {
+    /// In f32.
+    pub f32: u64,
+    /// By the dot of bf16.
+    pub bf16: u64,
+    /// By the dot of integers.
+    pub int8: u64,
+}
+
+impl Flops {
+    fn of(numbers: Numbers, count: usize) -> Self {
+        let mut flops = Self::default();
+        *match numbers {
+            Numbers::F32 => &mut flops.f32,
+            Numbers::Bf16 => &mut flops.bf16,
+            Numbers::Integers => &mut flops.int8,
+        } = count as u64;
+        flops
+    }
+
+    /// All of them.
+    pub fn all(self) -> u64 {
+        self.f32 + self.bf16 + self.int8
+    }
+}
+
+impl Add for Flops {
+    type Output = Self;
+
+    fn add(self, more: Self) -> Self {
+        Self { f32: self.f32 + more.f32, bf16: self.bf16 + more.bf16, int8: self.int8 + more.int8 }
+    }
+}
+
+impl Sum for Flops {
+    fn sum<I: Iterator<Item = Self>>(all: I) -> Self {
+        all.fold(Self::default(), Self::add)
+    }
+}
+
 impl Program {
     /// The widest input of a product.
     pub fn most_inputs(&self) -> usize {
@@ -83,9 +127,9 @@ impl Program {
         self.phases.iter().map(|phase| width(&phase.op)).max().unwrap_or(0)
     }
 
-    /// Floating-point operations of a step, those of all phases.
-    pub fn flops(&self, weights: &Weights, work: Work) -> f64 {
-        self.phases.iter().map(|phase| phase.flops(weights, work)).sum()
+    /// Operations of a step, those of all phases.
+    pub fn flops(&self, weights: &Weights, runtime: &Runtime, work: Work) -> Flops {
+        self.phases.iter().map(|phase| phase.flops(weights, runtime, work)).sum()
     }
 
     /// Bytes of the matrices that a step multiplies with, each counted once.
@@ -120,21 +164,23 @@ impl Program {
 }
 
 impl Phase<Operand> {
-    /// Floating-point operations of a step's part: two per weight and row of every product, and two per dimension for each of the two
-    /// products of attention with a visible key.
-    pub fn flops(&self, weights: &Weights, work: Work) -> f64 {
+    /// Operations of a step's part: two per weight and row of every product, and two per dimension for each of the two products of
+    /// attention with a visible key.
+    pub fn flops(&self, weights: &Weights, runtime: &Runtime, work: Work) -> Flops {
         let rows = work.rows_of(self.rows);
-        let count = match &self.op {
-            Op::Linear { x, products, .. } => {
-                2 * rows * x.width * products.iter().map(|p| p.out.width).sum::<usize>()
-            }
-            Op::Attend { cache, heads, mask, .. } => {
-                4 * heads.heads * heads.head_dim * work.pairs(*cache, *mask, rows)
-            }
-            Op::Head { x, linear, .. } => 2 * rows * x.width * weights.linear(*linear).weight().outputs(),
-            Op::Embed { .. } | Op::Keep { .. } | Op::Norm { .. } => 0,
+        let product = |slot, width: usize| {
+            let linear = weights.linear(slot);
+            Flops::of(linear.numbers(runtime), 2 * rows * width * linear.weight().outputs())
         };
-        count as f64
+        match &self.op {
+            Op::Linear { x, products, .. } => products.iter().map(|p| product(p.linear, x.width)).sum(),
+            Op::Head { x, linear, .. } => product(*linear, x.width),
+            Op::Attend { cache, heads, mask, .. } => {
+                let numbers = if runtime.dot { Numbers::Bf16 } else { Numbers::F32 };
+                Flops::of(numbers, 4 * heads.heads * heads.head_dim * work.pairs(*cache, *mask, rows))
+            }
+            Op::Embed { .. } | Op::Keep { .. } | Op::Norm { .. } => Flops::default(),
+        }
     }
 
     /// Bytes of the matrices that the phase multiplies with.

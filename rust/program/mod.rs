@@ -15,7 +15,7 @@ mod weights;
 pub use builder::{
     Builder, Columns, Dense, Mask, Normed, Turned, Value, conv1d, dense, layer_norm, rms_norm,
 };
-pub use cost::Work;
+pub use cost::{Flops, Work};
 pub use kinds::Kind;
 pub use weights::{Named, Recorder, Slot, Weights};
 

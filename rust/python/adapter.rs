@@ -1,6 +1,6 @@
 //! Adapters as Python sees them: the tensors of a file, and what is to be done with them.
 
-use std::path::Path;
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use pyo3::prelude::*;
@@ -17,12 +17,11 @@ pub(super) struct AdapterFile(Arc<Checkpoint>);
 impl AdapterFile {
     /// Opens a file of weights, in the format that its name says.
     #[staticmethod]
-    fn open(py: Python<'_>, file: &str) -> PyResult<Self> {
+    fn open(py: Python<'_>, file: PathBuf) -> PyResult<Self> {
         detached(py, || {
-            let path = Path::new(file);
-            let is_safe = path.extension().is_some_and(|extension| extension == "safetensors");
+            let is_safe = file.extension().is_some_and(|extension| extension == "safetensors");
             let checkpoint =
-                if is_safe { Checkpoint::open_safetensors(path)? } else { Checkpoint::open_torch(path)? };
+                if is_safe { Checkpoint::open_safetensors(&file)? } else { Checkpoint::open_torch(&file)? };
             Ok(Self(Arc::new(checkpoint)))
         })
     }
@@ -74,6 +73,6 @@ pub(super) fn adapters(given: Vec<AdapterArgument<'_>>) -> Vec<Adapter> {
 
 /// Names of the modules of a folder's model that can take the matrices of an adapter, as transformers names them.
 #[pyfunction]
-pub(super) fn adaptable_modules(py: Python<'_>, folder: &str) -> PyResult<Vec<String>> {
-    detached(py, || models::modules(Path::new(folder)))
+pub(super) fn adaptable_modules(py: Python<'_>, folder: PathBuf) -> PyResult<Vec<String>> {
+    detached(py, || models::modules(&folder))
 }

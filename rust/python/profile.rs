@@ -8,8 +8,8 @@ use pyo3::prelude::*;
 use super::exceptions::detached;
 use crate::models;
 
-/// Calls, rows, nanoseconds, bytes and operations of a line.
-type Numbers = (u64, u64, u64, u64, u64);
+/// Calls, rows, nanoseconds and bytes of a line, and its operations in f32, by the dot of bf16, and by that of integers.
+type Numbers = (u64, u64, u64, u64, u64, u64, u64);
 
 /// A reader of what is counted of a model. It holds no weights.
 #[pyclass(frozen, module = "fastdecode._core")]
@@ -52,9 +52,12 @@ impl Profile {
     /// What this process has counted of every line, of choosing tokens, and since it began.
     fn counts(&self, py: Python<'_>) -> PyResult<Vec<Numbers>> {
         let counts = detached(py, || Ok(self.profile.counts()))?;
-        let numbers = |count: models::Count| (count.calls, count.rows, count.nanos, count.bytes, count.flops);
+        let numbers = |count: models::Count| {
+            let models::Flops { f32, bf16, int8 } = count.flops;
+            (count.calls, count.rows, count.nanos, count.bytes, f32, bf16, int8)
+        };
         let all = counts.lines.into_iter().chain([counts.choosing]);
-        Ok(all.map(numbers).chain([(0, 0, counts.nanos, 0, 0)]).collect())
+        Ok(all.map(numbers).chain([(0, 0, counts.nanos, 0, 0, 0, 0)]).collect())
     }
 }
 

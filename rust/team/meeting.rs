@@ -212,6 +212,14 @@ impl<'a> Member<'a> {
     /// # Errors
     /// [`Stop`] when the step was cancelled or a member panicked; leave the region then.
     pub fn barrier(&self) -> Result<(), Stop> {
+        self.barrier_noting(|| ())
+    }
+
+    /// As [`Member::barrier`]; the last one to arrive calls its `note` before any goes on, unless the region is to end.
+    ///
+    /// # Errors
+    /// As for [`Member::barrier`].
+    pub fn barrier_noting(&self, note: impl FnOnce()) -> Result<(), Stop> {
         let m = self.meeting;
         let phase = m.phase.load(Ordering::SeqCst);
         self.loops.set(0);
@@ -225,6 +233,8 @@ impl<'a> Member<'a> {
         if m.arrived.fetch_add(1, Ordering::SeqCst) + 1 == self.count {
             if self.watch.cancel.is_set() || m.ends.left.load(Ordering::Relaxed) {
                 m.ends.cancelled.store(true, Ordering::SeqCst);
+            } else {
+                note();
             }
             m.arrived.store(0, Ordering::SeqCst);
             m.phase.store(phase.wrapping_add(1), Ordering::SeqCst);
@@ -238,6 +248,34 @@ impl<'a> Member<'a> {
             Err(Stop)
         } else {
             Ok(())
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::run;
+    use super::*;
+
+    #[test]
+    fn the_last_to_arrive_notes_a_barrier_before_any_goes_on() {
+        for threads in [1, 2, 4] {
+            let (cancel, arrived, noted) = (AtomicBool::new(false), AtomicUsize::new(0), AtomicUsize::new(0));
+            let result = run(threads, &Cancel::new(&cancel), |m| {
+                for round in 1..=200 {
+                    arrived.fetch_add(1, Ordering::SeqCst);
+                    m.barrier_noting(|| {
+                        assert_eq!(arrived.load(Ordering::SeqCst), round * m.count(), "all are there");
+                        noted.fetch_add(1, Ordering::SeqCst);
+                    })?;
+                    assert_eq!(noted.load(Ordering::SeqCst), round, "noted once, before this one went on");
+                    m.barrier()?;
+                }
+                cancel.store(true, Ordering::SeqCst);
+                m.barrier_noting(|| _ = noted.fetch_add(1, Ordering::SeqCst))
+            });
+            assert!(matches!(result, Err(Error::Cancelled)), "{result:?}");
+            assert_eq!(noted.into_inner(), 200, "a barrier that ends the region is not noted");
         }
     }
 }

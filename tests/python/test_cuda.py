@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import gc
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,10 @@ TYPES = ["float32", "bfloat16"]
 # The part of the largest logit by which a float32 logit of the GPU may differ from the CPU's.
 BOUND = 1e-4
 
-case = laws.case_of(FAMILIES.values())
+# What is special about a family, in models that an emulated GPU runs in seconds.
+SMALL = [replace(f, laws={n: r for n, r in f.laws.items() if n != f.wide}) for f in FAMILIES.values()]
+
+case = laws.case_of(SMALL)
 EVERY = pytest.mark.parametrize("family", FAMILIES.values(), ids=FAMILIES)
 
 
@@ -97,15 +101,12 @@ def test_more_keys_than_a_chunk(family: Family, dtype: str, tmp_path: Path) -> N
 @pytest.mark.parametrize("dtype", TYPES)
 def test_rows_of_a_bucket_are_single_ones_to_the_bit(case: Case, dtype: str) -> None:
     gpu = on_gpu(case, dtype)
-    items = case.batch(laws.SHORT)
-    states = [gpu.prefill(item) for item in items]
-    alone = [gpu.prefill(item) for item in items]
-    # States step alone; a call steps together: up to eight rows go through products that do not know how many there are.
+    # Prompts and sources of more than eight tokens go through the same kernels alone and side by side. Afterwards five rows go through
+    # products that do not know how many rows there are.
+    items = case.batch(([9, 16, 33, 20, 12], [21, 9, 17, 33, 10]))
     options: dict[str, Any] = {"max_new_tokens": 5, "logprobs": 2}
     for item, output in zip(items, gpu.run(items, **options), strict=True):
         assert same(gpu.run_one(item, **options), output)
-    for one, other in zip(states, alone, strict=True):
-        assert np.array_equal(one.logits, other.logits)
 
 
 @pytest.mark.parametrize("dtype", TYPES)
@@ -127,8 +128,9 @@ def test_forks_and_truncation(case: Case, dtype: str) -> None:
     assert np.array_equal(left, again.step(5)), "a fork does not write into its parent's block"
     again.truncate(20)
     assert np.array_equal(right, again.step(6)), "and the parent not into its fork's"
-    state.truncate(7)
-    assert np.array_equal(state.step(9), _stepped(gpu, item, 7, 9))
+    # Of as many tokens as go through the same products as the longer prompt's.
+    state.truncate(12)
+    assert np.array_equal(state.step(9), _stepped(gpu, item, 12, 9))
 
 
 def _stepped(subject: Subject, item: Any, length: int, token: int) -> Any:
@@ -212,7 +214,8 @@ def test_scores_and_embeddings(case: Case) -> None:
     assert np.allclose(ours.token_logprobs, theirs.token_logprobs, rtol=0, atol=1e-3)
     if not case.family.has_encoder:
         rows = cpu.model.embed(item.prompt)
-        assert distance(gpu.model.logits(rows), cpu.model.logits(rows)) <= BOUND
+        given, read = (m.model.prefill(embeddings=rows) for m in (gpu, cpu))
+        assert distance(given.logits, read.logits) <= BOUND
 
 
 def test_an_encoder_alone(tmp_path: Path) -> None:
@@ -244,7 +247,7 @@ def test_everything_is_given_back(tmp_path: Path, gpu: Any) -> None:
     assert held() == before
 
 
-def test_the_emulator_has_every_kernel(gpu: Any) -> None:
+def test_the_emulator_has_every_kernel() -> None:
     text = "".join(path.read_text() for path in sorted(emulated.KERNELS.glob("*.cu")))
     written = re.findall(r'^extern "C" __global__ void .* (fd_\w+)\(|^FEW\((fd_\w+),', text, re.MULTILINE)
     kernels = sorted(one or other for one, other in written)

@@ -1,4 +1,4 @@
-"""What can go wrong with a GPU, and what a model on one does then: every error is typed, says what to do, and loses nothing.
+"""What can go wrong with a GPU, and what a model on one does then: errors are typed and say what to do, nothing is lost.
 
 Each situation is another driver, so that each is tried in a process of its own.
 """

@@ -39,6 +39,7 @@ TYPES: list[Any] = [
     # Types that meet in one phase: queries, keys and values, gates.
     {"*q*": "int8", "*k*": "int4", "*fc*": "float16", "*wi_0*": "int8", "*up*": "int4", "embedding": "int8"},
 ]
+VOCABULARY = {"lm_head", "wte", "tokens_embed", "embed_tokens", "shared"}
 IDS = [5, 17, 3, 100, 41, 8]
 
 
@@ -87,7 +88,7 @@ def _logits(model: Any, ids: list[int]) -> Any:
 def test_every_family_generates_and_its_bytes_add_up(dtype: Any, folder: Path) -> None:
     asked = dtype
     if isinstance(dtype, dict):  # Patterns that have nothing in this family are errors.
-        names = " ".join(_types(folder, "auto"))
+        names = " ".join(_types(folder, "auto").keys() - VOCABULARY)
         patterns = {"*q*": "q", "*k*": "k", "*fc*": "fc", "*wi_0*": "wi_0", "*up*": "up"}
         asked = {key: name for key, name in dtype.items() if patterns.get(key, "") in names}
         assert len(asked) > 1
@@ -111,9 +112,8 @@ def test_every_family_generates_and_its_bytes_add_up(dtype: Any, folder: Path) -
 def test_int8_has_one_table_and_int4_a_head_of_eight_bits(folder: Path) -> None:
     eight, four = _types(folder, "int8"), _types(folder, "int4")
     assert {*eight.values()} == {"int8"}
-    vocabulary = {"lm_head", "wte", "tokens_embed", "embed_tokens", "shared"}
     assert {name: four[name] for name in four} == {
-        name: "int8" if name in vocabulary else "int4" for name in four
+        name: "int8" if name in VOCABULARY else "int4" for name in four
     }
     for dtype in ("int8", "int4", "float32", "bfloat16"):
         parts = fastdecode.load(folder, dtype=dtype).info()["parts"]
@@ -177,23 +177,43 @@ def test_the_more_specific_key_wins(tied: Path) -> None:
         "h.*.mlp.*": "int4",
         "h.1.mlp.c_fc": "float32",
         "embedding": "int4",
-        "default": "bfloat16",
+        "h.*.attn.c_attn": "int8",
+        "h.*.attn.*": "bfloat16",
     }
-    info = fastdecode.load(tied, dtype=asked).info()
-    found = {(part["name"], part["dtype"], part["matrices"]) for part in info["parts"]}
-    assert found == {
-        ("wte", "int4", 1),
-        ("lm_head", "int8", 1),
-        ("h.*.attn.c_attn", "float16", 2),
-        ("h.*.attn.c_proj", "float16", 2),
-        ("h.*.mlp.c_fc", "float16", 1),
-        ("h.*.mlp.c_fc", "float32", 1),
-        ("h.*.mlp.c_proj", "float16", 2),
-    }
-    assert _types(tied, {"*": "float16", "embedding": "int8"})["wte"] == "float16"
+    keys = list(asked)
+    for turn in range(len(keys)):
+        turned = {key: asked[key] for key in keys[turn:] + keys[:turn]}
+        with pytest.raises(errors.OptionError, match=r'fits get .*"h\.\*\.mlp\.\*".*got "h\.\*"'):
+            fastdecode.load(tied, dtype=turned)
+        del turned["h.*"]
+        info = fastdecode.load(tied, dtype=turned).info()
+        found = {(part["name"], part["dtype"], part["matrices"]) for part in info["parts"]}
+        assert found == {
+            ("wte", "int4", 1),
+            ("lm_head", "int8", 1),
+            ("h.*.attn.c_attn", "int8", 2),
+            ("h.*.attn.c_proj", "bfloat16", 2),
+            ("h.*.mlp.c_fc", "int4", 1),
+            ("h.*.mlp.c_fc", "float32", 1),
+            ("h.*.mlp.c_proj", "int4", 2),
+        }
+    everywhere = _types(tied, {"*": "float16", "embedding": "int8", "lm_head": "float32"})
+    assert (everywhere.pop("wte"), everywhere.pop("lm_head")) == ("int8", "float32")
+    assert {*everywhere.values()} == {"float16"}
+    assert _types(tied, {"*": "int8", "h.*.mlp.*": "int4"})["h.*.mlp.c_fc"] == "int4"
     for name in ("h.*.mlp.c_fc", "transformer.h.*.mlp.c_fc", "h.*.c_fc.weight", "*c_fc"):
         types = _types(tied, {"default": "float32", name: "int8"})
         assert {part for part, dtype in types.items() if dtype == "int8"} == {"h.*.mlp.c_fc"}
+
+
+def test_a_pattern_of_the_body_leaves_the_head(tied: Path, tmp_path: Path) -> None:
+    types = _types(tied, {"default": "float32", "transformer.*": "int8"})
+    assert types.pop("lm_head") == "float32"
+    assert {*types.values()} == {"int8"}
+    llama = FAMILIES["llama"].write_tiny(tmp_path / "llama", tie_word_embeddings=False)
+    assert _types(llama, {"default": "float32", "model.*": "int8"})["lm_head"] == "float32"
+    with pytest.raises(errors.OptionError, match=r'parts of this model.*got "model\.lm_head"'):
+        fastdecode.load(llama, dtype={"model.lm_head": "int8"})
 
 
 def test_a_key_is_taken_at_its_word(tied: Path, pairs: Path) -> None:
@@ -213,6 +233,12 @@ def test_a_key_is_taken_at_its_word(tied: Path, pairs: Path) -> None:
 def test_names_of_tied_tables(pairs: Path) -> None:
     for name in ("shared", "shared.weight"):
         assert _types(pairs, {name: "int8"})["shared"] == "int8"
+    for dtype in (
+        {"shared": "int8", "encoder.embed_tokens": "int4"},
+        {"encoder.embed_tokens": "int4", "shared": "int8"},
+    ):
+        parts = fastdecode.load(pairs, dtype=dtype).info()["parts"]  # type: ignore[arg-type]
+        assert {part["dtype"] for part in parts if part["name"] == "shared"} == {"int8", "int4"}
     parts = fastdecode.load(pairs, dtype={"default": "float32", "encoder.embed_tokens": "int8"}).info()[
         "parts"
     ]
@@ -250,12 +276,19 @@ def test_groups_of_int4(tied: Path) -> None:
         ({"wpe": "int8"}, {}, 'got "wpe"'),
         ({"h.7.*": "int8"}, {}, 'got "h.7.\\*"'),
         ({"lm_head": "int8", "c_fc": "int8"}, {}, 'got "c_fc"'),
+        ({"wte": "int8", "embedding": "int4"}, {}, 'fits get "wte"\\), got "embedding"'),
+        ({"embedding": "int4", "wte.weight": "int8"}, {}, 'fits get "wte.weight"\\), got "embedding"'),
+        ({"wt*": "int8", "embedding": "int4"}, {}, 'fits get "embedding"\\), got "wt\\*"'),
+        ({"lm_head.weight": "int8", "lm_head": "int4"}, {}, 'fits get "lm_head.weight"\\), got "lm_head"'),
+        ({"h.*.weight": "int8", "h.*": "int8"}, {}, 'fits get "h.\\*.weight"\\), got "h.\\*"'),
         ({"lm_head": "int16"}, {}, "'int16' for 'lm_head'"),
         ({"lm_head": None}, {}, "None for 'lm_head'"),
         ({"lm_head": {"default": "int8"}}, {}, "dtype: expected"),
         ({"lm_head": torch.int8}, {}, "torch.int8 for 'lm_head'"),
         ({1: "int8"}, {}, "got 1"),
         ({"": "int8"}, {}, "got ''"),
+        ({"h.\udcff": "int8"}, {}, r"expected types by .* got 'h.\\udcff'"),
+        ({"\ud800*": "int8"}, {}, r"expected types by .* got '\\ud800\*'"),
         ([("lm_head", "int8")], {}, "dtype: expected"),
         ("int16", {}, '"int8" or "int4"'),
         (torch.int8, {}, "torch.int8"),
@@ -342,7 +375,16 @@ def test_the_command_takes_and_shows_it(pairs: Path, capsys: pytest.CaptureFixtu
     assert "shared 1 x bfloat16 0.0 MB" in lines
     assert main(["info", str(pairs), "--dtype", "int4"]) == 0
     assert "lm_head 1 x int8 the same as shared" in " ".join(capsys.readouterr().out.split())
-    for word in ("lm_head=int8,lm_head=int4", "=int8", "lm_head=", "int8,int4", "", "int5", "lm_head=int5"):
+    for word in (
+        "lm_head=int8,lm_head=int4",
+        "=int8",
+        "\udcff=int8",
+        "lm_head=",
+        "int8,int4",
+        "",
+        "int5",
+        "lm_head=int5",
+    ):
         with pytest.raises(SystemExit):
             main(["info", str(pairs), "--dtype", word])
         assert "argument --dtype: expected" in capsys.readouterr().err

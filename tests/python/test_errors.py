@@ -244,6 +244,33 @@ def test_scores_that_are_no_numbers(broken: Path) -> None:
     assert np.isnan(model.logits([5])).all()
 
 
+@pytest.mark.parametrize("dtype", ["int8", "int4"])
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+def test_activations_that_are_no_numbers_meet_integers(dtype: str, bad: float, broken: Path) -> None:
+    tensors = load_file(broken / "model.safetensors")
+    config = tiny.config(tie_word_embeddings=False)
+    name = next(name for name in tensors if name.endswith("wte.weight"))
+    tensors["lm_head.weight"] = tensors[name].copy()
+    exact: Any = {"dtype": {"default": dtype, "embedding": "float32"}, "num_threads": 1}
+    sound = fastdecode.CausalLM.from_tensors(config, tensors, **exact)
+    spoilt = {**tensors, name: tensors[name].copy()}
+    spoilt[name][7, 3] = bad
+    model = fastdecode.CausalLM.from_tensors(config, spoilt, **exact)
+    with pytest.raises(errors.ScoresError) as caught:
+        model.run([[5], [6, 7], [8]], max_new_tokens=3, do_sample=False)
+    assert caught.value.row == 1
+    assert np.isnan(model.logits([7])).all()
+    assert np.array_equal(model.logits([5, 6, 8]), sound.logits([5, 6, 8])), "no other row"
+    # Behind an activation function infinity stays what it is.
+    bias = next(name for name in tensors if name.endswith("h.0.mlp.c_fc.bias"))
+    spoilt = {**tensors, bias: tensors[bias].copy()}
+    spoilt[bias][2] = abs(bad)
+    model = fastdecode.CausalLM.from_tensors(config, spoilt, **exact)
+    with pytest.raises(errors.ScoresError):
+        model.run([5], max_new_tokens=3, do_sample=False)
+    assert np.isnan(model.logits([5, 6, 8])).all()
+
+
 def python(code: str, **environment: str) -> str:
     done = subprocess.run(
         [sys.executable, "-c", code],
@@ -272,16 +299,42 @@ for call in (fastdecode.cpu_info, lambda: fastdecode.load("demo-stories")):
     assert python(portable, FASTDECODE_ISA="portable") == "portable portable\n"
 
 
+def test_names_of_tensors_that_are_no_text() -> None:
+    name: Any
+    for name in ("\udcff", "h.\ud800.weight", 1, None, b"wte.weight"):
+        with pytest.raises(errors.CheckpointError, match="expected names that are text") as caught:
+            fastdecode.CausalLM.from_tensors(tiny.config(), {name: np.zeros((2, 2), np.float32)})
+        assert repr(name) in str(caught.value)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="names of bytes are those of Linux")
+def test_a_folder_whose_name_is_no_text(tmp_path: Path) -> None:
+    """Paths are bytes: one that is not UTF-8 is as good as another."""
+    folder = tiny.write_folder(tmp_path / "m\udcff")
+    plain = tiny.write_folder(tmp_path / "m")
+    assert (
+        fastdecode.CausalLM.load(folder).logits([1, 2]).tobytes()
+        == fastdecode.CausalLM.load(plain).logits([1, 2]).tobytes()
+    )
+    (folder / "model.safetensors").write_bytes(b"broken")
+    with pytest.raises(errors.CheckpointError):
+        fastdecode.load(folder)
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="limits of address space are tried on Linux")
 def test_memory_that_the_system_refuses(tmp_path: Path) -> None:
     """Nothing aborts: neither while loading nor when the cache grows."""
     folder = tiny.write_folder(
         tmp_path / "m", n_embd=256, n_head=4, n_layer=2, n_positions=4096, vocab_size=50_000
     )
+    # Matrices that lie with their inputs first are read whole where they are quantized.
+    whole = tiny.write_folder(
+        tmp_path / "whole", n_embd=768, n_head=4, n_layer=1, n_positions=64, vocab_size=300
+    )
     code = f"""
 import resource, fastdecode
 from fastdecode import errors
-folder = {str(folder)!r}
+folder, whole = {str(folder)!r}, {str(whole)!r}
 fastdecode.load("demo-stories", num_threads=1).run([1, 2, 3], max_new_tokens=2)  # threads and libraries are there
 def used():
     return int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
@@ -296,11 +349,20 @@ def attempt(what, call):
         print(what, "no error")
 limit(40 << 20)
 attempt("load", lambda: fastdecode.load(folder, num_threads=1))
+limit(8 << 20)
+attempt("quantize", lambda: fastdecode.load(whole, dtype="int4", num_threads=1))
 limit(1 << 34)
+attempt("quantize", lambda: fastdecode.load(whole, dtype="int4", num_threads=1))
 model = fastdecode.load(folder, num_threads=1)
 limit(8 << 20)
 attempt("run", lambda: model.run([[1] * 2000] * 4, max_new_tokens=2))
 limit(1 << 34)
 print(len(model.run([1], max_new_tokens=2).token_ids))
 """
-    assert python(code).splitlines() == ["load True True", "run True True", "2"]
+    assert python(code).splitlines() == [
+        "load True True",
+        "quantize True True",
+        "quantize no error",
+        "run True True",
+        "2",
+    ]

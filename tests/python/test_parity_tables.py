@@ -75,11 +75,10 @@ def test_the_cpu_has_the_tables_that_its_flags_promise() -> None:
     assert fastdecode.cpu_info()["available"] == tables.present()
 
 
-@pytest.mark.parametrize("table", list(tables.NEEDS))
-def test_every_table_gives_what_transformers_gives(table: str, cases: list[Case], tmp_path: Path) -> None:
-    (tmp_path / "cases.json").write_text(json.dumps([case.asked for case in cases]))
+def answered(table: str, code: str, where: Path) -> bool:
+    """Runs a program in a process with this table; false where the CPU has none of the name, which must be an error."""
     run = subprocess.run(
-        [sys.executable, "-c", ANSWER, str(tmp_path), table],
+        [sys.executable, "-c", code, str(where), table],
         env=os.environ | {"FASTDECODE_ISA": table},
         capture_output=True,
         text=True,
@@ -88,8 +87,61 @@ def test_every_table_gives_what_transformers_gives(table: str, cases: list[Case]
     if table not in tables.present():  # the report's header names it as absent
         assert run.returncode != 0
         assert errors.IsaError.__name__ in run.stderr, run.stderr
-        return
+        return False
     assert run.returncode == 0, run.stderr
+    return True
+
+
+EIGHT_BITS = """
+import sys
+import fastdecode, numpy as np
+assert fastdecode.cpu_info()["isa"] == sys.argv[2], fastdecode.cpu_info()
+ids = np.random.default_rng(5).integers(0, 4000, 200).tolist()
+stories = fastdecode.load("demo-stories", dtype="int8", num_threads=2)
+text = "Once upon a time there was a little girl. She lived in a small house by the wood, and she had a dog. " * 6
+translator = fastdecode.load("demo-en-fr", dtype="int8", num_threads=2)
+np.savez(
+    f"{sys.argv[1]}/{sys.argv[2]}.npz",
+    text=stories.logits(text),
+    ids=stories.logits(ids),
+    pair=translator.logits("translate English to French: " + text[:80], ids[:60]),
+)
+"""
+
+
+@pytest.fixture(scope="module")
+def eight_bits(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with what the best table gives in int8."""
+    where = tmp_path_factory.mktemp("int8")
+    assert answered(tables.present()[0], EIGHT_BITS, where)
+    return where
+
+
+@pytest.mark.parametrize("table", list(tables.NEEDS))
+def test_int8_says_nearly_the_same_on_every_table(table: str, eight_bits: Path) -> None:
+    """Sums of integers are the same; floats between them are rounded once more or less, and an activation may flip."""
+    if not answered(table, EIGHT_BITS, eight_bits):
+        return
+    with (
+        np.load(eight_bits / f"{tables.present()[0]}.npz") as best,
+        np.load(eight_bits / f"{table}.npz") as found,
+    ):
+        for name in best:
+            p, q = (log_softmax(logits[name].astype(np.float64)) for logits in (best, found))
+            kl = (np.exp(p) * (p - q)).sum(-1)
+            assert kl.mean() <= 1e-4, f"{name} on {table}: {kl.mean()}"
+
+
+def log_softmax(logits: Any) -> Any:
+    shifted = logits - logits.max(-1, keepdims=True)
+    return shifted - np.log(np.exp(shifted).sum(-1, keepdims=True))
+
+
+@pytest.mark.parametrize("table", list(tables.NEEDS))
+def test_every_table_gives_what_transformers_gives(table: str, cases: list[Case], tmp_path: Path) -> None:
+    (tmp_path / "cases.json").write_text(json.dumps([case.asked for case in cases]))
+    if not answered(table, ANSWER, tmp_path):
+        return
     ids = json.loads((tmp_path / "ids.json").read_text())
     with np.load(tmp_path / "logits.npz") as logits:
         for at, case in enumerate(cases):

@@ -13,7 +13,7 @@ import fastdecode
 import pytest
 import tiny
 from families import FAMILIES
-from fastdecode import cli, errors
+from fastdecode import bench, cli, errors
 from fastdecode.profile import Profile, ProfileLine
 
 if TYPE_CHECKING:
@@ -69,6 +69,51 @@ def test_lines_add_up_to_what_the_model_says_of_its_cost(ids_model: fastdecode.C
             assert total[name] == pytest.approx(sum(getattr(line, name) for line in of(profile, steps)))
     assert (values["steps"]["decode"]["calls"], values["steps"]["prompt"]["rows"]) == (8, 5)
     assert values["limits"]["read_bytes_per_second"] > 0
+
+
+def test_each_line_has_the_peak_of_its_own_numbers(ids_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    limits = {"read_bytes_per_second": 1e9, "f32_flops_per_second": 1e9, "int8_ops_per_second": 4e9}
+    limits["bf16_dot_flops_per_second"] = 2e9
+    monkeypatch.setattr("fastdecode._core.measure_limits", lambda *_: dict(limits))
+    dtype: Any = {"default": "float32", "lm_head": "int8", "*.c_fc": "int4"}
+    model = fastdecode.CausalLM.load(ids_folder, dtype=dtype, num_threads=1)
+    with fastdecode.Profile(model) as profile:
+        model.run(PROMPT, **GREEDY)
+    lines = [line for line in profile.lines() if line.flops]
+    peaks = {line.place: line.flops_per_second / line.share_of_peak for line in lines}  # type: ignore[operator]
+    assert peaks == pytest.approx(
+        {
+            "h.*.attn.c_attn": 1e9,
+            "h.*.attn.heads": 1e9,
+            "h.*.attn.c_proj": 1e9,
+            "h.*.mlp.c_fc": 4e9,
+            "h.*.mlp.c_proj": 1e9,
+            "lm_head": 4e9,
+        }
+    )
+    # What all come to: the time that all would take, each at its own peak.
+    total = profile.as_dict()["steps"]["prompt"]
+    prompt = [line for line in lines if line.steps == "prompt"]
+    at_peak = sum(line.flops / peaks[line.place] for line in prompt)
+    assert total["share_of_peak"] == pytest.approx(at_peak / total["seconds"])
+    assert "1.0 GB/s, 1.0 GFLOP/s in float32, 4.0 GFLOP/s in int8" in str(profile)
+    found = bench.measure(model, rounds=1, prefill=9, prompt=3, new=4)["prefill"]
+    parts = model._core.flops_by_numbers(9, 1)
+    assert parts[1] == 0 < min(parts[0], parts[2])
+    assert sum(parts) == model._core.flops(9, 1)
+    assert found["share_of_peak"] == pytest.approx((parts[0] / 1e9 + parts[2] / 4e9) / found["seconds"])
+
+
+def test_products_of_different_types_in_one_phase(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    limits = {"read_bytes_per_second": 1e9, "f32_flops_per_second": 1e9, "int8_ops_per_second": 4e9}
+    monkeypatch.setattr("fastdecode._core.measure_limits", lambda *_: limits)
+    folder = FAMILIES["llama"].write_tiny(tmp_path)
+    dtype: Any = {"default": "float32", "*.gate_proj": "int8"}
+    model = fastdecode.CausalLM.load(folder, dtype=dtype, num_threads=1)
+    with fastdecode.Profile(model) as profile:
+        model.logits(PROMPT)
+    [gated] = [line for line in profile.lines() if "gate" in line.place]
+    assert gated.share_of_peak == pytest.approx(gated.flops * (0.5 / 1e9 + 0.5 / 4e9) / gated.seconds)
 
 
 def test_an_encoder_decoder_counts_sources_and_both_attentions(t5: fastdecode.Seq2SeqLM) -> None:

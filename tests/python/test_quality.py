@@ -159,6 +159,37 @@ class TestTexts:
         report = model.quality(TEXT, dtypes=asked, limit=9)
         assert [row.dtype for row in report.rows] == ["float32", "float16", "bfloat16"]
 
+    def test_groups_of_int4(self, folder: Path) -> None:
+        model = CausalLM.load(folder, dtype="int4", int4_group=128, num_threads=1)
+        asked: Any = ["int4", {"default": "bfloat16", "*.c_fc": "int4"}, "int8"]
+        found: Any
+        for group, found in ((None, 128), (32, 32), (64, 64), (128, 128)):
+            report = model.quality(TEXT, dtypes=asked, int4_group=group, limit=9)  # type: ignore[arg-type]
+            assert [row.int4_group for row in report.rows] == [None, found, found, None]
+            for row in report.rows[1:3]:
+                info = CausalLM.load(folder, dtype=row.dtype, int4_group=found).info()
+                assert row.weight_bytes == info["weight_bytes"]
+            lines = str(report).splitlines()[1:]
+            assert [f" by {found}" in line for line in lines] == [False, True, True, False]
+        assert (
+            len({model.quality(TEXT, dtypes="int4", int4_group=n, limit=9).rows[1].kl for n in (32, 64)}) == 2
+        )
+
+    def test_what_says_the_same_is_one_type(self, folder: Path) -> None:
+        model = CausalLM.load(folder, dtype={"default": "bfloat16"})
+        asked: Any = [{"default": "int8"}, {}, {"default": "auto", "lm_head": "int8"}]
+        names = [row.dtype for row in model.quality(TEXT, dtypes=asked, limit=9).rows]
+        assert names == ["float32", "int8", "auto", {"lm_head": "int8"}]
+        names = [row.dtype for row in model.quality(TEXT, limit=9).rows]
+        assert names == ["float32", "bfloat16", "int8", "int4"]
+        for twice in (
+            ["int8", {"default": "int8"}],
+            [{}, "auto"],
+            [{"default": "auto", "*": "int8"}, {"*": "int8"}],
+        ):
+            with pytest.raises(errors.OptionError, match="more than once"):
+                model.quality(TEXT, dtypes=twice)  # type: ignore[arg-type]
+
     def test_a_limit_leaves_the_rest_out(self, model: CausalLM) -> None:
         texts = [drawn(1, 9), drawn(2, 9), drawn(3, 9)]
         for limit, wanted in (
@@ -287,6 +318,9 @@ class TestMisuse:
             ({"dtypes": ["bfloat16", "float16", "bfloat16"]}, "dtypes", "bfloat16 more than once"),
             ({"dtypes": "float8"}, "dtype", "bfloat16"),
             ({"dtypes": ["bfloat16", None]}, "dtype", "bfloat16"),
+            ({"int4_group": 48}, "int4_group", "32, 64 or 128"),
+            ({"int4_group": "64"}, "int4_group", "32, 64 or 128"),
+            ({"int4_group": 32, "dtypes": ["int8"]}, "int4_group", "None where no dtype"),
             ({"stride": 0}, "stride", "at least 1"),
             ({"stride": 2.5}, "stride", "at least 1"),
             ({"window": 1}, "window", "at least 2"),

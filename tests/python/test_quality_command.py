@@ -86,7 +86,20 @@ def test_json_and_arguments_reach_the_model(
     assert [row["dtype"] for row in got["rows"]] == ["float32", "float16"]
     for row, expected in zip(without_rates(got["rows"]), want.rows, strict=True):
         assert row == {key: getattr(expected, key) for key in row}
-    assert len(got["rows"][0]) == 10
+    assert len(got["rows"][0]) == 11
+
+
+def test_groups_of_int4(capsys: pytest.CaptureFixture[str], text: str) -> None:
+    arguments = ["demo-stories", "--text", text, "--limit", "9", "--dtype", "int4", "--int4-group"]
+    status, out, _ = run(capsys, *arguments, "32", "--json")
+    assert status == 0
+    assert [row["int4_group"] for row in json.loads(out)["rows"]] == [None, 32]
+    status, out, _ = run(capsys, *arguments, "128")
+    assert status == 0
+    assert [line.split()[:3] for line in out.splitlines()[3:]] == [["int4", "by", "128"]]
+    status, _, err = run(capsys, *arguments, "48")
+    assert status == 1
+    assert "int4_group: expected 32, 64 or 128, got 48" in err
 
 
 def test_types_by_default(capsys: pytest.CaptureFixture[str], text: str) -> None:

@@ -4,6 +4,7 @@
 use fastdecode::kernels::{Element, Family, INT4, INT8, Orientation, PAIR, WIDTH};
 use fastdecode::layers::stride;
 use fastdecode::packed::Packed;
+use half::bf16;
 use proptest::prelude::*;
 
 use super::int8::{activations, multiply, packed, quantized, rows, value, weights};
@@ -118,10 +119,24 @@ proptest! {
     }
 }
 
+/// The squared error of 16 steps over the whole range of some values and zero, and such a step.
+fn whole_range(values: &[f32]) -> (f64, f64) {
+    let ends = values.iter().fold((0.0_f32, 0.0_f32), |(least, most), &w| (least.min(w), most.max(w)));
+    // Values that are all zero have no range.
+    let step = (f64::from(ends.1 - ends.0) / 15.0).max(f64::from(f32::MIN_POSITIVE));
+    let scale = f64::from(bf16::from_f64(step));
+    let zero = (-f64::from(ends.0) / step).round_ties_even();
+    let error = |&w: &f32| {
+        let v = (f64::from(w) / scale + zero).round_ties_even().clamp(0.0, 15.0);
+        scale * (v - zero) - f64::from(w)
+    };
+    (values.iter().map(|w| error(w).powi(2)).sum(), step)
+}
+
 #[test]
 fn gathered_rows_are_near_the_weights() {
     for (outputs, inputs) in [(1, 1), (17, 7), (40, 66), (33, 300)] {
-        let weights = weights(outputs, inputs);
+        let (weights, mut better, mut groups) = (weights(outputs, inputs), 0, 0);
         for of in INT4 {
             for orientation in [Orientation::OutIn, Orientation::InOut] {
                 let m = packed(of, orientation, &weights);
@@ -129,15 +144,26 @@ fn gathered_rows_are_near_the_weights() {
                     let mut got = vec![f32::NAN; inputs];
                     m.gather(o, &mut got);
                     for (values, found) in row.chunks(of.group()).zip(got.chunks(of.group())) {
-                        let most = values.iter().fold(0.0_f32, |most, w| most.max(w.abs()));
-                        let squares = values.iter().zip(found).map(|(w, x)| (w - x).powi(2));
-                        let error = (squares.sum::<f32>() / values.len() as f32).sqrt();
-                        // Half a step of a range from -most to most, and what the search may cut off.
-                        assert!(error <= most * 0.08, "{of:?} {outputs}x{inputs} row {o}: {error} of {most}");
+                        let squares = values.iter().zip(found).map(|(w, x)| f64::from(w - x).powi(2));
+                        let (found, (whole, step)) = (squares.sum::<f64>(), whole_range(values));
+                        // The search begins with the whole range, in which a value is half a step from a multiple, and at the
+                        // ends what the scale lost by its rounding to bf16, 15 times.
+                        let most = values.len() as f64 * (step * (0.5 + 15.0 / 512.0)).powi(2);
+                        assert!(whole <= most, "{of:?} {outputs}x{inputs} row {o}: {whole} of {most}");
+                        assert!(
+                            found <= whole * 1.0001,
+                            "{of:?} {outputs}x{inputs} row {o}: {found} of {whole}"
+                        );
+                        better += usize::from(found < whole * 0.999);
+                        groups += 1;
                     }
                 }
             }
         }
+        assert!(
+            inputs < 7 || 2 * better > groups,
+            "{outputs}x{inputs}: {better} of {groups} are better than the whole range"
+        );
         let of = INT8.delicate(Element::F32).unwrap();
         let (scales, integers) = quantized(&weights);
         let m = packed(of, Orientation::InOut, &weights);

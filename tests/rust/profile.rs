@@ -64,12 +64,12 @@ fn phases_add_up_to_their_program_and_change_no_bit() {
             };
             let (prompt, decode) = (rest(Steps::Prompt), rest(Steps::Decode));
             assert_eq!((prompt.calls, prompt.rows, decode.calls, decode.rows), (1, 7, 3, 3), "{name}");
-            let source = sum(&found, Steps::Source).flops as f64;
+            let source = sum(&found, Steps::Source).flops;
             if length > 0 {
                 assert_eq!(rest(Steps::Source).rows, length as u64, "{name}: tokens of the source");
                 assert_eq!(source, model.flops(length, 0), "{name}: its operations");
             } else {
-                assert_eq!(sum(&found, Steps::Prompt).flops as f64, model.flops(7, 1), "{name}: a prompt's");
+                assert_eq!(sum(&found, Steps::Prompt).flops, model.flops(7, 1), "{name}: a prompt's");
             }
             let of_matrices = |(line, _): &&(Line, Count)| {
                 line.steps == Steps::Decode && line.kind != Some(Kind::Attention)

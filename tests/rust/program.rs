@@ -205,7 +205,12 @@ fn wanted_rows_are_the_same_bits_whatever_else_is_wanted() {
 fn operations_and_bytes_are_those_of_the_formulas() {
     let (program, weights) = model();
     let (d, v) = (D as f64, VOCAB as f64);
-    let flops = |position, rows, wanted| program.flops(&weights, Work { position, rows, wanted, source: 0 });
+    let runtime = Runtime::new(1, false).unwrap();
+    let flops = |position, rows, wanted| {
+        let found = program.flops(&weights, &runtime, Work { position, rows, wanted, source: 0 });
+        assert_eq!(found.all(), found.f32, "weights of floats");
+        found.all() as f64
+    };
     let block = |rows: f64, inner: f64| 2.0 * rows * (4.0 * d * d + inner);
     // One token at position 9 sees ten keys, in each of two products and of two blocks.
     let token = block(1.0, 4.0 * d * d) + block(1.0, 6.0 * d * d) + 2.0 * 4.0 * d * 10.0 + 2.0 * d * v;

@@ -179,7 +179,7 @@ struct Results {
     int activation; // applied after the bias
 };
 
-#define MOST_RESULTS 3
+#define MOST_RESULTS 4
 
 // One matrix, or several with one input as one below the other, with what is fused around the product.
 struct LinearArgs {

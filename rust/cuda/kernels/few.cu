@@ -112,7 +112,7 @@ FEW(fd_few_bf16_4, bf16, 4)
 FEW(fd_few_bf16_8, bf16, 8)
 
 // What the host declares (rust/cuda/args.rs).
-static_assert(sizeof(NormArgs) == 24 && sizeof(Results) == 24 && sizeof(LinearArgs) == 168, "as the host has them");
+static_assert(sizeof(NormArgs) == 24 && sizeof(Results) == 24 && sizeof(LinearArgs) == 192, "as the host has them");
 
 #ifdef EMU
 EMU_KERNEL(fd_few_f32_1, LinearArgs)

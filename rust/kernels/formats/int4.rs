@@ -5,6 +5,8 @@
 //! With `w = t (v - z)` and `x = s q` a group's part of a product is `t s (sum(v q) - z sum(q))`: exact integers, and one addition
 //! in f32 for each group.
 
+use std::ops::RangeInclusive;
+
 use super::{Element, Format, Grouped, INT8, Orientation, PAIR, Panels, WeightType, each_output};
 use crate::kernels::lanes::{Lanes, round_bf16, widen_bf16};
 
@@ -14,6 +16,10 @@ const STEP: usize = 8;
 const MOST: f32 = 15.0;
 /// Ranges that are tried for a group's values: all of them, and ever less of what lies at their ends.
 const TRIED: usize = 14;
+/// Ranges that are computed side by side, so that loops over them become vectors: those that are tried, and two more.
+const SIDE: usize = 16;
+/// Largest magnitudes of a group's values whose squared errors are computed as they are, without an overflow or a loss below.
+const ORDINARY: RangeInclusive<f32> = 9.094_947e-13..=1.099_511_6e12;
 
 /// Four bits, so many inputs in a group.
 #[derive(Debug)]
@@ -27,11 +33,14 @@ pub(crate) struct Nibbles;
 /// Weights that were unpacked: four inputs of an output in a lane.
 pub(crate) struct Bytes;
 
-/// A group's integers, all of them below 16.
+/// Scale and zero point of a group, as they lie in a line.
 struct Quantized {
     scale: u16,
     zero: u16,
 }
+
+/// A number for each range.
+type Each = [f32; SIDE];
 
 /// The nearest integer from 0 to 15.
 #[inline(always)]
@@ -41,26 +50,47 @@ fn nearest(x: f32) -> f32 {
     ((x + HIGH) - HIGH).clamp(0.0, MOST)
 }
 
-/// The squared error of values as multiples of `scale` from `zero` on, and `integers` that give it.
-fn error(values: &[f32], scale: f32, zero: f32, integers: &mut [f32]) -> f32 {
-    let mut sums = [0.0_f32; 8];
+/// The squared errors of values as integer multiples of each of the scales from its zero point on; where `FITS`, the scale that fits
+/// the integers of each best, too, or 0 where none does.
+#[inline(always)]
+fn attempt<const FITS: bool>(values: &[f32], scales: &Each, zeros: &Each) -> (Each, Each) {
+    let (mut sums, mut with, mut square) = ([[0.0; SIDE]; 8], [0.0; SIDE], [0.0; SIDE]);
     let (values, rest) = values.as_chunks::<8>();
     debug_assert!(rest.is_empty(), "groups are whole lines");
-    for (values, integers) in values.iter().zip(integers.as_chunks_mut::<8>().0) {
-        for i in 0..8 {
-            integers[i] = nearest(values[i] / scale + zero);
-            let difference = scale * (integers[i] - zero) - values[i];
-            sums[i] += difference * difference;
+    for eight in values {
+        for (sums, &x) in sums.iter_mut().zip(eight) {
+            for i in 0..SIDE {
+                let multiple = nearest(x / scales[i] + zeros[i]) - zeros[i];
+                let difference = scales[i] * multiple - x;
+                sums[i] += difference * difference;
+                if FITS {
+                    with[i] += multiple * x;
+                    square[i] += multiple * multiple;
+                }
+            }
         }
     }
-    sums.iter().sum()
+    let errors = std::array::from_fn(|i| sums.iter().map(|sums| sums[i]).sum());
+    let fitting = std::array::from_fn(|i| if square[i] > 0.0 { with[i] / square[i] } else { 0.0 });
+    (errors, fitting)
 }
 
-/// Scale, zero point and integers of a group with the least squared error of those that are tried: the range of the values, parts of
+/// The power of two by which a group is multiplied whose largest magnitude is this, before it is searched: 1 save where squares would
+/// overflow or vanish.
+fn factor(largest: f32) -> f32 {
+    if ORDINARY.contains(&largest) {
+        return 1.0;
+    }
+    let exponent = (largest.to_bits() >> 23) as i32 - 127;
+    f32::from_bits(((127 - exponent.clamp(-126, 126)) as u32) << 23)
+}
+
+/// Scale, zero point and `integers` of a group with the least squared error of those that are tried: the range of the values, parts of
 /// that, and for each the scale that fits its integers best. Every operation is rounded by itself, so every CPU finds the same.
-fn quantize(values: &[f32], integers: &mut [f32], tried: &mut [f32]) -> Quantized {
+#[inline(always)]
+fn quantize(values: &mut [f32], integers: &mut [f32]) -> Quantized {
     let (mut least, mut most, mut nothing) = (0.0_f32, 0.0_f32, 0.0_f32);
-    for &x in values {
+    for &x in values.iter() {
         least = if x < least { x } else { least };
         most = if x > most { x } else { most };
         nothing += 0.0 * x;
@@ -70,32 +100,52 @@ fn quantize(values: &[f32], integers: &mut [f32], tried: &mut [f32]) -> Quantize
         integers.fill(0.0);
         return Quantized { scale: round_bf16(nothing), zero: 0 };
     }
-    let mut best = (f32::INFINITY, 0, 0.0);
-    let mut consider = |scale: f32, zero: f32, integers: &mut [f32], tried: &mut [f32]| {
-        let bits = round_bf16(scale.max(f32::MIN_POSITIVE));
-        let found = error(values, widen_bf16(bits), zero, tried);
-        if found < best.0 {
-            best = (found, bits, zero);
-            integers.copy_from_slice(tried);
-        }
-    };
-    for step in 0..TRIED {
-        let part = 1.0 - 0.04 * step as f32;
-        let scale = part * (most / MOST - least / MOST);
-        let zero = nearest(-part * least / scale);
-        consider(scale, zero, integers, tried);
-        // The scale that fits these integers best.
-        let (mut with, mut square) = (0.0_f32, 0.0_f32);
-        for (&integer, &x) in tried.iter().zip(values) {
-            let multiple = integer - zero;
-            with += multiple * x;
-            square += multiple * multiple;
-        }
-        if square > 0.0 && with > 0.0 {
-            consider(with / square, zero, integers, tried);
+    let by = factor(most.max(-least));
+    if by != 1.0 {
+        values.iter_mut().for_each(|x| *x *= by);
+        (least, most) = (least * by, most * by);
+    }
+    let smallest = f32::MIN_POSITIVE.max(f32::MIN_POSITIVE * by);
+    let rounded = |scale: f32| widen_bf16(round_bf16(scale.max(smallest)));
+    let parts: Each = std::array::from_fn(|step| 1.0 - 0.04 * step as f32);
+    let scales = parts.map(|part| part * (most / MOST - least / MOST));
+    let zeros = std::array::from_fn(|i| nearest(-parts[i] * least / scales[i]));
+    let scales = scales.map(rounded);
+    let (errors, fits) = attempt::<true>(values, &scales, &zeros);
+    let fitting = fits.map(rounded);
+    let (fitted, _) = attempt::<false>(values, &fitting, &zeros);
+    let mut best = (f32::INFINITY, scales[0], zeros[0]);
+    for i in 0..TRIED {
+        let fitted = if fits[i] > 0.0 { fitted[i] } else { f32::INFINITY };
+        for (error, scale) in [(errors[i], scales[i]), (fitted, fitting[i])] {
+            // The largest multiple of a scale that was rounded up may be past all floats.
+            let is_finite = (scale / by * zeros[i].max(MOST - zeros[i])).is_finite();
+            if error < best.0 && is_finite {
+                best = (error, scale, zeros[i]);
+            }
         }
     }
-    Quantized { scale: best.1, zero: best.2 as u16 }
+    let (_, scale, zero) = best;
+    for (integer, x) in integers.iter_mut().zip(values) {
+        *integer = nearest(*x / scale + zero);
+    }
+    Quantized { scale: round_bf16(scale / by), zero: zero as u16 }
+}
+
+/// As [`quantize`], with the wider vectors that nearly every CPU has.
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx2")]
+fn quantize_avx2(values: &mut [f32], integers: &mut [f32]) -> Quantized {
+    quantize(values, integers)
+}
+
+/// The search that this CPU does fastest.
+fn search() -> unsafe fn(&mut [f32], &mut [f32]) -> Quantized {
+    #[cfg(target_arch = "x86_64")]
+    if is_x86_feature_detected!("avx2") {
+        return quantize_avx2;
+    }
+    quantize
 }
 
 impl Int4 {
@@ -144,13 +194,13 @@ impl WeightType for Int4 {
     ) -> bool {
         let group = self.group;
         let padded = to.inputs.next_multiple_of(group);
-        let (mut whole, mut integers, mut tried) = (vec![0.0; padded], vec![0.0; group], vec![0.0; group]);
+        let (search, mut whole, mut integers) = (search(), vec![0.0; padded], vec![0.0; group]);
         each_output(to, orientation, first, from, rows, |at, lane, values| {
             whole[..values.len()].copy_from_slice(values);
-            for (g, values) in whole.chunks_exact(group).enumerate() {
-                let found = quantize(values, &mut integers, &mut tried);
-                // SAFETY: the panel is the caller's to write, and holds these lines for every group.
+            for (g, values) in whole.chunks_exact_mut(group).enumerate() {
+                // SAFETY: the CPU has what the search needs; the panel is the caller's to write, and holds these lines for every group.
                 unsafe {
+                    let found = search(values, &mut integers);
                     let lane_of = |line: usize| at.add((g * self.group_lines() + line) * PAIR + 4 * lane);
                     let head = u32::from(found.zero) | (u32::from(found.scale) << 16);
                     lane_of(0).cast::<u32>().write_unaligned(head);
@@ -247,27 +297,87 @@ impl<L: Lanes> Grouped<L> for Bytes {
 mod tests {
     use super::*;
 
+    /// Values that were quantized, and what they became.
+    fn quantized(original: &[f32]) -> (f32, f32, Vec<f32>) {
+        let (mut values, mut integers) = (original.to_vec(), vec![f32::NAN; original.len()]);
+        let found = quantize(&mut values, &mut integers);
+        let (mut again, mut others) = (original.to_vec(), vec![f32::NAN; original.len()]);
+        // SAFETY: it is this CPU's.
+        let fastest = unsafe { search()(&mut again, &mut others) };
+        assert_eq!(
+            (fastest.scale, fastest.zero, &others),
+            (found.scale, found.zero, &integers),
+            "the same by any vectors"
+        );
+        assert!(integers.iter().all(|v| (0.0..=MOST).contains(v) && v.fract() == 0.0), "{integers:?}");
+        (widen_bf16(found.scale), f32::from(found.zero), integers)
+    }
+
+    fn values() -> Vec<f32> {
+        (0..64).map(|i| ((i * 37 % 64) as f32 - 20.0).powi(3) / 9000.0).collect()
+    }
+
     #[test]
     fn searched_scales_err_less_than_the_whole_range() {
-        let values: Vec<f32> = (0..64).map(|i| ((i * 37 % 64) as f32 - 20.0).powi(3) / 9000.0).collect();
-        let (mut integers, mut tried) = (vec![0.0; 64], vec![0.0; 64]);
-        let found = quantize(&values, &mut integers, &mut tried);
-        let (scale, zero) = (widen_bf16(found.scale), f32::from(found.zero));
+        let values = values();
+        let (scale, zero, integers) = quantized(&values);
         let squared: f32 = values.iter().zip(&integers).map(|(x, v)| (scale * (v - zero) - x).powi(2)).sum();
         let (least, most) = (-0.888_889_f32, 8.834_111);
         let whole = (most - least) / MOST;
-        let plain = error(&values, whole, nearest(-least / whole), &mut tried);
+        let zeros = [nearest(-least / whole); SIDE];
+        let plain = attempt::<false>(&values, &[whole; SIDE], &zeros).0[0];
         assert!(squared < plain, "{squared} of {plain}");
-        assert!(integers.iter().all(|v| (0.0..=MOST).contains(v) && v.fract() == 0.0), "{integers:?}");
+    }
+
+    #[test]
+    fn huge_and_tiny_groups_are_searched_like_others() {
+        let values = values();
+        let (scale, zero, integers) = quantized(&values);
+        for exponent in [-110, -100, -60, -41, -39, 39, 41, 60, 71, 90, 124] {
+            let by = 2.0_f64.powi(exponent) as f32;
+            let scaled: Vec<f32> = values.iter().map(|x| x * by).collect();
+            assert_eq!(quantized(&scaled), (scale * by, zero, integers.clone()), "2^{exponent}");
+        }
+        // Below the smallest scale values are as near as its multiples are, and never further.
+        for exponent in [-149, -140, -130] {
+            let by = 2.0_f64.powi(exponent) as f32;
+            let scaled: Vec<f32> = values.iter().map(|x| x * by).collect();
+            let (scale, zero, integers) = quantized(&scaled);
+            assert!(scale >= f32::MIN_POSITIVE, "{scale}");
+            for (x, v) in scaled.iter().zip(integers) {
+                assert!(
+                    (scale * (v - zero) - x).abs() <= 0.51 * scale,
+                    "2^{exponent}: {x} as {v} of {scale}"
+                );
+            }
+        }
+    }
+
+    #[test]
+    fn the_largest_floats_stay_finite() {
+        for least in [-1.0, -0.9, -0.5, -0.1, 0.0] {
+            for most in (0..64).map(|i| f32::MAX * (1.0 - i as f32 / 2048.0)) {
+                let values: Vec<f32> =
+                    (0..32).map(|i| most * (least + (1.0 - least) * (i as f32 / 31.0))).collect();
+                let (scale, zero, integers) = quantized(&values);
+                for (x, v) in values.iter().zip(integers) {
+                    let found = f64::from(scale) * f64::from(v - zero);
+                    assert!((scale * (v - zero)).is_finite(), "{scale} {v} {zero}");
+                    let step = (1.0 - f64::from(least)) * f64::from(most) / f64::from(MOST);
+                    assert!((found - f64::from(*x)).abs() < 2.0 * step, "{x} became {found}");
+                }
+            }
+        }
     }
 
     #[test]
     fn groups_of_nothing_and_of_what_is_not_finite() {
-        let (mut integers, mut tried) = (vec![1.0; 32], vec![0.0; 32]);
-        let found = quantize(&[0.0; 32], &mut integers, &mut tried);
-        assert_eq!((found.scale, found.zero, integers[0]), (0, 0, 0.0));
-        let mut values = [1.0; 32];
-        values[7] = f32::INFINITY;
-        assert!(widen_bf16(quantize(&values, &mut integers, &mut tried).scale).is_nan());
+        let (scale, zero, integers) = quantized(&[0.0; 32]);
+        assert_eq!((scale, zero, integers[0]), (0.0, 0.0, 0.0));
+        for (place, bad) in [(7, f32::INFINITY), (0, f32::NEG_INFINITY), (31, f32::NAN)] {
+            let mut values = [1e30; 32];
+            values[place] = bad;
+            assert!(quantized(&values).0.is_nan());
+        }
     }
 }

@@ -210,7 +210,27 @@ pub enum Words {
     },
 }
 
+/// What numbers a product multiplies.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Numbers {
+    /// Floats, in f32.
+    F32,
+    /// bf16, by their dot.
+    Bf16,
+    /// Integers, by the dot of bytes or what stands for it.
+    Integers,
+}
+
 impl Words {
+    /// The numbers that products of these words multiply.
+    pub fn numbers(self) -> Numbers {
+        match self {
+            Self::Floats => Numbers::F32,
+            Self::Pairs => Numbers::Bf16,
+            Self::Bytes | Self::BytePairs | Self::Groups { .. } => Numbers::Integers,
+        }
+    }
+
     /// Words of a row of `k` inputs, without scales.
     pub(super) fn inputs(self, k: usize) -> usize {
         match self {
