@@ -51,7 +51,7 @@ class Lengths:
 FULL = Lengths(
     {"gpt2": 960, "t5-base": 300, "llama-small": 1100, "phi-1.5": 1100}, 64, (1, 100, 400), repeats=20, new=32
 )
-TINY = Lengths(dict.fromkeys(gpu_models.TINY, 21), 3, (1, 20), repeats=3, new=5)
+TINY = Lengths(dict.fromkeys(gpu_models.TINY, 21), 3, (1, 20), repeats=2, new=4)
 # Seconds that the parts of a model may take: float32, bfloat16, laws. Of phi-1.5 most are for writing and reading it.
 SECONDS = {
     "gpt2": (20, 15, 20),
