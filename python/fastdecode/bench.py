@@ -44,7 +44,8 @@ def measure(
     Returns:
         `limits` (bytes per second, and operations per second at the peak and as sustained, by the numbers that are
         multiplied), `prefill` and `decode` (tokens, seconds, tokens per second, and the share of the limit that was
-        reached; of the peak where each operation has that of its numbers), and what the model and the machine are.
+        reached; of the peak where each operation has that of its numbers), and what the model and the machine are. The
+        limits are those of the CPU: on a GPU they and the shares are None.
     """
     info = model.info()
     context = info["context_length"]
@@ -57,7 +58,8 @@ def measure(
     def ids(count: int) -> list[int]:
         return [draw.randrange(info["vocab_size"]) for _ in range(count)]
 
-    limits: list[dict[str, Any]] = [_limits(info)]
+    on_cpu = info["device"] == "cpu"
+    limits: list[dict[str, Any]] = [_limits(info)] if on_cpu else []
     seconds: dict[str, list[float]] = {"prefill": [], "decode": []}
     for _ in range(rounds):
         with profile or nullcontext():
@@ -65,11 +67,12 @@ def measure(
             long = model.run(ids(prompt), max_new_tokens=new, do_sample=False, eos_token_id=None)
         seconds["prefill"].append(first.timings.prefill)
         seconds["decode"].append(long.timings.decode)
-        limits.append(_limits(info))
+        if on_cpu:
+            limits.append(_limits(info))
     # Of what was sustained the mean: that is what other tenants left to the rounds.
     best = {
         name: (statistics.mean if "sustained" in name else max)([found[name] or 0.0 for found in limits])
-        for name in limits[0]
+        for name in (limits[0] if limits else ())
     }
     if profile is not None:
         profile._limits = best
@@ -83,6 +86,7 @@ def measure(
             "parameters",
             "dtype",
             "compute_dtype",
+            "device",
             "isa",
             "num_threads",
             "weight_bytes",
@@ -94,7 +98,7 @@ def measure(
         "seconds": time,
         "tokens_per_second": prefill / time,
         "flops_per_second": sum(flops) / time,
-        "share_of_peak": at_peak(flops, best) / time,
+        "share_of_peak": at_peak(flops, best) / time if on_cpu else None,
     }
     time = statistics.median(seconds["decode"])
     result["decode"] = {
@@ -103,9 +107,9 @@ def measure(
         "seconds": time,
         "tokens_per_second": steps / time,
         "bytes_per_second": read / time,
-        "share_of_bandwidth": read / time / best["read_bytes_per_second"],
+        "share_of_bandwidth": read / time / best["read_bytes_per_second"] if on_cpu else None,
     }
-    result["limits"] = best
+    result["limits"] = best if on_cpu else None
     return result
 
 

@@ -82,7 +82,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="fastdecode", description=f"Runs {titles()} folders from Hugging Face on a CPU."
+        prog="fastdecode", description=f"Runs {titles()} folders from Hugging Face on a CPU or a GPU."
     )
     parser.add_argument("--version", action="version", version=f"fastdecode {__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
@@ -215,16 +215,20 @@ def _add_model(parser: argparse.ArgumentParser, *, optional: bool = False, dtype
             help="inputs that share a scale in int4: 32, 64 or 128; 64, by default",
         )
         parser.add_argument("--compute-dtype", choices=("float32", "bfloat16"))
+    parser.add_argument(
+        "--device",
+        default="cpu",
+        metavar="DEVICE",
+        help="where the model runs: cpu (the default), auto (a GPU where one can run it), cuda or cuda:N",
+    )
     parser.add_argument("--num-threads", type=int, metavar="N", help="all that may be used, by default")
     parser.add_argument(
         "--cache-bytes",
         type=int,
         metavar="N",
-        help="bytes of keys and values that requests may reserve; half of the free memory, by default",
+        help="bytes of keys and values that requests may reserve; half of what is free, by default",
     )
-    parser.add_argument(
-        "--max-rows", type=int, metavar="N", help="sequences that decode side by side; 64, by default"
-    )
+    parser.add_argument("--max-rows", type=int, metavar="N", help="sequences side by side; 64, by default")
     parser.add_argument(
         "--prefix-cache-bytes",
         type=int,
@@ -253,6 +257,7 @@ def _load(parsed: argparse.Namespace) -> LanguageModel:
         "cache_bytes",
         "max_rows",
         "prefix_cache_bytes",
+        "device",
         "tokenizer",
         "adapter",
         "revision",
@@ -458,38 +463,9 @@ def _show_parts(parts: Sequence[Mapping[str, Any]]) -> None:
 
 
 def _bench(parsed: argparse.Namespace) -> None:
-    from .bench import measure
-    from .profile import Profile
+    from .bench_command import show
 
-    model = _load_with_decoder(parsed)
-    profile = Profile(model) if parsed.profile else None
-    values = {"name": parsed.model} | measure(model, rounds=parsed.rounds, profile=profile)
-    if profile is not None:
-        values["profile"] = profile.as_dict()
-    if parsed.json:
-        print(json.dumps(values, indent=2))
-        return
-    prefill, decode, limits = values["prefill"], values["decode"], values["limits"]
-    print(
-        f"{values['name']}: {values['parameters']:,} parameters in {values['dtype']}, products in "
-        f"{values['compute_dtype']}, {values['isa']}, {values['num_threads']} threads"
-    )
-    print(
-        f"prefill of {prefill['tokens']} tokens: {prefill['tokens_per_second']:,.0f} tokens/s, "
-        f"{prefill['flops_per_second'] / 1e9:,.1f} GFLOP/s, {prefill['share_of_peak']:.0%} of the peak"
-    )
-    print(
-        f"decode after {decode['prompt_tokens']} tokens: {decode['tokens_per_second']:,.1f} tokens/s, "
-        f"{decode['bytes_per_second'] / 1e9:,.1f} GB/s, {decode['share_of_bandwidth']:.0%} of the read bandwidth"
-    )
-    print(
-        f"this machine at most: {limits['read_bytes_per_second'] / 1e9:,.1f} GB/s, "
-        f"{limits['f32_flops_per_second'] / 1e9:,.1f} GFLOP/s in float32"
-        f" ({limits['f32_sustained_flops_per_second'] / 1e9:,.1f} sustained)"
-        + (f", {limits['int8_ops_per_second'] / 1e9:,.1f} of integers" if "int" in values["dtype"] else "")
-    )
-    if profile is not None:
-        print(profile)
+    show(parsed, _load_with_decoder(parsed))
 
 
 def _quality(parsed: argparse.Namespace) -> None:

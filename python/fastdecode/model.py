@@ -345,8 +345,9 @@ class LanguageModel(Conversing):
             (those that a step of decoding reads, or a source in an encoder alone), `cache_bytes_per_token`,
             `dtype` (every type that occurs), `parts` (a dict for every kind of matrix: `name` with `*` for the layer,
             `dtype`, `group` of inputs or None, `matrices`, `bytes`, and `shared_with`, the name of the matrix that
-            it is, or None; their bytes add up to `weight_bytes`), `compute_dtype`, `isa`, `num_threads`,
-            `cache_bytes` (what running requests may reserve; None
+            it is, or None; their bytes add up to `weight_bytes`), `compute_dtype`, `device` ("cpu" or "cuda:N"),
+            `device_reason` (why "auto" came to the CPU; None otherwise), `isa` (of a GPU its architecture),
+            `num_threads`, `cache_bytes` (what running requests may reserve; None
             without a limit), `max_rows`, `prefix_cache_bytes`, `context_length` (the most positions of a sequence; None
             without a limit), `max_position_embeddings` (where a call ends that asks for no length; None without such
             an end), `vocab_size`, `num_hidden_layers`, `num_attention_heads`, `num_key_value_heads` and `head_dim`

@@ -8,11 +8,12 @@ from __future__ import annotations
 import math
 import os
 import sys
+import warnings
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Self
 
 from . import _core
 from .arrays import bad_option
-from .errors import FastdecodeError
+from .errors import FastdecodeError, FastdecodeWarning
 from .model import LanguageModel
 
 if TYPE_CHECKING:
@@ -87,7 +88,7 @@ class Profile:
         model: A loaded model of any kind.
 
     Raises:
-        OptionError: It is something else.
+        OptionError: It is something else, or on a GPU.
 
     Example:
         >>> with fastdecode.Profile(model) as profile:
@@ -100,6 +101,10 @@ class Profile:
         if not isinstance(model, LanguageModel):
             raise bad_option("model", "a model that fastdecode.load gives", f"{model!r:.80}")
         info = model.info()
+        if info["device"] != "cpu":
+            # What a GPU does meanwhile, the host does not see: there would be no line to show.
+            expected = 'a model on the CPU, where phases are timed; load it with device="cpu"'
+            raise bad_option("model", expected, f"one on {info['device']}")
         self._name = str(info["architecture"] if model._source is None else model._source[0])
         self._about = {name: info[name] for name in ("dtype", "compute_dtype", "isa", "num_threads")}
         self._read_bytes = min(info["weight_bytes"], _MOST_READ)
@@ -330,6 +335,12 @@ _registered = False
 def show_at_exit(model: LanguageModel) -> None:
     """Profiles a model from now on, and shows the table on stderr when the process ends; its forked children do too."""
     global _registered
+    if (device := model.info()["device"]) != "cpu":
+        message = (
+            f'FASTDECODE_PROFILE: a model on {device} is not profiled: expected one on the CPU (device="cpu")'
+        )
+        warnings.warn(message, FastdecodeWarning, stacklevel=5)
+        return
     if not _registered:
         import atexit
         import multiprocessing.util as processes

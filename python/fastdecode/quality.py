@@ -37,6 +37,8 @@ PROMPT, NEW, ROUNDS = 32, 64, 3
 # Types that are compared only where they are asked for, or where the model is of them: the reference, what stands for
 # the file's own type, and what is as large as bfloat16.
 _NOT_BY_DEFAULT = ("auto", "float32", "float16")
+# Of these, what a GPU runs.
+_ON_GPU = ("bfloat16",)
 # Arguments of loading that bound what calls share. The models here have one sequence at a time, and no text.
 _OF_CALLS = ("cache_bytes", "max_rows", "prefix_cache_bytes", "tokenizer", "compute_dtype")
 # What the folder must still say of a model.
@@ -72,7 +74,7 @@ def measure(
     if progress is not None and not isinstance(progress, bool):
         raise bad_option("progress", "True, False or None", f"{progress!r:.80}")
     own = _own_dtype(model)
-    asked = _asked(dtypes, own)
+    asked = _asked(dtypes, own, on_cpu=model.info()["device"] == "cpu")
     group = _asked_group(model, int4_group, asked)
     others = [dtype for dtype in asked if dtype != "float32"]
     if model.has_encoder:
@@ -153,10 +155,11 @@ def _asked_group(model: ScoringLM, group: object, asked: list[AnyDtype]) -> int:
     return as_int4_group(group)
 
 
-def _asked(dtypes: object, own: AnyDtype) -> list[AnyDtype]:
+def _asked(dtypes: object, own: AnyDtype, *, on_cpu: bool) -> list[AnyDtype]:
     """The types of a report, checked."""
     if dtypes is None:
         rest = [name for name in _names() if name not in _NOT_BY_DEFAULT and name != own]
+        rest = rest if on_cpu else [name for name in rest if name in _ON_GPU]
         return [own, *rest]
     expected = "a list of types as load takes them, each once"
     if isinstance(dtypes, (str, Mapping)):
@@ -235,7 +238,8 @@ def _loaded(model: ScoringLM, dtype: AnyDtype, group: int) -> ScoringLM:
     options = {key: value for key, value in kept.items() if key not in _OF_CALLS}
     options |= {"dtype": dtype, "int4_group": group if _has_int4(dtype) else 64}
     try:
-        other = type(model).load(name, **options)
+        # Where "auto" was asked for, every type is to run where the model does.
+        other = type(model).load(name, **{**options, "device": model.info()["device"]})
     except ModelNotFoundError as error:
         message = f"the model's folder is loaded again as {dtype_name(dtype)}: {error}"
         raise ModelNotFoundError(message, model=error.model, expected=error.expected, got=error.got) from None

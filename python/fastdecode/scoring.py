@@ -153,7 +153,8 @@ class ScoringLM(LanguageModel):
             texts: A text (a string or token ids) or a list of them, which are read in windows as `CausalLM.perplexity`
                 reads them. In a model with an encoder pairs of (source, target), as `Seq2SeqLM.loss` takes them.
             dtypes: Types as `load` takes them, each once; float32 is in the report in any case. None stands for the
-                type of this model, bfloat16, and every type of eight bits or fewer that `load` takes.
+                type of this model, bfloat16, and every type of eight bits or fewer that `load` takes; where this
+                model is on a GPU, all types run there, and it has no types of eight bits or fewer.
             int4_group: Inputs that share a scale in "int4", as in `load`; None as this model was loaded.
             stride: As in `CausalLM.perplexity`, 512 by default; None in a model with an encoder.
             window: As in `CausalLM.perplexity`; None in a model with an encoder.

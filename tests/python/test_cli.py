@@ -149,6 +149,72 @@ def test_load_options_reach_the_model(capsys: pytest.CaptureFixture[str], folder
     assert {"cache bytes 2.5 MB", "max rows 64"} <= lines
 
 
+def test_the_device_reaches_the_model(
+    capsys: pytest.CaptureFixture[str], folder: Path, text: str, emulated_gpu: Any
+) -> None:
+    def launches() -> int:
+        return sum(emulated_gpu.report()["launches"].values())
+
+    status, out, _ = run(capsys, "info", str(folder), "--device", "cuda:0", "--json")
+    assert status == 0
+    values = json.loads(out)
+    assert (values["model"]["device"], values["model"]["device_reason"]) == ("cuda:0", None)
+    assert [device["ordinal"] for device in values["cuda"]["devices"]] == [0]
+    before = launches()
+    on_gpu = run(capsys, "run", str(folder), "Once upon", *LENGTH, "--quiet", "--device", "auto")
+    assert on_gpu == (0, text + "\n", "")
+    assert launches() > before
+    # Only the CPU has eight bits: "auto" takes it and says why, and a GPU is an error.
+    status, out, _ = run(capsys, "info", str(folder), "--device", "auto", "--dtype", "int8")
+    lines = [" ".join(line.split()) for line in out.splitlines()]
+    assert "device cpu" in lines
+    assert any(line.startswith('device reason dtype: expected "float32" or "bfloat16"') for line in lines)
+    status, out, err = run(capsys, "run", str(folder), "a", "--device", "cuda", "--dtype", "int8")
+    assert (status, out) == (1, "")
+    assert 'dtype: expected "float32" or "bfloat16" for all of a model on a GPU' in err
+    status, out, err = run(capsys, "chat", str(folder), "--device", "gpu")
+    assert (status, out) == (1, "")
+    assert 'device: expected "cpu", "auto", "cuda" or "cuda:N"' in err
+
+
+def test_bench_on_a_gpu(capsys: pytest.CaptureFixture[str], tmp_path: Path, emulated_gpu: Any) -> None:
+    del emulated_gpu
+    folder = tiny.write_folder(tmp_path, vocab_size=48)
+    arguments = ("bench", str(folder), "--rounds", "1", "--device", "cuda")
+    status, out, err = run(capsys, *arguments, "--json")
+    assert (status, err) == (0, "")
+    values = json.loads(out)
+    assert (values["device"], values["isa"], values["limits"]) == ("cuda:0", "sm_90", None)
+    assert values["prefill"]["tokens_per_second"] > 0
+    assert values["prefill"]["share_of_peak"] is values["decode"]["share_of_bandwidth"] is None
+    status, out, _ = run(capsys, *arguments)
+    assert status == 0
+    assert "sm_90, cuda:0" in out
+    assert "what this GPU can do at most is not measured" in out
+    assert "of the peak" not in out
+    status, out, err = run(capsys, *arguments, "--profile")
+    assert (status, out) == (1, "")
+    assert "expected a model on the CPU, where phases are timed" in err
+
+
+def test_quality_on_a_gpu(
+    capsys: pytest.CaptureFixture[str], folder: Path, tmp_path: Path, emulated_gpu: Any
+) -> None:
+    del emulated_gpu
+    (tmp_path / "text").write_text("Once upon a time there was")
+    arguments = ("quality", str(folder), "--text", str(tmp_path / "text"), "--device", "auto")
+    status, out, err = run(capsys, *arguments, "--json")
+    assert (status, err) == (0, "")
+    rows = json.loads(out)["rows"]
+    assert [(row["dtype"], row["compute_dtype"]) for row in rows] == [
+        ("float32", "float32"),
+        ("bfloat16", "bfloat16"),
+    ], "a GPU has no types of eight bits"
+    status, out, err = run(capsys, *arguments, "--dtype", "int8")
+    assert (status, out) == (1, "")
+    assert 'dtype: expected "float32" or "bfloat16" for all of a model on a GPU' in err
+
+
 def test_info(capsys: pytest.CaptureFixture[str], folder: Path) -> None:
     status, out, err = run(capsys, "info")
     assert (status, err) == (0, "")
@@ -158,7 +224,7 @@ def test_info(capsys: pytest.CaptureFixture[str], folder: Path) -> None:
     assert (status, err) == (0, "")
     for shown in ("gpt2", "23,712", "MB", "float32", "threads"):
         assert shown in out
-    assert set(json.loads(run(capsys, "info", "--json")[1])) == {"version", "cpu"}
+    assert set(json.loads(run(capsys, "info", "--json")[1])) == {"version", "cpu", "cuda"}
 
 
 def test_bench(capsys: pytest.CaptureFixture[str], folder: Path) -> None:

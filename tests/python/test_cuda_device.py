@@ -232,3 +232,13 @@ def test_what_only_the_cpu_does(folder: Path, emulated_gpu: Any) -> None:
     model = fastdecode.load(folder, device="cuda")
     with pytest.raises(errors.OptionError, match="activations are traced where the CPU computes them"):
         model.trace([1, 2, 3])
+
+
+def test_a_profile_is_of_the_cpu(folder: Path, emulated_gpu: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    del emulated_gpu
+    model = fastdecode.load(folder, device="cuda")
+    with pytest.raises(errors.OptionError, match="a model on the CPU, where phases are timed"):
+        fastdecode.Profile(model)
+    monkeypatch.setenv("FASTDECODE_PROFILE", "1")
+    with pytest.warns(errors.FastdecodeWarning, match="a model on cuda:0 is not profiled"):
+        fastdecode.load(folder, device="cuda")
