@@ -171,9 +171,18 @@ unsafe fn integer_chains<L: Lanes, const N: usize>(n: usize) -> f32 {
         }
         let a = L::splat(std::hint::black_box(f32::from_bits(0x0102_0301)));
         let b = L::splat(std::hint::black_box(f32::from_bits(0x0100_0201)));
+        // The dot of pairs is two instructions. Were the factors of all chains the same, their product would be formed once, so each
+        // chain has its own in memory, and no step knows that it is the same as before.
+        let lines = [[f32::from_bits(0x0100_0201); WIDTH]; N];
+        let mut line = lines.as_ptr().cast::<f32>();
         for _ in 0..n {
-            for x in &mut acc {
-                *x = if L::DOTS_BYTES { L::dot_bytes(*x, a, b) } else { L::dot_pairs(*x, a, b) };
+            line = std::hint::black_box(line);
+            for (i, x) in acc.iter_mut().enumerate() {
+                *x = if L::DOTS_BYTES {
+                    L::dot_bytes(*x, a, b)
+                } else {
+                    L::dot_pairs(*x, a, L::load(line.add(i * WIDTH)))
+                };
             }
         }
         let mut sum = 0.0;
