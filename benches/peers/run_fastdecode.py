@@ -1,13 +1,18 @@
-"""fastdecode: the folder as it is, and the machine's limits as its kernels measure them."""
+"""fastdecode: the folder in every precision, and the machine's limits as its kernels measure them."""
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Any
 
 import fastdecode
 from fastdecode import _core
 from worker import serve
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from precisions import OPTIONS
 
 
 class Fastdecode:
@@ -20,8 +25,7 @@ class Fastdecode:
         pass
 
     def __init__(self, folder: Path, cache: Path, precision: str, threads: int) -> None:  # noqa: ARG002 (all engines alike)
-        compute: Any = "bfloat16" if precision == "bf16 dot" else None
-        self.model = fastdecode.load(folder, compute_dtype=compute, num_threads=threads)
+        self.model = fastdecode.load(folder, num_threads=threads, **OPTIONS[precision])
         self.threads = threads
 
     def generate(self, prompts: list[list[int]], new: int) -> list[list[int]]:
