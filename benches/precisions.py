@@ -1,7 +1,7 @@
 """The precisions that the benchmarks compare: how our engines load each, from which folder, and under which limits.
 
 A precision's name says how weights lie in memory: "int8" and "int4" stand for eight and four bits of any scheme. Ours
-of "int4" has embeddings and head in eight bits, as OpenVINO's has; llama.cpp's q4_0 has them in about six and a
+of "int4" has embeddings and head in eight bits, as OpenVINO's has; llama.cpp's q4_0 has them in six and a
 half, so that "fastdecode_int4_head", with four bits there as well, stands on its other side.
 """
 
