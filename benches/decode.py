@@ -96,7 +96,7 @@ def measure(model: Model, precision: str, options: argparse.Namespace) -> Json:
     cache: Path = options.cache
     workers, missing, versions = {}, {}, {}
     for engine in ENGINES:
-        if precision not in ENGINES[engine]:
+        if precision not in ENGINES[engine] or engine not in options.engines:
             continue
         kind = asked(engine, precision)
         folder = build(model.name, stored(engine, precision), cache)
@@ -159,6 +159,8 @@ def start_up(model: Model, options: argparse.Namespace) -> list[Json]:
         "openvino": "openvino_genai",
     }
     for engine, has in ENGINES.items():
+        if engine not in options.engines:
+            continue
         for precision in (kind for kind in has if kind in ("f32", "bf16")):
             folder = build(model.name, stored(engine, precision), options.cache)
             place = {
@@ -306,6 +308,13 @@ def main() -> None:
         help=f"those of every family by default, but {', '.join(LARGE)}",
     )
     parser.add_argument("--precisions", nargs="+", default=PRECISIONS, choices=PRECISIONS)
+    parser.add_argument(
+        "--engines",
+        nargs="+",
+        default=list(ENGINES),
+        choices=list(ENGINES),
+        help="fastdecode must be among them, and measures the limits",
+    )
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--start-up", action="store_true", help="measure import, load and memory instead")
@@ -316,6 +325,8 @@ def main() -> None:
     parser.add_argument("--merge", type=Path, help="result file to which the groups of this run are added")
     parser.add_argument("--prepare", action="store_true", help="only build and convert the models")
     options = parser.parse_args()
+    if "fastdecode" not in options.engines:
+        parser.error(f"--engines: expected fastdecode among them, got {' '.join(options.engines)}")
     options.cache.mkdir(parents=True, exist_ok=True)
     today = datetime.now(UTC).date().isoformat()
     target: Path = options.merge or HERE / "results" / f"{today}.json"
@@ -345,8 +356,8 @@ def prepare(options: argparse.Namespace) -> None:
     """Builds and converts everything that the run needs, so that a timed run starts at once."""
     for name in options.models:
         folders = {kind: build(name, kind, options.cache) for kind in ("f32", "bf16")}
-        for engine, has in ENGINES.items():
-            for precision in has:
+        for engine in options.engines:
+            for precision in ENGINES[engine]:
                 worker = Worker(engine, options.peers)
                 try:
                     worker.ask(
