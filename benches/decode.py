@@ -51,6 +51,7 @@ from harness import (
     per_gb,
     save,
     show_per_gb,
+    step_bytes,
 )
 from precisions import OURS, PRECISIONS, asked, peak_of, stored, sustained
 
@@ -94,7 +95,7 @@ def rate(worker: Worker, work: tuple[int, int, int], vocab: int) -> float:
 def measure(model: Model, precision: str, options: argparse.Namespace) -> Json:
     """Runs the rounds of one model at one precision and returns what every engine reached."""
     cache: Path = options.cache
-    workers, missing, versions = {}, {}, {}
+    workers, missing, versions, reads = {}, {}, {}, {}
     for engine in ENGINES:
         if precision not in ENGINES[engine] or engine not in options.engines:
             continue
@@ -105,6 +106,8 @@ def measure(model: Model, precision: str, options: argparse.Namespace) -> Json:
             place = {"folder": str(folder), "cache": str(cache), "precision": kind}
             worker.ask(do="prepare", **place)
             versions[engine] = worker.ask(do="load", threads=options.threads, **place)["version"]
+            if engine in OURS:
+                reads[engine] = worker.ask(do="info")
             # The first prompts of a size get memory from the system and read code.
             for count, length, _ in WORKS.values():
                 worker.ask(do="generate", prompts=prompts(count, length, model.vocab), new=4)
@@ -116,8 +119,7 @@ def measure(model: Model, precision: str, options: argparse.Namespace) -> Json:
         workers[engine] = (kind, worker)
     rates: dict[str, dict[str, list[float]]] = {name: {engine: [] for engine in workers} for name in WORKS}
     limits: dict[str, dict[str, list[Json]]] = {}
-    size = model.weight_bytes(precision)
-    ours = workers["fastdecode"][1]
+    size, ours = reads["fastdecode"]["step_weight_bytes"], workers["fastdecode"][1]
     for turn in range(options.rounds):
         order = list(workers)
         random.shuffle(order)
@@ -141,6 +143,7 @@ def measure(model: Model, precision: str, options: argparse.Namespace) -> Json:
         "versions": versions,
         "missing": missing,
         "precisions": {engine: kind for engine, (kind, _) in workers.items()},
+        "reads": reads,
         "limits": limits,
         "tokens_per_second": rates,
     }
@@ -231,11 +234,11 @@ def fractions(model: Model, result: Json) -> Json:
             continue
         limits = result["limits"][engine]
         rates = {work: by[engine] for work, by in by_work.items()}
-        kind = result["precisions"][engine]
-        read = [rate * model.step_bytes(kind, prompt + new / 2) for rate in rates["decode"]]
-        peak = peak_of(kind, limits["prefill"])
+        reads = result["reads"][engine]
+        read = [rate * step_bytes(reads, prompt + new / 2) for rate in rates["decode"]]
+        peak = peak_of(result["precisions"][engine], limits["prefill"])
         count, short, more = BATCH
-        together = [rate / count * model.step_bytes(kind, short + more / 2) for rate in rates["batch 8"]]
+        together = [rate / count * step_bytes(reads, short + more / 2) for rate in rates["batch 8"]]
         eight = [many / one for many, one in zip(rates["batch 8"], rates["decode"], strict=True)]
         decode = of_limit(read, limits["decode"], READ)
         prefilled = [rate * flops for rate in rates["prefill"]]

@@ -90,6 +90,16 @@ def better(one: Json, other: Json) -> Json:
     return limits | held | {"least_read": min(one[READ], other[READ])}
 
 
+def step_bytes(read: Json, context: float) -> float:
+    """Returns the bytes of weights and cache that a step of one sequence reads, of source and tokens so far together.
+
+    Args:
+        read: What our worker says of its model ("info").
+        context: Tokens.
+    """
+    return float(read["step_weight_bytes"] + read["cache_bytes_per_token"] * context)
+
+
 def of_limit(reached: list[float], limits: list[Json], key: str) -> list[float]:
     """Returns what a work reached of a limit in each round: the machine's speed changes between them."""
     return [value / limit[key] for value, limit in zip(reached, limits, strict=True)]

@@ -43,6 +43,7 @@ from harness import (
     per_gb,
     save,
     show_per_gb,
+    step_bytes,
 )
 from precisions import OURS, PRECISIONS, asked, peak_of, stored, sustained
 
@@ -110,7 +111,8 @@ def measure(model: Model, precision: str, options: argparse.Namespace) -> Json:
     if "fastdecode" not in workers:
         raise SystemExit(f"fastdecode itself does not run: {missing['fastdecode']}")
     ours = workers["fastdecode"][1]
-    size = model.weight_bytes(precision)
+    reads = {engine: worker.ask(do="info") for engine, (_, worker) in workers.items() if engine in OURS}
+    size = reads["fastdecode"]["step_weight_bytes"]
     seconds: dict[str, dict[str, list[list[float]]]] = {name: {} for name in WORKS}
     encode: dict[str, list[float]] = {}
     limits: dict[str, dict[str, list[Json]]] = {}
@@ -152,6 +154,7 @@ def measure(model: Model, precision: str, options: argparse.Namespace) -> Json:
         "versions": versions,
         "missing": missing,
         "precisions": {engine: kind for engine, (kind, _) in workers.items()},
+        "reads": reads,
         "limits": limits,
         "seconds": seconds,
         "encode_seconds": encode,
@@ -179,12 +182,11 @@ def summary(model: Model, result: Json) -> Json:
         if engine not in result["limits"]:
             continue
         limits = result["limits"][engine]
-        kind = result["precisions"][engine]
-        read = model.step_bytes(kind, result["source"] + new / 2)
+        read = step_bytes(result["reads"][engine], result["source"] + new / 2)
         one, eight = (rates[name][engine] for name in ("greedy 1", "greedy 8"))
         encoded = [flops / seconds for seconds in result["encode_seconds"][engine]]
         whole = {name: [pair[1] for pair in by[engine]] for name, by in result["seconds"].items()}
-        peak = peak_of(kind, limits["encode"])
+        peak = peak_of(result["precisions"][engine], limits["encode"])
         decode = of_limit([rate * read for rate in one], limits["greedy 1"], READ)
         each = [limit for limit in limits["encode"] for _ in range(ENCODES)]
         eight_over_one = [many / rate for many, rate in zip(eight, one, strict=True)]

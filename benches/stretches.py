@@ -66,9 +66,7 @@ class Subject:
         folder = build(name, "f32" if precision == "f32" else "bf16", cache)
         self.load: Any = partial(fastdecode.load, folder, num_threads=threads, **OPTIONS[precision])
         self.model: Any = self.load()
-        flops = Model(name, folder, self.model).prompt_flops(
-            SOURCE if MODELS[name].has_encoder else PREFILL[1]
-        )
+        flops = Model(name, self.model).prompt_flops(SOURCE if MODELS[name].has_encoder else PREFILL[1])
         self.info, self.threads, self.prompt_flops = self.model.info(), threads, flops
         self.peak = peak_of(precision, [self.limits()])
 

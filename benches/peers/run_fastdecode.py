@@ -32,6 +32,11 @@ class Fastdecode:
         outputs = self.model.run(prompts, max_new_tokens=new, do_sample=False)
         return [list(output.token_ids) for output in outputs]
 
+    def info(self) -> dict[str, Any]:
+        """What a step reads: bytes of weights, and of the cache for each token."""
+        found = self.model.info()
+        return {name: found[name] for name in ("step_weight_bytes", "cache_bytes_per_token")}
+
     def limits(self, size: int) -> dict[str, Any]:
         """Measures bytes per second read from a buffer of `size` bytes, and FLOP per second of each compute type."""
         return dict(_core.measure_limits(size, num_threads=self.threads))

@@ -37,6 +37,11 @@ class Fastdecode:
     def encode(self, prompts: list[list[int]]) -> None:
         self.model.encode(prompts)
 
+    def info(self) -> dict[str, Any]:
+        """What a step reads: bytes of weights, and of the cache for each token."""
+        found = self.model.info()
+        return {name: found[name] for name in ("step_weight_bytes", "cache_bytes_per_token")}
+
     def limits(self, size: int) -> dict[str, Any]:
         """Measures bytes per second read from a buffer of `size` bytes, and FLOP per second of each compute type."""
         return dict(_core.measure_limits(size, num_threads=self.threads))
