@@ -18,7 +18,9 @@ memory changes its speed within seconds: "steady" holds the same over the rounds
 (a tenth) before, between and after the works, and "per GB" is the tokens that an engine decodes while a GB can be read,
 over its own steady rounds: so engines can be compared that met memory of different speeds.
 At bf16 we run twice: weights in bf16 with float32 products ("fastdecode"), and products in bf16 as the peers form
-them ("fastdecode_bf16", compute_dtype="bfloat16").
+them ("fastdecode_bf16", compute_dtype="bfloat16"). At int4, too: with embeddings and head in int8 ("fastdecode"), and
+with a head of four bits ("fastdecode_int4_head"). int8 and int4 stand for eight and four bits of any scheme:
+CTranslate2's rows, llama.cpp's q8_0 and q4_0 with 32 weights to a scale, OpenVINO's int8, and its int4 with 128.
 """
 
 from __future__ import annotations
@@ -38,33 +40,27 @@ from folders import LARGE, build, names
 from harness import (
     HERE,
     INSTALLED,
-    OURS,
-    PRECISIONS,
     READ,
     Json,
     Worker,
-    asked,
     better,
     cpu_name,
     in_steady,
     in_words,
     of_limit,
-    own_kind,
-    peak_of,
     per_gb,
     save,
     show_per_gb,
-    sustained,
+    step_bytes,
 )
+from precisions import OURS, PRECISIONS, asked, peak_of, stored, sustained
 
-# Our own engines first, then the peers; the precisions each has. int8 stands for 8-bit weights of any scheme.
-ENGINES = {
-    "fastdecode": ["f32", "bf16"],
-    "fastdecode_bf16": ["bf16"],
+# Our own engines first, then the peers; the precisions each has.
+ENGINES = {engine: list(kinds) for engine, kinds in OURS.items()} | {
     "transformers": ["f32", "bf16"],
     "ctranslate2": ["f32", "int8"],
-    "llama_cpp": ["f32", "bf16", "int8"],
-    "openvino": ["f32", "bf16"],
+    "llama_cpp": ["f32", "bf16", "int8", "int4"],
+    "openvino": ["f32", "bf16", "int8", "int4"],
 }
 # (sequences, prompt tokens, new tokens)
 DECODE, PREFILL, BATCH = (1, 32, 128), (1, 512, 1), (8, 32, 65)
@@ -99,18 +95,19 @@ def rate(worker: Worker, work: tuple[int, int, int], vocab: int) -> float:
 def measure(model: Model, precision: str, options: argparse.Namespace) -> Json:
     """Runs the rounds of one model at one precision and returns what every engine reached."""
     cache: Path = options.cache
-    workers, missing, versions = {}, {}, {}
+    workers, missing, versions, reads = {}, {}, {}, {}
     for engine in ENGINES:
-        kind = own_kind(engine, precision)
-        if kind not in ENGINES[engine]:
+        if precision not in ENGINES[engine] or engine not in options.engines:
             continue
-        # Peers that convert start from float32, as their users do.
-        folder = build(model.name, "bf16" if engine in OURS and kind == "bf16" else "f32", cache)
+        kind = asked(engine, precision)
+        folder = build(model.name, stored(engine, precision), cache)
         worker = Worker(engine, options.peers)
         try:
-            place = {"folder": str(folder), "cache": str(cache), "precision": asked(engine, kind)}
+            place = {"folder": str(folder), "cache": str(cache), "precision": kind}
             worker.ask(do="prepare", **place)
             versions[engine] = worker.ask(do="load", threads=options.threads, **place)["version"]
+            if engine in OURS:
+                reads[engine] = worker.ask(do="info")
             # The first prompts of a size get memory from the system and read code.
             for count, length, _ in WORKS.values():
                 worker.ask(do="generate", prompts=prompts(count, length, model.vocab), new=4)
@@ -122,8 +119,7 @@ def measure(model: Model, precision: str, options: argparse.Namespace) -> Json:
         workers[engine] = (kind, worker)
     rates: dict[str, dict[str, list[float]]] = {name: {engine: [] for engine in workers} for name in WORKS}
     limits: dict[str, dict[str, list[Json]]] = {}
-    size = model.weight_bytes(4 if precision == "f32" else 2)
-    ours = workers["fastdecode"][1]
+    size, ours = reads["fastdecode"]["step_weight_bytes"], workers["fastdecode"][1]
     for turn in range(options.rounds):
         order = list(workers)
         random.shuffle(order)
@@ -147,6 +143,7 @@ def measure(model: Model, precision: str, options: argparse.Namespace) -> Json:
         "versions": versions,
         "missing": missing,
         "precisions": {engine: kind for engine, (kind, _) in workers.items()},
+        "reads": reads,
         "limits": limits,
         "tokens_per_second": rates,
     }
@@ -158,16 +155,17 @@ def start_up(model: Model, options: argparse.Namespace) -> list[Json]:
     modules = {
         "fastdecode": "fastdecode",
         "fastdecode_bf16": "fastdecode",
+        "fastdecode_int4_head": "fastdecode",
         "transformers": "torch, transformers.models.auto",
         "ctranslate2": "ctranslate2",
         "llama_cpp": "llama_cpp",
         "openvino": "openvino_genai",
     }
     for engine, has in ENGINES.items():
-        for precision in (kind for kind in has if kind != "int8"):
-            folder = build(
-                model.name, "bf16" if engine in OURS and precision == "bf16" else "f32", options.cache
-            )
+        if engine not in options.engines:
+            continue
+        for precision in (kind for kind in has if kind in ("f32", "bf16")):
+            folder = build(model.name, stored(engine, precision), options.cache)
             place = {
                 "folder": str(folder),
                 "cache": str(options.cache),
@@ -236,10 +234,11 @@ def fractions(model: Model, result: Json) -> Json:
             continue
         limits = result["limits"][engine]
         rates = {work: by[engine] for work, by in by_work.items()}
-        width = 4 if result["precisions"][engine] == "f32" else 2
-        cache = model.cache_bytes(prompt + new / 2) * (0.5 if engine == "fastdecode_bf16" else 1.0)
-        read = [rate * (model.weight_bytes(width) + cache) for rate in rates["decode"]]
-        peak = peak_of(engine, limits["prefill"])
+        reads = result["reads"][engine]
+        read = [rate * step_bytes(reads, prompt + new / 2) for rate in rates["decode"]]
+        peak = peak_of(result["precisions"][engine], limits["prefill"])
+        count, short, more = BATCH
+        together = [rate / count * step_bytes(reads, short + more / 2) for rate in rates["batch 8"]]
         eight = [many / one for many, one in zip(rates["batch 8"], rates["decode"], strict=True)]
         decode = of_limit(read, limits["decode"], READ)
         prefilled = [rate * flops for rate in rates["prefill"]]
@@ -247,6 +246,7 @@ def fractions(model: Model, result: Json) -> Json:
         ours[engine] = {
             "of_limit": {
                 "decode": statistics.median(decode),
+                "batch_8_of_8": statistics.median(of_limit(together, limits["batch 8"], READ)),
                 "prefill": statistics.median(prefill),
                 "prefill_of_sustained": statistics.median(
                     of_limit(prefilled, limits["prefill"], sustained(peak))
@@ -289,7 +289,7 @@ def show(result: Json) -> None:
         sys.stdout.write(
             f"  {engine}: decode {of['decode']:.3f} of read bandwidth, prefill {of['prefill']:.3f} of"
             f" {of['peak']} ({of['prefill_of_sustained']:.3f} of what was sustained);"
-            f" batch 8 is {own['batch_8_over_1']:.2f}x batch 1\n"
+            f" batch 8 is {own['batch_8_over_1']:.2f}x batch 1, {of['batch_8_of_8']:.3f} of 8 times the limit of 1\n"
         )
         same = {name: in_words(found) for name, found in own["steady"].items()}
         sys.stdout.write(
@@ -311,6 +311,13 @@ def main() -> None:
         help=f"those of every family by default, but {', '.join(LARGE)}",
     )
     parser.add_argument("--precisions", nargs="+", default=PRECISIONS, choices=PRECISIONS)
+    parser.add_argument(
+        "--engines",
+        nargs="+",
+        default=list(ENGINES),
+        choices=list(ENGINES),
+        help="fastdecode must be among them, and measures the limits",
+    )
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--start-up", action="store_true", help="measure import, load and memory instead")
@@ -321,6 +328,8 @@ def main() -> None:
     parser.add_argument("--merge", type=Path, help="result file to which the groups of this run are added")
     parser.add_argument("--prepare", action="store_true", help="only build and convert the models")
     options = parser.parse_args()
+    if "fastdecode" not in options.engines:
+        parser.error(f"--engines: expected fastdecode among them, got {' '.join(options.engines)}")
     options.cache.mkdir(parents=True, exist_ok=True)
     today = datetime.now(UTC).date().isoformat()
     target: Path = options.merge or HERE / "results" / f"{today}.json"
@@ -350,8 +359,8 @@ def prepare(options: argparse.Namespace) -> None:
     """Builds and converts everything that the run needs, so that a timed run starts at once."""
     for name in options.models:
         folders = {kind: build(name, kind, options.cache) for kind in ("f32", "bf16")}
-        for engine, has in ENGINES.items():
-            for precision in has:
+        for engine in options.engines:
+            for precision in ENGINES[engine]:
                 worker = Worker(engine, options.peers)
                 try:
                     worker.ask(

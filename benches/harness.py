@@ -12,10 +12,9 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+from precisions import OURS
+
 HERE = Path(__file__).resolve().parent
-# What we are in this run: products in float32, and in bfloat16. One file drives both.
-OURS = ("fastdecode", "fastdecode_bf16")
-PRECISIONS = ["f32", "bf16", "int8"]
 READ = "read_bytes_per_second"
 # Two speeds of memory are the same when the lower is this much of the higher.
 STEADY = 0.9
@@ -38,7 +37,7 @@ class Worker:
         own = peers / engine / "bin" / "python"
         # A peer without an environment of its own may be installed beside the package.
         self.python = str(own if own.exists() else Path(sys.executable))
-        script = HERE / "peers" / f"{kind}_{OURS[0] if engine in OURS else engine}.py"
+        script = HERE / "peers" / f"{kind}_{'fastdecode' if engine in OURS else engine}.py"
         self.engine = engine
         # A file, since a pipe that nobody reads fills up and stops the engine.
         self.log = tempfile.TemporaryFile("w+")  # noqa: SIM115  (open as long as the process)
@@ -91,6 +90,16 @@ def better(one: Json, other: Json) -> Json:
     return limits | held | {"least_read": min(one[READ], other[READ])}
 
 
+def step_bytes(read: Json, context: float) -> float:
+    """Returns the bytes of weights and cache that a step of one sequence reads, of source and tokens so far together.
+
+    Args:
+        read: What our worker says of its model ("info").
+        context: Tokens.
+    """
+    return float(read["step_weight_bytes"] + read["cache_bytes_per_token"] * context)
+
+
 def of_limit(reached: list[float], limits: list[Json], key: str) -> list[float]:
     """Returns what a work reached of a limit in each round: the machine's speed changes between them."""
     return [value / limit[key] for value, limit in zip(reached, limits, strict=True)]
@@ -136,27 +145,6 @@ def in_words(found: Json) -> str:
         return "no steady round"
     each = ", ".join(f"{value:.2f} at {read:.0f}" for read, value in found["rounds"])
     return f"{found['median']:.2f} ({each} GB/s)"
-
-
-def own_kind(engine: str, precision: str) -> str:
-    """Returns the precision in which an engine runs: without 8-bit weights, our 16-bit ones stand beside the peers'."""
-    return "bf16" if engine in OURS and precision == "int8" else precision
-
-
-def asked(engine: str, kind: str) -> str:
-    """Returns the precision as the engine's file takes it."""
-    return "bf16 dot" if engine == "fastdecode_bf16" else kind
-
-
-def peak_of(engine: str, limits: list[Json]) -> str:
-    """Returns the limit of an engine's products: the bf16 dot's where it forms them so and the CPU does it fast."""
-    dot = engine == "fastdecode_bf16" and all("bf16_dot_flops_per_second" in limit for limit in limits)
-    return "bf16_dot_flops_per_second" if dot else "f32_flops_per_second"
-
-
-def sustained(peak: str) -> str:
-    """Returns the name of the arithmetic that was sustained beside a peak."""
-    return peak.replace("_flops", "_sustained_flops")
 
 
 def cpu_name() -> str:

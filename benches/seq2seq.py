@@ -32,32 +32,26 @@ from costs import Model, counted
 from folders import build, names
 from harness import (
     HERE,
-    OURS,
-    PRECISIONS,
     READ,
     Json,
     Worker,
-    asked,
     better,
     cpu_name,
     in_steady,
     in_words,
     of_limit,
-    own_kind,
-    peak_of,
     per_gb,
     save,
     show_per_gb,
-    sustained,
+    step_bytes,
 )
+from precisions import OURS, PRECISIONS, asked, peak_of, stored, sustained
 
-# Our own engines first, then the peers; the precisions each has. int8 stands for 8-bit weights of any scheme.
-ENGINES = {
-    "fastdecode": ["f32", "bf16"],
-    "fastdecode_bf16": ["bf16"],
+# Our own engines first, then the peers; the precisions each has.
+ENGINES = {engine: list(kinds) for engine, kinds in OURS.items()} | {
     "transformers": ["f32", "bf16"],
     "ctranslate2": ["f32", "int8"],
-    "llama_cpp": ["f32", "bf16", "int8"],
+    "llama_cpp": ["f32", "bf16", "int8", "int4"],
 }
 BEAMS, ENCODES = 4, 3
 # Name -> (sources, beams).
@@ -90,14 +84,13 @@ def start(
     workers: dict[str, tuple[str, Worker]] = {}
     missing, versions = {}, {}
     for engine, has in ENGINES.items():
-        kind = own_kind(engine, precision)
-        if kind not in has:
+        if precision not in has:
             continue
-        # Peers that convert start from float32, as their users do.
-        folder = build(model.name, "bf16" if engine in OURS and kind == "bf16" else "f32", options.cache)
+        kind = asked(engine, precision)
+        folder = build(model.name, stored(engine, precision), options.cache)
         worker = Worker(engine, options.peers, "seq2seq")
         try:
-            place = {"folder": str(folder), "cache": str(options.cache), "precision": asked(engine, kind)}
+            place = {"folder": str(folder), "cache": str(options.cache), "precision": kind}
             worker.ask(do="prepare", **place)
             versions[engine] = worker.ask(do="load", threads=options.threads, **place)["version"]
             for name, work in WORKS.items():
@@ -118,7 +111,8 @@ def measure(model: Model, precision: str, options: argparse.Namespace) -> Json:
     if "fastdecode" not in workers:
         raise SystemExit(f"fastdecode itself does not run: {missing['fastdecode']}")
     ours = workers["fastdecode"][1]
-    size = model.weight_bytes(4 if precision == "f32" else 2)
+    reads = {engine: worker.ask(do="info") for engine, (_, worker) in workers.items() if engine in OURS}
+    size = reads["fastdecode"]["step_weight_bytes"]
     seconds: dict[str, dict[str, list[list[float]]]] = {name: {} for name in WORKS}
     encode: dict[str, list[float]] = {}
     limits: dict[str, dict[str, list[Json]]] = {}
@@ -160,6 +154,7 @@ def measure(model: Model, precision: str, options: argparse.Namespace) -> Json:
         "versions": versions,
         "missing": missing,
         "precisions": {engine: kind for engine, (kind, _) in workers.items()},
+        "reads": reads,
         "limits": limits,
         "seconds": seconds,
         "encode_seconds": encode,
@@ -187,13 +182,11 @@ def summary(model: Model, result: Json) -> Json:
         if engine not in result["limits"]:
             continue
         limits = result["limits"][engine]
-        width = 4 if result["precisions"][engine] == "f32" else 2
-        cache = model.cache_bytes(result["source"] + new / 2) * (0.5 if engine == "fastdecode_bf16" else 1.0)
-        read = model.weight_bytes(width) + cache
+        read = step_bytes(result["reads"][engine], result["source"] + new / 2)
         one, eight = (rates[name][engine] for name in ("greedy 1", "greedy 8"))
         encoded = [flops / seconds for seconds in result["encode_seconds"][engine]]
         whole = {name: [pair[1] for pair in by[engine]] for name, by in result["seconds"].items()}
-        peak = peak_of(engine, limits["encode"])
+        peak = peak_of(result["precisions"][engine], limits["encode"])
         decode = of_limit([rate * read for rate in one], limits["greedy 1"], READ)
         each = [limit for limit in limits["encode"] for _ in range(ENCODES)]
         eight_over_one = [many / rate for many, rate in zip(eight, one, strict=True)]

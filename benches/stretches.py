@@ -6,9 +6,11 @@
 
 decode.py and seq2seq.py hold whole generations against limits that were measured before and after, seconds apart. Here
 a few steps of one sequence, as many of eight, and a prompt take turns, and each stands between two measurements; "bf16
-dot" is compute_dtype="bfloat16". Medians by speed of memory, and how many stretches they are of:
+dot" is compute_dtype="bfloat16", "int4 head" has four bits in the head, too. Medians by speed of memory, and how many
+stretches they are of:
 
     decode          bytes read per step over the read bandwidth, where it was the same before and after (a twentieth)
+    eight           tokens per second of eight sequences over eight times what the read bandwidth allows one of them
     eight over one  their tokens per second over those of one sequence, where it was the same around both
     prompt          FLOP/s of a prompt of 512 (T5: of encoding a source of 128) over the peak; over what was sustained
     eight, long     as decode, for eight sequences with long contexts: weights once, the keys and values of every one
@@ -34,7 +36,8 @@ from costs import Model
 from decode import BATCH, DECODE, PREFILL
 from fastdecode import _core
 from folders import MODELS, build
-from harness import READ, Json, better, cpu_name, save, sustained
+from harness import READ, Json, better, cpu_name, save
+from precisions import OPTIONS, peak_of, sustained
 
 STEPS = 3
 READ_BYTES = 200_000_000
@@ -54,22 +57,18 @@ class Subject:
 
     Args:
         name: One of the models of decode.py or seq2seq.py.
-        precision: "f32", "bf16" or "bf16 dot".
+        precision: One of `precisions.OPTIONS`.
         cache: Folder of model folders.
         threads: Threads of the model and of the limits.
     """
 
     def __init__(self, name: str, precision: str, cache: Path, threads: int) -> None:
-        compute: Any = "bfloat16" if precision == "bf16 dot" else None
-        kind = precision.split()[0]
-        folder = build(name, kind, cache)
-        self.load: Any = partial(fastdecode.load, folder, compute_dtype=compute, num_threads=threads)
+        folder = build(name, "f32" if precision == "f32" else "bf16", cache)
+        self.load: Any = partial(fastdecode.load, folder, num_threads=threads, **OPTIONS[precision])
         self.model: Any = self.load()
         flops = Model(name, self.model).prompt_flops(SOURCE if MODELS[name].has_encoder else PREFILL[1])
         self.info, self.threads, self.prompt_flops = self.model.info(), threads, flops
-        # Where the CPU does the dot slowly, or not at all, products of bf16 are formed by multiply-adds.
-        dot = compute is not None and bool(self.limits().get("bf16_dot_flops_per_second"))
-        self.peak = "bf16_dot_flops_per_second" if dot else "f32_flops_per_second"
+        self.peak = peak_of(precision, [self.limits()])
 
     def ids(self, length: int) -> list[int]:
         return [random.randrange(3, self.info["vocab_size"]) for _ in range(length)]
@@ -136,7 +135,7 @@ def measure(subject: Subject, seconds: float, context: int | None) -> dict[str, 
     while time.monotonic() < end:
         alone, read = next(one)
         points.append(subject.limits())
-        together, _ = next(eight)
+        together, read_eight = next(eight)
         points.append(subject.limits())
         prompt = subject.prompt()
         points.append(subject.limits())
@@ -144,6 +143,10 @@ def measure(subject: Subject, seconds: float, context: int | None) -> dict[str, 
         same = [limits["least_read"] >= AGREE * limits[READ] for limits in around]
         if same[0]:
             note("decode", around[0], read / alone / around[0][READ])
+        if same[1]:
+            # Of eight sequences, one reads the weights and its own keys.
+            weights = subject.info["step_weight_bytes"]
+            note("eight", around[1], (weights + (read_eight - weights) / 8) / together / around[1][READ])
         if same[0] and same[1]:
             note("eight over one", better(points[0], points[1]), 8 * alone / together)
         for kind, limit in (
@@ -166,8 +169,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("model", choices=list(MODELS))
-    kinds = ["f32", "bf16", "bf16 dot"]
-    parser.add_argument("--precisions", nargs="+", choices=kinds, default=kinds)
+    parser.add_argument("--precisions", nargs="+", choices=list(OPTIONS), default=list(OPTIONS))
     parser.add_argument("--seconds", type=float, default=60, help="per precision")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--long", type=int, metavar="TOKENS", help="contexts of eight more sequences")

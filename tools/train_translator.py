@@ -276,21 +276,32 @@ def translate(folder: Path, sentences: list[str], beams: int) -> list[str]:
     return [results[sentence] for sentence in sentences]
 
 
-def scores(folder: Path, pairs: list[Pair], beams: int) -> str:
-    """BLEU and chrF of the held-out sentences against all their references, as sacrebleu counts."""
-    sacrebleu = importlib.import_module("sacrebleu")  # the one thing that only the card needs
+def by_source(pairs: list[Pair]) -> dict[str, list[str]]:
+    """Every English sentence with all its translations."""
     references: dict[str, list[str]] = {}
     for english, french in pairs:
         references.setdefault(english, []).append(french)
-    ours = translate(folder, list(references), beams)
+    return references
+
+
+def count(outputs: list[str], references: dict[str, list[str]]) -> dict[str, tuple[float, str]]:
+    """BLEU and chrF of one output for each source against all its references, with sacrebleu's signatures."""
+    sacrebleu = importlib.import_module("sacrebleu")  # the one thing that only the card needs
     most = max(map(len, references.values()))
     streams = [[refs[i] if i < len(refs) else None for refs in references.values()] for i in range(most)]
-    bleu = sacrebleu.metrics.BLEU()
-    chrf = sacrebleu.metrics.CHRF()
-    return (
-        f"BLEU {bleu.corpus_score(ours, streams).score:.1f} ({bleu.get_signature()}), "
-        f"chrF {chrf.corpus_score(ours, streams).score:.1f} ({chrf.get_signature()})"
-    )
+    found = {}
+    for name, metric in (("BLEU", sacrebleu.metrics.BLEU()), ("chrF", sacrebleu.metrics.CHRF())):
+        # The signature says how many references there were, and is known after the score.
+        score = metric.corpus_score(outputs, streams).score
+        found[name] = (score, str(metric.get_signature()))
+    return found
+
+
+def scores(folder: Path, pairs: list[Pair], beams: int) -> str:
+    """BLEU and chrF of the held-out sentences, in words."""
+    references = by_source(pairs)
+    found = count(translate(folder, list(references), beams), references)
+    return ", ".join(f"{name} {score:.1f} ({signature})" for name, (score, signature) in found.items())
 
 
 def card(run: Run, folder: Path) -> str:

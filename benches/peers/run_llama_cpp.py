@@ -1,4 +1,4 @@
-"""llama.cpp through llama-cpp-python's low-level calls: GGUF written with the gguf package, f32, bf16 and q8_0.
+"""llama.cpp through llama-cpp-python's low-level calls: GGUF written with the gguf package, f32, bf16, q8_0 and q4_0.
 
 Every call clears the cache; tokens are taken by llama.cpp's own greedy sampler, so that no logits cross to Python.
 """
@@ -17,7 +17,7 @@ from safetensors.numpy import load_file
 from worker import serve
 
 # Numbers of llama.cpp's enum llama_ftype.
-FTYPES = {"bf16": 32, "int8": 7}
+FTYPES = {"bf16": 32, "int8": 7, "int4": 2}
 NAMES = {
     "ln_1": "attn_norm",
     "attn.c_attn": "attn_qkv",

@@ -11,6 +11,9 @@ import openvino
 import openvino_genai
 from worker import serve
 
+# Weights in fewer bits, as the command names them: int4 has groups of 128, and embeddings and head in int8.
+FORMS = {"int8": "int8", "int4": "int4"}
+
 
 class OpenVino:
     @staticmethod
@@ -19,7 +22,7 @@ class OpenVino:
 
     @staticmethod
     def prepare(folder: Path, cache: Path, precision: str) -> None:
-        form = "int8" if precision == "int8" else "fp32"
+        form = FORMS.get(precision, "fp32")
         target = cache / f"{folder.name}-openvino-{form}"
         if not (target / "openvino_model.bin").exists():
             command = [
@@ -33,8 +36,9 @@ class OpenVino:
             subprocess.run(command, check=True, stdout=sys.stderr)
 
     def __init__(self, folder: Path, cache: Path, precision: str, threads: int) -> None:
-        form = "int8" if precision == "int8" else "fp32"
-        hint = "bf16" if precision == "bf16" else "f32"
+        form = FORMS.get(precision, "fp32")
+        # Of weights in fewer bits it takes bfloat16 by itself, where the CPU has its dot.
+        hint = "f32" if precision == "f32" else "bf16"
         # The plain backend keeps nothing between calls; the paged one caches prefixes.
         self.pipeline = openvino_genai.LLMPipeline(
             str(cache / f"{folder.name}-openvino-{form}"),

@@ -1,4 +1,4 @@
-"""llama.cpp on T5 folders, one source at a time, greedy: GGUF written with the gguf package, f32, bf16 and q8_0.
+"""llama.cpp on T5 folders, one source at a time, greedy: GGUF written with the gguf package, f32, bf16, q8_0 and q4_0.
 
 Several sources at once end its process, and it has no beams. Tokens are taken by its own greedy sampler.
 """
@@ -17,7 +17,7 @@ from safetensors.numpy import load_file
 from worker import serve
 
 # Numbers of llama.cpp's enum llama_ftype.
-FTYPES = {"bf16": 32, "int8": 7}
+FTYPES = {"bf16": 32, "int8": 7, "int4": 2}
 CONTEXT = 512
 
 

@@ -8,6 +8,7 @@ request per line from stdin and answers with one line on what was stdout; everyt
     {"do": "generate", "prompts": [[...]], "new": 128}                 -> {"seconds": ...}   ("beams": 4 for seq2seq)
     {"do": "encode", "prompts": [[...]]}      -> {"seconds": ...}   (seq2seq, where the engine has such a call)
     {"do": "limits", "bytes": ...}            -> what the machine can do (fastdecode's worker only)
+    {"do": "info"}                            -> what a step reads (fastdecode's worker only)
     {"do": "memory"}                          -> {"peak": bytes}
 
 An answer {"error": ...} says why not.
@@ -76,6 +77,9 @@ def answer(kind: type[Engine], state: dict[str, Any], request: dict[str, Any]) -
     if what == "limits":
         limits: dict[str, Any] = state["engine"].limits(request["bytes"])
         return limits
+    if what == "info":
+        info: dict[str, Any] = state["engine"].info()
+        return info
     if what == "memory":
         return {"peak": peak_memory()}
     raise ValueError(f"an unknown request: {what}")
