@@ -1,4 +1,4 @@
-"""What can go wrong with a GPU, and what a model does then: errors are typed and say what to do, nothing is lost.
+"""What can go wrong with a GPU, and what a model then does: errors are typed and say what to do, nothing is lost.
 
 Each situation is another driver, so that each is tried in a process of its own.
 """
@@ -121,7 +121,8 @@ def fill():
 error = told(fill)
 held = len(states)
 states.clear()
-print(json.dumps({"error": error, "held": held, "again": told(lambda: len(model.run([5, 6], max_new_tokens=4, eos_token_id=None).token_ids))}))
+again = told(lambda: len(model.run([5, 6], max_new_tokens=4, eos_token_id=None).token_ids))
+print(json.dumps({"error": error, "held": held, "again": again}))
 """
 
 
