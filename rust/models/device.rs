@@ -190,16 +190,8 @@ mod backend {
     use crate::program::Weights;
     use crate::team::Cancel;
 
-    fn without() -> Error {
-        Error::Cuda {
-            what: "device".to_owned(),
-            expected: "\"cpu\" (or a wheel of fastdecode, or a build with `--features cuda`)".to_owned(),
-            got: "a GPU, in a build without CUDA".to_owned(),
-        }
-    }
-
     pub(super) fn check(_: usize) -> Result<()> {
-        Err(without())
+        Err(Error::built_without_cuda())
     }
 
     pub(super) fn open(
@@ -210,7 +202,7 @@ mod backend {
         _: &CudaFolders,
         _: &Cancel<'_>,
     ) -> Result<OnDevice> {
-        Err(without())
+        Err(Error::built_without_cuda())
     }
 }
 
@@ -246,11 +238,15 @@ mod tests {
         }
     }
 
-    #[cfg(not(feature = "cuda"))]
     #[test]
     fn a_build_without_cuda_says_so() {
         assert!(Choice::Cpu.check().is_ok() && Choice::Auto.check().is_ok());
-        let error = Choice::Cuda(0).check().unwrap_err();
-        assert!(error.to_string().contains("a build without CUDA"), "{error}");
+        // A build with CUDA cannot be asked; the error is the same in both.
+        let error = match Choice::Cuda(0).check() {
+            Err(error) if !cfg!(feature = "cuda") => error,
+            _ => Error::built_without_cuda(),
+        };
+        assert!(error.to_string().contains("without CUDA"), "{error}");
+        assert!(error.to_string().contains("device=\"cpu\""), "{error}");
     }
 }

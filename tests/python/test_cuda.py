@@ -1,8 +1,8 @@
 """What a GPU computes is what the CPU computes: every family, on the emulated driver with the kernels that a GPU runs.
 
-The CPU's own results are held against transformers elsewhere. Here the device's are held against the CPU's: logits within
-1e-4 of the largest in float32, within 1.5 times the error of transformers in bfloat16; ids equal wherever the choice was not
-too close to call.
+The CPU's own results are held against transformers elsewhere. Here the device's are held against the CPU's: logits
+within 1e-4 of the largest in float32, within 1.5 times the error of transformers in bfloat16; ids equal wherever the
+choice was not too close to call.
 """
 
 from __future__ import annotations
@@ -104,8 +104,8 @@ def test_more_keys_than_a_chunk(family: Family, dtype: str, tmp_path: Path) -> N
 @pytest.mark.parametrize("dtype", TYPES)
 def test_rows_of_a_bucket_are_single_ones_to_the_bit(case: Case, dtype: str) -> None:
     gpu = on_gpu(case, dtype)
-    # Prompts and sources of more than eight tokens go through the same kernels alone and side by side. Afterwards five rows
-    # go through products that do not know how many rows there are.
+    # Prompts and sources of more than eight tokens go through the same kernels alone and side by side. Afterwards five
+    # rows go through products that do not know how many rows there are.
     items = case.batch(([9, 16, 33, 20, 12], [21, 9, 17, 33, 10]))
     options: dict[str, Any] = {"max_new_tokens": 5, "logprobs": 2}
     for item, output in zip(items, gpu.run(items, **options), strict=True):
