@@ -7,6 +7,7 @@ use std::fs;
 use std::io::Write as _;
 use std::ops::Deref;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use super::errors;
 use super::ffi::Driver;
@@ -133,8 +134,11 @@ fn made_by(cache: &Path, major: u32) -> PathBuf {
 
 /// Writes a file under another name first, so that nobody ever reads a part of it.
 fn keep(folder: &Path, name: &str, bytes: &[u8]) -> std::io::Result<()> {
+    // Threads of one process may keep the same file at once, too.
+    static FILES: AtomicUsize = AtomicUsize::new(0);
     fs::create_dir_all(folder)?;
-    let unfinished = folder.join(format!(".{name}.{}.{:?}", std::process::id(), std::thread::current().id()));
+    let number = FILES.fetch_add(1, Ordering::Relaxed);
+    let unfinished = folder.join(format!(".{name}.{}.{number}", std::process::id()));
     let written = fs::File::create_new(&unfinished).and_then(|mut file| {
         file.write_all(bytes)?;
         file.sync_all()?;
