@@ -88,7 +88,7 @@ from fastdecode import _core
 if os.geteuid() == 0:
     os.setuid(65534)  # the superuser may read everything
 try:
-    _core.Model.load({str(broken)!r}, ("auto", [], 64), None, 1, None, None)
+    _core.Model.load({str(broken)!r}, ("auto", [], 64), None, 1, None, None, 0, ("cpu", "", []))
 except fastdecode.errors.FileForbiddenError as error:
     print(isinstance(error, PermissionError), error.file, error.errno)
 """
