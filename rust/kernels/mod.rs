@@ -185,6 +185,7 @@ macro_rules! table {
 }
 
 table!(portable_table, portable::Portable, "portable", bf16: false, || true, []);
+table!(fused_table, portable::Fused, "portable", bf16: false, || true, []);
 #[cfg(target_arch = "x86_64")]
 table!(avx2_table, avx2::Avx2, "avx2", bf16: false, avx2::detected, [target_feature(enable = "avx2,fma,f16c")]);
 #[cfg(target_arch = "x86_64")]
@@ -375,6 +376,12 @@ impl Kernels {
     /// loads.
     pub fn chosen_scans() -> &'static Scans {
         Self::chosen().map_or(portable_table::TABLE.scans, |table| table.scans)
+    }
+
+    /// The table that serves a model with matrices of integers in this one's place: one that rounds a product and a sum once.
+    #[must_use]
+    pub fn for_integers(self) -> Self {
+        if self.name == portable_table::TABLE.name { fused_table::TABLE } else { self }
     }
 
     /// The probes of this table's limits.

@@ -1,13 +1,20 @@
 //! Sixteen lanes as an array: runs on every CPU and is the reading copy of what the other tables do.
 //!
-//! A product and a sum are rounded apart here (`a * b + c`): without an FMA instruction a fused one is a library call.
+//! A product and a sum are rounded apart in [`Portable`] (`a * b + c`): without an FMA instruction a fused one is a library call. [`Fused`] makes
+//! that call. It serves models with matrices of integers: an activation that is rounded to another one of 256 steps, for a difference in the last
+//! place, is followed by others, so only the same bits keep such a model the same on every table.
 
 use super::lanes::{Lanes, QUAD, WIDTH, round_bf16, widen_bf16};
 use super::twister::mix;
 
 /// Lanes without any instruction set of their own.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Portable;
+pub(super) struct Plain<const FUSED: bool>;
+
+/// Products and sums rounded apart.
+pub(super) type Portable = Plain<false>;
+/// Products and sums rounded once, as the other tables do.
+pub(super) type Fused = Plain<true>;
 
 #[inline(always)]
 fn each(f: impl Fn(usize) -> f32) -> [f32; WIDTH] {
@@ -26,7 +33,7 @@ fn whole(lane: f32) -> i32 {
 }
 
 // SAFETY: plain Rust on arrays; only the pointers' room is the caller's to grant.
-unsafe impl Lanes for Portable {
+unsafe impl<const FUSED: bool> Lanes for Plain<FUSED> {
     type F = [f32; WIDTH];
     const ROWS: usize = 4;
     const WIDENED_ROWS: usize = 4;
@@ -81,7 +88,7 @@ unsafe impl Lanes for Portable {
     }
     #[inline(always)]
     unsafe fn fma(a: Self::F, b: Self::F, c: Self::F) -> Self::F {
-        each(|i| a[i] * b[i] + c[i])
+        each(|i| if FUSED { a[i].mul_add(b[i], c[i]) } else { a[i] * b[i] + c[i] })
     }
     #[inline(always)]
     unsafe fn round(a: Self::F) -> Self::F {

@@ -113,12 +113,15 @@ impl Model {
         let (cache_bytes, max_rows) = (options.cache_bytes()?, options.max_rows()?);
         let choice = options.device()?;
         choice.check()?;
-        let runtime = Runtime::new(threads, bf16)?;
+        let mut runtime = Runtime::new(threads, bf16)?;
         let mut recorder =
             Recorder::new(Loader::new(checkpoint, architecture.prefix, &rounding, threads, cancel));
         let Recorded { network, context, rope } =
             (architecture.record)(architecture.name, options.part, &mut file, &mut recorder)?;
         let (weights, loader) = recorder.finish()?;
+        if weights.types().any(|of| of.element().is_none()) {
+            runtime.kernels = runtime.kernels.for_integers();
+        }
         let mut dtypes: Vec<&str> = weights.types().map(|of| of.name()).collect();
         dtypes.sort_unstable();
         dtypes.dedup();

@@ -118,8 +118,8 @@ def eight_bits(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize("table", list(tables.NEEDS))
-def test_int8_says_nearly_the_same_on_every_table(table: str, eight_bits: Path) -> None:
-    """Sums of integers are the same; floats between them are rounded once more or less, and an activation may flip."""
+def test_eight_bits_are_the_same_on_every_table(table: str, eight_bits: Path) -> None:
+    """An activation that is rounded otherwise is followed by others: only the same bits keep a model the same."""
     if not answered(table, EIGHT_BITS, eight_bits):
         return
     with (
@@ -127,14 +127,7 @@ def test_int8_says_nearly_the_same_on_every_table(table: str, eight_bits: Path) 
         np.load(eight_bits / f"{table}.npz") as found,
     ):
         for name in best:
-            p, q = (log_softmax(logits[name].astype(np.float64)) for logits in (best, found))
-            kl = (np.exp(p) * (p - q)).sum(-1)
-            assert kl.mean() <= 1e-4, f"{name} on {table}: {kl.mean()}"
-
-
-def log_softmax(logits: Any) -> Any:
-    shifted = logits - logits.max(-1, keepdims=True)
-    return shifted - np.log(np.exp(shifted).sum(-1, keepdims=True))
+            assert np.array_equal(best[name], found[name]), f"{name} on {table}"
 
 
 @pytest.mark.parametrize("table", list(tables.NEEDS))
