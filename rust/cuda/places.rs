@@ -5,7 +5,7 @@ use super::gpu::{FEW, Gpu};
 use super::tables::{Room, Tables};
 use crate::error::Result;
 use crate::layers::heads::Heads;
-use crate::program::{Operand, Program, Which};
+use crate::program::{Op, Operand, Program, Which};
 
 /// Positions of a chunk of attention, as `attend.cu` has them.
 pub(super) const CHUNK: usize = 256;
@@ -64,7 +64,10 @@ impl Places {
                 buffers[copy] = buffers[from];
             }
         }
-        let width = program.result().map_or(program.most_normed(), |result| result.width);
+        let embedded = program.phases().iter().find_map(|phase| match &phase.op {
+            Op::Embed { out, .. } => Some(out.width),
+            _ => None,
+        });
         let heads = program.heads().unwrap_or(Heads::alike(0, 0, 1.0));
         let most_chunks = chunks[0].max(chunks[1]);
         let partial =
@@ -74,7 +77,7 @@ impl Places {
             tables_at: 0,
             tables,
             normed: place(if room.rows > FEW { room.rows * stride(program.most_normed()) * 4 } else { 0 }),
-            given: place(if given { room.rows * width.max(program.most_normed()) * 4 } else { 0 }),
+            given: place(if given { room.rows * embedded.unwrap_or(0) * 4 } else { 0 }),
             partial: place(partial * 4),
             logits: place(side_by_side * vocab * 4),
             best: place(if room.steps > 0 { room.rows * PARTS * 8 } else { 0 }),
