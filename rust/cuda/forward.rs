@@ -4,7 +4,8 @@
 //! changes from step to step lies in the tables. Other steps are launched kernel by kernel. Either way the host waits once, at the end.
 
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use super::driver::{Graph, Memory, Pinned};
 use super::gpu::{Gpu, MOST_HEAD};
@@ -25,6 +26,8 @@ use crate::team::Cancel;
 const MOST_RECORDED: usize = 64;
 /// Graphs that are kept.
 const MOST_GRAPHS: usize = 64;
+/// Steps of a plain argmax for which there is room, or a multiple of them.
+const STEPS: usize = 8;
 /// Rows of one sequence up to which each attends by itself.
 const ROWS_ALONE: usize = 4;
 
@@ -49,6 +52,7 @@ pub fn forwards(
         own: *own,
         memory,
         work: Mutex::default(),
+        bytes: AtomicUsize::new(0),
         _held: Arc::clone(&held),
     };
     Ok(std::iter::zip(programs, ready).map(forward).collect())
@@ -62,6 +66,8 @@ pub struct Forward {
     own: Shape,
     memory: Shape,
     work: Mutex<Work>,
+    /// Bytes of the GPU's memory that steps have taken.
+    bytes: AtomicUsize,
     /// Where the weights are.
     _held: Arc<Vec<Memory>>,
 }
@@ -135,6 +141,7 @@ impl<'a, 'i> Step<'a, 'i> {
             chunks = chunks.map(usize::next_power_of_two);
             let of_row = CHUNK / BLOCK;
             let memory_blocks = if keys[1] > 0 { rows * chunks[1] * of_row } else { 0 };
+            let steps = steps.next_multiple_of(STEPS);
             room = Room { rows, wanted: rows, own_blocks: rows * chunks[0] * of_row, memory_blocks, steps };
             side_by_side = rows;
         }
@@ -191,12 +198,31 @@ impl Forward {
         if cancel.ask() {
             return Err(Error::Cancelled);
         }
+        // In a forked child a lock may be held for ever, so the device is asked before; and from here on it is this thread's.
+        let _here = self.gpu.device.enter()?;
         let _turn = self.gpu.turn();
-        let mut work = self.work.lock().unwrap_or_else(PoisonError::into_inner);
-        run(&mut work).inspect_err(|_| {
+        let mut unfinished =
+            Unfinished { gpu: &self.gpu, work: self.work.lock().unwrap_or_else(PoisonError::into_inner) };
+        let outcome = run(&mut unfinished.work);
+        self.bytes.store(unfinished.work.activations.bytes(), Ordering::Relaxed);
+        if outcome.is_ok() {
+            unfinished.work.activations.is_spoilt = false;
+        }
+        outcome
+    }
+}
+
+/// A step's memory. Where a step ends otherwise than well, in an error or a panic, the GPU is waited for before anybody uses the memory again.
+struct Unfinished<'a> {
+    gpu: &'a Gpu,
+    work: MutexGuard<'a, Work>,
+}
+
+impl Drop for Unfinished<'_> {
+    fn drop(&mut self) {
+        if self.work.activations.is_spoilt {
             let _ = self.gpu.stream.synchronize();
-            work.activations.spoil();
-        })
+        }
     }
 }
 
@@ -214,7 +240,7 @@ impl Work {
     fn place(&mut self, forward: &Forward, step: &Step<'_, '_>) -> Result<Placed> {
         let gpu = &forward.gpu;
         let (places, tickets, moved) = self.activations.place(gpu, step.program, &step.size)?;
-        if moved || self.graphs.len() >= MOST_GRAPHS {
+        if moved {
             self.graphs.clear();
         }
         let (sent, room) = (places.tables.sent, step.size.room);
@@ -262,8 +288,11 @@ impl Work {
             return (0..times).try_for_each(|_| record());
         }
         let (key, stream) = (Key { size: step.size, chooses }, &forward.gpu.stream);
-        if let std::collections::hash_map::Entry::Vacant(place) = self.graphs.entry(key) {
-            place.insert(stream.capture(&record)?);
+        if !self.graphs.contains_key(&key) {
+            if self.graphs.len() >= MOST_GRAPHS {
+                self.graphs.clear();
+            }
+            self.graphs.insert(key, stream.capture(&record)?);
         }
         // SAFETY: what the graph reads and writes are places of this size, which have not moved since it was recorded.
         (0..times).try_for_each(|_| unsafe { stream.launch_graph(&self.graphs[&key]) })
@@ -299,7 +328,7 @@ impl Work {
 
 impl Backend for Forward {
     fn activation_bytes(&self) -> usize {
-        self.work.lock().unwrap_or_else(PoisonError::into_inner).activations.bytes()
+        self.bytes.load(Ordering::Relaxed)
     }
 
     fn run(&self, step: Remote<'_, '_>) -> Result<()> {

@@ -142,6 +142,8 @@ impl Remote for Gpu {
     }
 
     fn copy(&self, from: *const u8, to: *mut u8, bytes: usize) -> Result<()> {
+        // Asked before anything is locked: in a forked child a lock may be held for ever.
+        let _here = self.device.enter()?;
         let _turn = self.turn();
         // SAFETY: both are blocks of a pool on this GPU, and memory is freed only when the GPU has done what it was told before.
         unsafe { self.stream.copy(to.addr() as u64, from.addr() as u64, bytes) }

@@ -102,6 +102,8 @@ pub(super) struct Activations {
     memory: Option<Memory>,
     /// A counter for every row and head of attention, all zero between kernels.
     tickets: Option<Memory>,
+    /// Whether a step may have left counters in the middle.
+    pub(super) is_spoilt: bool,
 }
 
 impl Activations {
@@ -118,16 +120,22 @@ impl Activations {
             // The old memory goes first: both at once may be too much.
             self.memory = None;
             moved = true;
-            self.memory = Some(gpu.device.alloc(places.bytes, "activations")?);
+            // A little more, so that the next longer step does not move everything again.
+            self.memory = Some(gpu.device.alloc(places.bytes + places.bytes / 4, "activations")?);
         }
         if self.tickets.as_ref().is_none_or(|memory| memory.len() < counters) {
             self.tickets = None;
             moved = true;
             let memory = gpu.device.alloc(counters, "activations")?;
-            // SAFETY: the memory is as long, and is freed only when the GPU has done what it was told before.
-            unsafe { gpu.stream.zero(memory.at(), counters)? };
+            self.is_spoilt = true;
             self.tickets = Some(memory);
         }
+        if let Some(memory) = self.tickets.as_ref().filter(|_| self.is_spoilt) {
+            // SAFETY: the memory is as long, and is freed only when the GPU has done what it was told before.
+            unsafe { gpu.stream.zero(memory.at(), memory.len())? };
+        }
+        // Until the step has ended well.
+        self.is_spoilt = true;
         let at = |memory: &Option<Memory>| memory.as_ref().map_or(0, Memory::at);
         let base = at(&self.memory);
         places.tables_at = base;
@@ -141,11 +149,6 @@ impl Activations {
             *place += base;
         }
         Ok((places, at(&self.tickets), moved))
-    }
-
-    /// Forgets counters that a step may have left in the middle.
-    pub(super) fn spoil(&mut self) {
-        self.tickets = None;
     }
 
     /// Bytes of the GPU's memory.

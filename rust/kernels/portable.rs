@@ -1,7 +1,7 @@
 //! Sixteen lanes as an array: runs on every CPU and is the reading copy of what the other tables do.
 //!
-//! A product and a sum are rounded apart in [`Portable`] (`a * b + c`): without an FMA instruction a fused one is a library call. [`Fused`] makes
-//! that call. It serves models with matrices of integers: an activation that is rounded to another one of 256 steps, for a difference in the last
+//! A product and a sum are rounded apart in [`Portable`] (`a * b + c`): without an FMA instruction a fused one takes many. [`Fused`] takes
+//! them. It serves models with matrices of integers: an activation that is rounded to another one of 256 steps, for a difference in the last
 //! place, is followed by others, so only the same bits keep such a model the same on every table.
 
 use super::lanes::{Lanes, QUAD, WIDTH, round_bf16, widen_bf16};
@@ -24,6 +24,22 @@ fn each(f: impl Fn(usize) -> f32) -> [f32; WIDTH] {
 #[inline(always)]
 fn integers(f: impl Fn(usize) -> i32) -> [f32; WIDTH] {
     std::array::from_fn(|i| f32::from_bits(f(i).cast_unsigned()))
+}
+
+/// `a * b + c`, rounded once. The product is exact in double precision; of the sum an odd last bit tells that it is not exact, so that the second
+/// rounding cannot take it for a value halfway between two (Boldo and Melquiond 2008, "Emulation of a FMA and correctly rounded sums").
+#[inline(always)]
+fn fused(a: f32, b: f32, c: f32) -> f32 {
+    let (product, c) = (f64::from(a) * f64::from(b), f64::from(c));
+    let sum = product + c;
+    // What the sum lacks, exactly (Knuth).
+    let of_c = sum - product;
+    let error = (product - (sum - of_c)) + (c - of_c);
+    let bits = sum.to_bits();
+    let away = u64::from((error > 0.0) == (sum > 0.0));
+    // Towards what it lacks; nothing for an exact sum, or one that is not finite (its error is no number).
+    let step = u64::from(error.abs() > 0.0 && bits & 1 == 0);
+    f64::from_bits(bits.wrapping_add(step * away).wrapping_sub(step * (1 - away))) as f32
 }
 
 /// The integer that a lane holds.
@@ -88,7 +104,7 @@ unsafe impl<const FUSED: bool> Lanes for Plain<FUSED> {
     }
     #[inline(always)]
     unsafe fn fma(a: Self::F, b: Self::F, c: Self::F) -> Self::F {
-        each(|i| if FUSED { a[i].mul_add(b[i], c[i]) } else { a[i] * b[i] + c[i] })
+        each(|i| if FUSED { fused(a[i], b[i], c[i]) } else { a[i] * b[i] + c[i] })
     }
     #[inline(always)]
     unsafe fn round(a: Self::F) -> Self::F {
@@ -201,4 +217,30 @@ unsafe impl<const FUSED: bool> Lanes for Plain<FUSED> {
     unsafe fn prefetch(_: *const u8) {}
     #[inline(always)]
     unsafe fn prefetch_near(_: *const u8) {}
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn fused_is_rounded_once() {
+        let mut state = 1_u64;
+        let mut draw = || {
+            state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+            (state >> 32) as u32
+        };
+        for i in 0..2_000_000 {
+            let [a, b, mut c] = [draw(), draw(), draw()].map(f32::from_bits);
+            if i % 2 == 0 {
+                // A sum that nearly cancels, or lies next to half a unit in the last place.
+                c = -(a * b) * (1.0 + (c.to_bits() % 5) as f32 * f32::EPSILON);
+            }
+            let (want, got) = (a.mul_add(b, c), fused(a, b, c));
+            assert!(
+                want.to_bits() == got.to_bits() || want.is_nan() && got.is_nan(),
+                "{a:e} {b:e} {c:e}: {got:e} for {want:e}"
+            );
+        }
+    }
 }

@@ -161,6 +161,14 @@ pub(super) const fn in_lane<L: Lanes>() -> f64 {
     if L::DOTS_BYTES { 8.0 } else { 4.0 }
 }
 
+/// Steps between which the factors of products of integers stay the same; a divisor of a run's steps.
+const ROUNDS: usize = 10;
+
+/// A vector that lies in one line of the cache.
+#[derive(Clone, Copy)]
+#[repr(align(64))]
+struct Line([f32; WIDTH]);
+
 #[inline(always)]
 unsafe fn integer_chains<L: Lanes, const N: usize>(n: usize) -> f32 {
     // SAFETY: the caller's contract is that of `Lanes`.
@@ -170,19 +178,16 @@ unsafe fn integer_chains<L: Lanes, const N: usize>(n: usize) -> f32 {
             *x = L::splat(std::hint::black_box(f32::from_bits(i as u32)));
         }
         let a = L::splat(std::hint::black_box(f32::from_bits(0x0102_0301)));
-        let b = L::splat(std::hint::black_box(f32::from_bits(0x0100_0201)));
-        // The dot of pairs is two instructions. Were the factors of all chains the same, their product would be formed once, so each
-        // chain has its own in memory, and no step knows that it is the same as before.
-        let lines = [[f32::from_bits(0x0100_0201); WIDTH]; N];
-        let mut line = lines.as_ptr().cast::<f32>();
-        for _ in 0..n {
-            line = std::hint::black_box(line);
-            for (i, x) in acc.iter_mut().enumerate() {
-                *x = if L::DOTS_BYTES {
-                    L::dot_bytes(*x, a, b)
-                } else {
-                    L::dot_pairs(*x, a, L::load(line.add(i * WIDTH)))
-                };
+        // Where a dot is several instructions, products of factors that no step changes would be formed once. So each chain has factors
+        // of its own in memory, and every few steps nobody knows any more what they are.
+        let mut lines = [[Line([f32::from_bits(0x0100_0201); WIDTH]); N]; ROUNDS];
+        for _ in (0..n).step_by(ROUNDS) {
+            std::hint::black_box(&mut lines);
+            for factors in &lines {
+                for (x, line) in acc.iter_mut().zip(factors) {
+                    let b = L::load(line.0.as_ptr());
+                    *x = if L::DOTS_BYTES { L::dot_bytes(*x, a, b) } else { L::dot_pairs(*x, a, b) };
+                }
             }
         }
         let mut sum = 0.0;

@@ -163,7 +163,8 @@ impl Pool {
 
     /// An empty pool whose blocks lie in a device's memory. They are not zeroed: a device reads no position that was not written.
     pub fn remote(shape: Shape, remote: Arc<dyn Remote>) -> Arc<Self> {
-        Self::with_reserve(shape, RESERVE, Some(remote))
+        // A device's memory costs a wait to take and to give back, and no system has other use for it: what was taken is kept.
+        Self::with_reserve(shape, usize::MAX, Some(remote))
     }
 
     fn with_reserve(shape: Shape, reserve: usize, remote: Option<Arc<dyn Remote>>) -> Arc<Self> {
@@ -204,7 +205,7 @@ impl Pool {
     /// Asks for the memory of many blocks at once and gives it back: a refusal comes while there is still room for the small
     /// things around them, whose allocation cannot fail softly.
     pub(super) fn probe(&self, blocks: usize) -> Result<()> {
-        if blocks < PROBED {
+        if blocks < PROBED || self.remote.is_some() {
             return Ok(());
         }
         let missing = blocks.saturating_sub(self.lock().counts.ready);

@@ -49,9 +49,18 @@ impl Called<'_> {
         } else if self.role.key() == Some(key) {
             Some(Fit::Role)
         } else if names().any(|name| any(name, &|name| matches(key, name))) {
-            let bare = key.strip_prefix(self.prefix).unwrap_or(key);
             let count = |text: &str| text.chars().filter(|c| *c != ANY).count();
-            Some(Fit::Pattern(count(bare.strip_suffix(WEIGHT).unwrap_or(bare)), count(key)))
+            // What it spells of the prefix or of the suffix does not count, be it a part of these.
+            let fits = |prefix: &[&str], suffix: &[&str]| {
+                let mut ends =
+                    prefix.iter().flat_map(|before| suffix.iter().map(move |behind| (before, behind)));
+                ends.any(|(before, behind)| {
+                    names().any(|name| matches(key, &format!("{before}{name}{behind}")))
+                })
+            };
+            let of_prefix = if fits(&[""], &["", WEIGHT]) { 0 } else { self.prefix.len() };
+            let of_suffix = if fits(&["", self.prefix], &[""]) { 0 } else { WEIGHT.len() };
+            Some(Fit::Pattern(count(key).saturating_sub(of_prefix + of_suffix), count(key)))
         } else {
             None
         }

@@ -119,12 +119,12 @@ impl Model {
         let Recorded { network, context, rope } =
             (architecture.record)(architecture.name, options.part, &mut file, &mut recorder)?;
         let (weights, loader) = recorder.finish()?;
-        if weights.types().any(|of| of.element().is_none()) {
-            runtime.kernels = runtime.kernels.for_integers();
-        }
         let mut dtypes: Vec<&str> = weights.types().map(|of| of.name()).collect();
         dtypes.sort_unstable();
         dtypes.dedup();
+        if network.programs().any(|program| program.rounds_to_integers(&weights)) {
+            runtime.kernels = runtime.kernels.for_integers();
+        }
         let main = network.main();
         let embedding = embedding(main, &weights)?;
         let border = rope.as_ref().and_then(Rope::border);

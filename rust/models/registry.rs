@@ -43,6 +43,16 @@ impl Network {
         }
     }
 
+    /// All forwards.
+    pub(super) fn programs(&self) -> impl Iterator<Item = &Program> {
+        let (encoder, decoder) = match self {
+            Self::Decoder(decoder) => (None, Some(decoder)),
+            Self::EncoderDecoder { encoder, decoder } => (Some(encoder), Some(decoder)),
+            Self::Encoder(encoder) => (Some(encoder), None),
+        };
+        encoder.into_iter().chain(decoder)
+    }
+
     /// The forward that reads and writes tokens.
     pub(super) fn decoder(&self) -> Option<&Program> {
         match self {

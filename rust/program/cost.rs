@@ -101,6 +101,16 @@ impl Program {
         })
     }
 
+    /// Whether a product before the head is one of integers: what it rounds, later phases see.
+    pub fn rounds_to_integers(&self, weights: &Weights) -> bool {
+        self.phases().iter().any(|phase| match &phase.op {
+            Op::Linear { products, .. } => products
+                .iter()
+                .any(|product| weights.linear(product.linear).weight().weight_type().element().is_none()),
+            _ => false,
+        })
+    }
+
     /// The widest row that is normalized on its way into a product.
     pub fn most_normed(&self) -> usize {
         self.widest(|op| match op {

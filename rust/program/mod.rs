@@ -281,6 +281,9 @@ impl Program {
 
     /// The last rows that a program without a head leaves, such as an encoder's hidden states.
     pub fn result(&self) -> Option<Operand> {
+        if self.head().is_some() {
+            return None;
+        }
         self.phases.iter().rev().find_map(|phase| match &phase.op {
             Op::Norm { out, .. } => Some(*out),
             _ => None,

@@ -112,6 +112,19 @@ def test_rows_of_a_bucket_are_single_ones_to_the_bit(case: Case, dtype: str) -> 
         assert same(gpu.run_one(item, **options), output)
 
 
+@pytest.mark.parametrize("count", [9, 12, 33])
+def test_more_rows_than_a_bucket_of_single_ones(case: Case, count: int) -> None:
+    """Graphs are recorded for powers of two: rows that fill one up belong to no sequence, and change nothing."""
+    cpu, gpu = on_cpu(case, "float32"), on_gpu(case, "float32")
+    items = [case.item(9 + row % 3, 9 + row % 5) for row in range(count)]
+    for options in ({"logprobs": 1}, {}):
+        asked: dict[str, Any] = {"max_new_tokens": 4, "eos_token_id": None, **options}
+        theirs, ours = cpu.run(items, **asked), gpu.run(items, **asked)
+        for item, one, other in zip(items, theirs, ours, strict=True):
+            if one.token_ids != other.token_ids:
+                assert _is_close(cpu, item, one.token_ids, other.token_ids), f"{one} and {other}"
+
+
 @pytest.mark.parametrize("dtype", TYPES)
 def test_repeated_runs_are_equal_to_the_bit(case: Case, dtype: str) -> None:
     gpu, item = on_gpu(case, dtype), case.item(21)

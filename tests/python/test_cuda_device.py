@@ -221,6 +221,43 @@ def test_a_forked_child(folder: Path) -> None:
     assert told["parent"] > 0, "and the parent its GPU"
 
 
+BUSY_FORK = """
+import os, threading, time
+model = fastdecode.load(folder, device="cuda")
+state = model.prefill([3, 1, 4])
+stopped = threading.Event()
+
+def work():
+    while not stopped.is_set():
+        model.run([1, 2, 3], max_new_tokens=8, eos_token_id=None)
+
+thread = threading.Thread(target=work)
+thread.start()
+time.sleep(0.3)
+said = []
+for _ in range(6):
+    reader, writer = os.pipe()
+    if os.fork() == 0:
+        tried = told(lambda: state.step(1).tolist())
+        model.memory()
+        os.write(writer, json.dumps(tried).encode())
+        os._exit(0)
+    os.close(writer)
+    said.append(json.loads(b"".join(iter(lambda: os.read(reader, 65536), b""))))
+    os.wait()
+    time.sleep(0.05)
+stopped.set()
+thread.join()
+print(json.dumps(said))
+"""
+
+
+def test_a_child_that_is_forked_in_the_middle_of_a_step(folder: Path) -> None:
+    for error in child(folder, BUSY_FORK, emulated.environment()):
+        assert error["type"] == "CudaError", error
+        assert "forked child" in error["got"], error
+
+
 def test_pickling_keeps_the_device(folder: Path, emulated_gpu: Any) -> None:
     del emulated_gpu
     model = fastdecode.load(folder, device="cuda")

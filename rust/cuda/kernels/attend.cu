@@ -90,15 +90,12 @@ template <typename T> __device__ __forceinline__ void attend_rows(const AttendAr
     __shared__ int last;
     int warp = threadIdx.x / WARP, lane = threadIdx.x % WARP;
     Look look = a.looks[blockIdx.x];
+    // A row of no sequence has no place of its own among the results, either.
+    if (look.keys == 0) return;
     int head = blockIdx.y, of_keys = head / a.group, d = a.d;
     Seen range = seen(a, look);
     float* out = a.out + (long long)look.out * a.out_stride + head * d;
     int first_chunk = range.from / CHUNK, chunks = (range.end + CHUNK - 1) / CHUNK - first_chunk;
-    if (range.end <= range.from) {
-        if (blockIdx.z == 0)
-            for (int i = threadIdx.x; i < d; i += blockDim.x) out[i] = 0.0f;
-        return;
-    }
     if ((int)blockIdx.z >= chunks) return;
     int base = (first_chunk + blockIdx.z) * CHUNK;
     int from = max(base, range.from), end = min(base + CHUNK, range.end);
