@@ -149,7 +149,13 @@ def rows(bench: Bench) -> Json:
     count, length, new = (10, 12, 8) if bench.tiny else (64, 512 - 64, 64)
     prompts = [bench.ids("gpt2", length, 10 + row) for row in range(count)]
     # What the prompts have in the cache is kept from call to call: so all rows begin to decode in the same step.
-    model = fastdecode.load(bench.folder("gpt2"), device="cuda", dtype="bfloat16", prefix_cache_bytes=4 << 30, cache_bytes=16 << 30)
+    model = fastdecode.load(
+        bench.folder("gpt2"),
+        device="cuda",
+        dtype="bfloat16",
+        prefix_cache_bytes=4 << 30,
+        cache_bytes=16 << 30,
+    )
 
     def of(tokens: int) -> float:
         asked: Json = {"max_new_tokens": tokens, "do_sample": False, "eos_token_id": None}

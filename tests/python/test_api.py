@@ -41,6 +41,7 @@ def test_signature_of_load_is_as_announced() -> None:
         "cache_bytes",
         "max_rows",
         "prefix_cache_bytes",
+        "device",
         "tokenizer",
         "adapter",
         "revision",

@@ -69,7 +69,7 @@ extern "C" __global__ void try_mistake(const BlockArgs a) {
         case 3: a.out[thread] = __shfl_sync(0x0000ffffu, thread, 0); break;
         case 4: if (thread == 5) a.out[a.n] = 1; break;
         case 5: if (thread == 5) a.out[-1] = 1; break;
-        case 6: if (thread == 5) a.out[a.n + 5000] = 1; break;
+        case 6: if (thread == 5) *(a.out - (1LL << 38)) = 1; break;  // where nothing is mapped, whatever lies near the array
         case 7: fixed[thread + a.n] = 1; a.out[0] = fixed[0]; break;
         case 8: a.out[0] = *(unsigned*)((char*)a.out + a.n / 32); break;
         case 9: a.out[0] = deep(1000000); break;
