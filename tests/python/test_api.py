@@ -51,7 +51,7 @@ def test_signature_of_load_is_as_announced() -> None:
         "transformers",
     ]
     kinds = [parameter.kind for parameter in signature.parameters.values()]
-    assert kinds[1:-1] == [inspect.Parameter.KEYWORD_ONLY] * 13
+    assert kinds[1:-1] == [inspect.Parameter.KEYWORD_ONLY] * 14
     assert kinds[-1] is inspect.Parameter.VAR_KEYWORD
     assert signature.parameters["dtype"].default == "auto"
 
