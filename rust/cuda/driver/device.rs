@@ -184,7 +184,7 @@ impl Device {
     ///
     /// # Errors
     /// [`Cuda`](crate::Error::Cuda) in a forked child, or where the driver refuses.
-    pub(in crate::cuda) fn enter(&self) -> Result<Entered<'_>> {
+    pub(crate) fn enter(&self) -> Result<Entered<'_>> {
         if self.generation != forks::generation() {
             return Err(errors::forked(&self.shown()));
         }
@@ -200,7 +200,7 @@ impl Device {
 }
 
 /// A thread's calls mean a device while this lives.
-pub(in crate::cuda) struct Entered<'a> {
+pub(crate) struct Entered<'a> {
     device: &'a Device,
     before: Context,
 }
