@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
 import pickle
-import subprocess
 import sys
 from typing import TYPE_CHECKING, Any
 
 import emulated
 import pytest
+from child import python
 from fastdecode import cuda, errors
 
 if TYPE_CHECKING:
@@ -27,15 +26,7 @@ except errors.CudaError as error:
 
 
 def run(code: str, environment: dict[str, str]) -> str:
-    done = subprocess.run(
-        [sys.executable, "-c", code],
-        env=os.environ | environment,
-        check=False,
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, done.stderr
-    return done.stdout
+    return python(code, **environment)
 
 
 def listed(knobs: str = "", **more: str) -> Any:

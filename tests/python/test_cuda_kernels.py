@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import importlib.util
-import os
-import subprocess
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import emulated
 import pytest
+from child import python
 from fastdecode import _core, cuda, errors
 
 if TYPE_CHECKING:
@@ -191,18 +190,6 @@ def test_the_tool_takes_old_files_away_and_needs_kernels(tmp_path: Path) -> None
     with pytest.raises(TOOL.Failure, match="expected kernels"):
         TOOL.build(out, _folder(tmp_path / "none"), ("sm_80",))
     assert second.exists()
-
-
-def python(code: str, **environment: str) -> str:
-    done = subprocess.run(
-        [sys.executable, "-c", code],
-        env=os.environ | environment,
-        check=False,
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, done.stderr
-    return done.stdout
 
 
 COMPILE = f"""

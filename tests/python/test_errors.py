@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import builtins
 import json
-import os
 import pickle
-import subprocess
 import sys
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +12,7 @@ import fastdecode
 import numpy as np
 import pytest
 import tiny
+from child import python
 from fastdecode import errors
 from safetensors.numpy import load_file, save_file
 
@@ -269,18 +268,6 @@ def test_activations_that_are_no_numbers_meet_integers(dtype: str, bad: float, b
     with pytest.raises(errors.ScoresError):
         model.run([5], max_new_tokens=3, do_sample=False)
     assert np.isnan(model.logits([5, 6, 8])).all()
-
-
-def python(code: str, **environment: str) -> str:
-    done = subprocess.run(
-        [sys.executable, "-c", code],
-        env=os.environ | environment,
-        check=False,
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, done.stderr
-    return done.stdout
 
 
 def test_an_instruction_set_that_is_absent() -> None:
