@@ -27,6 +27,11 @@ pub(super) const MOST_HEAD: usize = 256;
 /// Bytes of shared memory that a product of [`FEW`] rows takes, at most.
 const FEW_SHARED: u32 = 64 << 10;
 
+/// Bytes of shared memory that products of more rows take in bfloat16: so many tiles of 32 inputs, for 64 rows and 64 or 16 outputs, as
+/// `many.cu` has them.
+pub(super) const MANY_SHARED: u32 = 4 * (64 * 40 * 4 + 64 * 40 * 2);
+pub(super) const NARROW_SHARED: u32 = 6 * (64 * 40 * 4 + 16 * 40 * 2);
+
 /// A GPU that runs programs of one compute type.
 #[derive(Debug)]
 pub struct Gpu {
@@ -37,6 +42,8 @@ pub struct Gpu {
     pub(super) bf16: bool,
     /// Whether steps that only decode are recorded as graphs.
     pub(super) graphs: bool,
+    /// Whether a kernel may begin before the one in front of it has ended.
+    pub(super) early: bool,
     /// Held by whoever gives the stream work: what one thread records, another must not add to.
     turn: Mutex<()>,
 }
@@ -50,17 +57,19 @@ pub(super) struct Kernels {
     /// Of one, two, four and eight rows.
     pub(super) few: [Function; 4],
     pub(super) many: Function,
+    /// As `many`, with tiles of few outputs; only bfloat16 has one.
+    pub(super) narrow: Option<Function>,
     pub(super) append: Function,
     pub(super) attend_rows: Function,
     pub(super) attend_tile: Function,
     pub(super) best: Function,
     pub(super) advance: Function,
-    pub(super) count: Function,
 }
 
 /// Floats of shared memory that attention of a tile takes for heads of this width.
 pub(super) fn tile_floats(d: usize) -> usize {
-    16 * d + 16 * (d + 1) + 16 * d + 16 * 16
+    let line = d.next_multiple_of(4);
+    16 * line + 16 * (line + 4) + 16 * line + 16 * 16
 }
 
 impl Gpu {
@@ -84,21 +93,27 @@ impl Gpu {
             norm: rows.function("fd_norm")?,
             gather: rows.function("fd_gather")?,
             few: [few_of(1)?, few_of(2)?, few_of(4)?, few_of(8)?],
+            narrow: if bf16 { Some(of(&many, "narrow")?) } else { None },
             many: of(&many, "many")?,
             append: of(&attend, "append")?,
             attend_rows: of(&attend, "attend_rows")?,
             attend_tile: of(&attend, "attend_tile")?,
             best: choose.function("fd_best")?,
             advance: choose.function("fd_advance")?,
-            count: choose.function("fd_count")?,
         };
         kernels.few[3].allow_shared(FEW_SHARED)?;
+        if let Some(narrow) = &kernels.narrow {
+            kernels.many.allow_shared(MANY_SHARED)?;
+            narrow.allow_shared(NARROW_SHARED)?;
+        }
         let most = u32::try_from(tile_floats(MOST_HEAD) * size_of::<f32>()).unwrap_or(u32::MAX);
         kernels.attend_tile.allow_shared(most)?;
         let stream = device.stream()?;
-        // For finding faults, and for GPUs whose driver has one in its graphs.
-        let graphs = std::env::var_os("FASTDECODE_CUDA_GRAPH").is_none_or(|value| value != "0");
-        Ok(Arc::new(Self { device, stream, kernels, bf16, graphs, turn: Mutex::new(()) }))
+        // For finding faults, and for GPUs whose driver has one in these.
+        let wanted = |name| std::env::var_os(name).is_none_or(|value| value != "0");
+        let graphs = wanted("FASTDECODE_CUDA_GRAPH");
+        let early = device.begins_early() && wanted("FASTDECODE_CUDA_EARLY");
+        Ok(Arc::new(Self { device, stream, kernels, bf16, graphs, early, turn: Mutex::new(()) }))
     }
 
     /// The stream, for whoever gives it work.

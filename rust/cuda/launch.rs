@@ -5,7 +5,7 @@ use super::args::{
     Look, NormArgs, NormRowsArgs, Preparation, ResultArgs, activation,
 };
 use super::driver::Function;
-use super::gpu::{BLOCK, FEW, Gpu, tile_floats};
+use super::gpu::{BLOCK, FEW, Gpu, MANY_SHARED, NARROW_SHARED, tile_floats};
 use super::places::{PARTS, Places, stride};
 use super::tables::{Counts, List};
 use super::weights::{Matrix, Ready};
@@ -77,7 +77,10 @@ impl Launcher<'_> {
         }
         // SAFETY: the structures are those of the kernels (their sizes are asserted on both sides); what they point to are places of this
         // step and weights, which live until the stream has been waited for.
-        unsafe { self.gpu.stream.launch(function, grid.map(blocks), block, blocks(shared), args) }
+        // Every kernel waits for the one in front of it.
+        unsafe {
+            self.gpu.stream.launch(function, grid.map(blocks), block, blocks(shared), self.gpu.early, args)
+        }
     }
 
     /// A phase that is not the head.
@@ -248,9 +251,16 @@ impl Launcher<'_> {
             self.norm((x, width), self.places.normed, norm, rows)?;
             args.x = self.places.normed;
         }
-        let (grid, block) =
-            ([matrix.outputs.div_ceil(64), rows.div_ceil(64), 1], if self.gpu.bf16 { 128 } else { 256 });
-        self.launch(&kernels.many, grid, block, 0, &args)
+        let grid = |outputs: usize| [matrix.outputs.div_ceil(outputs), rows.div_ceil(64), 1];
+        let tiles = grid(64)[0] * grid(64)[1];
+        match &kernels.narrow {
+            None => self.launch(&kernels.many, grid(64), 256, 0, &args),
+            // Tiles of both sizes form the same sums, so the GPU may decide.
+            Some(narrow) if tiles < self.gpu.device.multiprocessors() as usize => {
+                self.launch(narrow, grid(16), BLOCK, NARROW_SHARED as usize, &args)
+            }
+            Some(_) => self.launch(&kernels.many, grid(64), BLOCK, MANY_SHARED as usize, &args),
+        }
     }
 
     fn heads(&self, part: Part<Operand>) -> HeadsArgs {
@@ -342,8 +352,8 @@ impl Launcher<'_> {
             looks: at(places.tables.looks[List::Own as usize]),
             rows: int(rows),
         };
-        self.launch(&kernels.advance, [rows, 1, 1], 32, 0, &args)?;
-        self.launch(&kernels.count, [1, 1, 1], 32, 0, &args)
+        // A warp for each row, as long as a block has some.
+        self.launch(&kernels.advance, [1, 1, 1], 32 * blocks(rows.min(32)), 0, &args)
     }
 }
 

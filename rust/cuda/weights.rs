@@ -196,7 +196,7 @@ impl<'a> Uploader<'a> {
         stream.synchronize()
     }
 
-    /// Values on the GPU; 0 where there are none.
+    /// Values on the GPU, in memory of whole sixteen bytes; 0 where there are none.
     fn values(&mut self, values: &[f32]) -> Result<u64> {
         let words: Vec<u32> = values.iter().map(|value| value.to_bits()).collect();
         self.words(&words)
@@ -206,7 +206,7 @@ impl<'a> Uploader<'a> {
         if words.is_empty() {
             return Ok(0);
         }
-        let memory = self.gpu.device.alloc(size_of_val(words), "weights")?;
+        let memory = self.gpu.device.alloc(size_of_val(words).next_multiple_of(16), "weights")?;
         let (at, mut sent) = (memory.at(), 0);
         self.memory.push(memory);
         for some in words.chunks(self.staging.len() / 4) {

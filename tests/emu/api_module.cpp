@@ -83,6 +83,7 @@ static int launch(const CUlaunchConfig& c, CUfunction function, void** parameter
     work.grid = dim3(c.gridDimX, c.gridDimY, c.gridDimZ);
     work.block = dim3(c.blockDimX, c.blockDimY, c.blockDimZ);
     work.shared = c.sharedMemBytes;
+    for (unsigned i = 0; i < c.numAttrs; i++) work.early = work.early || c.attrs[i].value[0] != 0;
     auto* arguments = static_cast<const unsigned char*>(parameters[0]);
     work.bytes.assign(arguments, arguments + kernel.arguments);
     return submit(*queue, std::move(work));

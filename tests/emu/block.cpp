@@ -35,6 +35,7 @@ struct alignas(64) Thread : Place {
     Warp* warp;
     unsigned bit;     // of its position, which is its turn in the warp; lane numbers run against positions in reverse
     unsigned behind;  // positions behind it
+    bool waited;      // for the kernel before
 };
 
 struct Warp {
@@ -58,6 +59,8 @@ struct Running {
     unsigned threads, warps;
     unsigned ready_warps;  // those with a ready thread
     unsigned at_barrier;   // threads that wait for the block
+    std::size_t dynamic_bytes;
+    bool early, reverse;
     Fault fault;
     Fiber host;
     pthread_t runner;
@@ -123,6 +126,7 @@ void body() {
     for (;;) {
         running.kernel->run(running.arguments);
         Thread& me = self();
+        if (running.early && !me.waited) fault(LAUNCH_FAILED, "a thread that may have begun early ended and never waited for the kernel before");
         me.warp->ready &= ~me.bit;
         yield(me);
     }
@@ -213,6 +217,7 @@ void begin_block() {
         warps[w].ready = warps[w].exists;
         warps[w].met = warps[w].barred = 0;
     }
+    for (unsigned t = 0; t < running.warps * 32; t++) threads[t].waited = false;
 }
 
 // The dynamic shared memory lies against a guard page, so that what lies behind it is a fault.
@@ -322,6 +327,18 @@ void barrier() {
     yield(me);
 }
 
+bool is_shared(const void* at, std::size_t bytes) {
+    auto within = [&](const unsigned char* from, std::size_t size) {
+        auto* byte = static_cast<const unsigned char*>(at);
+        return byte >= from && byte + bytes <= from + size;
+    };
+    const Kernel& kernel = *running.kernel;
+    return within(dynamic_shared, running.dynamic_bytes) ||
+           (kernel.shared != nullptr && within(kernel.shared, std::size_t(kernel.shared_end - kernel.shared)));
+}
+
+bool copies_at_once() { return running.reverse; }
+
 void meet(unsigned mask, Meeting what) { assemble(self(), mask, what); }
 
 unsigned exchange(unsigned mask, Meeting what, unsigned bits, unsigned source) {
@@ -355,10 +372,13 @@ void fault(int code, const char* format, ...) {
     leave();
 }
 
-Fault run_grid(const Kernel& kernel, const void* arguments, dim3 grid, dim3 block, std::size_t dynamic_bytes, bool reverse) {
+Fault run_grid(const Kernel& kernel, const void* arguments, dim3 grid, dim3 block, std::size_t dynamic_bytes, bool early, bool reverse) {
     running.kernel = &kernel;
     running.arguments = arguments;
     running.threads = block.x * block.y * block.z;
+    running.dynamic_bytes = dynamic_bytes;
+    running.early = early;
+    running.reverse = reverse;
     running.fault = {};
     running.runner = pthread_self();
     grid_size = grid;
@@ -373,6 +393,7 @@ Fault run_grid(const Kernel& kernel, const void* arguments, dim3 grid, dim3 bloc
         block_index = {unsigned(at % grid.x), unsigned(at / grid.x % grid.y), unsigned(at / grid.x / grid.y)};
         if (kernel.shared != nullptr) std::memset(kernel.shared, 0xff, std::size_t(kernel.shared_end - kernel.shared));
         std::memset(dynamic_shared, 0xff, (dynamic_bytes + 15) / 16 * 16);
+        forget_copies();
         begin_block();
         current = &threads[0];
         fiber_switch(running.host, threads[0].fiber);
@@ -385,6 +406,8 @@ Fault run_grid(const Kernel& kernel, const void* arguments, dim3 grid, dim3 bloc
 }
 
 }  // namespace emu
+
+void emu_after_the_kernel_before() { emu::self().waited = true; }
 
 void emu_mma_bf16(float* c, const unsigned* a, const unsigned* b) {
     using namespace emu;

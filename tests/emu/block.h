@@ -27,12 +27,20 @@ struct Fault {
     std::string message;
 };
 
-// Runs the whole grid, or as far as the first fault. With `reverse`, blocks, warps and lanes take their turns from the last to the
+// Runs the whole grid, or as far as the first fault. With `early` the kernel may begin before the one in front of it has ended, and each of its
+// threads has to wait for that one (here it has ended, as it may have on a GPU). With `reverse`, blocks, warps and lanes take their turns from the last to the
 // first: results that depend on the order of what is not synchronized differ.
-Fault run_grid(const Kernel& kernel, const void* arguments, dim3 grid, dim3 block, std::size_t dynamic_bytes, bool reverse);
+Fault run_grid(const Kernel& kernel, const void* arguments, dim3 grid, dim3 block, std::size_t dynamic_bytes, bool early, bool reverse);
 
 // Ends the running kernel with a fault. Called on a fiber; does not return.
 [[noreturn]] void fault(int code, const char* format, ...) __attribute__((format(printf, 2, 3)));
+
+// Whether these bytes are the running block's shared memory, and whether its asynchronous copies come at once.
+bool is_shared(const void* at, std::size_t bytes);
+bool copies_at_once();
+
+// What threads of earlier blocks have under way comes to nothing.
+void forget_copies();
 
 // Errors of the driver that kernels end with.
 constexpr int ILLEGAL_ADDRESS = 700, MISALIGNED_ADDRESS = 716, ASSERT = 710, LAUNCH_FAILED = 719;

@@ -24,6 +24,7 @@ struct Operation {
     const Kernel* kernel = nullptr;
     dim3 grid, block;
     std::size_t shared = 0;
+    bool early = false;  // may begin before the kernel in front of it has ended
     // The arguments of a launch; what pageable memory held when a copy was queued.
     std::vector<unsigned char> bytes;
     // Copies and fills

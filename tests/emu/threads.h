@@ -38,5 +38,14 @@ struct Registration {
 
 }  // namespace emu
 
+// griddepcontrol.wait. A kernel that may begin before the one in front has ended must call this in every thread.
+void emu_after_the_kernel_before();
+
+// cp.async with sixteen bytes, of which `bytes` are read and the rest become zeros; cp.async.commit_group; cp.async.wait_group. What was not
+// waited for has not come (or, in reverse, comes at once).
+void emu_copy_async(void* to, const void* from, int bytes);
+void emu_copy_commit();
+void emu_copy_wait(unsigned left);
+
 // The product of a warp, mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32: c += a b, fragments as block.cpp describes them.
 void emu_mma_bf16(float* c, const unsigned* a, const unsigned* b);

@@ -168,7 +168,7 @@ def test_what_is_no_device(folder: Path, device: Any) -> None:
 
 
 @pytest.mark.parametrize("count", range(1, 40, 6))
-@pytest.mark.parametrize("function", ["cuLaunchKernel", "cuStreamSynchronize", "cuMemcpyHtoDAsync_v2"])
+@pytest.mark.parametrize("function", ["cuLaunchKernelEx", "cuStreamSynchronize", "cuMemcpyHtoDAsync_v2"])
 def test_a_driver_that_fails_in_the_middle(folder: Path, function: str, count: int) -> None:
     # Wherever it fails, a state is as it was before its step, or one token longer.
     code = """

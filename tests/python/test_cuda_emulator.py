@@ -166,6 +166,9 @@ MISTAKES = {
     "barriers of different reach": (10, 64, 719, "wait in __syncthreads"),
     "behind the dynamic shared memory": (11, 60, 700, "thread (4, 0, 0)"),
     "a null pointer": (12, 64, 700, "a null pointer"),
+    "an asynchronous copy to half of sixteen bytes": (14, 64, 716, "an asynchronous copy of 16 bytes at"),
+    "an asynchronous copy to the GPU's memory": (15, 64, 700, "which is no shared memory of the block"),
+    "an asynchronous copy of too much": (16, 64, 719, "an asynchronous copy of 17 of 16 bytes"),
 }
 
 
@@ -193,6 +196,18 @@ def test_kernels_run_after_one_that_ended_early(begin: Callable[..., Driver]) ->
     with pytest.raises(DriverError):
         driver.synchronize()
     test_barriers_order_what_threads_share(begin, 256, "")
+
+
+def test_asynchronous_copies_come_when_their_thread_waits(begin: Callable[..., Driver]) -> None:
+    values, poison = np.arange(1, 33, dtype=np.uint32), np.full(4, 0xFFFFFFFF, np.uint32)
+    first, second = values[:4], np.array([5, 6, 0, 0], np.uint32)
+    seen = {"": [(poison, poison), (first, poison), (first, second)], "reverse=1": [(first, second)] * 3}
+    for knobs, expected in seen.items():
+        driver = begin(knobs)
+        out = driver.upload(values)
+        driver.launch("try_copies", Block(out, 8, 0), [1], [1], shared=32)
+        got = driver.download(out, [32], np.uint32)[8:].reshape(3, 2, 4)
+        assert np.array_equal(got, np.array(expected)), knobs
 
 
 # ---- Building

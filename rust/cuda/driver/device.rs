@@ -132,6 +132,11 @@ impl Device {
         Ok(Arc::new(Self { driver, known, context, generation: forks::generation() }))
     }
 
+    /// Whether kernels may begin before the one in front of them has ended, and be recorded so.
+    pub fn begins_early(&self) -> bool {
+        self.known.capability >= (9, 0) && self.driver.records_early()
+    }
+
     /// Its number, N of cuda:N.
     pub fn ordinal(&self) -> usize {
         self.known.ordinal

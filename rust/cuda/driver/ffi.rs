@@ -51,8 +51,43 @@ pub(super) const NON_BLOCKING: c_uint = 1;
 /// `CU_STREAM_CAPTURE_MODE_RELAXED`: other calls of this process may go on while a stream is captured.
 pub(super) const CAPTURE_RELAXED: c_int = 2;
 
+/// `CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION`: a kernel may begin before the one in front of it has ended.
+pub(super) const SERIALIZATION: c_int = 6;
+
 /// The oldest driver that runs what CUDA 12 compiles.
 pub(super) const OLDEST: c_int = 12_000;
+/// The oldest driver that records kernels which may begin early.
+const OLDEST_EARLY: c_int = 12_030;
+
+/// `CUlaunchAttribute`: its number, and a value of 64 bytes, of which those that are used here take the first four.
+#[repr(C)]
+pub(super) struct LaunchAttribute {
+    pub(super) id: c_int,
+    padding: [u8; 4],
+    value: [c_int; 16],
+}
+
+impl LaunchAttribute {
+    /// An attribute whose value is one number.
+    pub(super) fn new(id: c_int, number: c_int) -> Self {
+        let mut value = [0; 16];
+        value[0] = number;
+        Self { id, padding: [0; 4], value }
+    }
+}
+
+/// `CUlaunchConfig`
+#[repr(C)]
+pub(super) struct LaunchConfig {
+    pub(super) grid: [c_uint; 3],
+    pub(super) block: [c_uint; 3],
+    pub(super) shared: c_uint,
+    pub(super) stream: StreamHandle,
+    pub(super) attributes: *mut LaunchAttribute,
+    pub(super) count: c_uint,
+}
+
+const _: () = assert!(size_of::<LaunchAttribute>() == 72 && size_of::<LaunchConfig>() == 56, "as cuda.h has them");
 
 functions! {
     /// What is used of the driver.
@@ -90,8 +125,7 @@ functions! {
         cuModuleUnload(module: ModuleHandle) -> Code;
         cuModuleGetFunction(function: *mut FunctionHandle, module: ModuleHandle, name: *const c_char) -> Code;
         cuFuncSetAttribute(function: FunctionHandle, attribute: c_int, value: c_int) -> Code;
-        cuLaunchKernel(function: FunctionHandle, grid_x: c_uint, grid_y: c_uint, grid_z: c_uint, block_x: c_uint,
-            block_y: c_uint, block_z: c_uint, shared: c_uint, stream: StreamHandle, arguments: *mut *mut c_void,
+        cuLaunchKernelEx(config: *const LaunchConfig, function: FunctionHandle, arguments: *mut *mut c_void,
             extra: *mut *mut c_void) -> Code;
     }
 }
@@ -129,6 +163,11 @@ impl Driver {
     /// Major version of the CUDA of the driver, where this process has opened it.
     pub(super) fn major() -> Option<u32> {
         DRIVER.get(OnceLock::new).get().and_then(|driver| u32::try_from(driver.version / 1000).ok())
+    }
+
+    /// Whether kernels that may begin early can be recorded.
+    pub(super) fn records_early(&self) -> bool {
+        self.version >= OLDEST_EARLY
     }
 
     fn open() -> Result<Self> {

@@ -101,7 +101,7 @@ impl Function {
 
     /// The error of a launch.
     pub(super) fn failure(&self, code: Code) -> crate::Error {
-        self.error("cuLaunchKernel", code)
+        self.error("cuLaunchKernelEx", code)
     }
 
     fn error(&self, function: &str, code: Code) -> crate::Error {

@@ -4,7 +4,9 @@ use std::ffi::c_void;
 use std::ptr::{from_ref, null_mut};
 use std::sync::Arc;
 
-use super::ffi::{CAPTURE_RELAXED, GraphExec, NON_BLOCKING, StreamHandle};
+use super::ffi::{
+    CAPTURE_RELAXED, GraphExec, LaunchAttribute, LaunchConfig, NON_BLOCKING, SERIALIZATION, StreamHandle,
+};
 use super::{Device, Function};
 use crate::error::Result;
 
@@ -116,41 +118,39 @@ impl Stream {
         self.device.check("cuMemsetD8Async", unsafe { set(to, 0, bytes, self.handle) })
     }
 
-    /// Runs a kernel over `grid` blocks of `block` threads, with `shared` bytes of dynamic shared memory. The arguments are copied now.
+    /// Runs a kernel over `grid` blocks of `block` threads, with `shared` bytes of dynamic shared memory. The arguments are copied now. A kernel that
+    /// may begin `early` waits by itself for the one in front of it, where the [device](Device::begins_early) can do so.
     ///
     /// # Errors
     /// [`Cuda`](crate::Error::Cuda).
     ///
     /// # Safety
     /// The kernel's one parameter is a struct of the layout of `A`; what it points to is valid, as long as the kernel reads and writes it, and
-    /// until the stream was synchronized; in a graph, until its last launch was.
+    /// until the stream was synchronized; in a graph, until its last launch was. An early kernel waits in every thread.
     pub unsafe fn launch<A>(
         &self,
         function: &Function,
         grid: [u32; 3],
         block: u32,
         shared: u32,
+        early: bool,
         args: &A,
     ) -> Result<()> {
-        let (_here, launch) = (self.device.enter()?, self.device.driver().functions.cuLaunchKernel);
+        let (_here, launch) = (self.device.enter()?, self.device.driver().functions.cuLaunchKernelEx);
         let mut arguments = [from_ref(args).cast_mut().cast::<c_void>()];
-        let [x, y, z] = grid;
-        // SAFETY: the driver reads one pointer, and behind it the parameter, whose layout the caller answers for; it changes neither.
-        let code = unsafe {
-            launch(
-                function.handle(),
-                x,
-                y,
-                z,
-                block,
-                1,
-                1,
-                shared,
-                self.handle,
-                arguments.as_mut_ptr(),
-                null_mut(),
-            )
+        let mut attribute = LaunchAttribute::new(SERIALIZATION, 1);
+        let config = LaunchConfig {
+            grid,
+            block: [block, 1, 1],
+            shared,
+            stream: self.handle,
+            attributes: &raw mut attribute,
+            count: u32::from(early),
         };
+        // SAFETY: the driver reads the configuration and one pointer, and behind it the parameter, whose layout the caller answers for; it
+        // changes nothing.
+        let code =
+            unsafe { launch(&raw const config, function.handle(), arguments.as_mut_ptr(), null_mut()) };
         if code == 0 { Ok(()) } else { Err(function.failure(code)) }
     }
 

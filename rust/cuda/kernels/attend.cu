@@ -11,6 +11,7 @@ struct AppendArgs {
 // A warp per row and head.
 template <typename T> __device__ __forceinline__ void append(const AppendArgs& a) {
     DYNAMIC_SHARED(shared); // a head for every warp
+    after_the_kernel_before();
     int warp = threadIdx.x / WARP, lane = threadIdx.x % WARP;
     int task = blockIdx.x * (blockDim.x / WARP) + warp, row = task / a.heads, head = task % a.heads;
     if (row >= a.rows) return;
@@ -55,21 +56,28 @@ __device__ __forceinline__ Seen seen(const AttendArgs& a, const Look& look) {
     return {a.window > 0 ? max(end - a.window, 0) : 0, end};
 }
 
-// A query times a key, the first values first; sixteen bytes at a time where a head is made of those.
-template <typename T> __device__ __forceinline__ float dot(const float* query, const T* key, int d) {
-    constexpr int LENGTH = Vector<T>::LENGTH;
-    float sum = 0.0f;
-    if (d % LENGTH != 0) {
-        for (int i = 0; i < d; i++) sum = fmaf(query[i], widen(key[i]), sum);
-        return sum;
-    }
-    for (int i = 0; i < d; i += LENGTH) {
-        float some[LENGTH];
-        unpack(*(const uint4*)(key + i), some);
+// Sixteen bytes of a head's row of keys or values, of which `left` values are there; zeros otherwise. With `WHOLE` all rows are made of whole
+// sixteen bytes: then there is no branch, and many of these are under way at a time.
+template <bool WHOLE> __device__ __forceinline__ uint4 piece(const float* at, int left) {
+    if constexpr (WHOLE) {
+        return left > 0 ? load(at) : make_uint4(0, 0, 0, 0);
+    } else {
+        float some[4];
 #pragma unroll
-        for (int j = 0; j < LENGTH; j++) sum = fmaf(query[i + j], some[j], sum);
+        for (int i = 0; i < 4; i++) some[i] = i < left ? at[i] : 0.0f;
+        return make_uint4(__float_as_uint(some[0]), __float_as_uint(some[1]), __float_as_uint(some[2]), __float_as_uint(some[3]));
     }
-    return sum;
+}
+
+template <bool WHOLE> __device__ __forceinline__ uint4 piece(const bf16* at, int left) {
+    if constexpr (WHOLE) {
+        return left > 0 ? load(at) : make_uint4(0, 0, 0, 0);
+    } else {
+        unsigned some[8];
+#pragma unroll
+        for (int i = 0; i < 8; i++) some[i] = i < left ? at[i] : 0;
+        return make_uint4(some[0] | some[1] << 16, some[2] | some[3] << 16, some[4] | some[5] << 16, some[6] | some[7] << 16);
+    }
 }
 
 // What is added to a score.
@@ -84,15 +92,133 @@ __device__ __forceinline__ float bias_of(const AttendArgs& a, int head, int dist
 #define CHUNK 256 // positions, counted from a sequence's first: which keys are summed together depends on nothing else
 #define MOST_D 256
 
+// How a block divides keys among its threads. Each lane of a group has sixteen bytes of a key, or two times sixteen of the widest; a group has as
+// many lanes as a key needs. So a warp reads keys, and values, in whole lines, `AT_ONCE` of them at a time.
+template <typename T> struct Share {
+    enum {
+        LENGTH = Vector<T>::LENGTH,
+        PIECES = MOST_D / LENGTH > WARP ? MOST_D / LENGTH / WARP : 1,
+        AT_ONCE = 4,
+    };
+    int lanes, groups, group, first; // of a group; of the block; this thread's, and the first of its values
+
+    __device__ __forceinline__ Share(int d) {
+        lanes = 1;
+        while (lanes < WARP && lanes * LENGTH < d) lanes *= 2;
+        groups = 4 * WARP / lanes;
+        group = threadIdx.x / lanes;
+        first = threadIdx.x % lanes * LENGTH;
+    }
+    // First of the values of a lane's piece.
+    __device__ __forceinline__ int column(int piece) const { return first + piece * lanes * LENGTH; }
+};
+
+// Scores of keys from `from` to `end`, by key from `base` on. Returns the largest of this thread's.
+template <typename T, bool WHOLE>
+__device__ __forceinline__ float score(const AttendArgs& a, const Look& look, int head, const Share<T>& by, int base, int from, int end,
+                                       const float* query, float* scores) {
+    typedef Share<T> S;
+    int of_keys = head / a.group, d = a.d;
+    float mine[S::PIECES][S::LENGTH], top = -INFINITY;
+#pragma unroll
+    for (int p = 0; p < S::PIECES; p++) {
+#pragma unroll
+        for (int i = 0; i < S::LENGTH; i++) mine[p][i] = by.column(p) + i < d ? query[by.column(p) + i] : 0.0f;
+    }
+    for (int start = from + by.group; start - by.group < end; start += by.groups * S::AT_ONCE) {
+        uint4 keys[S::AT_ONCE][S::PIECES];
+        float products[S::AT_ONCE] = {};
+#pragma unroll
+        for (int u = 0; u < S::AT_ONCE; u++) {
+            int key = min(start + u * by.groups, end - 1);
+            const T* k = keys_of<T>(a.cache, look.block + key / BLOCK, of_keys) + key % BLOCK * d;
+#pragma unroll
+            for (int p = 0; p < S::PIECES; p++) keys[u][p] = piece<WHOLE>(k + by.column(p), d - by.column(p));
+        }
+#pragma unroll
+        for (int u = 0; u < S::AT_ONCE; u++) {
+#pragma unroll
+            for (int p = 0; p < S::PIECES; p++) {
+                float some[S::LENGTH];
+                unpack(keys[u][p], some);
+#pragma unroll
+                for (int i = 0; i < S::LENGTH; i++) products[u] = fmaf(mine[p][i], some[i], products[u]);
+            }
+#pragma unroll
+            for (int step = WARP / 2; step > 0; step /= 2) {
+                float other = __shfl_xor_sync(0xFFFFFFFFu, products[u], step);
+                products[u] += step < by.lanes ? other : 0.0f;
+            }
+        }
+        if (by.first > 0) continue;
+#pragma unroll
+        for (int u = 0; u < S::AT_ONCE; u++) {
+            int key = start + u * by.groups;
+            if (key >= end) break;
+            float score = products[u] * a.scale + bias_of(a, head, key - look.position);
+            scores[key - base] = score;
+            // What is no number must not be lost in a maximum.
+            top = score > top || score != score ? score : top;
+        }
+    }
+    return top;
+}
+
+// The weighted sum of values, whose parts of each warp go to `sums`.
+template <typename T, bool WHOLE>
+__device__ __forceinline__ void weigh(const AttendArgs& a, const Look& look, int head, const Share<T>& by, int base, int from, int end,
+                                      const float* weights, float* sums) {
+    typedef Share<T> S;
+    int of_keys = head / a.group, d = a.d;
+    float mine[S::PIECES][S::LENGTH] = {};
+    for (int start = from + by.group; start - by.group < end; start += by.groups * S::AT_ONCE) {
+        uint4 values[S::AT_ONCE][S::PIECES];
+        float weight[S::AT_ONCE];
+#pragma unroll
+        for (int u = 0; u < S::AT_ONCE; u++) {
+            int key = min(start + u * by.groups, end - 1);
+            const T* v = values_of<T>(a.cache, look.block + key / BLOCK, of_keys) + key % BLOCK * d;
+            weight[u] = weights[key - base];
+#pragma unroll
+            for (int p = 0; p < S::PIECES; p++) values[u][p] = piece<WHOLE>(v + by.column(p), d - by.column(p));
+        }
+#pragma unroll
+        for (int u = 0; u < S::AT_ONCE; u++) {
+            bool is_key = start + u * by.groups < end;
+#pragma unroll
+            for (int p = 0; p < S::PIECES; p++) {
+                float some[S::LENGTH];
+                unpack(values[u][p], some);
+#pragma unroll
+                for (int i = 0; i < S::LENGTH; i++) mine[p][i] = is_key ? fmaf(weight[u], some[i], mine[p][i]) : mine[p][i];
+            }
+        }
+    }
+#pragma unroll
+    for (int p = 0; p < S::PIECES; p++) {
+#pragma unroll
+        for (int i = 0; i < S::LENGTH; i++) {
+            float sum = mine[p][i];
+#pragma unroll
+            for (int step = 1; step < WARP; step *= 2) {
+                float other = __shfl_xor_sync(0xFFFFFFFFu, sum, step);
+                sum += step >= by.lanes ? other : 0.0f;
+            }
+            if ((int)threadIdx.x % WARP < by.lanes && by.column(p) + i < d) sums[by.column(p) + i] = sum;
+        }
+    }
+}
+
 // A block per row, head and chunk. Whoever ends last merges the row's chunks, first to last.
 template <typename T> __device__ __forceinline__ void attend_rows(const AttendArgs& a) {
     __shared__ float query[MOST_D], scores[CHUNK], sums[4][MOST_D], tops[4], totals[4];
     __shared__ int last;
+    after_the_kernel_before();
     int warp = threadIdx.x / WARP, lane = threadIdx.x % WARP;
     Look look = a.looks[blockIdx.x];
     // A row of no sequence has no place of its own among the results, either.
     if (look.keys == 0) return;
-    int head = blockIdx.y, of_keys = head / a.group, d = a.d;
+    int head = blockIdx.y, d = a.d;
     Seen range = seen(a, look);
     float* out = a.out + (long long)look.out * a.out_stride + head * d;
     int first_chunk = range.from / CHUNK, chunks = (range.end + CHUNK - 1) / CHUNK - first_chunk;
@@ -100,16 +226,12 @@ template <typename T> __device__ __forceinline__ void attend_rows(const AttendAr
     int base = (first_chunk + blockIdx.z) * CHUNK;
     int from = max(base, range.from), end = min(base + CHUNK, range.end);
     if (warp == 0) prepare(a.prepare, a.queries.at + (long long)look.row * a.queries.stride + head * d, d, look.row, lane, query);
-    __syncthreads();
 
-    float top = -INFINITY;
-    for (int key = from + threadIdx.x; key < end; key += blockDim.x) {
-        const T* k = keys_of<T>(a.cache, look.block + key / BLOCK, of_keys) + key % BLOCK * d;
-        float score = dot(query, k, d) * a.scale + bias_of(a, head, key - look.position);
-        scores[key - base] = score;
-        // What is no number must not be lost in a maximum.
-        top = score > top || score != score ? score : top;
-    }
+    Share<T> by(d);
+    bool whole = d % Share<T>::LENGTH == 0;
+    __syncthreads();
+    float top = whole ? score<T, true>(a, look, head, by, base, from, end, query, scores)
+                      : score<T, false>(a, look, head, by, base, from, end, query, scores);
     top = warp_max(top);
     if (lane == 0) tops[warp] = top;
     __syncthreads();
@@ -124,21 +246,10 @@ template <typename T> __device__ __forceinline__ void attend_rows(const AttendAr
     if (lane == 0) totals[warp] = total;
     __syncthreads();
     total = ((totals[0] + totals[1]) + totals[2]) + totals[3];
-    // Each warp has every fourth key; its lanes have the values of a head.
-    float mine[MOST_D / WARP] = {};
-    for (int key = from + warp; key < end; key += 4) {
-        const T* v = values_of<T>(a.cache, look.block + key / BLOCK, of_keys) + key % BLOCK * d;
-        float weight = scores[key - base];
-#pragma unroll
-        for (int i = 0; i < MOST_D / WARP; i++) {
-            int column = lane + i * WARP;
-            if (column < d) mine[i] = fmaf(weight, widen(v[column]), mine[i]);
-        }
-    }
-#pragma unroll
-    for (int i = 0; i < MOST_D / WARP; i++) {
-        int column = lane + i * WARP;
-        if (column < d) sums[warp][column] = mine[i];
+    if (whole) {
+        weigh<T, true>(a, look, head, by, base, from, end, scores, sums[warp]);
+    } else {
+        weigh<T, false>(a, look, head, by, base, from, end, scores, sums[warp]);
     }
     __syncthreads();
     int task = blockIdx.x * a.heads + head;
@@ -185,23 +296,27 @@ template <typename T> __device__ __forceinline__ void attend_rows(const AttendAr
 #define TILE_ROWS 16
 
 // A block of 128 threads per tile of up to sixteen rows of one sequence and head. It goes over the keys that any of the rows sees, a
-// block of the cache at a time; eight threads share a row.
+// block of the cache at a time. Eight threads share a row: each has two of a block's keys, and four neighbouring columns of 32. Rows in shared
+// memory are padded to fours of floats, which a thread reads at once, with zeros.
 template <typename T> __device__ __forceinline__ void attend_tile(const AttendArgs& a) {
-    DYNAMIC_SHARED(shared); // queries, keys (a float more per row, against conflicts of banks), values, weights
-    int d = a.d, warp = threadIdx.x / WARP, lane = threadIdx.x % WARP;
+    constexpr int LENGTH = Vector<T>::LENGTH;
+    after_the_kernel_before();
+    DYNAMIC_SHARED(shared); // queries, keys (four floats more per row, against conflicts of banks), values, weights
+    int d = a.d, line = (d + 3) / 4 * 4, warp = threadIdx.x / WARP, lane = threadIdx.x % WARP;
     float* queries = (float*)shared;
-    float* keys = queries + TILE_ROWS * d;
-    float* values = keys + BLOCK * (d + 1);
-    float* weights = values + BLOCK * d;
+    float* keys = queries + TILE_ROWS * line;
+    float* values = keys + BLOCK * (line + 4);
+    float* weights = values + BLOCK * line;
     __shared__ int ends[2];
     int2 tile = a.tiles[blockIdx.x];
     int head = blockIdx.y, of_keys = head / a.group;
     for (int r = warp; r < tile.y; r += 4) {
         int row = a.looks[tile.x + r].row;
-        prepare(a.prepare, a.queries.at + (long long)row * a.queries.stride + head * d, d, row, lane, queries + r * d);
+        prepare(a.prepare, a.queries.at + (long long)row * a.queries.stride + head * d, d, row, lane, queries + r * line);
+        if (d + lane < line) queries[r * line + d + lane] = 0.0f;
     }
     int mine = threadIdx.x / 8, within = threadIdx.x % 8;
-    bool there = mine < tile.y;
+    bool there = mine < tile.y, whole = d % LENGTH == 0;
     Look look = a.looks[tile.x + (there ? mine : 0)];
     Seen range = seen(a, look);
     if (threadIdx.x == 0) {
@@ -210,28 +325,46 @@ template <typename T> __device__ __forceinline__ void attend_tile(const AttendAr
         ends[1] = seen(a, a.looks[tile.x + tile.y - 1]).end;
     }
     __syncthreads();
-    int end = ends[1];
+    int end = ends[1], pieces = (line + LENGTH - 1) / LENGTH;
     float top = -INFINITY, total = 0.0f;
-    float sums[MOST_D / 8] = {};
+    float sums[MOST_D / 32][4] = {};
     for (int start = ends[0] / BLOCK * BLOCK; start < end; start += BLOCK) {
         __syncthreads();
         const T* k = keys_of<T>(a.cache, look.block + start / BLOCK, of_keys);
         const T* v = values_of<T>(a.cache, look.block + start / BLOCK, of_keys);
-        for (int i = threadIdx.x; i < BLOCK * d; i += blockDim.x) {
+        for (int i = threadIdx.x; i < BLOCK * pieces; i += blockDim.x) {
+            int key = i / pieces, column = i % pieces * LENGTH;
             // What lies past the last key was never written.
-            bool is_key = start + i / d < end;
-            keys[i / d * (d + 1) + i % d] = is_key ? widen(k[i]) : 0.0f;
-            values[i] = is_key ? widen(v[i]) : 0.0f;
+            int left = start + key < end ? d - column : 0;
+            float of_key[LENGTH], of_value[LENGTH];
+            unpack(whole ? piece<true>(k + key * d + column, left) : piece<false>(k + key * d + column, left), of_key);
+            unpack(whole ? piece<true>(v + key * d + column, left) : piece<false>(v + key * d + column, left), of_value);
+#pragma unroll
+            for (int j = 0; j < LENGTH; j += 4) {
+                if (column + j >= line) break;
+                *(float4*)(keys + key * (line + 4) + column + j) = make_float4(of_key[j], of_key[j + 1], of_key[j + 2], of_key[j + 3]);
+                *(float4*)(values + key * line + column + j) = make_float4(of_value[j], of_value[j + 1], of_value[j + 2], of_value[j + 3]);
+            }
         }
         __syncthreads();
-        float scores[2], most = top;
+        float scores[2] = {}, most = top;
+#pragma unroll 4
+        for (int i = 0; i < line; i += 4) {
+            float4 q = *(const float4*)(queries + mine * line + i);
+#pragma unroll
+            for (int j = 0; j < 2; j++) {
+                float4 key = *(const float4*)(keys + (within + j * 8) * (line + 4) + i);
+                scores[j] = fmaf(q.x, key.x, scores[j]);
+                scores[j] = fmaf(q.y, key.y, scores[j]);
+                scores[j] = fmaf(q.z, key.z, scores[j]);
+                scores[j] = fmaf(q.w, key.w, scores[j]);
+            }
+        }
 #pragma unroll
         for (int j = 0; j < 2; j++) {
-            int key = within + j * 8;
-            float score = 0.0f;
-            for (int i = 0; i < d; i++) score = fmaf(queries[mine * d + i], keys[key * (d + 1) + i], score);
-            score = score * a.scale + bias_of(a, head, start + key - look.position);
-            bool sees = there && start + key >= range.from && start + key < range.end;
+            int key = start + within + j * 8;
+            float score = scores[j] * a.scale + bias_of(a, head, key - look.position);
+            bool sees = there && key >= range.from && key < range.end;
             scores[j] = sees ? score : -INFINITY;
             most = scores[j] > most || scores[j] != scores[j] ? scores[j] : most;
         }
@@ -253,22 +386,44 @@ template <typename T> __device__ __forceinline__ void attend_tile(const AttendAr
         total = total * keep + of_block;
         top = most;
         __syncwarp();
+        float by[BLOCK];
 #pragma unroll
-        for (int i = 0; i < MOST_D / 8; i++) {
-            int column = within + i * 8;
-            if (column < d) {
-                float sum = sums[i] * keep;
-                for (int key = 0; key < BLOCK; key++) sum = fmaf(weights[mine * BLOCK + key], values[key * d + column], sum);
-                sums[i] = sum;
+        for (int key = 0; key < BLOCK; key += 4) {
+            float4 four = *(const float4*)(weights + mine * BLOCK + key);
+            by[key] = four.x;
+            by[key + 1] = four.y;
+            by[key + 2] = four.z;
+            by[key + 3] = four.w;
+        }
+#pragma unroll
+        for (int i = 0; i < MOST_D / 32; i++) {
+            int column = within * 4 + i * 32;
+            if (column >= line) break;
+            float4 sum = make_float4(sums[i][0] * keep, sums[i][1] * keep, sums[i][2] * keep, sums[i][3] * keep);
+#pragma unroll
+            for (int key = 0; key < BLOCK; key++) {
+                float4 value = *(const float4*)(values + key * line + column);
+                sum.x = fmaf(by[key], value.x, sum.x);
+                sum.y = fmaf(by[key], value.y, sum.y);
+                sum.z = fmaf(by[key], value.z, sum.z);
+                sum.w = fmaf(by[key], value.w, sum.w);
             }
+            sums[i][0] = sum.x;
+            sums[i][1] = sum.y;
+            sums[i][2] = sum.z;
+            sums[i][3] = sum.w;
         }
     }
     if (!there) return;
     float* out = a.out + (long long)look.out * a.out_stride + head * d;
+    float share = 1.0f / total;
 #pragma unroll
-    for (int i = 0; i < MOST_D / 8; i++) {
-        int column = within + i * 8;
-        if (column < d) out[column] = sums[i] / total;
+    for (int i = 0; i < MOST_D / 32; i++) {
+#pragma unroll
+        for (int j = 0; j < 4; j++) {
+            int column = within * 4 + i * 32 + j;
+            if (column < d) out[column] = sums[i][j] * share;
+        }
     }
 }
 

@@ -28,6 +28,7 @@ __device__ __forceinline__ void best_of_warp(float& value, unsigned& id) {
 }
 
 extern "C" __global__ void __launch_bounds__(128) fd_best(const BestArgs a) {
+    after_the_kernel_before();
     __shared__ float values[4];
     __shared__ unsigned ids[4];
     const float* logits = a.logits + (long long)blockIdx.x * a.stride;
@@ -69,27 +70,29 @@ struct AdvanceArgs {
     int rows;
 };
 
-// One warp per row: the best of its parts, which the next step appends.
-extern "C" __global__ void __launch_bounds__(32) fd_advance(const AdvanceArgs a) {
-    int row = blockIdx.x, lane = threadIdx.x;
-    float value = a.values[row * PARTS + lane];
-    unsigned id = a.best[row * PARTS + lane];
-    best_of_warp(value, id);
-    if (lane != 0) return;
-    // A row that has chosen nothing chooses nothing any more.
-    if (value != value || a.ids[row] == NO_TOKEN) id = NO_TOKEN;
-    a.chosen[*a.step * a.rows + row] = id;
-    a.ids[row] = id;
-    // Rows of no sequence stay where they are.
-    if (a.looks[row].keys == 0) return;
-    a.positions[row] += 1;
-    a.looks[row].position += 1;
-    a.looks[row].keys += 1;
-}
-
-// Behind `fd_advance` of all rows.
-extern "C" __global__ void __launch_bounds__(32) fd_count(const AdvanceArgs a) {
-    if (threadIdx.x == 0) *a.step += 1;
+// One block, in which a warp goes from row to row: the best of a row's parts, which the next step appends.
+extern "C" __global__ void __launch_bounds__(1024) fd_advance(const AdvanceArgs a) {
+    after_the_kernel_before();
+    int lane = threadIdx.x % WARP;
+    unsigned step = *a.step;
+    for (int row = threadIdx.x / WARP; row < a.rows; row += blockDim.x / WARP) {
+        float value = a.values[row * PARTS + lane];
+        unsigned id = a.best[row * PARTS + lane];
+        best_of_warp(value, id);
+        if (lane != 0) continue;
+        // A row that has chosen nothing chooses nothing any more.
+        if (value != value || a.ids[row] == NO_TOKEN) id = NO_TOKEN;
+        a.chosen[step * a.rows + row] = id;
+        a.ids[row] = id;
+        // Rows of no sequence stay where they are.
+        if (a.looks[row].keys == 0) continue;
+        a.positions[row] += 1;
+        a.looks[row].position += 1;
+        a.looks[row].keys += 1;
+    }
+    // Everybody has read the number of steps.
+    __syncthreads();
+    if (threadIdx.x == 0) *a.step = step + 1;
 }
 
 // What the host declares (rust/cuda/args.rs).
@@ -98,5 +101,4 @@ static_assert(sizeof(BestArgs) == 32 && sizeof(AdvanceArgs) == 64, "as the host 
 #ifdef EMU
 EMU_KERNEL(fd_best, BestArgs)
 EMU_KERNEL(fd_advance, AdvanceArgs)
-EMU_KERNEL(fd_count, AdvanceArgs)
 #endif

@@ -32,9 +32,15 @@ __device__ __forceinline__ float widen(float x) { return x; }
 
 // To the nearest bfloat16, ties to even; what is no number stays none.
 __device__ __forceinline__ bf16 to_bf16(float x) {
+#ifdef EMU
     unsigned bits = __float_as_uint(x);
-    if ((bits & 0x7FFFFFFFu) > 0x7F800000u) return (bf16)((bits >> 16) | 0x40u);
+    if ((bits & 0x7FFFFFFFu) > 0x7F800000u) return (bf16)0x7FFF;
     return (bf16)((bits + 0x7FFFu + ((bits >> 16) & 1u)) >> 16);
+#else
+    bf16 rounded;
+    asm("cvt.rn.bf16.f32 %0, %1;" : "=h"(rounded) : "f"(x));
+    return rounded;
+#endif
 }
 
 template <typename T> __device__ __forceinline__ T narrow(float x);
@@ -43,7 +49,13 @@ template <> __device__ __forceinline__ bf16 narrow<bf16>(float x) { return to_bf
 
 // Two values side by side in a word, the first in the lower half.
 __device__ __forceinline__ unsigned pair(float low, float high) {
+#ifdef EMU
     return (unsigned)to_bf16(low) | (unsigned)to_bf16(high) << 16;
+#else
+    unsigned both;
+    asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(both) : "f"(high), "f"(low));
+    return both;
+#endif
 }
 
 // The values of sixteen bytes.
@@ -63,6 +75,18 @@ __device__ __forceinline__ void unpack(const uint4& from, float (&to)[8]) {
     }
 }
 
+// A kernel may begin before the one in front of it has ended, where the host allows it (compute capability 9.0 and later), and what it does
+// before this call overlaps with that one: only weights may be read there. Every thread of every kernel calls this, also one that has nothing
+// to do, for the kernel behind this one relies on all those before having ended.
+__device__ __forceinline__ void after_the_kernel_before() {
+#ifdef EMU
+    emu_after_the_kernel_before();
+#elif __CUDA_ARCH__ >= 900
+    asm volatile("griddepcontrol.wait;" ::: "memory");
+    asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
+#endif
+}
+
 // Sixteen bytes of weights, which no kernel writes and a step reads once.
 __device__ __forceinline__ uint4 load_once(const void* at) {
 #ifdef EMU
@@ -73,6 +97,49 @@ __device__ __forceinline__ uint4 load_once(const void* at) {
                  : "=r"(r.x), "=r"(r.y), "=r"(r.z), "=r"(r.w)
                  : "l"(at));
     return r;
+#endif
+}
+
+// Sixteen bytes of global memory whose address lies in memory, so that the compiler does not know of what kind it is.
+__device__ __forceinline__ uint4 load(const void* at) {
+#ifdef EMU
+    return *(const uint4*)at;
+#else
+    uint4 r;
+    asm volatile("ld.global.v4.u32 {%0, %1, %2, %3}, [%4];" : "=r"(r.x), "=r"(r.y), "=r"(r.z), "=r"(r.w) : "l"(at));
+    return r;
+#endif
+}
+
+// Sixteen bytes on their way from global to shared memory: the first `bytes` of them, and zeros behind. They are there when the thread has
+// waited for the group that they were committed with.
+__device__ __forceinline__ void copy_async(void* to, const void* from, int bytes) {
+#ifdef EMU
+    emu_copy_async(to, from, bytes);
+#else
+    asm volatile("{ .reg .u64 at; cvta.to.shared.u64 at, %0; .reg .u32 place; cvt.u32.u64 place, at; "
+                 "cp.async.cg.shared.global [place], [%1], 16, %2; }"
+                 :
+                 : "l"(to), "l"(from), "r"(bytes)
+                 : "memory");
+#endif
+}
+
+// Ends a group of copies.
+__device__ __forceinline__ void copy_commit() {
+#ifdef EMU
+    emu_copy_commit();
+#else
+    asm volatile("cp.async.commit_group;" ::: "memory");
+#endif
+}
+
+// Waits for the thread's groups of copies but the last `LEFT`.
+template <int LEFT> __device__ __forceinline__ void copy_wait() {
+#ifdef EMU
+    emu_copy_wait(LEFT);
+#else
+    asm volatile("cp.async.wait_group %0;" : : "n"(LEFT) : "memory");
 #endif
 }
 
@@ -142,31 +209,67 @@ __device__ __noinline__ float activate(int activation, float x) {
 enum NormKind { NO_NORM, LAYER_NORM, RMS_NORM };
 
 struct NormArgs {
-    const float* weight;
-    const float* bias; // of layer norms
+    const float* weight; // both can be read in whole sixteen bytes
+    const float* bias;   // of layer norms
     float eps;
     int kind;
 };
 
-// Mean and reciprocal deviation of a row, by one warp; every lane gets them. An rms norm has no mean.
+// Four neighbouring values from `i` on, of which those from `n` on are zeros. Rows and weights begin at sixteen bytes and end at them, so that
+// all four can be read, whatever the last ones are. There is no branch, so that many of these are under way at a time.
+__device__ __forceinline__ float4 four(const float* x, int i, int n) {
+    float4 all = i < n ? *(const float4*)(x + i) : make_float4(0.0f, 0.0f, 0.0f, 0.0f);
+    return make_float4(all.x, i + 1 < n ? all.y : 0.0f, i + 2 < n ? all.z : 0.0f, i + 3 < n ? all.w : 0.0f);
+}
+
+// Mean and reciprocal deviation of a row, by one warp; every lane gets them. An rms norm has no mean. Eight times four values of a lane are
+// under way at a time, since whoever reads a row first waits for them.
 __device__ __forceinline__ float2 statistics(const float* x, int n, const NormArgs& norm, int lane) {
+    constexpr int AT_ONCE = 8, STEP = 4 * WARP * AT_ONCE;
     float mean = 0.0f;
     if (norm.kind == LAYER_NORM) {
         float sum = 0.0f;
-        for (int i = lane; i < n; i += WARP) sum += x[i];
+        for (int from = lane * 4; from < n; from += STEP) {
+            float4 some[AT_ONCE];
+#pragma unroll
+            for (int j = 0; j < AT_ONCE; j++) some[j] = four(x, from + j * 4 * WARP, n);
+#pragma unroll
+            for (int j = 0; j < AT_ONCE; j++) sum += (some[j].x + some[j].y) + (some[j].z + some[j].w);
+        }
         mean = warp_sum(sum) / n;
     }
     float square = 0.0f;
-    for (int i = lane; i < n; i += WARP) {
-        float d = x[i] - mean;
-        square = fmaf(d, d, square);
+    for (int from = lane * 4; from < n; from += STEP) {
+        float4 some[AT_ONCE];
+#pragma unroll
+        for (int j = 0; j < AT_ONCE; j++) some[j] = four(x, from + j * 4 * WARP, n);
+#pragma unroll
+        for (int j = 0; j < AT_ONCE; j++) {
+            float parts[4] = {some[j].x, some[j].y, some[j].z, some[j].w};
+#pragma unroll
+            for (int i = 0; i < 4; i++) {
+                float d = from + j * 4 * WARP + i < n ? parts[i] - mean : 0.0f;
+                square = fmaf(d, d, square);
+            }
+        }
     }
     return make_float2(mean, 1.0f / sqrtf(warp_sum(square) / n + norm.eps));
 }
 
+// The same of a head, which lies anywhere in a row.
+__device__ __forceinline__ float2 statistics_of_head(const float* x, int d, const NormArgs& norm, int lane) {
+    float sum = 0.0f, square = 0.0f;
+    for (int i = lane; i < d; i += WARP) sum += x[i];
+    float mean = norm.kind == LAYER_NORM ? warp_sum(sum) / d : 0.0f;
+    for (int i = lane; i < d; i += WARP) square = fmaf(x[i] - mean, x[i] - mean, square);
+    return make_float2(mean, 1.0f / sqrtf(warp_sum(square) / d + norm.eps));
+}
+
+// With the column's weight, and its bias or 0.
+__device__ __forceinline__ float normalize(float x, float2 by, float weight, float bias) { return (x - by.x) * by.y * weight + bias; }
+
 __device__ __forceinline__ float normalize(float x, float2 by, const NormArgs& norm, int column) {
-    float y = (x - by.x) * by.y * norm.weight[column];
-    return norm.kind == LAYER_NORM ? y + norm.bias[column] : y;
+    return normalize(x, by, norm.weight[column], norm.kind == LAYER_NORM ? norm.bias[column] : 0.0f);
 }
 
 // ---------------------------------------------------------------------------------------------------------------- products
@@ -196,13 +299,27 @@ struct LinearArgs {
     int split; // warps that share the inputs of an output
 };
 
-// Finishes output `n` and its neighbour, which is even and odd, of a row.
-__device__ __forceinline__ void finish(const LinearArgs& a, int row, int n, float first, float second) {
+// What is added to output `n` and its neighbour of a row, which even and odd outputs have in common.
+struct Added {
+    float bias[2], residual[2];
+};
+
+__device__ __forceinline__ void fetch_bias(const LinearArgs& a, int n, Added& to) {
+#pragma unroll
+    for (int i = 0; i < 2; i++) to.bias[i] = a.bias && n + i < a.outputs ? a.bias[n + i] : 0.0f;
+}
+
+__device__ __forceinline__ void fetch_residual(const LinearArgs& a, int row, int n, Added& to) {
+#pragma unroll
+    for (int i = 0; i < 2; i++)
+        to.residual[i] = a.residual && row < a.rows && n + i < a.outputs ? a.residual[(long long)row * a.residual_stride + n + i] : 0.0f;
+}
+
+// Finishes output `n`, which is even, and its neighbour.
+__device__ __forceinline__ void finish(const LinearArgs& a, int row, int n, float first, float second, const Added& added) {
     if (row >= a.rows || n >= a.outputs) return;
-    if (a.bias) {
-        first += a.bias[n];
-        if (n + 1 < a.outputs) second += a.bias[n + 1];
-    }
+    first += added.bias[0];
+    second += added.bias[1];
     if (a.gated) {
         a.results[0].at[(long long)row * a.results[0].stride + n / 2] = activate(a.results[0].activation, first) * second;
         return;
@@ -216,9 +333,15 @@ __device__ __forceinline__ void finish(const LinearArgs& a, int row, int n, floa
         const Results& to = a.results[s];
         float y = i == 0 ? first : second;
         if (to.activation != LINEAR) y = activate(to.activation, y);
-        if (a.residual) y += a.residual[(long long)row * a.residual_stride + output];
-        to.at[(long long)row * to.stride + output - to.first] = y;
+        to.at[(long long)row * to.stride + output - to.first] = y + added.residual[i];
     }
+}
+
+__device__ __forceinline__ void finish(const LinearArgs& a, int row, int n, float first, float second) {
+    Added added;
+    fetch_bias(a, n, added);
+    fetch_residual(a, row, n, added);
+    finish(a, row, n, first, second, added);
 }
 
 // ------------------------------------------------------------------------------------------------------------ rows of a step
@@ -248,7 +371,7 @@ __device__ __forceinline__ int angle_stride(int pairs) { return (2 * pairs + 3) 
 // One head of a row, prepared by one warp into `to`, which all its lanes see afterwards.
 __device__ __forceinline__ void prepare(const Preparation& p, const float* x, int d, int row, int lane, float* to) {
     float2 by = make_float2(0.0f, 1.0f);
-    if (p.norm.kind != NO_NORM) by = statistics(x, d, p.norm, lane);
+    if (p.norm.kind != NO_NORM) by = statistics_of_head(x, d, p.norm, lane);
     for (int i = lane; i < d; i += WARP) to[i] = p.norm.kind != NO_NORM ? normalize(x[i], by, p.norm, i) : x[i];
     __syncwarp();
     if (p.angles) {

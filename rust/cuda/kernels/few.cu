@@ -12,6 +12,10 @@ template <typename T> __device__ __forceinline__ int place(int u, int split, int
     return ((u * split + part) * WARP + lane) * Vector<T>::LENGTH;
 }
 
+// Four values, rounded, into shared memory.
+__device__ __forceinline__ void put(float* to, float4 v) { *(float4*)to = v; }
+__device__ __forceinline__ void put(bf16* to, float4 v) { *(uint2*)to = make_uint2(pair(v.x, v.y), pair(v.z, v.w)); }
+
 template <typename T, int ROWS> __device__ __forceinline__ void few(const LinearArgs& a) {
     constexpr int LENGTH = Vector<T>::LENGTH;
     DYNAMIC_SHARED(shared); // ROWS × a chunk of inputs
@@ -25,7 +29,7 @@ template <typename T, int ROWS> __device__ __forceinline__ void few(const Linear
 #pragma unroll
     for (int o = 0; o < 2; o++) w[o] = (const T*)a.w + (long long)min(n + o, a.outputs - 1) * a.w_stride;
 
-    // The first weights are on their way while the input is prepared.
+    // The first weights are on their way before the input is there.
     uint4 next[2][VECTORS];
 #pragma unroll
     for (int o = 0; o < 2; o++) {
@@ -35,6 +39,25 @@ template <typename T, int ROWS> __device__ __forceinline__ void few(const Linear
             next[o][u] = k < a.w_stride ? load_once(w[o] + k) : make_uint4(0, 0, 0, 0);
         }
     }
+    // So are the norm's weights for the inputs that this thread prepares first: fours of neighbouring inputs.
+    constexpr int FOURS = VECTORS * LENGTH / 16;
+    int at = threadIdx.x * 4;
+    float4 gains[FOURS] = {}, shifts[FOURS] = {};
+    auto fetch_norm = [&](int from) {
+#pragma unroll
+        for (int j = 0; j < FOURS; j++) {
+            int i = from + at + j * 4 * WARPS * WARP;
+            gains[j] = four(a.norm.weight, i, a.inputs);
+            if (a.norm.kind == LAYER_NORM) shifts[j] = four(a.norm.bias, i, a.inputs);
+        }
+    };
+    if (a.norm.kind != NO_NORM) fetch_norm(0);
+    // And what is added to the pair of outputs that this thread finishes: a thread for every pair and row.
+    int pairs = WARPS / a.split, finished = threadIdx.x % ROWS, of_pair = (blockIdx.x * pairs + threadIdx.x / ROWS) * 2;
+    Added added;
+    fetch_bias(a, of_pair, added);
+    after_the_kernel_before();
+    fetch_residual(a, finished, of_pair, added);
     if (a.norm.kind != NO_NORM) {
         for (int r = warp; r < ROWS; r += WARPS) {
             float2 found = statistics(a.x + (long long)min(r, a.rows - 1) * a.x_stride, a.inputs, a.norm, lane);
@@ -45,16 +68,28 @@ template <typename T, int ROWS> __device__ __forceinline__ void few(const Linear
     float sums[ROWS][2] = {};
     for (int start = 0; start < a.inputs; start += chunk) {
         if (start > 0) __syncthreads();
-        for (int r = 0; r < ROWS; r++) {
-            const float* x = a.x + (long long)min(r, a.rows - 1) * a.x_stride;
-            for (int i = threadIdx.x; i < chunk; i += WARPS * WARP) {
-                float value = 0.0f;
-                if (start + i < a.inputs) {
-                    value = x[start + i];
-                    if (a.norm.kind != NO_NORM) value = normalize(value, by[r], a.norm, start + i);
+        for (int from = start; from < start + chunk; from += FOURS * 4 * WARPS * WARP) {
+#pragma unroll 2
+            for (int r = 0; r < ROWS; r++) {
+                const float* x = a.x + (long long)min(r, a.rows - 1) * a.x_stride;
+                float4 values[FOURS];
+#pragma unroll
+                for (int j = 0; j < FOURS; j++) values[j] = four(x, from + at + j * 4 * WARPS * WARP, a.inputs);
+#pragma unroll
+                for (int j = 0; j < FOURS; j++) {
+                    int i = from + at + j * 4 * WARPS * WARP;
+                    float4 v = values[j];
+                    if (a.norm.kind != NO_NORM) {
+                        float2 of_row = by[r];
+                        v.x = i < a.inputs ? normalize(v.x, of_row, gains[j].x, shifts[j].x) : 0.0f;
+                        v.y = i + 1 < a.inputs ? normalize(v.y, of_row, gains[j].y, shifts[j].y) : 0.0f;
+                        v.z = i + 2 < a.inputs ? normalize(v.z, of_row, gains[j].z, shifts[j].z) : 0.0f;
+                        v.w = i + 3 < a.inputs ? normalize(v.w, of_row, gains[j].w, shifts[j].w) : 0.0f;
+                    }
+                    put(inputs + r * chunk + i - start, v);
                 }
-                inputs[r * chunk + i] = narrow<T>(value);
             }
+            if (a.norm.kind != NO_NORM) fetch_norm(from + FOURS * 4 * WARPS * WARP);
         }
         __syncthreads();
 #pragma unroll
@@ -88,20 +123,18 @@ template <typename T, int ROWS> __device__ __forceinline__ void few(const Linear
     }
     __syncthreads();
     // The block's pairs of outputs, each summed over the warps that share it, first to last.
-    int pairs = WARPS / a.split;
-    for (int i = threadIdx.x; i < pairs * ROWS; i += WARPS * WARP) {
-        int pair = i / ROWS, r = i % ROWS;
-        float first = parts[pair * a.split][r][0], second = parts[pair * a.split][r][1];
-        for (int p = 1; p < a.split; p++) {
-            first += parts[pair * a.split + p][r][0];
-            second += parts[pair * a.split + p][r][1];
-        }
-        finish(a, r, (blockIdx.x * pairs + pair) * 2, first, second);
+    int pair_here = threadIdx.x / ROWS;
+    if (pair_here >= pairs) return;
+    float first = parts[pair_here * a.split][finished][0], second = parts[pair_here * a.split][finished][1];
+    for (int p = 1; p < a.split; p++) {
+        first += parts[pair_here * a.split + p][finished][0];
+        second += parts[pair_here * a.split + p][finished][1];
     }
+    finish(a, finished, of_pair, first, second, added);
 }
 
 #define FEW(NAME, T, ROWS) \
-    extern "C" __global__ void __launch_bounds__(128, ROWS == 8 ? 3 : 4) NAME(const LinearArgs a) { few<T, ROWS>(a); }
+    extern "C" __global__ void __launch_bounds__(128, ROWS > 2 ? 3 : 4) NAME(const LinearArgs a) { few<T, ROWS>(a); }
 FEW(fd_few_f32_1, float, 1)
 FEW(fd_few_f32_2, float, 2)
 FEW(fd_few_f32_4, float, 4)

@@ -1,4 +1,4 @@
-// Products of more than eight rows with a matrix: tiles of 64 rows by 64 outputs. bfloat16 goes through the tensor cores, float32 through
+// Products of more than eight rows with a matrix: tiles of 64 rows by 64 outputs, or 16. bfloat16 goes through the tensor cores, float32 through
 // multiply-adds of single precision. A result is one chain of sums over the inputs, whatever other rows there are.
 
 #define TILE 64
@@ -9,6 +9,7 @@
 
 // 256 threads, 4 rows by 4 outputs each.
 extern "C" __global__ void __launch_bounds__(256) fd_many_f32(const LinearArgs a) {
+    after_the_kernel_before();
     __shared__ float x[STEP_F32][TILE + 4], w[STEP_F32][TILE + 4];
     int row = blockIdx.y * TILE, output = blockIdx.x * TILE;
     int ty = threadIdx.x / 16, tx = threadIdx.x % 16;
@@ -48,90 +49,91 @@ extern "C" __global__ void __launch_bounds__(256) fd_many_f32(const LinearArgs a
 // ------------------------------------------------------------------------------------------------------------------ bfloat16
 
 #define STEP 32
-#define LINE (STEP + 8) // halves from one row of a tile to the next: eight rows' fragments lie in different banks
+// From one row of a tile to the next: the rows that a warp reads together lie in different banks.
+#define X_LINE (STEP + 8) // floats
+#define W_LINE (STEP + 8) // halves
 
-// One tile's next inputs on their way: 16 values of a row, and 16 weights of an output.
-struct Fetched {
-    float4 x[4];
-    uint4 w[2];
-};
-
-__device__ __forceinline__ void fetch(const LinearArgs& a, int row, int output, int k, Fetched& to) {
-    int line = threadIdx.x / 2, from = k + threadIdx.x % 2 * 16;
-    const float* x = a.x + (long long)min(row + line, a.rows - 1) * a.x_stride + from;
-#pragma unroll
-    for (int i = 0; i < 4; i++) {
-        int left = a.inputs - from - 4 * i;
-        to.x[i] = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
-        if (left >= 4) {
-            to.x[i] = *(const float4*)(x + 4 * i);
-        } else {
-            if (left > 0) to.x[i].x = x[4 * i];
-            if (left > 1) to.x[i].y = x[4 * i + 1];
-            if (left > 2) to.x[i].z = x[4 * i + 2];
-        }
-    }
-    const bf16* w = (const bf16*)a.w + (long long)min(output + line, a.outputs - 1) * a.w_stride + from;
-#pragma unroll
-    for (int i = 0; i < 2; i++)
-        to.w[i] = from + 8 * i < a.w_stride ? *(const uint4*)(w + 8 * i) : make_uint4(0, 0, 0, 0);
-}
-
-__device__ __forceinline__ void put(const Fetched& from, bf16* x, bf16* w) {
-    int at = threadIdx.x / 2 * LINE + threadIdx.x % 2 * 16;
-    uint4* to = (uint4*)(x + at);
-#pragma unroll
-    for (int i = 0; i < 2; i++) {
-        float4 low = from.x[2 * i], high = from.x[2 * i + 1];
-        to[i] = make_uint4(pair(low.x, low.y), pair(low.z, low.w), pair(high.x, high.y), pair(high.z, high.w));
-        ((uint4*)(w + at))[i] = from.w[i];
-    }
-}
-
-// 128 threads: four warps, each 32 rows by 32 outputs. While a tile of inputs is multiplied, the next one is on its way.
-extern "C" __global__ void __launch_bounds__(128) fd_many_bf16(const LinearArgs a) {
-    __shared__ __align__(16) bf16 xs[2][TILE * LINE];
-    __shared__ __align__(16) bf16 ws[2][TILE * LINE];
-    int row = blockIdx.y * TILE, output = blockIdx.x * TILE;
+// A tile of 64 rows by `OUTPUTS` outputs, by four warps. `STAGES` tiles of inputs lie in shared memory: one is multiplied while the others are on
+// their way, since a tile takes far longer to come than to be multiplied. Tiles of 16 outputs are for matrices with too few outputs to
+// give every multiprocessor a tile of 64. Both form the same sums.
+template <int OUTPUTS, int STAGES> __device__ __forceinline__ void many_bf16(const LinearArgs& a) {
+    constexpr int ACROSS = OUTPUTS == 64 ? 2 : 1, DOWN = 4 / ACROSS; // warps
+    constexpr int M = TILE / DOWN / 16, N = OUTPUTS / ACROSS / 8;    // products of a warp
+    constexpr int X_BYTES = TILE * X_LINE * 4, STAGE_BYTES = X_BYTES + OUTPUTS * W_LINE * 2;
+    DYNAMIC_SHARED(shared);
+    int row = blockIdx.y * TILE, output = blockIdx.x * OUTPUTS;
     int warp = threadIdx.x / WARP, lane = threadIdx.x % WARP;
-    int top = warp / 2 * 32, left = warp % 2 * 32, group = lane / 4, within = lane % 4 * 2;
-    float sums[2][4][4] = {};
-    Fetched next;
-    fetch(a, row, output, 0, next);
-    put(next, xs[0], ws[0]);
-    for (int k = 0, turn = 0; k < a.inputs; k += STEP, turn ^= 1) {
+    int top = warp / ACROSS * M * 16, left = warp % ACROSS * N * 8, group = lane / 4, within = lane % 4 * 2;
+    int steps = (a.inputs + STEP - 1) / STEP;
+    auto stage_of = [&](int step) { return shared + step % STAGES * STAGE_BYTES; };
+    auto fetch_rows = [&](int step) {
+        float* to = (float*)stage_of(step);
+#pragma unroll
+        for (int i = threadIdx.x; i < TILE * STEP / 4; i += 128) {
+            int line = i / (STEP / 4), at = i % (STEP / 4) * 4, k = step * STEP + at, bytes = max(min(a.inputs - k, 4), 0) * 4;
+            const float* x = a.x + (long long)min(row + line, a.rows - 1) * a.x_stride;
+            copy_async(to + line * X_LINE + at, bytes > 0 ? x + k : x, bytes);
+        }
+    };
+    auto fetch_weights = [&](int step) {
+        bf16* to = (bf16*)(stage_of(step) + X_BYTES);
+#pragma unroll
+        for (int i = threadIdx.x; i < OUTPUTS * STEP / 8; i += 128) {
+            int line = i / (STEP / 8), at = i % (STEP / 8) * 8, k = step * STEP + at, bytes = k < a.w_stride ? 16 : 0;
+            const bf16* w = (const bf16*)a.w + (long long)min(output + line, a.outputs - 1) * a.w_stride;
+            copy_async(to + line * W_LINE + at, bytes > 0 ? w + k : w, bytes);
+        }
+    };
+    float sums[M][N][4] = {};
+#pragma unroll
+    for (int step = 0; step < STAGES - 1; step++) {
+        if (step < steps) fetch_weights(step);
+    }
+    after_the_kernel_before();
+#pragma unroll
+    for (int step = 0; step < STAGES - 1; step++) {
+        if (step < steps) fetch_rows(step);
+        copy_commit();
+    }
+    for (int step = 0; step < steps; step++) {
+        copy_wait<STAGES - 2>();
+        // Now everybody's copies are there, and nobody reads the tile before any more, whose place the next one takes.
         __syncthreads();
-        bool more = k + STEP < a.inputs;
-        if (more) fetch(a, row, output, k + STEP, next);
+        if (step + STAGES - 1 < steps) {
+            fetch_weights(step + STAGES - 1);
+            fetch_rows(step + STAGES - 1);
+        }
+        copy_commit();
+        const unsigned char* stage = stage_of(step);
 #pragma unroll
         for (int j = 0; j < STEP; j += 16) {
-            unsigned x[2][4], w[4][2];
+            unsigned x[M][4], w[N][2];
 #pragma unroll
-            for (int m = 0; m < 2; m++) {
-                const bf16* at = xs[turn] + (top + m * 16 + group) * LINE + j + within;
-                x[m][0] = *(const unsigned*)at;
-                x[m][1] = *(const unsigned*)(at + 8 * LINE);
-                x[m][2] = *(const unsigned*)(at + 8);
-                x[m][3] = *(const unsigned*)(at + 8 * LINE + 8);
+            for (int m = 0; m < M; m++) {
+                const float* at = (const float*)stage + (top + m * 16 + group) * X_LINE + j + within;
+#pragma unroll
+                for (int i = 0; i < 4; i++) {
+                    float2 both = *(const float2*)(at + i % 2 * 8 * X_LINE + i / 2 * 8);
+                    x[m][i] = pair(both.x, both.y);
+                }
             }
 #pragma unroll
-            for (int n = 0; n < 4; n++) {
-                const bf16* at = ws[turn] + (left + n * 8 + group) * LINE + j + within;
+            for (int n = 0; n < N; n++) {
+                const bf16* at = (const bf16*)(stage + X_BYTES) + (left + n * 8 + group) * W_LINE + j + within;
                 w[n][0] = *(const unsigned*)at;
                 w[n][1] = *(const unsigned*)(at + 8);
             }
 #pragma unroll
-            for (int m = 0; m < 2; m++) {
+            for (int m = 0; m < M; m++) {
 #pragma unroll
-                for (int n = 0; n < 4; n++) mma_bf16(sums[m][n], x[m], w[n]);
+                for (int n = 0; n < N; n++) mma_bf16(sums[m][n], x[m], w[n]);
             }
         }
-        if (more) put(next, xs[turn ^ 1], ws[turn ^ 1]);
     }
 #pragma unroll
-    for (int m = 0; m < 2; m++) {
+    for (int m = 0; m < M; m++) {
 #pragma unroll
-        for (int n = 0; n < 4; n++) {
+        for (int n = 0; n < N; n++) {
             int r = row + top + m * 16 + group, o = output + left + n * 8 + within;
             finish(a, r, o, sums[m][n][0], sums[m][n][1]);
             finish(a, r + 8, o, sums[m][n][2], sums[m][n][3]);
@@ -139,7 +141,11 @@ extern "C" __global__ void __launch_bounds__(128) fd_many_bf16(const LinearArgs 
     }
 }
 
+extern "C" __global__ void __launch_bounds__(128) fd_many_bf16(const LinearArgs a) { many_bf16<64, 4>(a); }
+extern "C" __global__ void __launch_bounds__(128) fd_narrow_bf16(const LinearArgs a) { many_bf16<16, 6>(a); }
+
 #ifdef EMU
 EMU_KERNEL(fd_many_f32, LinearArgs)
 EMU_KERNEL(fd_many_bf16, LinearArgs)
+EMU_KERNEL(fd_narrow_bf16, LinearArgs)
 #endif

@@ -36,6 +36,7 @@ __device__ __forceinline__ double2 sine_and_cosine(double angle) {
 }
 
 template <typename T> __device__ __forceinline__ void embed(const EmbedArgs& a) {
+    after_the_kernel_before();
     int row = blockIdx.x, position = a.positions[row];
     unsigned id = a.ids[row];
     const T* table = (const T*)a.table + (long long)(id == NO_TOKEN ? 0 : id) * a.table_stride;
@@ -67,6 +68,7 @@ struct NormRowsArgs {
 
 // A warp per row.
 extern "C" __global__ void __launch_bounds__(128) fd_norm(const NormRowsArgs a) {
+    after_the_kernel_before();
     int row = blockIdx.x * (blockDim.x / WARP) + threadIdx.x / WARP, lane = threadIdx.x % WARP;
     if (row >= a.rows) return;
     const float* x = a.x + (long long)row * a.x_stride;
@@ -83,6 +85,7 @@ struct GatherArgs {
 };
 
 extern "C" __global__ void __launch_bounds__(128) fd_gather(const GatherArgs a) {
+    after_the_kernel_before();
     const float* from = a.from + (long long)a.wanted[blockIdx.x] * a.from_stride;
     float* to = a.to + (long long)blockIdx.x * a.to_stride;
     for (int i = threadIdx.x; i < a.width; i += blockDim.x) to[i] = from[i];

@@ -52,6 +52,25 @@ extern "C" __global__ void try_tickets(const BlockArgs a) {
     if (ticket == gridDim.x - 1 && threadIdx.x == 0) a.out[1] = a.out[0];
 }
 
+// Two groups of asynchronous copies: what there is before anybody waits, when the first has come, and when all have.
+extern "C" __global__ void try_copies(const BlockArgs a) {
+    uint4* to = (uint4*)emu_dynamic_shared();
+    const uint4* from = (const uint4*)a.out;
+    emu_copy_async(to, from, 16);
+    emu_copy_commit();
+    emu_copy_async(to + 1, from + 1, a.n);
+    emu_copy_commit();
+    unsigned* seen = a.out + 8;
+    auto look = [&](int turn) {
+        for (int i = 0; i < 8; i++) seen[turn * 8 + i] = ((unsigned*)to)[i];
+    };
+    look(0);
+    emu_copy_wait(1);
+    look(1);
+    emu_copy_wait(0);
+    look(2);
+}
+
 __device__ __noinline__ unsigned deep(unsigned n) {
     volatile unsigned room[64];
     room[n % 64] = n;
@@ -76,6 +95,9 @@ extern "C" __global__ void try_mistake(const BlockArgs a) {
         case 10: if (thread < 32) __syncthreads(); else __syncwarp(); break;
         case 11: ((unsigned*)emu_dynamic_shared())[thread + a.n] = 1; break;
         case 13: if (thread == 5) a.out[-100] = 1; break;
+        case 14: emu_copy_async(emu_dynamic_shared() + 4, a.out, 16); break;
+        case 15: emu_copy_async(a.out, a.out, 16); break;
+        case 16: emu_copy_async(emu_dynamic_shared(), a.out, 17); break;
         case 12: *(unsigned*)(unsigned long long)(a.n * 0ll) = 1; break;
     }
 }
@@ -85,4 +107,5 @@ EMU_KERNEL(try_race, BlockArgs)
 EMU_KERNEL(try_unwritten, BlockArgs)
 EMU_KERNEL(try_places, BlockArgs)
 EMU_KERNEL(try_tickets, BlockArgs)
+EMU_KERNEL(try_copies, BlockArgs)
 EMU_KERNEL(try_mistake, BlockArgs)
