@@ -91,12 +91,12 @@ pub enum Error {
     },
     /// The operating system refused memory.
     #[error(
-        "{what}: expected {bytes} bytes of memory, got none; free memory or choose a smaller model, dtype or length"
+        "{what}: expected {}, got none; free memory or choose a smaller model, dtype or length", asked(*bytes)
     )]
     OutOfMemory {
         /// What the memory was for.
         what: String,
-        /// Size of the refused request in bytes.
+        /// Size of the refused request in bytes; 0 where only the driver of a GPU knows it.
         bytes: usize,
     },
     /// An instruction set was forced that this CPU does not have, or that does not exist.
@@ -161,4 +161,8 @@ impl Error {
             got: "a build of fastdecode without CUDA".to_owned(),
         }
     }
+}
+/// What was asked of the memory.
+fn asked(bytes: usize) -> String {
+    if bytes == 0 { "memory".to_owned() } else { format!("{bytes} bytes of memory") }
 }

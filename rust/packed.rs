@@ -12,7 +12,8 @@ use crate::kernels::{Element, Format, LINE, Orientation, PAIR, Panels, WIDTH, We
 /// A packed matrix of `outputs × inputs`.
 #[derive(Debug, Clone)]
 pub struct Packed {
-    arena: Arc<Arena>,
+    /// None once a device has the panels.
+    arena: Option<Arc<Arena>>,
     offset: usize,
     weight_type: &'static dyn WeightType,
     outputs: usize,
@@ -38,7 +39,7 @@ impl Packed {
     ) -> Self {
         let bytes = packed_bytes(weight_type, outputs, inputs).expect("a size that was planned");
         assert!(offset.is_multiple_of(LINE) && offset + bytes <= arena.len(), "the arena holds the matrix");
-        Self { arena: Arc::clone(arena), offset, weight_type, outputs, inputs }
+        Self { arena: Some(Arc::clone(arena)), offset, weight_type, outputs, inputs }
     }
 
     /// Number of outputs.
@@ -72,11 +73,20 @@ impl Packed {
     }
 
     /// Where the panels are.
+    ///
+    /// # Panics
+    /// After [`Packed::release`].
     fn panels_at(&self) -> Panels {
+        let arena = self.arena.as_ref().expect("a matrix that a device has is read there");
         // SAFETY: inside the arena.
-        let at = unsafe { self.arena.at().add(self.offset) };
+        let at = unsafe { arena.at().add(self.offset) };
         let lines = self.weight_type.lines(self.inputs);
         Panels { at, outputs: self.outputs, inputs: self.inputs, lines }
+    }
+
+    /// Lets go of the panels, since a device has them. What is known of the matrix stays, and nobody reads its weights any more.
+    pub fn release(&mut self) {
+        self.arena = None;
     }
 
     /// First byte of panel `p`, whose lines are [`PAIR`] bytes apart.

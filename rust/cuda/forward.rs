@@ -61,7 +61,6 @@ pub fn forwards(
 /// One program on a GPU.
 #[derive(Debug)]
 pub struct Forward {
-    gpu: Arc<Gpu>,
     ready: Vec<Ready>,
     own: Shape,
     memory: Shape,
@@ -70,6 +69,8 @@ pub struct Forward {
     bytes: AtomicUsize,
     /// Where the weights are.
     _held: Arc<Vec<Memory>>,
+    /// Dropped last: graphs are of its kernels.
+    gpu: Arc<Gpu>,
 }
 
 /// What steps work with; one step at a time.
@@ -239,10 +240,11 @@ impl Work {
     /// Finds places for a step and sends its tables.
     fn place(&mut self, forward: &Forward, step: &Step<'_, '_>) -> Result<Placed> {
         let gpu = &forward.gpu;
-        let (places, tickets, moved) = self.activations.place(gpu, step.program, &step.size)?;
-        if moved {
+        let placed = self.activations.place(gpu, step.program, &step.size);
+        if std::mem::take(&mut self.activations.moved) {
             self.graphs.clear();
         }
+        let (places, tickets) = placed?;
         let (sent, room) = (places.tables.sent, step.size.room);
         let given = |i: usize| match (step.inputs.of)(i) {
             Input::Embeddings(values) => Some(values),
@@ -292,7 +294,15 @@ impl Work {
             if self.graphs.len() >= MOST_GRAPHS {
                 self.graphs.clear();
             }
-            self.graphs.insert(key, stream.capture(&record)?);
+            match stream.capture(&record) {
+                Ok(graph) => self.graphs.insert(key, graph),
+                // A graph takes memory of the GPU, and so do those that were recorded before; the step itself may have what it needs.
+                Err(Error::OutOfMemory { .. }) => {
+                    self.graphs.clear();
+                    return (0..times).try_for_each(|_| record());
+                }
+                Err(error) => return Err(error),
+            };
         }
         // SAFETY: what the graph reads and writes are places of this size, which have not moved since it was recorded.
         (0..times).try_for_each(|_| unsafe { stream.launch_graph(&self.graphs[&key]) })

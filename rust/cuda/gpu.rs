@@ -82,7 +82,14 @@ impl Gpu {
         let module = |file| -> Result<Module> {
             let (name, text) = FILES[file];
             let sources = [("common.cuh", COMMON), (name, text)];
-            device.module(&store::cubin(device.capability(), &sources, folders)?)
+            let refused = match device.module(&store::cubin(device.capability(), &sources, folders)?) {
+                Ok(module) => return Ok(module),
+                Err(refused) => refused,
+            };
+            match store::exact(device.capability(), &sources, folders) {
+                Some(Ok(exact)) => device.module(&exact),
+                Some(Err(_)) | None => Err(refused),
+            }
         };
         let kind = if bf16 { "bf16" } else { "f32" };
         let (rows, few, many, attend, choose) = (module(0)?, module(1)?, module(2)?, module(3)?, module(4)?);

@@ -3,7 +3,7 @@
 use super::driver::Memory;
 use super::gpu::{FEW, Gpu};
 use super::tables::{Room, Tables};
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::layers::heads::Heads;
 use crate::program::{Op, Operand, Program, Which};
 
@@ -104,28 +104,33 @@ pub(super) struct Activations {
     tickets: Option<Memory>,
     /// Whether a step may have left counters in the middle.
     pub(super) is_spoilt: bool,
+    /// Whether the memory is another than before, so that what was recorded of it is void. Whoever forgets those records takes it back.
+    pub(super) moved: bool,
 }
 
 impl Activations {
-    /// Places for a step of this size; `true` where the memory is another than before, so that what was recorded of it is void.
+    /// Places for a step of this size, and where its counters are. Sets `moved` where the memory has become another one, also in an error.
     ///
     /// # Errors
     /// `OutOfMemory`, and those of the device.
-    pub(super) fn place(&mut self, gpu: &Gpu, program: &Program, size: &Size) -> Result<(Places, u64, bool)> {
+    pub(super) fn place(&mut self, gpu: &Gpu, program: &Program, size: &Size) -> Result<(Places, u64)> {
         let mut places = Places::lay_out(program, size);
         let heads = program.heads().map_or(0, |heads| heads.heads);
         let counters = (size.room.rows * heads * 4).max(4);
-        let mut moved = false;
         if self.memory.as_ref().is_none_or(|memory| memory.len() < places.bytes) {
             // The old memory goes first: both at once may be too much.
             self.memory = None;
-            moved = true;
+            self.moved = true;
             // A little more, so that the next longer step does not move everything again.
-            self.memory = Some(gpu.device.alloc(places.bytes + places.bytes / 4, "activations")?);
+            let memory = match gpu.device.alloc(places.bytes + places.bytes / 4, "activations") {
+                Err(Error::OutOfMemory { .. }) => gpu.device.alloc(places.bytes, "activations"),
+                other => other,
+            };
+            self.memory = Some(memory?);
         }
         if self.tickets.as_ref().is_none_or(|memory| memory.len() < counters) {
             self.tickets = None;
-            moved = true;
+            self.moved = true;
             let memory = gpu.device.alloc(counters, "activations")?;
             self.is_spoilt = true;
             self.tickets = Some(memory);
@@ -148,7 +153,7 @@ impl Activations {
         ]) {
             *place += base;
         }
-        Ok((places, at(&self.tickets), moved))
+        Ok((places, at(&self.tickets)))
     }
 
     /// Bytes of the GPU's memory.

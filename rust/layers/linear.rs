@@ -93,6 +93,11 @@ impl Linear {
         &self.weight
     }
 
+    /// The weights, to be let go of.
+    pub fn weight_mut(&mut self) -> &mut Packed {
+        &mut self.weight
+    }
+
     /// A value per output, and zeros up to whole panels; empty for none.
     pub fn bias(&self) -> &[f32] {
         &self.bias

@@ -151,7 +151,7 @@ mod backend {
     use crate::team::Cancel;
 
     pub(super) fn check(ordinal: usize) -> Result<()> {
-        Device::open(ordinal).map(drop)
+        Device::look(ordinal)
     }
 
     pub(super) fn open(

@@ -118,7 +118,7 @@ impl Model {
             Recorder::new(Loader::new(checkpoint, architecture.prefix, &rounding, threads, cancel));
         let Recorded { network, context, rope } =
             (architecture.record)(architecture.name, options.part, &mut file, &mut recorder)?;
-        let (weights, loader) = recorder.finish()?;
+        let (mut weights, loader) = recorder.finish()?;
         let mut dtypes: Vec<&str> = weights.types().map(|of| of.name()).collect();
         dtypes.sort_unstable();
         dtypes.dedup();
@@ -134,7 +134,9 @@ impl Model {
         let shape = Shape { layers: main.layers(), heads: kv_heads, head_dim, bf16 };
         let (device, device_reason) = choice.place(&network, &weights, &dtypes, shape, options, cancel)?;
         let bf16 = device.as_ref().map_or(bf16, |device| device.bf16);
-        if bf16 && device.is_none() {
+        if device.is_some() {
+            weights.release();
+        } else if bf16 {
             check_bf16(&weights, &dtypes)?;
         }
         let (main, shape) = (network.main(), Shape { bf16, ..shape });

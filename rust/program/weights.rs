@@ -101,6 +101,12 @@ impl Weights {
         &self.shares
     }
 
+    /// Lets go of the matrices' bytes, since a device has them and runs all programs. Norms, biases and tables of positions stay.
+    pub fn release(&mut self) {
+        self.linears.iter_mut().for_each(|linear| linear.weight_mut().release());
+        self.tables.iter_mut().for_each(Packed::release);
+    }
+
     /// Bytes of all packed matrices.
     pub fn bytes(&self) -> usize {
         self.bytes

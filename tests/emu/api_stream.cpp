@@ -95,6 +95,13 @@ EMU_API CUresult cuStreamBeginCapture_v2(CUstream stream, CUstreamCaptureMode mo
     return 0;
 }
 
+EMU_API CUresult cuThreadExchangeStreamCaptureMode(CUstreamCaptureMode* mode) {
+    EMU_ENTER("cuThreadExchangeStreamCaptureMode", Needs::Initialised);
+    if (*mode < 0 || *mode > 2) return CUDA_ERROR_INVALID_VALUE;
+    std::swap(*mode, thread_mode());
+    return 0;
+}
+
 EMU_API CUresult cuStreamEndCapture(CUstream stream, CUgraph* graph) {
     EMU_ENTER("cuStreamEndCapture", Needs::Context);
     auto queue = stream_of(stream);

@@ -79,13 +79,20 @@ int count_call(const char* function) {
     return demanded(function, ++s.counters.calls[function]);
 }
 
+int& thread_mode() {
+    thread_local int mode = 0;
+    return mode;
+}
+
 bool capture_forbids(const char* function) {
-    enum { GLOBAL = 0, THREAD_LOCAL = 1 };
+    enum { GLOBAL = 0, THREAD_LOCAL = 1, RELAXED = 2 };
     bool forbidden = false;
+    if (thread_mode() == RELAXED) return false;
     for (auto& [handle, stream] : state().streams) {
         if (!stream->capture) continue;
         bool own = pthread_equal(stream->recorder, pthread_self()) != 0;
-        if (stream->mode == GLOBAL || (stream->mode == THREAD_LOCAL && own)) {
+        bool others = stream->mode == GLOBAL && thread_mode() == GLOBAL;
+        if (others || (stream->mode != RELAXED && own)) {
             stream->invalidated = true;
             forbidden = true;
         }
@@ -127,7 +134,7 @@ EMU_API const char* emu_report() {
     text = "{\"calls\": " + counts(c.calls) + ", \"launches\": " + counts(c.launches);
     std::pair<const char*, std::size_t> numbers[] = {
         {"bytes_to_device", c.to_device}, {"bytes_to_host", c.to_host}, {"bytes_copied", c.copied}, {"bytes_filled", c.filled},
-        {"graph_launches", c.graph_launches}, {"peak_memory", peak()}, {"memory", in_use(0)}, {"allocations", living(Kind::Device)},
+        {"graph_launches", c.graph_launches}, {"early", c.early}, {"peak_memory", peak()}, {"memory", in_use(0)}, {"allocations", living(Kind::Device)},
         {"pinned", living(Kind::Pinned)}, {"streams", s.streams.size()}, {"events", s.events.size()}, {"graphs", s.graphs.size()},
         {"executables", s.executables.size()}, {"modules", s.modules.size()}, {"lost", std::size_t(s.lost)}};
     for (const auto& [name, number] : numbers) text += std::string(", \"") + name + "\": " + std::to_string(number);

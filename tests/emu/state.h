@@ -50,7 +50,7 @@ namespace emu {
 
 struct Counters {
     std::map<std::string, std::size_t> calls, launches;
-    std::size_t to_device = 0, to_host = 0, copied = 0, filled = 0, graph_launches = 0;
+    std::size_t to_device = 0, to_host = 0, copied = 0, filled = 0, graph_launches = 0, early = 0;
 };
 
 struct State {
@@ -92,6 +92,9 @@ class Entry {
 
 // Counts a call of a function that needs no context, and returns the error that a knob demands of it, or 0.
 int count_call(const char* function);
+
+// Which captures forbid calls of this thread, as cuThreadExchangeStreamCaptureMode sets it: global, its own, relaxed.
+int& thread_mode();
 
 // Whether a capture forbids what would wait or allocate; the capture is invalid from then on.
 bool capture_forbids(const char* function);

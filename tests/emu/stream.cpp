@@ -28,6 +28,7 @@ int lose(int code, const std::string& message) {
 int launch(const Operation& work) {
     auto& counters = state().counters;
     counters.launches[work.kernel->name]++;
+    counters.early += work.early;
     Fault fault = run_grid(*work.kernel, work.bytes.data(), work.grid, work.block, work.shared, work.early, state().knobs.reverse);
     if (fault.code != 0) return lose(fault.code, fault.message);
     std::string damaged = damage(true);

@@ -36,6 +36,16 @@ class LaunchConfig(ctypes.Structure):
     )
 
 
+class LaunchAttribute(ctypes.Structure):
+    """CUlaunchAttribute, with a number as its value."""
+
+    _fields_ = (("id", c_int), ("padding", c_int), ("value", c_int * 16))
+
+
+# CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION, allowed.
+EARLY = LaunchAttribute(6, 0, (c_int * 16)(1))
+
+
 class Driver:
     """An emulated driver in this process, set anew, with a current context, a stream and a module.
 
@@ -147,10 +157,12 @@ class Driver:
         grid: Sequence[int],
         block: Sequence[int],
         shared: int = 0,
+        *,
+        early: bool = False,
     ) -> None:
-        """Queues a kernel; `grid` and `block` have up to three numbers."""
+        """Queues a kernel, which may begin early; `grid` and `block` have up to three numbers."""
         x, y = [*grid, 1, 1][:3], [*block, 1, 1][:3]
-        config = LaunchConfig(*x, *y, shared, self.stream, None, 0)
+        config = LaunchConfig(*x, *y, shared, self.stream, ctypes.addressof(EARLY), int(early))
         pointers = (c_void_p * 1)(ctypes.addressof(arguments))
         self.call("cuLaunchKernelEx", ctypes.byref(config), self.function(name), pointers, None)
 

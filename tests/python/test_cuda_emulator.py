@@ -198,6 +198,18 @@ def test_kernels_run_after_one_that_ended_early(begin: Callable[..., Driver]) ->
     test_barriers_order_what_threads_share(begin, 256, "")
 
 
+def test_a_kernel_that_may_begin_early_waits_for_the_one_before(begin: Callable[..., Driver]) -> None:
+    driver = begin()
+    out = driver.alloc(256)
+    driver.launch("try_early", Block(out, 64, 0), [1], [64], early=True)
+    driver.launch("try_early", Block(out, 63, 0), [1], [64])
+    driver.synchronize()
+    assert driver.report()["early"] == 1
+    driver.launch("try_early", Block(out, 63, 0), [1], [64], early=True)
+    with pytest.raises(DriverError, match=r"thread \(63, 0, 0\).* never waited for the kernel before"):
+        driver.synchronize()
+
+
 def test_asynchronous_copies_come_when_their_thread_waits(begin: Callable[..., Driver]) -> None:
     values, poison = np.arange(1, 33, dtype=np.uint32), np.full(4, 0xFFFFFFFF, np.uint32)
     first, second = values[:4], np.array([5, 6, 0, 0], np.uint32)

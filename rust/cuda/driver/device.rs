@@ -6,7 +6,10 @@ use std::ptr::null_mut;
 use std::sync::Arc;
 
 use super::errors::{self, OLDEST_CAPABILITY};
-use super::ffi::{CAPABILITY_MAJOR, CAPABILITY_MINOR, Code, Context, DeviceId, Driver, MULTIPROCESSOR_COUNT};
+use super::ffi::{
+    CAPABILITY_MAJOR, CAPABILITY_MINOR, CAPTURE_RELAXED, Code, Context, DeviceId, Driver,
+    MULTIPROCESSOR_COUNT, OUT_OF_MEMORY,
+};
 use crate::error::Result;
 use crate::forks;
 
@@ -65,6 +68,11 @@ pub fn devices() -> Result<Vec<Listed>> {
 }
 
 impl Known {
+    /// Its number and name, as errors show them.
+    fn shown(&self) -> String {
+        format!("cuda:{} ({})", self.ordinal, self.name)
+    }
+
     fn ask(driver: &Driver, ordinal: usize) -> Result<Self> {
         let (what, functions) = (format!("cuda:{ordinal}"), &driver.functions);
         let (mut id, mut name) = (0, [0 as c_char; 256]);
@@ -110,24 +118,38 @@ impl Device {
         }
     }
 
-    /// Opens the GPU of this number, counted as the driver does.
+    /// Sees to it that there is a GPU of this number that is not too old, without opening it: that takes tenths of a second.
     ///
     /// # Errors
-    /// [`Cuda`](crate::Error::Cuda) where there is no driver, no such GPU, or it is too old.
-    pub fn open(ordinal: usize) -> Result<Arc<Self>> {
+    /// As for [`Device::open`].
+    pub fn look(ordinal: usize) -> Result<()> {
+        Self::known(ordinal).map(drop)
+    }
+
+    fn known(ordinal: usize) -> Result<Known> {
         let count = Self::count()?;
         if ordinal >= count {
             return Err(errors::no_such_gpu(ordinal, count));
         }
-        let driver = Driver::get()?;
-        let known = Known::ask(driver, ordinal)?;
-        let shown = format!("cuda:{ordinal} ({})", known.name);
+        let known = Known::ask(Driver::get()?, ordinal)?;
         if known.capability < OLDEST_CAPABILITY {
-            return Err(errors::old_gpu(&shown, known.capability));
+            return Err(errors::old_gpu(&known.shown(), known.capability));
         }
-        let mut context = null_mut();
+        Ok(known)
+    }
+
+    /// Opens the GPU of this number, counted as the driver does.
+    ///
+    /// # Errors
+    /// [`Cuda`](crate::Error::Cuda) where there is no driver, no such GPU, or it is too old; `OutOfMemory` where it is full.
+    pub fn open(ordinal: usize) -> Result<Arc<Self>> {
+        let known = Self::known(ordinal)?;
+        let (driver, shown, mut context) = (Driver::get()?, known.shown(), null_mut());
         // SAFETY: the driver writes one pointer.
         let code = unsafe { (driver.functions.cuDevicePrimaryCtxRetain)(&raw mut context, known.id) };
+        if code == OUT_OF_MEMORY {
+            return Err(errors::out_of_memory("the context", 0, &shown, None));
+        }
         driver.check(&shown, "cuDevicePrimaryCtxRetain", code)?;
         Ok(Arc::new(Self { driver, known, context, generation: forks::generation() }))
     }
@@ -165,7 +187,7 @@ impl Device {
         let (_here, mut free, mut total) = (self.enter()?, 0, 0);
         // SAFETY: the driver writes two numbers.
         let code = unsafe { (self.driver.functions.cuMemGetInfo_v2)(&raw mut free, &raw mut total) };
-        self.check("cuMemGetInfo_v2", code)?;
+        self.driver.check(&self.shown(), "cuMemGetInfo_v2", code)?;
         Ok((free, total))
     }
 
@@ -176,16 +198,29 @@ impl Device {
 
     /// Its number and name, as errors show them.
     pub(super) fn shown(&self) -> String {
-        format!("cuda:{} ({})", self.known.ordinal, self.known.name)
+        self.known.shown()
     }
 
-    /// What a call of the driver came to.
+    /// What a call of the driver came to. Many take memory of the device for the driver's own use.
+    ///
+    /// # Errors
+    /// `OutOfMemory`, or [`Cuda`](crate::Error::Cuda) for every other code but 0.
     pub(super) fn check(&self, function: &str, code: Code) -> Result<()> {
-        if code == 0 { Ok(()) } else { Err(self.driver.failure(&self.shown(), function, code)) }
+        match code {
+            0 => Ok(()),
+            OUT_OF_MEMORY => Err(self.refused(&format!("what {function} takes"), 0)),
+            _ => Err(self.driver.failure(&self.shown(), function, code)),
+        }
+    }
+
+    /// The error of memory that the device has not.
+    pub(super) fn refused(&self, what: &str, bytes: usize) -> crate::Error {
+        errors::out_of_memory(what, bytes, &self.shown(), self.free_and_total().ok())
     }
 
     /// Makes this device the one that calls of this thread mean, until the result is dropped; then it is again what it was, since other
-    /// parts of the program (torch, for one) use the same thread for a device of theirs.
+    /// parts of the program (torch, for one) use the same thread for a device of theirs. Meanwhile calls of this thread, such as those that
+    /// take or free memory, are not part of what others capture, and do not end it.
     ///
     /// # Errors
     /// [`Cuda`](crate::Error::Cuda) in a forked child, or where the driver refuses.
@@ -194,13 +229,20 @@ impl Device {
             return Err(errors::forked(&self.shown()));
         }
         let (functions, mut before) = (&self.driver.functions, null_mut());
+        let check = |function, code| self.driver.check(&self.shown(), function, code);
         // SAFETY: the driver writes one pointer.
-        self.check("cuCtxGetCurrent", unsafe { (functions.cuCtxGetCurrent)(&raw mut before) })?;
+        check("cuCtxGetCurrent", unsafe { (functions.cuCtxGetCurrent)(&raw mut before) })?;
         if before != self.context {
             // SAFETY: the context was retained when the device was opened, and is released when it is dropped.
-            self.check("cuCtxSetCurrent", unsafe { (functions.cuCtxSetCurrent)(self.context) })?;
+            check("cuCtxSetCurrent", unsafe { (functions.cuCtxSetCurrent)(self.context) })?;
         }
-        Ok(Entered { device: self, before })
+        let mut entered = Entered { device: self, before, mode: None };
+        let mut mode = CAPTURE_RELAXED;
+        // SAFETY: the driver reads one number and writes another.
+        let code = unsafe { (functions.cuThreadExchangeStreamCaptureMode)(&raw mut mode) };
+        check("cuThreadExchangeStreamCaptureMode", code)?;
+        entered.mode = Some(mode);
+        Ok(entered)
     }
 }
 
@@ -208,10 +250,17 @@ impl Device {
 pub(crate) struct Entered<'a> {
     device: &'a Device,
     before: Context,
+    /// The thread's mode of captures before, once it was changed.
+    mode: Option<c_int>,
 }
 
 impl Drop for Entered<'_> {
     fn drop(&mut self) {
+        if let Some(mut mode) = self.mode {
+            // SAFETY: the driver reads one number, which it has given itself, and writes another.
+            let _ =
+                unsafe { (self.device.driver.functions.cuThreadExchangeStreamCaptureMode)(&raw mut mode) };
+        }
         if self.before != self.device.context {
             // A refusal leaves the device current, and there is nobody to tell.
             // SAFETY: this context (or none) was current in this thread a moment ago.

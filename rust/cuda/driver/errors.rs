@@ -134,8 +134,8 @@ fn advice(code: Code) -> &'static str {
         2 => "free memory of the GPU, or choose a smaller model, dtype or length",
         34 => "install a driver in place of the stub of the toolkit",
         46 | 101 | 102 => "see nvidia-smi for what the GPU is reserved for",
-        209 | 218 | 220..=223 => "update the driver, or install the package anew",
-        214 | 226 => "the GPU's hardware reports a fault; see nvidia-smi and the system's log",
+        209 | 218 | 221..=223 => "update the driver, or install the package anew",
+        214 | 220 | 226 => "the GPU's hardware reports a fault; see nvidia-smi and the system's log",
         // Errors of kernels, after which the process cannot use the GPU any more.
         700 | 702 | 710 | 714..=719 => "the process must be started anew; please report it",
         802 => "wait for the system (nvidia-fabricmanager) to be ready",

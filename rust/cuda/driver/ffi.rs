@@ -48,7 +48,8 @@ pub(super) const CAPABILITY_MINOR: c_int = 76;
 pub(super) const MAX_DYNAMIC_SHARED: c_int = 8;
 /// `CU_STREAM_NON_BLOCKING`: no waiting for, or of, the default stream.
 pub(super) const NON_BLOCKING: c_uint = 1;
-/// `CU_STREAM_CAPTURE_MODE_RELAXED`: other calls of this process may go on while a stream is captured.
+/// `CU_STREAM_CAPTURE_MODE_RELAXED`: other calls of this process may go on while a stream is captured; of a thread: its calls may go on while
+/// others capture.
 pub(super) const CAPTURE_RELAXED: c_int = 2;
 
 /// `CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION`: a kernel may begin before the one in front of it has ended.
@@ -87,7 +88,8 @@ pub(super) struct LaunchConfig {
     pub(super) count: c_uint,
 }
 
-const _: () = assert!(size_of::<LaunchAttribute>() == 72 && size_of::<LaunchConfig>() == 56, "as cuda.h has them");
+const _: () =
+    assert!(size_of::<LaunchAttribute>() == 72 && size_of::<LaunchConfig>() == 56, "as cuda.h has them");
 
 functions! {
     /// What is used of the driver.
@@ -103,6 +105,7 @@ functions! {
         cuDevicePrimaryCtxRelease_v2(device: DeviceId) -> Code;
         cuCtxGetCurrent(context: *mut Context) -> Code;
         cuCtxSetCurrent(context: Context) -> Code;
+        cuThreadExchangeStreamCaptureMode(mode: *mut c_int) -> Code;
         cuMemGetInfo_v2(free: *mut usize, total: *mut usize) -> Code;
         cuMemAlloc_v2(at: *mut Address, bytes: usize) -> Code;
         cuMemFree_v2(at: Address) -> Code;
@@ -179,15 +182,19 @@ impl Driver {
         let library: &'static Library = Box::leak(Box::new(library));
         // An old driver has not all of the functions, and is to be named as what it is.
         // SAFETY: this is the signature in cuda.h, and the library stays open.
-        let version = unsafe {
+        let (version, code) = unsafe {
             function::<unsafe extern "C" fn(*mut c_int) -> Code>(library, "cuDriverGetVersion")
                 .map(|ask| {
                     let mut version = 0;
-                    (ask(&raw mut version) == 0).then_some(version)
+                    let code = ask(&raw mut version);
+                    (version, code)
                 })
                 .map_err(|missing| errors::no_function(&name, missing))?
         };
-        let version = version.unwrap_or(0);
+        if code != 0 {
+            // The function that would put the code into words may be missing.
+            return Err(errors::failed("CUDA", "cuDriverGetVersion", code, &format!("error {code}")));
+        }
         if version < OLDEST {
             return Err(errors::old_driver(version));
         }

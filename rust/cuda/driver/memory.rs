@@ -4,7 +4,6 @@ use std::ptr::{NonNull, null_mut};
 use std::sync::Arc;
 
 use super::Device;
-use super::errors;
 use super::ffi::{Address, OUT_OF_MEMORY};
 use crate::error::{Error, Result};
 
@@ -70,10 +69,6 @@ impl Device {
         // SAFETY: the driver has just given these bytes to us alone.
         unsafe { at.write_bytes(0, bytes) };
         Ok(Pinned { device: Arc::clone(self), at, len: bytes })
-    }
-
-    fn refused(&self, what: &str, bytes: usize) -> Error {
-        errors::out_of_memory(what, bytes, &self.shown(), self.free_and_total().ok())
     }
 }
 

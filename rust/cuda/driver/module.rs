@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use super::Device;
 use super::errors;
-use super::ffi::{Code, FunctionHandle, MAX_DYNAMIC_SHARED, ModuleHandle};
+use super::ffi::{Code, FunctionHandle, MAX_DYNAMIC_SHARED, ModuleHandle, OUT_OF_MEMORY};
 use super::image;
 use crate::error::Result;
 
@@ -106,7 +106,14 @@ impl Function {
 
     fn error(&self, function: &str, code: Code) -> crate::Error {
         let device = &self.module.0.device;
-        device.driver().failure(&format!("kernel {} on {}", self.name, device.shown()), function, code)
+        match code {
+            OUT_OF_MEMORY => device.refused(&format!("what the kernel {} takes", self.name), 0),
+            _ => device.driver().failure(
+                &format!("kernel {} on {}", self.name, device.shown()),
+                function,
+                code,
+            ),
+        }
     }
 }
 

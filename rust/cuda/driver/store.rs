@@ -60,10 +60,28 @@ impl Deref for Cubin {
 /// # Errors
 /// [`Cuda`](crate::Error::Cuda) where there is no such cubin and no compiler, or it does not compile.
 pub fn cubin(capability: (u32, u32), sources: &[(&str, &str)], folders: &Folders) -> Result<Cubin> {
-    let (architecture, source) = (architecture(capability), joined(sources));
+    cubin_for(&architecture(capability), sources, folders)
+}
+
+/// The same, compiled for this very compute capability, where a driver refuses what serves others of its major one (those of Jetson boards
+/// do); none where there is no difference.
+///
+/// # Errors
+/// As for [`cubin`].
+pub fn exact(
+    (major, minor): (u32, u32),
+    sources: &[(&str, &str)],
+    folders: &Folders,
+) -> Option<Result<Cubin>> {
+    let exact = format!("sm_{major}{minor}");
+    (exact != architecture((major, minor))).then(|| cubin_for(&exact, sources, folders))
+}
+
+fn cubin_for(architecture: &str, sources: &[(&str, &str)], folders: &Folders) -> Result<Cubin> {
+    let source = joined(sources);
     let file = sources.last().map_or("kernels", |(name, _)| *name);
-    let options = options(&architecture);
-    let name = name(file, &source, &architecture, &options);
+    let options = options(architecture);
+    let name = name(file, &source, architecture, &options);
     let (cache, newest) = (cache(), Driver::major());
     // Machines with older drivers may share the cache: what newer compilers made is nothing to them.
     let majors = nvrtc::MAJORS.into_iter().filter(|major| newest.is_none_or(|newest| *major <= newest));
@@ -78,8 +96,8 @@ pub fn cubin(capability: (u32, u32), sources: &[(&str, &str)], folders: &Folders
         }
     }
     let compiler = Nvrtc::find(&folders.nvrtc, newest)
-        .map_err(|tried| errors::no_kernels(file, &architecture, &tried))?;
-    let bytes = compiler.compile(file, &source, &architecture, &options)?;
+        .map_err(|tried| errors::no_kernels(file, architecture, &tried))?;
+    let bytes = compiler.compile(file, &source, architecture, &options)?;
     if let Some(folder) = cache {
         // Kernels that cannot be kept are compiled again the next time; that costs a second, and nothing fails.
         let _ = keep(&made_by(&folder, compiler.major()), &name, &bytes);

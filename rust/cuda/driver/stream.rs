@@ -230,7 +230,7 @@ impl Stream {
 impl Drop for Stream {
     fn drop(&mut self) {
         if let Ok(_here) = self.device.enter() {
-            // SAFETY: the stream is ours, and nobody uses it any more; the driver lets the device finish first.
+            // SAFETY: the stream is ours, and nobody uses it any more; the device finishes what it was told, and memory is freed after that.
             let _ = unsafe { (self.device.driver().functions.cuStreamDestroy_v2)(self.handle) };
         }
     }

@@ -386,6 +386,23 @@ template <typename T> __device__ __forceinline__ void attend_tile(const AttendAr
         total = total * keep + of_block;
         top = most;
         __syncwarp();
+        // Where a row does not see all of a block's keys, the values of others are left out: they may be no numbers.
+        if (start < range.from || start + BLOCK > range.end) {
+            int first = max(range.from - start, 0), last = there ? min(range.end - start, BLOCK) : 0;
+#pragma unroll
+            for (int i = 0; i < MOST_D / 32; i++) {
+#pragma unroll
+                for (int j = 0; j < 4; j++) {
+                    int column = within * 4 + i * 32 + j;
+                    float sum = sums[i][j] * keep;
+                    if (column < line) {
+                        for (int key = first; key < last; key++) sum = fmaf(weights[mine * BLOCK + key], values[key * line + column], sum);
+                    }
+                    sums[i][j] = sum;
+                }
+            }
+            continue;
+        }
         float by[BLOCK];
 #pragma unroll
         for (int key = 0; key < BLOCK; key += 4) {

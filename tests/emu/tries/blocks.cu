@@ -52,6 +52,11 @@ extern "C" __global__ void try_tickets(const BlockArgs a) {
     if (ticket == gridDim.x - 1 && threadIdx.x == 0) a.out[1] = a.out[0];
 }
 
+// The first threads wait for the kernel before.
+extern "C" __global__ void try_early(const BlockArgs a) {
+    if ((int)threadIdx.x < a.n) emu_after_the_kernel_before();
+}
+
 // Two groups of asynchronous copies: what there is before anybody waits, when the first has come, and when all have.
 extern "C" __global__ void try_copies(const BlockArgs a) {
     uint4* to = (uint4*)emu_dynamic_shared();
@@ -107,5 +112,6 @@ EMU_KERNEL(try_race, BlockArgs)
 EMU_KERNEL(try_unwritten, BlockArgs)
 EMU_KERNEL(try_places, BlockArgs)
 EMU_KERNEL(try_tickets, BlockArgs)
+EMU_KERNEL(try_early, BlockArgs)
 EMU_KERNEL(try_copies, BlockArgs)
 EMU_KERNEL(try_mistake, BlockArgs)
