@@ -18,7 +18,7 @@ use crate::layers::heads::Preparation;
 use crate::layers::linear::{Epilogue, Prepared};
 use crate::layers::{Context, Rows, Runtime};
 use crate::program::{Cache, Op, Operand, Part, Phase, Product, Program, Weights, Which};
-use crate::team::{Cancel, Member, Stop, Turn};
+use crate::team::{self, Cancel, Member, Stop, Turn};
 pub use backend::{Backend, Remote};
 pub use buffers::{Buffers, Taken, activation_bytes};
 use buffers::{Sizes, Views};
@@ -94,6 +94,15 @@ struct Step<'a, 'i> {
 }
 
 impl Executor<'_> {
+    /// Waits for the turn of a step: the team's, but on a device nobody's, since that orders its steps by itself.
+    ///
+    /// # Errors
+    /// As for [`team::turn`].
+    pub fn turn(self, cancel: &Cancel<'_>) -> Result<Turn> {
+        let threads = if self.backend.is_some() { 1 } else { self.runtime.threads };
+        team::turn(threads, cancel)
+    }
+
     /// Runs the plan of `buffers` and leaves `results` of the wanted rows; returns the rows that the program ends
     /// in, where it has no head. The plan's blocks are of caches of these sizes, reserved for its rows; `inputs` has a row for each.
     ///

@@ -12,7 +12,7 @@ use crate::kernels::BLOCK;
 use crate::kv::{Account, Pool, Sequence};
 use crate::layers::Rows;
 use crate::layers::embedding::Input;
-use crate::team::{self, Cancel};
+use crate::team::Cancel;
 
 /// How the hidden states of a source are handed out.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -92,7 +92,7 @@ impl Encoder<'_> {
         cancel: &Cancel<'_>,
         trace: Option<&Trace>,
     ) -> Result<Vec<Vec<f32>>> {
-        let mut turn = team::turn(self.executor.runtime.threads, cancel)?;
+        let mut turn = self.executor.turn(cancel)?;
         let mut buffers = Buffers::take();
         let (mut own, mut kept) = (Vec::with_capacity(sources.len()), kept.iter_mut());
         for &(ids, account) in sources {

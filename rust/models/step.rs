@@ -7,7 +7,7 @@ use super::decoder::{Argmax, Asked, ContextLength, Input, Scored, Segment, Seque
 use super::sequence::{DecoderSequence, EncoderOutput, Read};
 use crate::error::{Error, Result};
 use crate::execute::{Buffers, Executor, Inputs, Plan, Results, Trace};
-use crate::team::{self, Cancel};
+use crate::team::Cancel;
 
 /// What a model holds every segment to.
 #[derive(Debug, Clone, Copy)]
@@ -127,7 +127,7 @@ pub(super) fn run(
     };
     // What is fed for a segment: its own input, behind what the cache lacks of its sequence.
     let lacking = |i: usize| again.get(i).and_then(Option::as_ref);
-    let mut turn = team::turn(executor.runtime.threads, cancel).inspect_err(|_| left.clear())?;
+    let mut turn = executor.turn(cancel).inspect_err(|_| left.clear())?;
     let mut buffers = Buffers::take();
     let result = reserve(segments, bounds.width, lacking, &mut buffers.plan).and_then(|()| {
         let segments = &*segments;
@@ -183,7 +183,7 @@ pub(super) fn argmax(
     }
     let count = rows.len();
     ids.resize(count * steps, 0);
-    let _turn = team::turn(executor.runtime.threads, cancel).inspect_err(|_| ids.clear())?;
+    let _turn = executor.turn(cancel).inspect_err(|_| ids.clear())?;
     let mut buffers = Buffers::take();
     let result = reserve_each(rows, steps, &mut buffers.plan).and_then(|()| {
         let rows = &*rows;

@@ -67,7 +67,7 @@ EMU_API CUresult cuDeviceGetAttribute(int* value, CUdevice_attribute attribute, 
         case 10: *value = 32; return 0;                // threads of a warp
         case 12: *value = 65536; return 0;             // registers of a block
         case 13: *value = 1980000; return 0;           // clock, kHz
-        case 16: *value = 4; return 0;                 // multiprocessors
+        case 16: *value = knobs.multiprocessors; return 0;
         case 18: *value = 0; return 0;                 // whether it drives a display
         case 19: case 41: *value = 1; return 0;        // can map host memory; unified addresses
         case 36: *value = 3201000; return 0;           // clock of memory, kHz

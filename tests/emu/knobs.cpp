@@ -13,6 +13,7 @@ bool read_part(const std::string& key, const std::string& value, Knobs& knobs) {
     if (key == "devices") return std::sscanf(text, "%d%c", &knobs.devices, &end) == 1 && knobs.devices >= 0;
     if (key == "driver") return std::sscanf(text, "%d%c", &knobs.driver, &end) == 1;
     if (key == "capability") return std::sscanf(text, "%d.%d%c", &knobs.major, &knobs.minor, &end) == 2;
+    if (key == "multiprocessors") return std::sscanf(text, "%d%c", &knobs.multiprocessors, &end) == 1 && knobs.multiprocessors > 0;
     if (key == "memory") return std::sscanf(text, "%zu%c", &knobs.memory, &end) == 1;
     if (key == "eager" || key == "reverse") {
         if (value != "0" && value != "1") return false;

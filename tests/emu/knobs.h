@@ -18,6 +18,7 @@ struct Knobs {
     int devices = 1;
     int driver = 12080;
     int major = 9, minor = 0;
+    int multiprocessors = 4;
     std::size_t memory = std::size_t(1) << 30;
     bool eager = false;    // run work where it is queued, to find a fault in a debugger
     bool reverse = false;  // turns from the last block, warp and lane to the first

@@ -16,6 +16,7 @@ from typing import Any
 import emulated
 import fastdecode
 import pytest
+import tiny
 from families import FAMILIES
 from fastdecode import errors
 
@@ -68,6 +69,7 @@ LOAD = 'print(json.dumps(told(lambda: fastdecode.load(folder, device="cuda").inf
         ("driver=11080", "one for CUDA 11.8", "a driver for CUDA 12.0 or later (version 525)"),
         ("capability=7.5", "compute capability 7.5", "compute capability 8.0 or later"),
         ("fail=cuDevicePrimaryCtxRetain:1:802", "802", "cuDevicePrimaryCtxRetain to succeed"),
+        ("fail=cuDriverGetVersion:1:34", "error 34", "in place of the stub of the toolkit"),
     ],
 )
 def test_a_gpu_that_cannot_be_used(folder: Path, knobs: str, got: str, expected: str) -> None:
@@ -257,6 +259,39 @@ def test_a_child_that_is_forked_in_the_middle_of_a_step(folder: Path) -> None:
     for error, _ in child(folder, BUSY_FORK, emulated.environment()):
         assert error["type"] == "CudaError", error
         assert "forked child" in error["got"], error
+
+
+SIDE_BY_SIDE = """
+import os, signal, threading
+on_gpu = fastdecode.load(folder, device="cuda")
+on_cpu = fastdecode.load(os.environ["LONG"], num_threads=2)
+within, done, seen = threading.Event(), threading.Event(), {}
+
+def work():
+    within.wait()
+    seen["ids"] = on_gpu.run([1, 2, 3], max_new_tokens=3, eos_token_id=None).token_ids
+    done.set()
+
+def handle(number, frame):
+    within.set()
+    seen["waited"], seen["returned"] = done.wait(60), "state" in seen
+
+signal.signal(signal.SIGALRM, handle)
+thread = threading.Thread(target=work)
+thread.start()
+signal.setitimer(signal.ITIMER_REAL, 0.2)
+# One step, which has the team's turn until the handler that interrupts it returns.
+seen["state"] = len(on_cpu.prefill([5] * 2**14))
+thread.join()
+print(json.dumps([seen["waited"], seen["returned"], len(seen["ids"])]))
+"""
+
+
+def test_a_gpu_does_not_wait_for_steps_on_the_cpu(folder: Path, tmp_path: Path) -> None:
+    sizes: Any = {"n_positions": 2**14, "n_embd": 64, "n_layer": 4, "n_head": 2}
+    variables = {"LONG": str(tiny.write_folder(tmp_path / "long", **sizes))}
+    told = child(folder, SIDE_BY_SIDE, emulated.environment() | variables)
+    assert told == [True, False, 3], "the GPU's steps ran, while that of the CPU was interrupted"
 
 
 def test_pickling_keeps_the_device(folder: Path, emulated_gpu: Any) -> None:

@@ -36,7 +36,7 @@ SPILLS = """extern "C" __global__ void __maxnreg__(24) spilling(float* x) {
   for (int i = 0; i < 64; i++) sums[i] = x[i];
   for (int turn = 0; turn < 8; turn++) {
     #pragma unroll
-    for (int i = 0; i < 64; i++) sums[i] = sums[i] * sums[(i + 1) % 64] + sums[(i + 7) % 64];
+    for (int i = 0; i < 64; i++) sums[i] = fmaf(sums[i], sums[(i + 1) % 64], sums[(i + 7) % 64]);
   }
   #pragma unroll
   for (int i = 0; i < 64; i++) x[i] = sums[i];

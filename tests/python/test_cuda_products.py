@@ -102,7 +102,9 @@ class Product:
             gain, shift = (gpu.upload(padded(values, 4)) for values in (self.gain, self.shift))
             args.norm = Norm(gain, shift if self.norm == "layer" else 0, 1e-5, NORMS[self.norm])
         self.launch(gpu, kernel, kind, args)
-        found = [gpu.download(at, [self.rows, size + 3], np.float32) for at, size in zip(out, count, strict=True)]
+        found = [
+            gpu.download(at, [self.rows, size + 3], np.float32) for at, size in zip(out, count, strict=True)
+        ]
         assert all((rows[:, -3:] == 7).all() for rows in found), "nothing is written behind a row"
         return np.concatenate([rows[:, :-3] for rows in found], 1)
 

@@ -72,7 +72,7 @@ def test_bench(tmp_path: Path) -> None:
     ):
         assert found[name] == "not run", shown
     line = next(line for line in report["table"] if line.startswith("NOT RUN ("))
-    assert "bandwidth, gpt2 kernels" in line
+    assert "phi-1.5 kernels, gpt2 kernels" in line
     decode = next(part for part in report["parts"] if part["name"] == "gpt2 decode")
     assert decode["tokens_per_second"] > 0
     assert (decode["gate"], decode["aim"], decode["reached"]) == (3500, 7000, None)

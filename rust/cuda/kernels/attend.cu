@@ -448,8 +448,8 @@ extern "C" __global__ void __launch_bounds__(128) fd_append_f32(const AppendArgs
 extern "C" __global__ void __launch_bounds__(128) fd_append_bf16(const AppendArgs a) { append<bf16>(a); }
 extern "C" __global__ void __launch_bounds__(128, 5) fd_attend_rows_f32(const AttendArgs a) { attend_rows<float>(a); }
 extern "C" __global__ void __launch_bounds__(128, 5) fd_attend_rows_bf16(const AttendArgs a) { attend_rows<bf16>(a); }
-extern "C" __global__ void __launch_bounds__(128, 4) fd_attend_tile_f32(const AttendArgs a) { attend_tile<float>(a); }
-extern "C" __global__ void __launch_bounds__(128, 4) fd_attend_tile_bf16(const AttendArgs a) { attend_tile<bf16>(a); }
+extern "C" __global__ void __launch_bounds__(128, 3) fd_attend_tile_f32(const AttendArgs a) { attend_tile<float>(a); }
+extern "C" __global__ void __launch_bounds__(128, 3) fd_attend_tile_bf16(const AttendArgs a) { attend_tile<bf16>(a); }
 
 // What the host declares (rust/cuda/args.rs).
 static_assert(sizeof(Look) == 20 && sizeof(Heads) == 16 && sizeof(Preparation) == 40, "as the host has them");
