@@ -189,7 +189,7 @@ def prompt(bench: Bench, name: str) -> Json:
 
 
 def steps(bench: Bench, name: str) -> Json:
-    """Where the time of a step goes: several steps at once, steps whose logits come to the host, and without what hides waiting."""
+    """Where the time of a step goes: several at once, one whose logits come to the host, without what hides waiting."""
     new = bench.new
     several = bench.median(lambda: float(one(bench, name, new).timings.decode)) / (new - 1)
     host = bench.median(lambda: float(one(bench, name, new, logprobs=0).timings.decode)) / (new - 1)

@@ -206,8 +206,8 @@ def report(loaded: ctypes.CDLL) -> dict[str, Any]:
 
     `calls` and `launches` by name; `bytes_to_device`, `bytes_to_host`, `bytes_copied`, `bytes_filled`;
     `graph_launches`; `early`, launches of kernels that might begin early; `memory` and `peak_memory` of the device in
-    bytes; how many `allocations`, `pinned`, `streams`, `events`, `graphs`, `executables` and `modules` live; `lost`, the
-    error that the context was lost by, or 0.
+    bytes; how many `allocations`, `pinned`, `streams`, `events`, `graphs`, `executables` and `modules` live; `lost`,
+    the error that the context was lost by, or 0.
     """
     loaded.emu_report.restype = ctypes.c_char_p
     counted: dict[str, Any] = json.loads(loaded.emu_report())

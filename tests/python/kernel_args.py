@@ -1,4 +1,4 @@
-"""The structures that CUDA kernels take, for tests that launch one by itself (rust/cuda/kernels/, rust/cuda/args.rs)."""
+"""The structures that CUDA kernels take (rust/cuda/args.rs), for tests that launch one by itself."""
 
 from __future__ import annotations
 
@@ -72,8 +72,8 @@ Array = np.ndarray[Any, np.dtype[Any]]
 def rounded(values: Array) -> Array:
     """To the nearest bfloat16, ties to even, as float32."""
     bits = values.astype(np.float32).view(np.uint32).astype(np.uint64)
-    bits = (bits + 0x7FFF + (bits >> 16 & 1)) >> 16 << 16
-    return bits.astype(np.uint32).view(np.float32)
+    upper = (bits + 0x7FFF + (bits >> 16 & 1)) >> 16
+    return (upper << 16).astype(np.uint32).view(np.float32)
 
 
 def halves(values: Array) -> Array:

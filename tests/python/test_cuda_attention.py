@@ -1,4 +1,7 @@
-"""The kernels of attention by themselves, on the emulated driver: heads and lengths that no small model has, beside numpy in float64."""
+"""The kernels of attention by themselves, on the emulated driver.
+
+They are tried with heads and lengths that no small model has, beside numpy in float64.
+"""
 
 from __future__ import annotations
 
@@ -101,8 +104,8 @@ class Attention:
         looks: list[tuple[int, ...]] = []
         tiles = []
         for sequence, block in zip(self.sequences, firsts, strict=True):
-            for first in range(0, len(sequence.rows), BLOCK):
-                tiles.append((len(looks) + first, min(BLOCK, len(sequence.rows) - first)))
+            of_tiles = range(0, len(sequence.rows), BLOCK)
+            tiles += [(len(looks) + first, min(BLOCK, len(sequence.rows) - first)) for first in of_tiles]
             for position in sequence.rows:
                 # Results go to rows in another order than queries.
                 looks.append((len(looks), self.count - 1 - len(looks), position, sequence.keys, block))

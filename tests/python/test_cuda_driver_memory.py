@@ -1,9 +1,8 @@
-"""A GPU's memory beside what a model asks for: what the driver itself takes, what others capture, what stays on the host."""
+"""A GPU's memory: what the driver itself takes of it, what others capture, what stays on the host."""
 
 from __future__ import annotations
 
 import json
-import os
 from typing import TYPE_CHECKING, Any
 
 import child
@@ -46,7 +45,7 @@ IDS = 'print(json.dumps(ids(fastdecode.load(folder, device="cuda"), 2)))'
 
 @pytest.mark.parametrize("function", ["cuGraphInstantiateWithFlags", "cuGraphLaunch", "cuLaunchKernelEx"])
 def test_memory_that_the_driver_itself_takes(folder: Path, function: str) -> None:
-    # A graph that has no room is launched kernel by kernel; whatever else has none is tried again when others gave up theirs.
+    # A graph that has no room is launched kernel by kernel; whatever else has none is an error, or tried again.
     code = """
 model = fastdecode.load(folder, device="cuda")
 try:
@@ -159,7 +158,7 @@ print(json.dumps([model.info()["weight_bytes"], after - before]))
     assert weights > 20 << 20
     of_gpu, grown = run(folder, code, "memory=200000000", DEVICE="cuda")
     assert of_gpu == weights
-    # Once on the emulated GPU, and not a second time: the kernels' code, pages of modules and staging are less than half of the weights.
+    # Once on the emulated GPU, and not a second time; the code of kernels and staging are less than half of it.
     assert grown < 1.6 * weights, f"{grown} bytes more for weights of {weights}"
 
 

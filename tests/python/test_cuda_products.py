@@ -1,9 +1,13 @@
-"""The kernels of products by themselves, on the emulated driver: shapes that no small model has, beside numpy in float64."""
+"""The kernels of products by themselves, on the emulated driver.
+
+They are tried with shapes that no small model has, beside numpy in float64.
+"""
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import emulated
 import numpy as np
@@ -11,18 +15,15 @@ import pytest
 from driver import Driver
 from kernel_args import ACTIVATIONS, NORMS, SOURCE, Array, Linear, Norm, Results, halves, padded, rounded
 
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-
 # Bytes of shared memory that tiles of the kernels take, as rust/cuda/gpu.rs has them.
 SHARED = {"many": 4 * (64 * 40 * 4 + 64 * 40 * 2), "narrow": 6 * (64 * 40 * 4 + 16 * 40 * 2)}
 ALLOWED = 8
 
 
 @pytest.fixture
-def gpu() -> Iterator[Driver]:
+def gpu() -> Driver:
     """A driver with all kernels."""
-    yield Driver(emulated.library(), "", SOURCE)
+    return Driver(emulated.library(), "", SOURCE)
 
 
 @dataclass
@@ -78,7 +79,7 @@ class Product:
         width = self.outputs // 2 if self.gated else self.outputs
         # Results side by side, each with rows of its own.
         firsts = [width * part // self.parts for part in range(self.parts + 1)]
-        count = [end - first for first, end in zip(firsts, firsts[1:], strict=False)]
+        count = [end - first for first, end in itertools.pairwise(firsts)]
         out = [gpu.upload(np.full((self.rows, size + 3), 7, np.float32)) for size in count]
         args = Linear(
             x=gpu.upload(x),
