@@ -15,8 +15,8 @@ pub use cores::default_threads;
 use meeting::{Meeting, Work};
 pub use meeting::{Member, Stop};
 pub use pieces::{Pieces, share};
-pub use queue::here;
-use queue::{Held, Queue};
+use queue::Held;
+pub use queue::{Queue, here};
 use waiting::Waiting;
 
 mod cancel;

@@ -58,8 +58,10 @@ class Nvrtc:
         if code:
             raise Failure(f"NVRTC: {self.library.nvrtcGetErrorString(code).decode()}")
 
-    def compile(self, name: str, source: str, options: list[str]) -> tuple[bytes, str]:
-        """The cubin of a source, and the compiler's log.
+    def compile(
+        self, name: str, source: str, options: list[str], result: str = "nvrtcGetCUBIN"
+    ) -> tuple[bytes, str]:
+        """The cubin of a source, or what another function gives, and the compiler's log.
 
         Raises:
             Failure: With the log where it does not compile.
@@ -74,7 +76,7 @@ class Nvrtc:
             log = self.bytes(program, "nvrtcGetProgramLog").rstrip(b"\0").decode(errors="replace")
             if code:
                 raise Failure(f"{name} for {options[-1]} does not compile:\n{log}")
-            return self.bytes(program, "nvrtcGetCUBIN"), log
+            return self.bytes(program, result), log
         finally:
             library.nvrtcDestroyProgram(ctypes.byref(program))
 

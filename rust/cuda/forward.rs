@@ -28,6 +28,8 @@ const MOST_RECORDED: usize = 64;
 const MOST_GRAPHS: usize = 64;
 /// Steps of a plain argmax for which there is room, or a multiple of them.
 const STEPS: usize = 8;
+/// Bytes of embeddings that are brought to the host at a time, unless a row has more.
+const BROUGHT: usize = 8 << 20;
 /// Rows of one sequence up to which each attends by itself.
 const ROWS_ALONE: usize = 4;
 
@@ -80,7 +82,8 @@ struct Work {
     /// What the GPU is sent, and what it leaves, page-locked.
     tables: Option<Pinned>,
     left: Option<Pinned>,
-    graphs: HashMap<Key, Graph>,
+    /// Recorded steps; none where the GPU had no room for the record.
+    graphs: HashMap<Key, Option<Graph>>,
 }
 
 /// What a graph was recorded for.
@@ -199,7 +202,11 @@ impl Forward {
         if cancel.ask() {
             return Err(Error::Cancelled);
         }
-        // In a forked child a lock may be held for ever, so the device is asked before; and from here on it is this thread's.
+        // In a forked child a lock may be held for ever, so the device is asked before.
+        drop(self.gpu.device.enter()?);
+        // Whoever began first comes first. A hook that is asked meanwhile may begin a step, which does not stand in line.
+        let _place = self.gpu.queue.take(cancel)?;
+        // From here on the device is this thread's.
         let _here = self.gpu.device.enter()?;
         let _turn = self.gpu.turn();
         let mut unfinished =
@@ -295,17 +302,32 @@ impl Work {
                 self.graphs.clear();
             }
             match stream.capture(&record) {
-                Ok(graph) => self.graphs.insert(key, graph),
-                // A graph takes memory of the GPU, and so do those that were recorded before; the step itself may have what it needs.
-                Err(Error::OutOfMemory { .. }) => {
-                    self.graphs.clear();
-                    return (0..times).try_for_each(|_| record());
-                }
+                Ok(graph) => _ = self.graphs.insert(key, Some(graph)),
+                Err(Error::OutOfMemory { .. }) => self.without_room(key),
                 Err(error) => return Err(error),
-            };
+            }
         }
-        // SAFETY: what the graph reads and writes are places of this size, which have not moved since it was recorded.
-        (0..times).try_for_each(|_| unsafe { stream.launch_graph(&self.graphs[&key]) })
+        for _ in 0..times {
+            if let Some(graph) = &self.graphs[&key] {
+                // SAFETY: what the graph reads and writes are places of this size, which have not moved since it was recorded.
+                match unsafe { stream.launch_graph(graph) } {
+                    Err(Error::OutOfMemory { .. }) => self.without_room(key),
+                    launched => {
+                        launched?;
+                        continue;
+                    }
+                }
+            }
+            record()?;
+        }
+        Ok(())
+    }
+
+    /// Graphs take memory of the GPU. Where one has no room, others give theirs up, and the step is launched kernel by kernel from now on:
+    /// so it may have what it needs itself.
+    fn without_room(&mut self, key: Key) {
+        self.graphs.clear();
+        self.graphs.insert(key, None);
     }
 
     /// Brings what lies at `from` to the host, and waits for it.
@@ -337,6 +359,37 @@ impl Work {
 }
 
 impl Backend for Forward {
+    fn embed(&self, program: &Program, ids: &[u32], rows: &mut [f32]) -> Result<()> {
+        let place = program.phases().iter().position(|phase| matches!(phase.op, Op::Embed { .. }));
+        let Some(Ready::Embed { table, .. }) = place.map(|place| self.ready[place]) else { return Ok(()) };
+        let gpu = &*self.gpu;
+        let _here = gpu.device.enter()?;
+        let _turn = gpu.turn();
+        let mut work = self.work.lock().unwrap_or_else(PoisonError::into_inner);
+        let bytes = if gpu.bf16 { 2 } else { 4 };
+        let row_bytes = table.inputs * bytes;
+        let at_once = (BROUGHT / row_bytes).max(1);
+        for (ids, rows) in std::iter::zip(ids.chunks(at_once), rows.chunks_mut(at_once * table.inputs)) {
+            let left = pinned(gpu, &mut work.left, ids.len() * row_bytes)?;
+            let asked = ids.iter().enumerate().try_for_each(|(row, &id)| {
+                let from = table.at + (id as usize * table.stride * bytes) as u64;
+                // SAFETY: both runs are there until the stream has been waited for.
+                unsafe { gpu.stream.to_host(left.as_mut_ptr().add(row * row_bytes), from, row_bytes) }
+            });
+            // Also where a copy was refused: others may be on their way.
+            gpu.stream.synchronize().and(asked)?;
+            // SAFETY: the GPU has written these bytes, and nobody changes them meanwhile.
+            let brought = unsafe { std::slice::from_raw_parts(left.as_ptr(), ids.len() * row_bytes) };
+            for (value, bits) in std::iter::zip(rows, brought.chunks_exact(bytes)) {
+                // A bfloat16 is the upper half of a float.
+                let mut whole = [0; 4];
+                whole[4 - bytes..].copy_from_slice(bits);
+                *value = f32::from_le_bytes(whole);
+            }
+        }
+        Ok(())
+    }
+
     fn activation_bytes(&self) -> usize {
         self.bytes.load(Ordering::Relaxed)
     }

@@ -6,6 +6,7 @@ use super::driver::store::{self, Folders};
 use super::driver::{Device, Function, Memory, Module, Stream};
 use crate::error::Result;
 use crate::kv::{Held, Remote};
+use crate::team::Queue;
 
 /// What precedes the text of every kernel file.
 const COMMON: &str = include_str!("kernels/common.cuh");
@@ -44,6 +45,8 @@ pub struct Gpu {
     pub(super) graphs: bool,
     /// Whether a kernel may begin before the one in front of it has ended.
     pub(super) early: bool,
+    /// Whose step is next; who waits there can be cancelled.
+    pub(super) queue: Queue,
     /// Held by whoever gives the stream work: what one thread records, another must not add to.
     turn: Mutex<()>,
 }
@@ -82,14 +85,13 @@ impl Gpu {
         let module = |file| -> Result<Module> {
             let (name, text) = FILES[file];
             let sources = [("common.cuh", COMMON), (name, text)];
-            let refused = match device.module(&store::cubin(device.capability(), &sources, folders)?) {
-                Ok(module) => return Ok(module),
-                Err(refused) => refused,
-            };
-            match store::exact(device.capability(), &sources, folders) {
-                Some(Ok(exact)) => device.module(&exact),
-                Some(Err(_)) | None => Err(refused),
+            let cubin = store::cubin(device.capability(), &sources, folders)?;
+            if let Some(module) = device.module(&cubin)? {
+                return Ok(module);
             }
+            // What serves others of its generation does not serve this GPU.
+            let exact = store::exact(device.capability(), &sources, folders)?;
+            device.module(&exact)?.ok_or_else(|| device.no_binary())
         };
         let kind = if bf16 { "bf16" } else { "f32" };
         let (rows, few, many, attend, choose) = (module(0)?, module(1)?, module(2)?, module(3)?, module(4)?);
@@ -120,7 +122,16 @@ impl Gpu {
         let wanted = |name| std::env::var_os(name).is_none_or(|value| value != "0");
         let graphs = wanted("FASTDECODE_CUDA_GRAPH");
         let early = device.begins_early() && wanted("FASTDECODE_CUDA_EARLY");
-        Ok(Arc::new(Self { device, stream, kernels, bf16, graphs, early, turn: Mutex::new(()) }))
+        Ok(Arc::new(Self {
+            device,
+            stream,
+            kernels,
+            bf16,
+            graphs,
+            early,
+            queue: Queue::default(),
+            turn: Mutex::new(()),
+        }))
     }
 
     /// The stream, for whoever gives it work.

@@ -18,6 +18,12 @@ pub trait Backend: Debug + Send + Sync {
     /// `OutOfMemory`, `Cancelled`, and those of the device.
     fn run(&self, step: Remote<'_, '_>) -> Result<()>;
 
+    /// Rows of the program's table of token embeddings, one for each id, which is less than the vocabulary's size.
+    ///
+    /// # Errors
+    /// `OutOfMemory`, and those of the device.
+    fn embed(&self, program: &Program, ids: &[u32], rows: &mut [f32]) -> Result<()>;
+
     /// Bytes of the device's memory that steps have taken.
     fn activation_bytes(&self) -> usize;
 

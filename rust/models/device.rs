@@ -51,6 +51,11 @@ impl OnDevice {
         Pool::remote(shape, Arc::clone(&self.remote))
     }
 
+    /// What runs the main program: the decoder's, where there is one.
+    pub(super) fn main(&self) -> Option<&dyn Backend> {
+        self.decoder.as_deref().or(self.encoder.as_deref())
+    }
+
     /// Bytes of the GPU's memory that steps have taken.
     pub(super) fn activation_bytes(&self) -> usize {
         [&self.encoder, &self.decoder].into_iter().flatten().map(|backend| backend.activation_bytes()).sum()

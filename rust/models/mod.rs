@@ -227,11 +227,16 @@ impl Model {
     /// Token embeddings alone, `T × D` row-major.
     ///
     /// # Errors
-    /// [`Error::Option`] for an id past the vocabulary.
+    /// [`Error::Option`] for an id past the vocabulary; those of a device.
     pub fn embed(&self, ids: &[u32]) -> Result<Vec<f32>> {
         self.check_ids("token id", ids)?;
-        let (embedding, width) = (embedding(self.network.main(), &self.weights)?, self.width());
+        let (main, width) = (self.network.main(), self.width());
         let mut out = vec![0.0; ids.len() * width];
+        if let Some(backend) = self.device.as_ref().and_then(OnDevice::main) {
+            backend.embed(main, ids, &mut out)?;
+            return Ok(out);
+        }
+        let embedding = embedding(main, &self.weights)?;
         for (&id, row) in std::iter::zip(ids, out.chunks_exact_mut(width)) {
             embedding.gather(id as usize, row);
         }

@@ -24,7 +24,7 @@ pub fn here() -> usize {
 
 /// See the top of the file.
 #[derive(Debug, Default)]
-pub(super) struct Queue {
+pub struct Queue {
     /// Locked for a moment at either end of a turn.
     line: Mutex<Line>,
 }
@@ -54,7 +54,7 @@ struct Bell {
 
 /// The calling thread's turn, until it is dropped.
 #[derive(Debug)]
-pub(super) struct Held<'a> {
+pub struct Held<'a> {
     queue: &'a Queue,
     /// It is this thread that has the turn.
     here: PhantomData<*const ()>,
@@ -74,7 +74,7 @@ impl Queue {
     ///
     /// # Errors
     /// `Cancelled` when that was set while the caller waited.
-    pub(super) fn take(&self, cancel: &Cancel<'_>) -> Result<Option<Held<'_>>> {
+    pub fn take(&self, cancel: &Cancel<'_>) -> Result<Option<Held<'_>>> {
         let thread = here();
         let mut line = lock(&self.line);
         if line.holder == 0 {

@@ -230,8 +230,18 @@ def test_scores_and_embeddings(case: Case) -> None:
     assert np.allclose(ours.token_logprobs, theirs.token_logprobs, rtol=0, atol=1e-3)
     if not case.family.has_encoder:
         rows = cpu.model.embed(item.prompt)
+        assert np.array_equal(gpu.model.embed(item.prompt), rows)
         given, read = (m.model.prefill(embeddings=rows) for m in (gpu, cpu))
         assert distance(given.logits, read.logits) <= BOUND
+
+
+@pytest.mark.parametrize("dtype", TYPES)
+def test_embeddings_of_tokens(case: Case, dtype: str) -> None:
+    cpu, gpu = on_cpu(case, dtype), on_gpu(case, dtype)
+    if isinstance(cpu.model, fastdecode.CausalLM):
+        ids = [*case.item(9, 7).prompt, 0]
+        assert np.array_equal(gpu.model.embed(ids), cpu.model.embed(ids))
+        assert gpu.model.embed([]).shape == (0, cpu.model.embed(ids).shape[1])
 
 
 def test_an_encoder_alone(tmp_path: Path) -> None:

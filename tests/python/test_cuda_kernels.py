@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import re
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -99,6 +100,51 @@ def test_every_kernel_compiles_for_every_architecture_and_is_found(
             assert origin == "shipped", (name, architecture)
             assert found[:4] == b"\x7fELF"
     assert not (tmp_path / "cache").exists(), "what is shipped is not kept a second time"
+
+
+WAIT = "griddepcontrol.wait"
+# Offsets of the addresses in LinearArgs that no kernel writes to: weights, bias, and those of the norm.
+OF_WEIGHTS = {8, 16, 32, 40}
+
+
+def _before_the_wait(entry: str) -> list[str]:
+    """What a kernel reads before it waits, of memory that is not the weights of a product; and what it writes."""
+    name, lines = entry.split("(")[0], entry.split(WAIT)[0].splitlines()
+    weights, other, found = set(), set(), []
+    for line in lines:
+        registers = re.findall(r"%\w+", line)
+        if match := re.search(rf"ld\.param\.[bus]64\s+(%\w+), \[(?:{name}_param_0|%\w+)(?:\+(\d+))?\]", line):
+            of = weights if name.startswith(("fd_few", "fd_many_bf16", "fd_narrow")) else other
+            (of if int(match[2] or 0) in OF_WEIGHTS else other).add(match[1])
+        elif re.search(r"\b(st\.global|atom|red|ret)\b", line):
+            found.append(line)
+        elif re.search(r"\bld\.global|\bcp\.async\.cg", line):
+            place = re.findall(r"\[(%\w+)", line)[-1]
+            if place in other or place not in weights:
+                found.append(line)
+        elif registers[1:]:
+            for of in (weights, other):
+                if of & set(registers[1:]):
+                    of.add(registers[0])
+    return found
+
+
+def test_kernels_that_begin_early_read_weights_alone_before_they_wait() -> None:
+    """In the code for GPUs where kernels begin early, which the emulator does not run."""
+    compiler = TOOL.Nvrtc(TOOL.find_nvrtc())
+    options = [*(TOOL.KERNELS / "options.txt").read_text().split(), "--gpu-architecture=compute_90"]
+    names = []
+    for file, source in TOOL.sources(TOOL.KERNELS).items():
+        ptx, _ = compiler.compile(file, source, options, "nvrtcGetPTX")
+        for entry in ptx.decode().split(".entry ")[1:]:
+            names.append(entry.split("(")[0])
+            assert entry.count(WAIT) == 1, names[-1]
+            assert _before_the_wait(entry) == [], names[-1]
+            body = entry.split(WAIT)[0]
+            reads = len(re.findall(r"\bld\.global|\bcp\.async\.cg", body))
+            assert (reads > 0) == names[-1].startswith(("fd_few", "fd_many_bf16", "fd_narrow")), names[-1]
+    told = "".join(TOOL.sources(TOOL.KERNELS).values())
+    assert sorted(names) == sorted(re.findall(r"^EMU_KERNEL\((\w+),", told, re.MULTILINE))
 
 
 def test_what_the_tool_makes_is_what_the_store_makes(tmp_path: Path) -> None:

@@ -35,6 +35,8 @@ pub(super) type FunctionHandle = *mut c_void;
 pub(super) const OUT_OF_MEMORY: Code = 2;
 /// `CUDA_ERROR_NOT_INITIALIZED`
 pub(super) const NOT_INITIALIZED: Code = 3;
+/// `CUDA_ERROR_NO_BINARY_FOR_GPU`
+pub(super) const NO_BINARY: Code = 209;
 /// `CUDA_ERROR_NO_DEVICE`
 pub(super) const NO_DEVICE: Code = 100;
 
@@ -61,7 +63,7 @@ pub(super) const OLDEST: c_int = 12_000;
 const OLDEST_EARLY: c_int = 12_030;
 
 /// `CUlaunchAttribute`: its number, and a value of 64 bytes, of which those that are used here take the first four.
-#[repr(C)]
+#[repr(C, align(8))]
 pub(super) struct LaunchAttribute {
     pub(super) id: c_int,
     padding: [u8; 4],

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use super::Device;
 use super::errors;
-use super::ffi::{Code, FunctionHandle, MAX_DYNAMIC_SHARED, ModuleHandle, OUT_OF_MEMORY};
+use super::ffi::{Code, FunctionHandle, MAX_DYNAMIC_SHARED, ModuleHandle, NO_BINARY, OUT_OF_MEMORY};
 use super::image;
 use crate::error::Result;
 
@@ -38,11 +38,11 @@ unsafe impl Send for Function {}
 unsafe impl Sync for Function {}
 
 impl Device {
-    /// Loads a cubin.
+    /// Loads a cubin; none where the driver says that this is one for other GPUs.
     ///
     /// # Errors
-    /// [`Cuda`](crate::Error::Cuda) where the bytes are no whole cubin, or one for other GPUs.
-    pub fn module(self: &Arc<Self>, cubin: &[u8]) -> Result<Module> {
+    /// [`Cuda`](crate::Error::Cuda) where the bytes are no whole cubin.
+    pub fn module(self: &Arc<Self>, cubin: &[u8]) -> Result<Option<Module>> {
         // The driver is not told how many bytes there are: it believes the header.
         if !image::is_whole(cubin) {
             return Err(errors::no_image(cubin.len()));
@@ -51,8 +51,16 @@ impl Device {
         // SAFETY: the driver writes one pointer, and reads what the image's header tells of, all of which lies in `cubin`.
         let code =
             unsafe { (self.driver().functions.cuModuleLoadData)(&raw mut handle, cubin.as_ptr().cast()) };
+        if code == NO_BINARY {
+            return Ok(None);
+        }
         self.check("cuModuleLoadData", code)?;
-        Ok(Module(Arc::new(Loaded { device: Arc::clone(self), handle })))
+        Ok(Some(Module(Arc::new(Loaded { device: Arc::clone(self), handle }))))
+    }
+
+    /// The error of a driver that refuses what was compiled for this very GPU.
+    pub fn no_binary(&self) -> crate::Error {
+        self.driver().failure(&self.shown(), "cuModuleLoadData", NO_BINARY)
     }
 }
 

@@ -64,17 +64,12 @@ pub fn cubin(capability: (u32, u32), sources: &[(&str, &str)], folders: &Folders
 }
 
 /// The same, compiled for this very compute capability, where a driver refuses what serves others of its major one (those of Jetson boards
-/// do); none where there is no difference.
+/// do).
 ///
 /// # Errors
 /// As for [`cubin`].
-pub fn exact(
-    (major, minor): (u32, u32),
-    sources: &[(&str, &str)],
-    folders: &Folders,
-) -> Option<Result<Cubin>> {
-    let exact = format!("sm_{major}{minor}");
-    (exact != architecture((major, minor))).then(|| cubin_for(&exact, sources, folders))
+pub fn exact((major, minor): (u32, u32), sources: &[(&str, &str)], folders: &Folders) -> Result<Cubin> {
+    cubin_for(&format!("sm_{major}{minor}"), sources, folders)
 }
 
 fn cubin_for(architecture: &str, sources: &[(&str, &str)], folders: &Folders) -> Result<Cubin> {

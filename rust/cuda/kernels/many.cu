@@ -69,8 +69,8 @@ template <int OUTPUTS, int STAGES> __device__ __forceinline__ void many_bf16(con
     auto fetch_rows = [&](int step) {
         float* to = (float*)stage_of(step);
 #pragma unroll
-        for (int i = threadIdx.x; i < TILE * STEP / 4; i += 128) {
-            int line = i / (STEP / 4), at = i % (STEP / 4) * 4, k = step * STEP + at, bytes = max(min(a.inputs - k, 4), 0) * 4;
+        for (int turn = 0; turn < TILE * STEP / 4 / 128; turn++) {
+            int i = threadIdx.x + turn * 128, line = i / (STEP / 4), at = i % (STEP / 4) * 4, k = step * STEP + at, bytes = max(min(a.inputs - k, 4), 0) * 4;
             const float* x = a.x + (long long)min(row + line, a.rows - 1) * a.x_stride;
             copy_async(to + line * X_LINE + at, bytes > 0 ? x + k : x, bytes);
         }
@@ -78,8 +78,10 @@ template <int OUTPUTS, int STAGES> __device__ __forceinline__ void many_bf16(con
     auto fetch_weights = [&](int step) {
         bf16* to = (bf16*)(stage_of(step) + X_BYTES);
 #pragma unroll
-        for (int i = threadIdx.x; i < OUTPUTS * STEP / 8; i += 128) {
-            int line = i / (STEP / 8), at = i % (STEP / 8) * 8, k = step * STEP + at, bytes = k < a.w_stride ? 16 : 0;
+        for (int turn = 0; turn < (OUTPUTS * STEP / 8 + 127) / 128; turn++) {
+            int i = threadIdx.x + turn * 128, line = i / (STEP / 8), at = i % (STEP / 8) * 8, k = step * STEP + at, bytes = k < a.w_stride ? 16 : 0;
+            // The tile of few outputs has not a piece for every thread.
+            if (OUTPUTS * STEP / 8 % 128 != 0 && i >= OUTPUTS * STEP / 8) break;
             const bf16* w = (const bf16*)a.w + (long long)min(output + line, a.outputs - 1) * a.w_stride;
             copy_async(to + line * W_LINE + at, bytes > 0 ? w + k : w, bytes);
         }
