@@ -8,6 +8,7 @@ mod rounding;
 mod shares;
 
 use std::collections::{HashMap, HashSet};
+use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
@@ -87,6 +88,8 @@ pub struct Loader<'a> {
     parameters: usize,
     /// The keys of the rounding, and which matrices got them.
     keys: Keys,
+    /// What has been read so far: the bits of values, then the types of the matrices.
+    digest: DefaultHasher,
 }
 
 impl<'a> Loader<'a> {
@@ -109,6 +112,7 @@ impl<'a> Loader<'a> {
             counted: HashSet::new(),
             parameters: 0,
             keys: Keys::new(weights.keys()),
+            digest: DefaultHasher::new(),
         }
     }
 
@@ -205,6 +209,7 @@ impl<'a> Loader<'a> {
                 *x = narrow;
             }
         }
+        values.iter().for_each(|x| self.digest.write_u32(x.to_bits()));
         Ok(values)
     }
 
@@ -255,6 +260,12 @@ impl<'a> Loader<'a> {
         self.parameters
     }
 
+    /// A number that two loads of one checkpoint have in common when all that they hold is the same, whatever was asked for: a matrix
+    /// is read from the same tensor, so that its type says what it holds. It is complete behind [`Loader::finish`].
+    pub fn digest(&self) -> u64 {
+        self.digest.finish()
+    }
+
     /// Sees to it that every key is one that a matrix gets, and that every matrix can be of its type.
     fn check(&self) -> Result<()> {
         self.keys.check()?;
@@ -282,6 +293,9 @@ impl<'a> Loader<'a> {
     pub fn finish(&mut self) -> Result<Packing> {
         self.check()?;
         self.narrow()?;
+        for p in &self.planned {
+            (&p.name, &p.info.name, p.to.name(), p.to.group()).hash(&mut self.digest);
+        }
         let firsts = self.firsts();
         let too_large = || Error::OutOfMemory { what: "weights".to_owned(), bytes: usize::MAX };
         let (mut offsets, mut sizes) = (Vec::with_capacity(firsts.len()), Vec::with_capacity(firsts.len()));

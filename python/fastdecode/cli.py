@@ -21,10 +21,9 @@ from .families import titles
 from .load_options import dtype_of_words
 from .quality_command import add_arguments as add_quality
 from .quality_command import show as show_quality
-from .results import Chunk
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Mapping, Sequence
 
     from .causal import CausalLM
     from .model import LanguageModel
@@ -287,11 +286,13 @@ def _load_with_decoder(parsed: argparse.Namespace) -> CausalLM | Seq2SeqLM:
 
 
 def _run(parsed: argparse.Namespace) -> None:
+    from .command_pieces import pieces
+
     prompt = _read_stdin() if parsed.prompt == "-" else _from_command_line("prompt", parsed.prompt)
     options = _options(parsed)
     model = _load_with_decoder(parsed)
     began = time.perf_counter()
-    stream = _pieces(model, prompt, options)
+    stream = pieces(model, prompt, options)
     if parsed.echo:
         print(prompt, end="", flush=True)
     # Sequences come side by side and are shown one after the other.
@@ -336,6 +337,7 @@ def _chat(parsed: argparse.Namespace) -> None:
     from .chat import Chat
     from .chat_command import Session, template_of
 
+    _warn_once()  # Turns are alike.
     system = None if parsed.system is None else _from_command_line("system", parsed.system)
     model = _load_with_decoder(parsed)
     chat = Chat(model, system, template_of(model, parsed.chat_template))
@@ -370,20 +372,6 @@ def _as_text(option: str, text: str, encoding: str) -> str:
         except UnicodeError as error:
             raise bad_option(option, "text in utf-8", str(error)) from error
     return text
-
-
-def _pieces(model: CausalLM | Seq2SeqLM, prompt: str, options: dict[str, Any]) -> Iterable[Chunk]:
-    """The text as it comes; all at once where beams are asked for, in the call or by the model's folder."""
-    try:
-        return model.stream(prompt, **options)
-    except errors.OptionError as error:
-        if error.option != "num_beams":
-            raise
-    outputs = model.run(prompt, **options)
-    return [
-        Chunk(output.text, output.token_ids, index, output.finish_reason)
-        for index, output in enumerate(outputs if isinstance(outputs, list) else [outputs])
-    ]
 
 
 def _show_statistics(
@@ -469,15 +457,7 @@ def _bench(parsed: argparse.Namespace) -> None:
 
 
 def _quality(parsed: argparse.Namespace) -> None:
-    said: set[str] = set()
-
-    def show_once(message: Warning | str, *_: object, **__: object) -> None:
-        # The same folder is loaded several times.
-        if str(message) not in said:
-            said.add(str(message))
-            _show_warning(message)
-
-    warnings.showwarning = show_once
+    _warn_once()  # The same folder is loaded several times.
     show_quality(parsed, _load_with_decoder(parsed))
 
 
@@ -497,3 +477,15 @@ def _shown(name: str, value: object) -> str:
 
 def _show_warning(message: Warning | str, *_: object, **__: object) -> None:
     print(f"fastdecode: warning: {message}", file=sys.stderr)
+
+
+def _warn_once() -> None:
+    """Shows no warning that has been shown, from here on."""
+    said: set[str] = set()
+
+    def show(message: Warning | str, *_: object, **__: object) -> None:
+        if str(message) not in said:
+            said.add(str(message))
+            _show_warning(message)
+
+    warnings.showwarning = show

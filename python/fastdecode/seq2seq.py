@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, NamedTuple, overload
 
-from .arrays import as_floats, as_ids, bad_option, is_empty, is_message, is_one
+from .arrays import as_floats, as_ids, bad_option, brief, is_empty, is_message, is_one
 from .errors import ConfigError
 from .folder import with_class_defaults
 from .memory import Memory
@@ -456,7 +456,7 @@ class Seq2SeqLM(ScoringLM):
 
     def _decoder_ids(self, decoder_ids: Sequence[int]) -> list[int]:
         if isinstance(decoder_ids, str) or not (is_empty(decoder_ids) or is_one(decoder_ids, "decoder_ids")):
-            raise bad_option("decoder_ids", "one list of token ids", f"{decoder_ids!r:.80}")
+            raise bad_option("decoder_ids", "one list of token ids", brief(decoder_ids))
         ids = as_ids(decoder_ids, self._core.vocab_size, "decoder_ids")
         if not ids:
             raise bad_option("decoder_ids", "at least one token (the start token)", "none")
@@ -501,7 +501,7 @@ class Seq2SeqLM(ScoringLM):
             prompt, continuation = moved_spaces(prompt, continuation)
         target = self._encode_text(continuation, "continuation")
         if not target:
-            raise bad_option("continuation", "at least one token", f"{continuation!r:.80}")
+            raise bad_option("continuation", "at least one token", brief(continuation))
         ids = [self._start_token(), *target[:-1]]
         return Item(ids, target, len(ids), self._read_source(prompt))
 
@@ -511,5 +511,5 @@ def _memories(given: Any) -> list[Memory]:  # noqa: ANN401 (checked here)
     memories = given if isinstance(given, (list, tuple)) else [given]
     for memory in memories:
         if not isinstance(memory, Memory):
-            raise bad_option("memory", "what model.encode returns, or a list of that", f"{memory!r:.80}")
+            raise bad_option("memory", "what model.encode returns, or a list of that", brief(memory))
     return list(memories)

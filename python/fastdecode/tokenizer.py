@@ -11,7 +11,7 @@ import contextlib
 import re
 from typing import TYPE_CHECKING, Any, overload
 
-from .arrays import bad_option
+from .arrays import bad_option, brief
 from .detokenizer import common, detokenizer
 from .errors import OptionError, TokenizerError
 from .tokenizer_backends import LibraryBackend
@@ -331,7 +331,7 @@ class Tokenizer:
         """
         rows: Any = ids
         if isinstance(ids, (str, bytes)) or not hasattr(ids, "__iter__") or getattr(ids, "ndim", 1) < 1:
-            raise bad_option("ids", "lists of token ids (decode takes one)", f"{ids!r:.80}")
+            raise bad_option("ids", "lists of token ids (decode takes one)", brief(ids))
         # Arrays of any size have __index__, too.
         is_list = isinstance(ids, (list, tuple)) and bool(ids)
         if getattr(ids, "ndim", 0) == 1 or (
@@ -441,11 +441,11 @@ def _plain(ids: Any) -> list[int]:  # noqa: ANN401 (ids, or what a caller takes 
 
 
 def _bad_ids(got: object) -> OptionError:
-    return bad_option("ids", "a token id or a list of them, each from 0 to 2**32 - 1", f"{got!r:.80}")
+    return bad_option("ids", "a token id or a list of them, each from 0 to 2**32 - 1", brief(got))
 
 
 def _bad_tokens(got: object) -> OptionError:
-    return bad_option("tokens", "a token or a list of them, each a string of characters", f"{got!r:.80}")
+    return bad_option("tokens", "a token or a list of them, each a string of characters", brief(got))
 
 
 def token_limit(value: object) -> int | None:

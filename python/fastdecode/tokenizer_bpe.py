@@ -12,7 +12,17 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from .errors import ConfigError, FileReadError, TokenizerError
 from .folder import read_json
-from .tokenizer_parts import begin_and_end, errors_of, known_id, malformed, post_processor, vocabulary
+from .tokenizer_parts import (
+    begin_and_end,
+    errors_of,
+    known_id,
+    lines_of,
+    malformed,
+    post_processor,
+    read_content,
+    takes,
+    vocabulary,
+)
 from .tokenizer_tokens import content
 
 if TYPE_CHECKING:
@@ -270,13 +280,25 @@ def _model(files: Files, **settings: Any) -> tokenizers.models.BPE:  # noqa: ANN
     vocab_file, merges_file = files.folder / "vocab.json", files.folder / "merges.txt"
     try:
         with errors_of(merges_file):
-            return models.BPE.from_file(str(vocab_file), str(merges_file), **settings)
+            if takes(vocab_file, merges_file):
+                return models.BPE.from_file(str(vocab_file), str(merges_file), **settings)
+            vocab = read_content(vocab_file)
+            return models.BPE(vocab=vocab, merges=_merges(merges_file), **settings)
     except TokenizerError as error:
         # The library does not say in which of the two files it was.
         if _is_sound(vocab_file):
             raise
         raise malformed(vocab_file, error.got) from error
     raise AssertionError  # unreachable: the errors above pass on
+
+
+def _merges(file: Path) -> list[tuple[str, ...]]:
+    """The pairs of a merges.txt, whose lines that begin with "#version" are none."""
+    pairs = [tuple(line.split(" ")) for line in lines_of(file) if not line.startswith("#version")]
+    for place, pair in enumerate(pairs, 1):
+        if len(pair) != 2:
+            raise malformed(file, f"{len(pair)} parts in line {place} of the merges")
+    return pairs
 
 
 def _is_sound(vocab_file: Path) -> bool:
