@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from .arrays import brief
 from .errors import ConfigError, FileReadError, TokenizerError
 from .folder import read_json
 from .tokenizer_parts import (
@@ -278,12 +279,13 @@ def _model(files: Files, **settings: Any) -> tokenizers.models.BPE:  # noqa: ANN
         with errors_of(files.pieces):
             return models.BPE(vocab=vocab, merges=merges, **settings)
     vocab_file, merges_file = files.folder / "vocab.json", files.folder / "merges.txt"
+    if not takes(vocab_file, merges_file):
+        vocab = _ids(vocab_file)
+        with errors_of(merges_file):
+            return models.BPE(vocab=vocab, merges=_merges(merges_file), **settings)
     try:
         with errors_of(merges_file):
-            if takes(vocab_file, merges_file):
-                return models.BPE.from_file(str(vocab_file), str(merges_file), **settings)
-            vocab = read_content(vocab_file)
-            return models.BPE(vocab=vocab, merges=_merges(merges_file), **settings)
+            return models.BPE.from_file(str(vocab_file), str(merges_file), **settings)
     except TokenizerError as error:
         # The library does not say in which of the two files it was.
         if _is_sound(vocab_file):
@@ -292,12 +294,25 @@ def _model(files: Files, **settings: Any) -> tokenizers.models.BPE:  # noqa: ANN
     raise AssertionError  # unreachable: the errors above pass on
 
 
+def _ids(file: Path) -> dict[str, int]:
+    """The tokens of a vocab.json by their ids."""
+    vocab = read_content(file)
+    for token, index in vocab.items():
+        if not isinstance(index, int) or not 0 <= index < 2**32:
+            raise malformed(
+                file, f"{brief(index)} for {brief(token)}", "a vocabulary of ids that are whole numbers"
+            )
+    return vocab
+
+
 def _merges(file: Path) -> list[tuple[str, ...]]:
     """The pairs of a merges.txt, whose lines that begin with "#version" are none."""
     pairs = [tuple(line.split(" ")) for line in lines_of(file) if not line.startswith("#version")]
     for place, pair in enumerate(pairs, 1):
         if len(pair) != 2:
-            raise malformed(file, f"{len(pair)} parts in line {place} of the merges")
+            raise malformed(
+                file, f"{len(pair)} in merge {place}", "merges of two tokens with a space between"
+            )
     return pairs
 
 
