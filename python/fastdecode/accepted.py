@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TypedDict
 
-from .arrays import bad_option, brief, has_lone_surrogate, spelt
+from .arrays import bad_option, brief, has_lone_surrogate, is_whole, spelt
 from .errors import UnknownOptionError
 
 if TYPE_CHECKING:
@@ -129,7 +129,7 @@ def _is_flag(value: object) -> bool:
 
 
 def _is_whole(value: object) -> bool:
-    return value is None or (hasattr(value, "__index__") and not isinstance(value, bool))
+    return value is None or is_whole(value)
 
 
 def _one_of(values: Sequence[object]) -> _Rule:

@@ -79,15 +79,24 @@ def bad_option(option: str, expected: str, got: object) -> OptionError:
     )
 
 
+def is_whole(value: object) -> bool:
+    """Whether a value is an integer of any kind, and neither True nor False."""
+    try:
+        operator.index(value)  # type: ignore[arg-type]
+    except TypeError:  # Arrays have the method, and most have no integer.
+        return False
+    return not isinstance(value, bool)
+
+
 def whole(value: object, option: str, least: int) -> int:
     """A whole number of at least `least`.
 
     Raises:
         OptionError: It is something else.
     """
-    if isinstance(value, bool) or not hasattr(value, "__index__") or operator.index(value) < least:
-        raise bad_option(option, f"an integer of at least {least}", brief(value))
-    return operator.index(value)
+    if is_whole(value) and (number := operator.index(value)) >= least:  # type: ignore[call-overload]
+        return number
+    raise bad_option(option, f"an integer of at least {least}", brief(value))
 
 
 def is_empty(prompt: object) -> bool:

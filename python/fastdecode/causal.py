@@ -419,7 +419,7 @@ class CausalLM(ScoringLM):
             return size
         size = whole(window, "window", 2)
         if limit is not None and size > limit:
-            message = f"window: expected at most {limit} tokens, the model's context, got {size}"
+            message = f"window: expected at most {limit} tokens, the model's context, got {brief(size)}"
             raise ContextLengthError(message, limit=limit, requested=size)
         return size
 
@@ -433,12 +433,14 @@ class CausalLM(ScoringLM):
     def _embedding_rows(self, embeddings: NDArray[np.floating[Any]]) -> NDArray[np.float32]:
         import numpy as np
 
-        rows = np.asarray(embeddings, dtype=np.float32, order="C")
         width = self._core.width
+        expected = f"an array of shape (T, {width}) with T of at least 1"
+        try:
+            rows = np.asarray(embeddings, dtype=np.float32, order="C")
+        except (TypeError, ValueError, OverflowError):
+            raise bad_option("embeddings", expected, brief(embeddings)) from None
         if rows.ndim != 2 or rows.shape[0] == 0 or rows.shape[1] != width:
-            raise bad_option(
-                "embeddings", f"an array of shape (T, {width}) with T of at least 1", f"shape {rows.shape}"
-            )
+            raise bad_option("embeddings", expected, f"shape {rows.shape}")
         return rows
 
 

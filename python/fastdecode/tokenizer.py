@@ -124,8 +124,20 @@ class Tokenizer:
         return self._backend.vocab_size
 
     def token_id(self, token: str) -> int | None:
-        """Id of a token, or None where there is no such token."""
-        return self._backend.token_to_id(token)
+        """Id of a token, or None where there is no such token.
+
+        Args:
+            token: A token as the vocabulary spells it.
+
+        Raises:
+            OptionError: It is no token.
+        """
+        if not isinstance(token, str):
+            raise _bad_tokens(token)
+        try:
+            return self._backend.token_to_id(token)
+        except (TypeError, UnicodeEncodeError) as error:
+            raise _bad_tokens(token) from error
 
     def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
         """Ids of a text, with the special tokens that the tokenizer adds by itself (GPT-2: none; T5: `</s>`).
@@ -196,6 +208,8 @@ class Tokenizer:
             OptionError: These are no token ids.
         """
         plain = _plain(ids)
+        if not isinstance(skip_special_tokens, bool):
+            raise bad_option("skip_special_tokens", "True or False", brief(skip_special_tokens))
         try:
             text = self._backend.decode(plain, skip_special_tokens=skip_special_tokens)
         except OverflowError as error:
@@ -224,13 +238,8 @@ class Tokenizer:
             raise _bad_tokens(tokens)
         return [self._id_of(token) for token in tokens]
 
-    def _id_of(self, token: object) -> int | None:
-        if not isinstance(token, str):
-            raise _bad_tokens(token)
-        try:
-            found = self._backend.token_to_id(token)
-        except (TypeError, UnicodeEncodeError) as error:
-            raise _bad_tokens(token) from error
+    def _id_of(self, token: str) -> int | None:
+        found = self.token_id(token)
         return self.unk_token_id if found is None and self._backend.has_unknown else found
 
     @overload
