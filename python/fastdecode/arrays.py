@@ -148,8 +148,7 @@ def as_ids(ids: Iterable[int], vocab_size: int, option: str = "prompt") -> list[
     """
     plain = []
     for token in ids:
-        known = not isinstance(token, bool) and hasattr(token, "__index__")
-        number = operator.index(token) if known else -1
+        number = operator.index(token) if is_whole(token) else -1
         if not 0 <= number < vocab_size:
             raise bad_option(option, f"token ids (integers from 0 to {vocab_size - 1})", brief(token))
         plain.append(number)

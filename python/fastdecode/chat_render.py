@@ -10,7 +10,7 @@ import functools
 import re
 from typing import TYPE_CHECKING, Any
 
-from .arrays import bad_option, brief
+from .arrays import bad_option, brief, spelt
 from .chat_bounds import DEADLINE, TimeUp, TooMuch, bounded
 from .chat_messages import REASONING, plain, with_reasoning
 from .errors import ChatTemplateError
@@ -166,9 +166,9 @@ def _failed(error: BaseException, name: str) -> ChatTemplateError:
     elif isinstance(error, RecursionError):
         told = "it calls itself too deeply"
     elif type(error).__module__.startswith("jinja2"):
-        told = str(getattr(error, "message", None) or error)
+        told = spelt(getattr(error, "message", None) or error)
     else:
-        told = f"{type(error).__name__}: {error}"
+        told = f"{type(error).__name__}: {spelt(error)}"
     where = "" if line is None else f", line {line}"
     return ChatTemplateError(
         f"{name} fails{where}: {told}", option="chat_template", got=told, line=line, message=told

@@ -137,19 +137,19 @@ def _schema_of_type(hint: Any) -> dict[str, Any]:  # noqa: ANN401 (a type hint)
     if origin in (Union, types.UnionType):
         return _schema_of_union(arguments)
     if origin is Literal and arguments:
-        return _enum([*arguments], f"{hint}")
+        return _enum([*arguments], brief(hint))
     if origin is list:
         return {"type": "array", "items": _schema_of_type(arguments[0])} if arguments else {"type": "array"}
     if origin is tuple:
         if not arguments:
             return {"type": "array"}
         if len(arguments) == 1 or ... in arguments:
-            raise _Unknown(f"{hint}; a list says the same")
+            raise _Unknown(f"{brief(hint)}; a list says the same")
         return {"type": "array", "prefixItems": [_schema_of_type(item) for item in arguments]}
     if origin is dict:
         values = {"additionalProperties": _schema_of_type(arguments[1])} if len(arguments) == 2 else {}
         return {"type": "object", **values}
-    raise _Unknown(f"{hint}")
+    raise _Unknown(brief(hint))
 
 
 def _schema_of_bare_type(hint: Any) -> dict[str, Any]:  # noqa: ANN401 (as above)
