@@ -1,4 +1,4 @@
-"""Values on their way to and from the native module: prompts, arrays of logits, tensors in memory.
+"""Values on their way to and from the native module, prompts, logits, tensors in memory; and in the words of errors.
 
 numpy is imported where it is used, since `import fastdecode` must stay fast.
 """

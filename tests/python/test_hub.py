@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import threading
 from pathlib import Path
@@ -277,3 +278,49 @@ def test_a_demo_name_wins_over_a_folder(tmp_path: Path, monkeypatch: pytest.Monk
         "./demo-stories"
     ).folder.samefile(tmp_path / "demo-stories")
     assert locate(tmp_path / "demo-stories").name == str((tmp_path / "demo-stories").resolve())
+
+
+def test_a_cache_whose_path_is_no_text(hub: Hub, tmp_path: Path) -> None:
+    cache = str(tmp_path / os.fsdecode(b"cach\xe9"))
+    for where in ({"cache_dir": cache}, {"cache_dir": cache, "local_files_only": True}):
+        assert isinstance(load(hub, tmp_path / "home", **where)[0], list)
+    assert any(Path(cache).iterdir())
+    assert isinstance(load(hub, Path(cache) / "home")[0], list)
+
+
+def test_a_cache_whose_path_cannot_be_used(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """What fetches large files takes names that are text, and says so in its own way."""
+    import huggingface_hub
+
+    cache = tmp_path / os.fsdecode(b"cach\xe9")
+
+    def fetch(*_: object, cache_dir: Path, **__: object) -> None:
+        str(cache_dir).encode()
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", fetch)
+    with pytest.raises(errors.ModelNotFoundError, match="whose path is UTF-8") as caught:
+        locate("org/tiny", cache_dir=cache)
+    assert "cach\\udce9" in str(caught.value.got)
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "shown"),
+    [
+        ("revision", "main\udce9", "'main\\udce9'"),
+        ("revision", 5, "5"),
+        ("revision", b"main", "b'main'"),
+        ("revision", 10**5000, "1.000e+5000"),
+        ("token", "hf_\udce9", "others"),
+        ("token", "hf_\u20ac", "others"),
+        ("cache_dir", 5, "5"),
+        ("cache_dir", b"/cache", "b'/cache'"),
+        ("cache_dir", "/a\0b", "'/a\\x00b'"),
+    ],
+)
+def test_options_of_the_hub_that_cannot_be(option: str, value: Any, shown: str) -> None:
+    """Before anything is asked of it."""
+    given: Any = {option: value}
+    with pytest.raises(errors.OptionError) as caught:
+        fastdecode.load("org/tiny", **given)
+    assert (caught.value.option, caught.value.got) == (option, shown)
+    assert "hf_" not in str(caught.value)
