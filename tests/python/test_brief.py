@@ -65,6 +65,8 @@ def translator() -> fastdecode.Seq2SeqLM:
         ({HUGE: 1}, "{1.000e+5000: 1}"),
         ("x" * 10**6, "'" + "x" * 79),
     ],
+    # pytest would write the values.
+    ids=range(11),
 )
 def test_words(value: object, text: str) -> None:
     assert brief(value) == text
