@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
 import os
@@ -224,14 +225,22 @@ class Terminal:
     def write(self, text: str) -> None:
         os.write(self.end, text.encode())
 
+    def interrupt(self, answer: str) -> None:
+        """Presses Ctrl-C until it is answered: `input` misses one between its prompt and its wait for a key."""
+        for _ in range(30):
+            os.kill(self.process.pid, signal.SIGINT)
+            with contextlib.suppress(AssertionError):
+                self.wait_for(answer, 2)
+                return
+        raise AssertionError(f"{answer!r} is not in {self.seen!r}")
+
 
 def test_a_terminal() -> None:
     endless = "--min-new-tokens", "400", "--max-new-tokens", "400"
     terminal = Terminal("demo-stories", *endless, "--num-threads", "1")
     try:
         terminal.wait_for("> ")
-        os.kill(terminal.process.pid, signal.SIGINT)
-        terminal.wait_for("(/exit leaves)")
+        terminal.interrupt("(/exit leaves)")
         terminal.wait_for("> ")
         terminal.write("Hello\n")
         terminal.wait_for("Hello")
