@@ -298,7 +298,7 @@ def _ids(file: Path) -> dict[str, int]:
     """The tokens of a vocab.json by their ids."""
     vocab = read_content(file)
     for token, index in vocab.items():
-        if not isinstance(index, int) or not 0 <= index < 2**32:
+        if not _is_id(index):
             raise malformed(
                 file, f"{brief(index)} for {brief(token)}", "a vocabulary of ids that are whole numbers"
             )
@@ -316,7 +316,11 @@ def _merges(file: Path) -> list[tuple[str, ...]]:
     return pairs
 
 
+def _is_id(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 2**32
+
+
 def _is_sound(vocab_file: Path) -> bool:
     with contextlib.suppress(ConfigError, FileReadError):
-        return all(isinstance(index, int) for index in read_json(vocab_file).values())
+        return all(map(_is_id, read_json(vocab_file).values()))
     return False
