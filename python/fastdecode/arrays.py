@@ -9,7 +9,7 @@ import math
 import operator
 import reprlib
 from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, SupportsIndex, TypeGuard
 
 from .errors import CheckpointError, OptionError
 
@@ -79,7 +79,7 @@ def bad_option(option: str, expected: str, got: object) -> OptionError:
     )
 
 
-def is_whole(value: object) -> bool:
+def is_whole(value: object) -> TypeGuard[SupportsIndex]:
     """Whether a value is an integer of any kind, and neither True nor False."""
     try:
         operator.index(value)  # type: ignore[arg-type]
@@ -94,7 +94,7 @@ def whole(value: object, option: str, least: int) -> int:
     Raises:
         OptionError: It is something else.
     """
-    if is_whole(value) and (number := operator.index(value)) >= least:  # type: ignore[call-overload]
+    if is_whole(value) and (number := operator.index(value)) >= least:
         return number
     raise bad_option(option, f"an integer of at least {least}", brief(value))
 

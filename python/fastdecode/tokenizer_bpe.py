@@ -305,14 +305,17 @@ def _ids(file: Path) -> dict[str, int]:
     return vocab
 
 
-def _merges(file: Path) -> list[tuple[str, ...]]:
+def _merges(file: Path) -> list[tuple[str, str]]:
     """The pairs of a merges.txt, whose lines that begin with "#version" are none."""
-    pairs = [tuple(line.split(" ")) for line in lines_of(file) if not line.startswith("#version")]
-    for place, pair in enumerate(pairs, 1):
-        if len(pair) != 2:
-            raise malformed(
-                file, f"{len(pair)} in merge {place}", "merges of two tokens with a space between"
-            )
+    pairs = []
+    for line in lines_of(file):
+        if line.startswith("#version"):
+            continue
+        parts = line.split(" ")
+        if len(parts) != 2:
+            got = f"{len(parts)} in merge {len(pairs) + 1}"
+            raise malformed(file, got, "merges of two tokens with a space between")
+        pairs.append((parts[0], parts[1]))
     return pairs
 
 

@@ -96,8 +96,8 @@ def test_weights_in_other_files(odd: Path, tmp_path: Path, form: str) -> None:
             index[name] = file
         (odd / "model.safetensors.index.json").write_text(json.dumps({"weight_map": index}))
     else:
-        with (odd / form).open("wb") as file:
-            torch.save(tensors, file)
+        with (odd / form).open("wb") as stream:
+            torch.save(tensors, stream)
     ids = [5, 6, 7]
     assert (
         fastdecode.load(odd).run(ids, **GREEDY).token_ids

@@ -12,6 +12,7 @@ import tiny
 from families import FAMILIES
 from fastdecode import CausalLM, Seq2SeqLM, errors, quality
 from fastdecode.accepted import same_types
+from fastdecode.results import dtype_name
 from quality_checks import PAIRS, TEXT
 from safetensors.numpy import load_file, save_file
 
@@ -46,7 +47,7 @@ def measured(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     compare = quality._compare
 
     def watched(reference: Any, other: Any, passages: Any, dtype: Any, shown: Any) -> Any:
-        seen.append(quality.dtype_name(dtype))
+        seen.append(dtype_name(dtype))
         return compare(reference, other, passages, dtype, shown)
 
     monkeypatch.setattr(quality, "_compare", watched)
