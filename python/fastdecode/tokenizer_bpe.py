@@ -307,7 +307,7 @@ def _ids(file: Path) -> dict[str, int]:
 
 def _merges(file: Path) -> list[tuple[str, str]]:
     """The pairs of a merges.txt, whose lines that begin with "#version" are none."""
-    pairs = []
+    pairs: list[tuple[str, str]] = []
     for line in lines_of(file):
         if line.startswith("#version"):
             continue
