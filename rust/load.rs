@@ -3,12 +3,12 @@
 //! Files are read in chunks with positioned reads and packed at once; nothing is mapped. Sizes are held against the tensors'
 //! shapes before anything is allocated. Knows no model.
 
+mod digest;
 mod keys;
 mod rounding;
 mod shares;
 
 use std::collections::{HashMap, HashSet};
-use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
@@ -18,6 +18,7 @@ use crate::error::{Error, Result};
 use crate::kernels::{Element, LINE, Orientation, WIDTH, WeightType, of_element};
 use crate::packed::{Packed, packed_bytes};
 use crate::team::{self, Cancel, Member, Stop};
+use digest::Digest;
 use keys::{Called, Keys};
 pub use rounding::{DEFAULT, HEAD, Role, Rounding, Stored};
 pub use shares::Share;
@@ -89,7 +90,7 @@ pub struct Loader<'a> {
     /// The keys of the rounding, and which matrices got them.
     keys: Keys,
     /// What has been read so far: the bits of values, then the types of the matrices.
-    digest: DefaultHasher,
+    digest: Digest,
 }
 
 impl<'a> Loader<'a> {
@@ -112,7 +113,7 @@ impl<'a> Loader<'a> {
             counted: HashSet::new(),
             parameters: 0,
             keys: Keys::new(weights.keys()),
-            digest: DefaultHasher::new(),
+            digest: Digest::new(),
         }
     }
 
@@ -209,7 +210,7 @@ impl<'a> Loader<'a> {
                 *x = narrow;
             }
         }
-        values.iter().for_each(|x| self.digest.write_u32(x.to_bits()));
+        self.digest.values(&values);
         Ok(values)
     }
 
@@ -263,7 +264,7 @@ impl<'a> Loader<'a> {
     /// A number that two loads of one checkpoint have in common when all that they hold is the same, whatever was asked for: a matrix
     /// is read from the same tensor, so that its type says what it holds. It is complete behind [`Loader::finish`].
     pub fn digest(&self) -> u64 {
-        self.digest.finish()
+        self.digest.get()
     }
 
     /// Sees to it that every key is one that a matrix gets, and that every matrix can be of its type.
@@ -294,7 +295,8 @@ impl<'a> Loader<'a> {
         self.check()?;
         self.narrow()?;
         for p in &self.planned {
-            (&p.name, &p.info.name, p.to.name(), p.to.group()).hash(&mut self.digest);
+            [&p.name, &p.info.name, p.to.name()].into_iter().for_each(|text| self.digest.text(text));
+            self.digest.number(p.to.group() as u64);
         }
         let firsts = self.firsts();
         let too_large = || Error::OutOfMemory { what: "weights".to_owned(), bytes: usize::MAX };

@@ -60,7 +60,10 @@ def brief(value: object) -> str:
     try:
         text = repr(value)
     except Exception:  # A class of anybody's may raise anything.
-        text = _Brief().repr(value)
+        try:
+            text = _Brief().repr(value)
+        except Exception:
+            text = f"a value of type {type(value).__name__}"
     return text[:80]
 
 
@@ -148,7 +151,10 @@ def as_ids(ids: Iterable[int], vocab_size: int, option: str = "prompt") -> list[
     """
     plain = []
     for token in ids:
-        number = operator.index(token) if is_whole(token) else -1
+        try:
+            number = -1 if isinstance(token, bool) else operator.index(token)
+        except TypeError:
+            number = -1
         if not 0 <= number < vocab_size:
             raise bad_option(option, f"token ids (integers from 0 to {vocab_size - 1})", brief(token))
         plain.append(number)

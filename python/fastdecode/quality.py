@@ -385,7 +385,8 @@ class Progress:
     def begin(self, name: str) -> None:
         """A type is begun."""
         self._name, self._done, self._tenth = name, 0, -1
-        self._pass += 1
+        # Where all types are skipped, the reference is read alone.
+        self._pass = min(self._pass + 1, self._passes)
         self.add(0)
 
     def skip(self) -> None:

@@ -124,10 +124,7 @@ class Tokenizer:
         return self._backend.vocab_size
 
     def token_id(self, token: str) -> int | None:
-        """Id of a token, or None where there is no such token.
-
-        Args:
-            token: A token as the vocabulary spells it.
+        """Id of a token as the vocabulary spells it, or None where there is none.
 
         Raises:
             OptionError: It is no token.

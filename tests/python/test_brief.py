@@ -76,6 +76,8 @@ def test_values_without_words() -> None:
     assert brief(Wordless()).startswith("<Wordless instance at 0x")
     assert brief([Wordless()]).startswith("[<Wordless instance at 0x")
     assert brief(VALUES["array"]).startswith("<ndarray instance at 0x")
+    # What is named as a type of Python's need not be one.
+    assert brief(type("array", (Wordless,), {})()) == "a value of type array"
     deep: list[Any] = []
     for _ in range(10**5):
         deep = [deep]

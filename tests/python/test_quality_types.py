@@ -200,6 +200,13 @@ class TestParts:
         assert lines[0] == "quality: int8 (1 of 3): 0 of 2 tokens"
         assert lines[-1] == "quality: bfloat16 (3 of 3): 2 of 2 tokens"
         assert not any("(2 of 3)" in line for line in lines)
+        asked = ["auto", {"lm_head": "float32"}]
+        CausalLM.load(folder).quality([[1, 2, 3]], dtypes=asked, progress=True)
+        lines = capsys.readouterr().err.splitlines()
+        assert (lines[0], lines[-1]) == (
+            "quality: float32 (2 of 2): 0 of 2 tokens",
+            "quality: float32 (2 of 2): 2 of 2 tokens",
+        )
 
     def test_loading_takes_two_names_of_the_same_type_alone(self, folder: Path) -> None:
         kept = CausalLM.load(folder, dtype=FIRST, torch_dtype=FIRST).info()["weight_bytes"]
