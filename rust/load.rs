@@ -3,6 +3,7 @@
 //! Files are read in chunks with positioned reads and packed at once; nothing is mapped. Sizes are held against the tensors'
 //! shapes before anything is allocated. Knows no model.
 
+mod digest;
 mod keys;
 mod rounding;
 mod shares;
@@ -17,6 +18,7 @@ use crate::error::{Error, Result};
 use crate::kernels::{Element, LINE, Orientation, WIDTH, WeightType, of_element};
 use crate::packed::{Packed, packed_bytes};
 use crate::team::{self, Cancel, Member, Stop};
+use digest::Digest;
 use keys::{Called, Keys};
 pub use rounding::{DEFAULT, HEAD, Role, Rounding, Stored};
 pub use shares::Share;
@@ -87,6 +89,8 @@ pub struct Loader<'a> {
     parameters: usize,
     /// The keys of the rounding, and which matrices got them.
     keys: Keys,
+    /// What has been read so far: the bits of values, then the types of the matrices.
+    digest: Digest,
 }
 
 impl<'a> Loader<'a> {
@@ -109,6 +113,7 @@ impl<'a> Loader<'a> {
             counted: HashSet::new(),
             parameters: 0,
             keys: Keys::new(weights.keys()),
+            digest: Digest::new(),
         }
     }
 
@@ -205,6 +210,7 @@ impl<'a> Loader<'a> {
                 *x = narrow;
             }
         }
+        self.digest.values(&values);
         Ok(values)
     }
 
@@ -255,6 +261,12 @@ impl<'a> Loader<'a> {
         self.parameters
     }
 
+    /// A number that two loads of one checkpoint have in common when all that they hold is the same, whatever was asked for: a matrix
+    /// is read from the same tensor, so that its type says what it holds. It is complete behind [`Loader::finish`].
+    pub fn digest(&self) -> u64 {
+        self.digest.get()
+    }
+
     /// Sees to it that every key is one that a matrix gets, and that every matrix can be of its type.
     fn check(&self) -> Result<()> {
         self.keys.check()?;
@@ -282,6 +294,10 @@ impl<'a> Loader<'a> {
     pub fn finish(&mut self) -> Result<Packing> {
         self.check()?;
         self.narrow()?;
+        for p in &self.planned {
+            [&p.name, &p.info.name, p.to.name()].into_iter().for_each(|text| self.digest.text(text));
+            self.digest.number(p.to.group() as u64);
+        }
         let firsts = self.firsts();
         let too_large = || Error::OutOfMemory { what: "weights".to_owned(), bytes: usize::MAX };
         let (mut offsets, mut sizes) = (Vec::with_capacity(firsts.len()), Vec::with_capacity(firsts.len()));

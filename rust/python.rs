@@ -160,6 +160,12 @@ impl Model {
         self.0.model().context_length().limit
     }
 
+    /// A number that two loads of one folder have in common when all of their weights are the same.
+    #[getter]
+    fn weights_digest(&self) -> u64 {
+        self.0.model().info().digest
+    }
+
     fn info<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
         let info = self.0.model().info();
         let values = PyDict::new(py);

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TypedDict
 
-from .arrays import bad_option, has_lone_surrogate
+from .arrays import bad_option, brief, has_lone_surrogate, is_whole, spelt
 from .errors import UnknownOptionError
 
 if TYPE_CHECKING:
@@ -129,7 +129,7 @@ def _is_flag(value: object) -> bool:
 
 
 def _is_whole(value: object) -> bool:
-    return value is None or (hasattr(value, "__index__") and not isinstance(value, bool))
+    return value is None or is_whole(value)
 
 
 def _one_of(values: Sequence[object]) -> _Rule:
@@ -310,7 +310,7 @@ def _rest(given: Mapping[str, Any], rules: Mapping[str, _Rule]) -> dict[str, Any
             except (TypeError, ValueError, RecursionError):
                 known = False
             if not known:
-                raise bad_option(name, expected, f"{value!r:.80}")
+                raise bad_option(name, expected, brief(value))
     return {name: value for name, value in given.items() if name not in rules}
 
 
@@ -346,7 +346,7 @@ def of_pipeline(options: Mapping[str, Any]) -> dict[str, Any]:
     """
     spread = options.get("model_kwargs")
     if spread is not None and not isinstance(spread, Mapping):
-        raise bad_option("model_kwargs", "arguments of load by name, or None", repr(spread))
+        raise bad_option("model_kwargs", "arguments of load by name, or None", brief(spread))
     rest = {name: value for name, value in options.items() if name != "model_kwargs"}
     return _rest({**(spread or {}), **rest}, _PIPELINE)
 
@@ -378,11 +378,12 @@ def of_load(options: Mapping[str, Any], known: frozenset[str]) -> dict[str, Any]
     rest = _rest(options, _LOAD)
     if not _is_cpu(rest.pop("device_map", None)):
         expected = 'None, "auto" or "cpu" (fastdecode computes on the CPU)'
-        raise bad_option("device_map", expected, repr(options["device_map"]))
+        raise bad_option("device_map", expected, brief(options["device_map"]))
     if (older := rest.pop("torch_dtype", None)) is not None:
         wanted = weight_types("torch_dtype", older)
-        if weight_types("dtype", rest.get("dtype", "auto")) not in ("auto", wanted):
-            raise bad_option("torch_dtype", "the same as dtype, or one of the two alone", repr(older))
+        given = weight_types("dtype", rest.get("dtype", "auto"))
+        if given != "auto" and not same_types(given, wanted):
+            raise bad_option("torch_dtype", "the same as dtype, or one of the two alone", brief(older))
         rest["dtype"] = wanted
     elif "dtype" in rest:
         rest["dtype"] = weight_types("dtype", rest["dtype"])
@@ -396,7 +397,7 @@ def is_cpu(device: object) -> bool:
     """Whether this is what a caller names the CPU, a device of torch included."""
     if isinstance(device, bool):
         return False
-    name = str(device)
+    name = spelt(device)
     return device is None or name in ("cpu", "cpu:0") or (name == "-1" and not isinstance(device, str))
 
 
@@ -420,13 +421,13 @@ def weight_types(option: str, value: object) -> str | dict[str, str]:
         OptionError: It is neither.
     """
     if not isinstance(value, Mapping):
-        return _dtype(option, value, repr(value))
+        return _dtype(option, value, brief(value))
     types = {}
     for part, name in value.items():
         if not isinstance(part, str) or not part or has_lone_surrogate(part):
             expected = 'types by "default", "lm_head", "embedding" or the name of a matrix'
-            raise bad_option(option, expected, f"{part!r:.80}")
-        types[part] = _dtype(option, name, f"{name!r:.80} for {part!r:.80}")
+            raise bad_option(option, expected, brief(part))
+        types[part] = _dtype(option, name, f"{brief(name)} for {brief(part)}")
     if types.keys() <= {"default"}:
         return types.get("default", "auto")
     if types.get("default") == "auto":
@@ -434,9 +435,27 @@ def weight_types(option: str, value: object) -> str | dict[str, str]:
     return types
 
 
+def same_types(one: str | Mapping[str, str], other: str | Mapping[str, str]) -> bool:
+    """Whether two types of weights, as `weight_types` gives them, say the same of every model.
+
+    Of the keys that fit a matrix the closest counts, wherever it stands. Patterns with as many characters beside `*`
+    may be equally close, and of these the first counts.
+    """
+    if one != other or isinstance(one, str) or isinstance(other, str):
+        return one == other
+    ties: dict[int, list[str]] = {}
+    for key in one:
+        if "*" in key:
+            ties.setdefault(len(key.replace("*", "")), []).append(key)
+    return all(
+        len({one[key] for key in keys}) == 1 or keys == [key for key in other if key in keys]
+        for keys in ties.values()
+    )
+
+
 def _dtype(option: str, value: object, got: str) -> str:
     """Our name of a type, which may be one of torch; its own text says which it is."""
-    name = str(value)
+    name = spelt(value)
     known: tuple[str, ...] = _DTYPES
     if type(value).__module__ == "torch":
         known = _FLOATS  # Those are types that tensors are cast to; the others say nothing of scales.

@@ -9,6 +9,7 @@ import math
 import re
 from typing import TYPE_CHECKING, Any
 
+from .arrays import brief
 from .errors import FileMissingError
 from .folder import bad_field, read_json
 
@@ -126,7 +127,7 @@ class AdapterConfig:
             raise self._bad("init_lora_weights", f"one that leaves the base's weights as they are ({advice})")
 
     def _bad(self, field: str, expected: str) -> Exception:
-        got = repr(self._values[field]) if field in self._values else "no such field"
+        got = brief(self._values[field]) if field in self._values else "no such field"
         return bad_field(self._file, field, expected, f"{got:.80}")
 
     def _checked(self, field: str, fits: Any, expected: str) -> Any:  # noqa: ANN401 (a value of a JSON file)
@@ -137,13 +138,13 @@ class AdapterConfig:
 
     def _size(self, field: str, value: object) -> int:
         if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value < 2**31:
-            raise bad_field(self._file, field, "an integer from 1 on", f"{value!r:.80}")
+            raise bad_field(self._file, field, "an integer from 1 on", brief(value))
         return value
 
     def _number(self, field: str, value: object) -> float:
         if not isinstance(value, bool) and isinstance(value, (int, float)) and abs(value) < 1e30:
             return float(value)
-        raise bad_field(self._file, field, "a finite number", f"{value!r:.80}")
+        raise bad_field(self._file, field, "a finite number", brief(value))
 
     def _patterns(self, field: str) -> dict[str, Any]:
         patterns: dict[str, Any] = (

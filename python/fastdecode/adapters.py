@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from . import _core
 from .adapter_config import CONFIG, AdapterConfig, read_config
-from .arrays import bad_option
+from .arrays import bad_option, brief
 from .errors import CheckpointError, FastdecodeError, FileMissingError, ModelNotFoundError, OptionError
 from .families import TOKENIZER_CLASSES
 from .folder import bad_field, optional_json
@@ -110,7 +110,7 @@ def _listed(given: object) -> list[str | os.PathLike[str]]:
     for item in items:
         if not isinstance(item, (str, os.PathLike)) or not os.fspath(item):
             expected = "a folder with adapter_config.json, a hub id (owner/name@revision), or a list of them"
-            raise bad_option("adapter", expected, f"{item!r:.80}")
+            raise bad_option("adapter", expected, brief(item))
     return items
 
 
@@ -153,15 +153,15 @@ def _base(adapter: Source, revision: str | None, place: Mapping[str, Any]) -> So
     if beside and (is_local or not name):
         if is_local and revision is not None:
             raise OptionError(
-                f"revision: expected none for a local folder, got {revision!r} for {adapter.name}",
+                f"revision: expected none for a local folder, got {brief(revision)} for {adapter.name}",
                 option="revision",
                 expected="none for a local folder",
-                got=repr(revision),
+                got=brief(revision),
             )
         return adapter
     if not name:
         expected = "the folder or hub id of a model; or load that, with adapter= this folder"
-        raise bad_field(file, "base_model_name_or_path", expected, "none" if name is None else repr(name))
+        raise bad_field(file, "base_model_name_or_path", expected, "none" if name is None else brief(name))
     # With a local adapter the caller's revision can only be the base's; that of the training means nothing in a folder.
     chosen = revision if is_local else None
     if chosen is None and not _is_local(name):

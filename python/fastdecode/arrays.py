@@ -1,13 +1,15 @@
-"""Values on their way to and from the native module: prompts, arrays of logits, tensors in memory.
+"""Values on their way to and from the native module, prompts, logits, tensors in memory; and in the words of errors.
 
 numpy is imported where it is used, since `import fastdecode` must stay fast.
 """
 
 from __future__ import annotations
 
+import math
 import operator
+import reprlib
 from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, SupportsIndex, TypeGuard
 
 from .errors import CheckpointError, OptionError
 
@@ -41,11 +43,52 @@ _ELEMENTS = {
 }
 
 
+class _Brief(reprlib.Repr):
+    """Values that say nothing of themselves, or hold such: integers of more digits than Python writes, for one."""
+
+    def repr_int(self, x: int, level: int) -> str:
+        """An integer, or about which power of ten it is."""
+        try:
+            return super().repr_int(x, level)
+        except ValueError:
+            digits = math.log10(abs(x))
+            return f"{'-' if x < 0 else ''}{10 ** (digits % 1):.3f}e+{int(digits)}"
+
+
+def brief(value: object) -> str:
+    """A value in the words of an error: as `repr` has it, in 80 characters at most, whatever it holds."""
+    try:
+        text = repr(value)
+    except Exception:  # A class of anybody's may raise anything.
+        try:
+            text = _Brief().repr(value)
+        except Exception:
+            text = f"a value of type {type(value).__name__}"
+    return text[:80]
+
+
+def spelt(value: object) -> str:
+    """The text of a value that may be a name or stand for one: its own, or that of `brief` where it has none."""
+    try:
+        return str(value)
+    except Exception:  # as above
+        return brief(value)
+
+
 def bad_option(option: str, expected: str, got: object) -> OptionError:
     """The error for an argument that cannot be used."""
     return OptionError(
         f"{option}: expected {expected}, got {got}", option=option, expected=expected, got=str(got)
     )
+
+
+def is_whole(value: object) -> TypeGuard[SupportsIndex]:
+    """Whether a value is an integer of any kind, and neither True nor False."""
+    try:
+        operator.index(value)  # type: ignore[arg-type]
+    except TypeError:  # Arrays have the method, and most have no integer.
+        return False
+    return not isinstance(value, bool)
 
 
 def whole(value: object, option: str, least: int) -> int:
@@ -54,9 +97,9 @@ def whole(value: object, option: str, least: int) -> int:
     Raises:
         OptionError: It is something else.
     """
-    if isinstance(value, bool) or not hasattr(value, "__index__") or operator.index(value) < least:
-        raise bad_option(option, f"an integer of at least {least}", repr(value))
-    return operator.index(value)
+    if is_whole(value) and (number := operator.index(value)) >= least:
+        return number
+    raise bad_option(option, f"an integer of at least {least}", brief(value))
 
 
 def is_empty(prompt: object) -> bool:
@@ -91,7 +134,7 @@ def is_one(prompt: object, option: str = "prompt") -> bool:
     )
     if unfit or getattr(prompt, "ndim", 1) == 0:  # an array of one number alone says that it is iterable
         expected = "a string, a list of token ids or of messages, or a list of such"
-        raise bad_option(option, expected, f"{prompt!r:.80}")
+        raise bad_option(option, expected, brief(prompt))
     if not isinstance(prompt, Sequence) and not hasattr(prompt, "ndim"):
         return False  # an iterator: of prompts, as its first item cannot be looked at
     items: Any = prompt
@@ -108,10 +151,12 @@ def as_ids(ids: Iterable[int], vocab_size: int, option: str = "prompt") -> list[
     """
     plain = []
     for token in ids:
-        known = not isinstance(token, bool) and hasattr(token, "__index__")
-        number = operator.index(token) if known else -1
+        try:
+            number = -1 if isinstance(token, bool) else operator.index(token)
+        except TypeError:
+            number = -1
         if not 0 <= number < vocab_size:
-            raise bad_option(option, f"token ids (integers from 0 to {vocab_size - 1})", repr(token))
+            raise bad_option(option, f"token ids (integers from 0 to {vocab_size - 1})", brief(token))
         plain.append(number)
     return plain
 
@@ -133,7 +178,7 @@ def as_tensor(name: str, array: NDArray[Any]) -> tuple[str, str, list[int], memo
     import numpy as np
 
     if not isinstance(name, str) or has_lone_surrogate(name):
-        raise _bad_tensor(repr(name), "names that are text", f"{name!r:.80}")
+        raise _bad_tensor(brief(name), "names that are text", brief(name))
     element = _ELEMENTS.get(getattr(getattr(array, "dtype", None), "name", ""))
     if element is None:
         expected = "a numpy array of float32, float16 or bfloat16 (of ml_dtypes, or its bits as uint16)"

@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any, overload
 
-from .arrays import as_floats, bad_option, is_conversation, is_empty, is_message, is_one, whole
+from .arrays import as_floats, bad_option, brief, is_conversation, is_empty, is_message, is_one, whole
 from .chat_calls import Reading
 from .chat_options import Asked, asked, refuse
 from .errors import ContextLengthError
@@ -362,7 +362,7 @@ class CausalLM(ScoringLM):
     def _read(self, item: Prompt) -> Request:
         if is_conversation(item):
             expected = "prompts that are all conversations, or none of them"
-            raise bad_option("prompt", expected, f"{item!r:.80} behind another prompt")
+            raise bad_option("prompt", expected, f"{brief(item)} behind another prompt")
         return Request(self._ids(item))
 
     def _labelled(self, prompt: Prompt, labels: Any) -> Item:  # noqa: ANN401 (checked here)
@@ -389,7 +389,7 @@ class CausalLM(ScoringLM):
             targets = self._encode_text(continuation, "continuation", add_special_tokens=False)
         if not targets:
             expected = "at least one token behind those of the prompt"
-            raise bad_option("continuation", expected, f"{continuation!r:.80}")
+            raise bad_option("continuation", expected, brief(continuation))
         ids = [*(before or [self._bos()]), *targets[:-1]]
         return Item(ids, targets, len(ids))
 
@@ -419,7 +419,7 @@ class CausalLM(ScoringLM):
             return size
         size = whole(window, "window", 2)
         if limit is not None and size > limit:
-            message = f"window: expected at most {limit} tokens, the model's context, got {size}"
+            message = f"window: expected at most {limit} tokens, the model's context, got {brief(size)}"
             raise ContextLengthError(message, limit=limit, requested=size)
         return size
 
@@ -433,19 +433,21 @@ class CausalLM(ScoringLM):
     def _embedding_rows(self, embeddings: NDArray[np.floating[Any]]) -> NDArray[np.float32]:
         import numpy as np
 
-        rows = np.asarray(embeddings, dtype=np.float32, order="C")
         width = self._core.width
+        expected = f"an array of shape (T, {width}) with T of at least 1"
+        try:
+            rows = np.asarray(embeddings, dtype=np.float32, order="C")
+        except (TypeError, ValueError, OverflowError):
+            raise bad_option("embeddings", expected, brief(embeddings)) from None
         if rows.ndim != 2 or rows.shape[0] == 0 or rows.shape[1] != width:
-            raise bad_option(
-                "embeddings", f"an array of shape (T, {width}) with T of at least 1", f"shape {rows.shape}"
-            )
+            raise bad_option("embeddings", expected, f"shape {rows.shape}")
         return rows
 
 
 def _lists(labels: object) -> list[Any]:
     """Labels for each prompt of a list."""
     if isinstance(labels, str) or not isinstance(labels, Iterable):
-        raise bad_option("labels", "a list of labels, or None, for each prompt", f"{labels!r:.80}")
+        raise bad_option("labels", "a list of labels, or None, for each prompt", brief(labels))
     return list(labels)
 
 

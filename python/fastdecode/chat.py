@@ -10,7 +10,7 @@ import warnings
 import weakref
 from typing import TYPE_CHECKING, Any
 
-from .arrays import bad_option
+from .arrays import bad_option, brief
 from .chat_messages import conversation, text_of
 from .errors import FastdecodeWarning, StateBusyError
 
@@ -55,14 +55,14 @@ class Chat:
     ) -> None:
         if not getattr(model, "has_decoder", False) or not hasattr(model, "stream"):
             raise bad_option(
-                "model", "a CausalLM or a Seq2SeqLM, as fastdecode.load returns it", f"{model!r:.80}"
+                "model", "a CausalLM or a Seq2SeqLM, as fastdecode.load returns it", brief(model)
             )
         if not isinstance(system, (str, type(None))):
-            raise bad_option("system", "a text or None", f"{system!r:.80}")
+            raise bad_option("system", "a text or None", brief(system))
         if model.has_encoder:
             if chat_template is not None:
                 raise bad_option(
-                    "chat_template", "None with a model that has an encoder", f"{chat_template!r:.80}"
+                    "chat_template", "None with a model that has an encoder", brief(chat_template)
                 )
             if system is not None:
                 message = (
@@ -178,15 +178,15 @@ class Chat:
         """The messages of a turn, and its answer on its way."""
         self._close()
         if not isinstance(role, str) or not role:
-            raise bad_option("role", "the name of a role", f"{role!r:.80}")
+            raise bad_option("role", "the name of a role", brief(role))
         if not isinstance(text, (str, list, tuple)):
-            raise bad_option("text", "a text, or a list of parts", f"{text!r:.80}")
+            raise bad_option("text", "a text, or a list of parts", brief(text))
         if options.get("num_return_sequences") not in (None, 1):
-            raise bad_option("num_return_sequences", "1 in a chat", repr(options["num_return_sequences"]))
+            raise bad_option("num_return_sequences", "1 in a chat", brief(options["num_return_sequences"]))
         said = {"role": role, "content": text}
         if options.get("prefix") is not None:
             raise bad_option(
-                "prefix", "None in a chat, which keeps what it has read", repr(options["prefix"])
+                "prefix", "None in a chat, which keeps what it has read", brief(options["prefix"])
             )
         given: dict[str, Any] = {**options}
         if self._chat_template is not None:
@@ -194,7 +194,7 @@ class Chat:
         if isinstance(self.messages, tuple):
             self.messages = [*self.messages]
         if not isinstance(self.messages, list):
-            raise bad_option("messages", "a list of messages", f"{self.messages!r:.80}")
+            raise bad_option("messages", "a list of messages", brief(self.messages))
         # An edited list may hold anything.
         items = self._model._chat_items(conversation([*self.messages, said]))
         private = self._model._prefix_for_chat(self._kept)

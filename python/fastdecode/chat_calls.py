@@ -11,7 +11,7 @@ import functools
 import warnings
 from typing import TYPE_CHECKING, Any
 
-from .arrays import bad_option, is_conversation
+from .arrays import bad_option, brief, is_conversation, spelt
 from .chat_options import RESERVED, Asked, asked
 from .errors import ChatTemplateError, FastdecodeWarning
 
@@ -89,7 +89,7 @@ class Conversing:
         """
         for name, values in _PASSED_OVER.items():
             if name in variables and not any(variables[name] == value for value in values):
-                raise bad_option(name, " or ".join(map(repr, values)), f"{variables[name]!r:.80}")
+                raise bad_option(name, " or ".join(map(repr, values)), brief(variables[name]))
         variables = {name: value for name, value in variables.items() if name not in _PASSED_OVER}
         if continue_final_message and add_generation_prompt:
             add_generation_prompt = False
@@ -173,11 +173,11 @@ class Reading:
         for name, value in given.items():
             if value:
                 raise bad_option(
-                    name, f"none with {self._chosen.name}, which has no place for any", f"{value!r:.80}"
+                    name, f"none with {self._chosen.name}, which has no place for any", brief(value)
                 )
         if isinstance(self._options.continue_final_message, str) and self._continues != "content":
             expected = f'"content" with {self._chosen.name}'
-            raise bad_option("continue_final_message", expected, repr(self._continues))
+            raise bad_option("continue_final_message", expected, brief(self._continues))
 
     @property
     def _continues(self) -> bool | str:
@@ -260,10 +260,10 @@ class Reading:
         kept: set[tuple[str, Any]] = self._model._kept_roles
         doubtful = {}
         for place, message in enumerate(messages):
-            role, content = message.get("role"), message.get("content")
-            known = (self._chosen.template or "", str(role)) in kept
+            role, content = spelt(message.get("role")), message.get("content")
+            known = (self._chosen.template or "", role) in kept
             if not known or (isinstance(content, str) and content.strip() not in text):
-                doubtful[str(role)] = place
+                doubtful[role] = place
         for role, place in doubtful.items():
             other = _otherwise(messages[place])
             # A message that goes may change what is written of those before it, so its text is changed if it has one.

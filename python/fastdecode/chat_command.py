@@ -156,13 +156,11 @@ class Session:
 
     def _pieces(self, text: str) -> Iterable[Chunk]:
         """The answer as it comes; all at once where beams are asked for."""
+        from .command_pieces import has_beams
         from .results import Chunk
 
-        try:
+        if not has_beams(self._model, self._options):
             return self._chat.stream(text, **self._options)
-        except errors.OptionError as error:
-            if error.option != "num_beams":
-                raise
         return [Chunk(self._chat.send(text, **self._options), [], 0, "length")]
 
     def _system(self, text: str) -> None:

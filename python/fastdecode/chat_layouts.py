@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from .arrays import bad_option
+from .arrays import bad_option, brief, spelt
 from .chat_messages import text_of
 
 if TYPE_CHECKING:
@@ -54,10 +54,10 @@ class Layout(NamedTuple):
         """
         pieces = []
         for message in messages:
-            role = str(message.get("role"))
+            role = spelt(message.get("role"))
             if role not in self.roles:
                 raise bad_option(
-                    "messages", f"one of the layout's roles, {', '.join(self.roles)}", repr(role)
+                    "messages", f"one of the layout's roles, {', '.join(self.roles)}", brief(role)
                 )
             before, behind = self.roles[role]
             pieces += [before, text_of(message).strip(), behind]

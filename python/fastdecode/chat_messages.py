@@ -11,7 +11,7 @@ import sys
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from .arrays import bad_option, is_message
+from .arrays import bad_option, brief, is_message
 
 # Names under which a message may carry its reasoning; templates read the first, some the second.
 REASONING = ("reasoning_content", "thinking", "reasoning")
@@ -33,14 +33,14 @@ def conversation(given: Any, option: str = "messages") -> list[dict[str, Any]]: 
     if isinstance(held, Iterator):
         held = list(held)
     if not isinstance(held, (list, tuple)):
-        raise bad_option(option, EXPECTED, f"{given!r:.80}")
+        raise bad_option(option, EXPECTED, brief(given))
     if not held:
         raise bad_option(option, "at least one message", "an empty conversation")
     found = []
     for message in held:
         plain = _as_dicts(message)
         if not isinstance(plain, dict):
-            raise bad_option(option, EXPECTED, f"a message {message!r:.80}")
+            raise bad_option(option, EXPECTED, f"a message {brief(message)}")
         found.append({key: value for key, value in plain.items() if value is not None})
     return found
 
@@ -129,9 +129,7 @@ def text_of(message: Mapping[str, Any], option: str = "messages") -> str:
     parts = content if isinstance(content, (list, tuple)) else [content]
     texts = [part.get("text") if isinstance(part, Mapping) else part for part in parts]
     if not parts or not all(isinstance(text, str) for text in texts):
-        raise bad_option(
-            option, "a content that is a text, or a list of parts with texts", f"{content!r:.80}"
-        )
+        raise bad_option(option, "a content that is a text, or a list of parts with texts", brief(content))
     return "".join(str(text) for text in texts)
 
 

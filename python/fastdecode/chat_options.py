@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple, TypedDict
 
-from .arrays import bad_option
+from .arrays import bad_option, brief
 
 
 class ChatOptions(TypedDict, total=False):
@@ -62,13 +62,13 @@ def asked(options: Mapping[str, Any]) -> Asked:
     if variables is None:
         variables = {}
     if not isinstance(variables, Mapping) or not all(isinstance(name, str) for name in variables):
-        raise bad_option("chat_variables", "a mapping of names to values", f"{variables!r:.80}")
+        raise bad_option("chat_variables", "a mapping of names to values", brief(variables))
     continues = options.get("continue_final_message", False)
     if not isinstance(continues, (bool, str)) or continues == "":
-        raise bad_option("continue_final_message", "True, False or the name of a field", f"{continues!r:.80}")
+        raise bad_option("continue_final_message", "True, False or the name of a field", brief(continues))
     sanitize = options.get("sanitize_control_tokens", False)
     if not isinstance(sanitize, bool):
-        raise bad_option("sanitize_control_tokens", "True or False", f"{sanitize!r:.80}")
+        raise bad_option("sanitize_control_tokens", "True or False", brief(sanitize))
     return Asked(
         options.get("chat_template"),
         options.get("tools"),
@@ -97,4 +97,4 @@ def refuse(chat: Mapping[str, Any], expected: str) -> None:
     """
     for name, value in chat.items():
         if value is not None and value is not False and not (isinstance(value, Mapping) and not value):
-            raise bad_option(name, expected, f"{value!r:.80}")
+            raise bad_option(name, expected, brief(value))

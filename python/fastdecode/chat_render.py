@@ -10,7 +10,7 @@ import functools
 import re
 from typing import TYPE_CHECKING, Any
 
-from .arrays import bad_option
+from .arrays import bad_option, brief, spelt
 from .chat_bounds import DEADLINE, TimeUp, TooMuch, bounded
 from .chat_messages import REASONING, plain, with_reasoning
 from .errors import ChatTemplateError
@@ -59,12 +59,10 @@ def render(
     if documents is not None and not (
         isinstance(documents, (list, tuple)) and all(isinstance(item, dict) for item in documents)
     ):
-        raise bad_option(
-            "documents", "a list of dictionaries with title and text, or None", f"{documents!r:.80}"
-        )
+        raise bad_option("documents", "a list of dictionaries with title and text, or None", brief(documents))
     if add_generation_prompt and continue_final_message:
         expected = "False where add_generation_prompt is True: an answer is continued or opened"
-        raise bad_option("continue_final_message", expected, repr(continue_final_message))
+        raise bad_option("continue_final_message", expected, brief(continue_final_message))
     chat = [with_reasoning(message) for message in plain(list(messages))]
     final = None
     if continue_final_message:
@@ -100,14 +98,16 @@ def _marked(chat: list[Any], field: bool | str, template: str) -> str:  # noqa: 
     option = "continue_final_message"
     text = chat[-1].get(key)
     if text is None:
-        raise bad_option(option, f"a last message with {key!r}", f"one with {', '.join(map(repr, chat[-1]))}")
+        raise bad_option(
+            option, f"a last message with {key!r}", f"one with {', '.join(map(brief, chat[-1]))}"
+        )
     fields = [name for name in REASONING if chat[-1].get(name) == text] if key in REASONING else [key]
     if not any(name in template for name in fields):
-        raise bad_option(option, "a field that the template reads", repr(key))
+        raise bad_option(option, "a field that the template reads", brief(key))
     if isinstance(text, (list, tuple)):
         part = next((part for part in reversed(text) if isinstance(part, dict) and "text" in part), None)
         if part is None:
-            raise bad_option(option, "a last message with a text", f"{text!r:.80}")
+            raise bad_option(option, "a last message with a text", brief(text))
         text = part["text"]
         if isinstance(text, str):
             part["text"] = text + _MARK
@@ -115,7 +115,7 @@ def _marked(chat: list[Any], field: bool | str, template: str) -> str:  # noqa: 
         for name in fields:
             chat[-1][name] = text + _MARK
     if not isinstance(text, str):
-        raise bad_option(option, "a last message with a text", f"{text!r:.80}")
+        raise bad_option(option, "a last message with a text", brief(text))
     return text
 
 
@@ -166,9 +166,9 @@ def _failed(error: BaseException, name: str) -> ChatTemplateError:
     elif isinstance(error, RecursionError):
         told = "it calls itself too deeply"
     elif type(error).__module__.startswith("jinja2"):
-        told = str(getattr(error, "message", None) or error)
+        told = spelt(getattr(error, "message", None) or error)
     else:
-        told = f"{type(error).__name__}: {error}"
+        told = f"{type(error).__name__}: {spelt(error)}"
     where = "" if line is None else f", line {line}"
     return ChatTemplateError(
         f"{name} fails{where}: {told}", option="chat_template", got=told, line=line, message=told

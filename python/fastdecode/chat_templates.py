@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from .arrays import brief
 from .chat_layouts import LAYOUTS, Layout
 from .errors import ChatTemplateError, FileReadError
 from .folder import bad_field, optional_json
@@ -77,9 +78,9 @@ def checked(given: Any, file: str) -> Templates:  # noqa: ANN401 (from JSON, or 
     ):
         named = {item["name"]: item["template"] for item in given}
     else:
-        raise bad_field(file, "chat_template", expected, f"{given!r:.80}")
+        raise bad_field(file, "chat_template", expected, brief(given))
     if not all(isinstance(text, str) for pair in named.items() for text in pair):
-        raise bad_field(file, "chat_template", expected, f"{given!r:.80}")
+        raise bad_field(file, "chat_template", expected, brief(given))
     return named
 
 
@@ -107,7 +108,7 @@ def choose(own: Templates, asked: Any, *, with_tools: bool, where: str) -> Chose
         expected = f"chat_template= with a layout ({layouts}) or the text of a template"
         raise _error(f"{where} has no chat template", expected, "none")
     if not isinstance(asked, str):
-        raise _error("chat_template", _expected(named), f"{asked!r:.80}")
+        raise _error("chat_template", _expected(named), brief(asked))
     if asked in named:
         return Chosen(named[asked], None, f"the template {asked!r} of {where}")
     if asked in LAYOUTS:
@@ -115,7 +116,7 @@ def choose(own: Templates, asked: Any, *, with_tools: bool, where: str) -> Chose
     if "{{" in asked or "{%" in asked or "{#" in asked:
         return Chosen(asked, None, "the given template")
     # A text that says nothing about the messages is a name that is mistyped.
-    raise _error(f"there is no chat template {asked!r:.80}", _expected(named), repr(asked[:80]))
+    raise _error(f"there is no chat template {brief(asked)}", _expected(named), brief(asked[:80]))
 
 
 def _expected(named: Mapping[str, str]) -> str:

@@ -11,6 +11,7 @@ import functools
 import re
 from typing import TYPE_CHECKING, Any
 
+from .arrays import brief
 from .errors import OptionError
 from .folder import bad_field, optional_json
 
@@ -62,7 +63,7 @@ def control_tokens(tokenizer: Tokenizer, literals: Callable[[], str]) -> tuple[s
         file = tokenizer.folder / "tokenizer_config.json"
         listed = optional_json(file).get("chat_control_tokens")
         if listed is not None and not isinstance(listed, list):
-            raise bad_field(str(file), "chat_control_tokens", "a list of tokens", f"{listed!r:.80}")
+            raise bad_field(str(file), "chat_control_tokens", "a list of tokens", brief(listed))
     tokens = added_tokens(tokenizer)
     if listed is not None:
         return tuple(token for token, (_, special) in tokens.items() if special or token in listed)

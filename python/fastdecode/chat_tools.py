@@ -11,7 +11,7 @@ import types
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Literal, Union, get_args, get_origin, get_type_hints
 
-from .arrays import bad_option
+from .arrays import bad_option, brief
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -46,7 +46,7 @@ def schemas(tools: Any) -> list[Any] | None:  # noqa: ANN401 (checked here)
         return None
     expected = "a list of JSON schemas, or of functions with type hints and a docstring"
     if isinstance(tools, (str, bytes, Mapping)) or not hasattr(tools, "__iter__"):
-        raise bad_option("tools", expected, f"{tools!r:.80}")
+        raise bad_option("tools", expected, brief(tools))
     found: list[Any] = []
     for tool in tools:
         if isinstance(tool, dict):
@@ -54,7 +54,7 @@ def schemas(tools: Any) -> list[Any] | None:  # noqa: ANN401 (checked here)
         elif inspect.isfunction(tool) or inspect.ismethod(tool):
             found.append(schema_of(tool))
         else:
-            raise bad_option("tools", expected, f"{tool!r:.80}")
+            raise bad_option("tools", expected, brief(tool))
     return found
 
 
@@ -137,19 +137,19 @@ def _schema_of_type(hint: Any) -> dict[str, Any]:  # noqa: ANN401 (a type hint)
     if origin in (Union, types.UnionType):
         return _schema_of_union(arguments)
     if origin is Literal and arguments:
-        return _enum([*arguments], f"{hint}")
+        return _enum([*arguments], brief(hint))
     if origin is list:
         return {"type": "array", "items": _schema_of_type(arguments[0])} if arguments else {"type": "array"}
     if origin is tuple:
         if not arguments:
             return {"type": "array"}
         if len(arguments) == 1 or ... in arguments:
-            raise _Unknown(f"{hint}; a list says the same")
+            raise _Unknown(f"{brief(hint)}; a list says the same")
         return {"type": "array", "prefixItems": [_schema_of_type(item) for item in arguments]}
     if origin is dict:
         values = {"additionalProperties": _schema_of_type(arguments[1])} if len(arguments) == 2 else {}
         return {"type": "object", **values}
-    raise _Unknown(f"{hint}")
+    raise _Unknown(brief(hint))
 
 
 def _schema_of_bare_type(hint: Any) -> dict[str, Any]:  # noqa: ANN401 (as above)
@@ -167,7 +167,7 @@ def _schema_of_bare_type(hint: Any) -> dict[str, Any]:  # noqa: ANN401 (as above
     if known is None and isinstance(hint, type):
         known = _FOREIGN.get((hint.__module__, hint.__name__))
     if known is None:
-        raise _Unknown(f"{hint!r} (a schema written by hand can say what it is)")
+        raise _Unknown(f"{brief(hint)} (a schema written by hand can say what it is)")
     return dict(known)
 
 

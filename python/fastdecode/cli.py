@@ -15,36 +15,35 @@ import warnings
 from typing import TYPE_CHECKING, Any
 
 from . import __version__, cpu_info, cuda, errors, load
-from .accepted import weight_types
 from .arrays import bad_option
+from .command_arguments import at_least_one, dtypes, early_stopping, real, whole
 from .families import titles
 from .load_options import dtype_of_words
 from .quality_command import add_arguments as add_quality
 from .quality_command import show as show_quality
-from .results import Chunk
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from .causal import CausalLM
     from .model import LanguageModel
     from .seq2seq import Seq2SeqLM
 
 # Options of a call, as flags: name, type, what the help says.
-_NUMBERS: tuple[tuple[str, type, str], ...] = (
-    ("max_new_tokens", int, "new tokens, at most"),
-    ("max_length", int, "tokens of prompt and new text together, at most"),
-    ("min_new_tokens", int, "new tokens before the text may end"),
-    ("temperature", float, "divides the logits; needs --do-sample"),
-    ("top_k", int, "draw among this many most probable tokens; needs --do-sample"),
-    ("top_p", float, "draw among the most probable tokens of this probability together; needs --do-sample"),
-    ("min_p", float, "drop tokens less probable than this share of the best; needs --do-sample"),
-    ("seed", int, "makes a draw repeatable"),
-    ("num_return_sequences", int, "texts; above 1 needs --do-sample or --num-beams"),
-    ("num_beams", int, "search with this many beams; the text comes at the end, not in pieces"),
-    ("length_penalty", float, "above 0 favours longer texts; needs --num-beams"),
-    ("repetition_penalty", float, "above 1 makes tokens seen before less probable"),
-    ("no_repeat_ngram_size", int, "let no run of this many tokens come twice"),
+_NUMBERS: tuple[tuple[str, Callable[[str], float], str], ...] = (
+    ("max_new_tokens", whole, "new tokens, at most"),
+    ("max_length", whole, "tokens of prompt and new text together, at most"),
+    ("min_new_tokens", whole, "new tokens before the text may end"),
+    ("temperature", real, "divides the logits; needs --do-sample"),
+    ("top_k", whole, "draw among this many most probable tokens; needs --do-sample"),
+    ("top_p", real, "draw among the most probable tokens of this probability together; needs --do-sample"),
+    ("min_p", real, "drop tokens less probable than this share of the best; needs --do-sample"),
+    ("seed", whole, "makes a draw repeatable"),
+    ("num_return_sequences", whole, "texts; above 1 needs --do-sample or --num-beams"),
+    ("num_beams", whole, "search with this many beams; the text comes at the end, not in pieces"),
+    ("length_penalty", real, "above 0 favours longer texts; needs --num-beams"),
+    ("repetition_penalty", real, "above 1 makes tokens seen before less probable"),
+    ("no_repeat_ngram_size", whole, "let no run of this many tokens come twice"),
 )
 
 
@@ -131,7 +130,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_model(bench)
     bench.add_argument("--json", action="store_true", help="one JSON object")
     bench.add_argument(
-        "--rounds", type=_at_least_one, default=5, metavar="N", help="repetitions; the median counts"
+        "--rounds", type=at_least_one, default=5, metavar="N", help="repetitions; the median counts"
     )
     bench.add_argument(
         "--profile", action="store_true", help="where the time of all repetitions went, by kind of phase"
@@ -150,31 +149,6 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _at_least_one(text: str) -> int:
-    try:
-        number = int(text)
-    except ValueError:
-        number = 0
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"expected an integer of at least 1, got {text!r}")
-    return number
-
-
-def _early_stopping(text: str) -> bool | str:
-    words: dict[str, bool | str] = {"true": True, "false": False, "never": "never"}
-    if text.lower() not in words:
-        raise argparse.ArgumentTypeError(f"expected true, false or never, got {text!r}")
-    return words[text.lower()]
-
-
-def _dtypes(text: str) -> str:
-    try:
-        weight_types("dtype", dtype_of_words([text]))
-    except errors.OptionError as error:
-        raise argparse.ArgumentTypeError(f"expected {error.expected}, got {error.got}") from None
-    return text
-
-
 def _add_options(parser: argparse.ArgumentParser) -> None:
     for name, kind, text in _NUMBERS:
         parser.add_argument(f"--{name.replace('_', '-')}", type=kind, metavar="N", help=text)
@@ -185,7 +159,7 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--early-stopping",
-        type=_early_stopping,
+        type=early_stopping,
         metavar="WHEN",
         help="true, false or never: when a search with beams ends",
     )
@@ -202,14 +176,14 @@ def _add_model(parser: argparse.ArgumentParser, *, optional: bool = False, dtype
         parser.add_argument(
             "--dtype",
             action="append",
-            type=_dtypes,
+            type=dtypes,
             metavar="TYPE",
             help="type of weights: auto (the default), float32, float16, bfloat16, int8 or int4, or types by part of "
             "the model as NAME=TYPE,NAME=TYPE (may be repeated)",
         )
         parser.add_argument(
             "--int4-group",
-            type=int,
+            type=whole,
             default=64,
             metavar="N",
             help="inputs that share a scale in int4: 32, 64 or 128; 64, by default",
@@ -221,17 +195,17 @@ def _add_model(parser: argparse.ArgumentParser, *, optional: bool = False, dtype
         metavar="DEVICE",
         help="where the model runs: cpu (the default), auto (a GPU where one can run it), cuda or cuda:N",
     )
-    parser.add_argument("--num-threads", type=int, metavar="N", help="all that may be used, by default")
+    parser.add_argument("--num-threads", type=whole, metavar="N", help="all that may be used, by default")
     parser.add_argument(
         "--cache-bytes",
-        type=int,
+        type=whole,
         metavar="N",
         help="bytes of keys and values that requests may reserve; half of what is free, by default",
     )
-    parser.add_argument("--max-rows", type=int, metavar="N", help="sequences side by side; 64, by default")
+    parser.add_argument("--max-rows", type=whole, metavar="N", help="sequences side by side; 64, by default")
     parser.add_argument(
         "--prefix-cache-bytes",
-        type=int,
+        type=whole,
         default=0,
         metavar="N",
         help="bytes among those in which prompts are kept from one call to the next; 0, by default",
@@ -287,11 +261,13 @@ def _load_with_decoder(parsed: argparse.Namespace) -> CausalLM | Seq2SeqLM:
 
 
 def _run(parsed: argparse.Namespace) -> None:
+    from .command_pieces import pieces
+
     prompt = _read_stdin() if parsed.prompt == "-" else _from_command_line("prompt", parsed.prompt)
     options = _options(parsed)
     model = _load_with_decoder(parsed)
     began = time.perf_counter()
-    stream = _pieces(model, prompt, options)
+    stream = pieces(model, prompt, options)
     if parsed.echo:
         print(prompt, end="", flush=True)
     # Sequences come side by side and are shown one after the other.
@@ -336,6 +312,7 @@ def _chat(parsed: argparse.Namespace) -> None:
     from .chat import Chat
     from .chat_command import Session, template_of
 
+    _warn_once()  # Turns are alike.
     system = None if parsed.system is None else _from_command_line("system", parsed.system)
     model = _load_with_decoder(parsed)
     chat = Chat(model, system, template_of(model, parsed.chat_template))
@@ -370,20 +347,6 @@ def _as_text(option: str, text: str, encoding: str) -> str:
         except UnicodeError as error:
             raise bad_option(option, "text in utf-8", str(error)) from error
     return text
-
-
-def _pieces(model: CausalLM | Seq2SeqLM, prompt: str, options: dict[str, Any]) -> Iterable[Chunk]:
-    """The text as it comes; all at once where beams are asked for, in the call or by the model's folder."""
-    try:
-        return model.stream(prompt, **options)
-    except errors.OptionError as error:
-        if error.option != "num_beams":
-            raise
-    outputs = model.run(prompt, **options)
-    return [
-        Chunk(output.text, output.token_ids, index, output.finish_reason)
-        for index, output in enumerate(outputs if isinstance(outputs, list) else [outputs])
-    ]
 
 
 def _show_statistics(
@@ -469,15 +432,7 @@ def _bench(parsed: argparse.Namespace) -> None:
 
 
 def _quality(parsed: argparse.Namespace) -> None:
-    said: set[str] = set()
-
-    def show_once(message: Warning | str, *_: object, **__: object) -> None:
-        # The same folder is loaded several times.
-        if str(message) not in said:
-            said.add(str(message))
-            _show_warning(message)
-
-    warnings.showwarning = show_once
+    _warn_once()  # The same folder is loaded several times.
     show_quality(parsed, _load_with_decoder(parsed))
 
 
@@ -497,3 +452,15 @@ def _shown(name: str, value: object) -> str:
 
 def _show_warning(message: Warning | str, *_: object, **__: object) -> None:
     print(f"fastdecode: warning: {message}", file=sys.stderr)
+
+
+def _warn_once() -> None:
+    """Shows no warning that has been shown, from here on."""
+    said: set[str] = set()
+
+    def show(message: Warning | str, *_: object, **__: object) -> None:
+        if str(message) not in said:
+            said.add(str(message))
+            _show_warning(message)
+
+    warnings.showwarning = show

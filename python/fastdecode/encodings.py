@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from .arrays import bad_option
+from .arrays import bad_option, brief
 
 if TYPE_CHECKING:
     from .tokenizer import Tokenizer
@@ -40,14 +40,14 @@ def encoded(
         OptionError: An argument cannot be used.
     """
     if return_tensors is not None and not (isinstance(return_tensors, str) and return_tensors == "np"):
-        raise bad_option("return_tensors", '"np" or None', f"{return_tensors!r:.80}")
+        raise bad_option("return_tensors", '"np" or None', brief(return_tensors))
     cuts, fills = truncates(truncation), _fills(padding)
     if max_length is not None and (
         isinstance(max_length, bool) or not isinstance(max_length, int) or max_length < 1
     ):
-        raise bad_option("max_length", "an integer of at least 1, or None", repr(max_length))
+        raise bad_option("max_length", "an integer of at least 1, or None", brief(max_length))
     if not isinstance(text, str) and (not isinstance(text, Sequence) or isinstance(text, (bytes, bytearray))):
-        raise bad_option("text", "a text or a list of texts", f"{text!r:.80}")
+        raise bad_option("text", "a text or a list of texts", brief(text))
     texts = [text] if isinstance(text, str) else text
     limit = tokenizer.model_max_length if max_length is None else max_length
     rows = [
@@ -59,7 +59,7 @@ def encoded(
     if length is not None and any(len(row) < length for row in rows):
         pad = getattr(tokenizer, "pad_token_id", None)
         if pad is None:
-            raise bad_option("padding", "False with a tokenizer that has no pad token", repr(padding))
+            raise bad_option("padding", "False with a tokenizer that has no pad token", brief(padding))
         for row, mask in zip(rows, masks, strict=True):
             row += [pad] * (length - len(row))
             mask += [0] * (length - len(mask))
@@ -86,7 +86,7 @@ def _fills(value: object) -> str | None:
     names |= {"longest": "longest", "max_length": "max_length"}
     if isinstance(value, (bool, str)) and value in names:
         return names[value]
-    raise bad_option("padding", 'True, False, "longest", "max_length" or "do_not_pad"', f"{value!r:.80}")
+    raise bad_option("padding", 'True, False, "longest", "max_length" or "do_not_pad"', brief(value))
 
 
 def truncates(value: object) -> bool:
@@ -101,7 +101,7 @@ def truncates(value: object) -> bool:
         if value in (True, "longest_first", "only_first"):
             return True
     expected = 'True, False, "longest_first", "only_first" or "do_not_truncate"'
-    raise bad_option("truncation", expected, f"{value!r:.80}")
+    raise bad_option("truncation", expected, brief(value))
 
 
 def truncated(

@@ -9,6 +9,7 @@ import operator
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from .arrays import brief
 from .errors import ConfigError, FileReadError
 from .families import family
 
@@ -42,7 +43,7 @@ class Config(Mapping[str, Any]):
         return self._values[name]
 
     def __setattr__(self, name: str, value: object) -> None:
-        raise AttributeError(f"a loaded model's config is fixed, got {name} = {value!r}")
+        raise AttributeError(f"a loaded model's config is fixed, got {name} = {brief(value)}")
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._values)
@@ -183,4 +184,4 @@ def _token(values: Mapping[str, Any], config: Mapping[str, Any], file: str, fiel
         # One token for each sequence of a batch; a list of one serves any batch.
         return operator.index(as_whole(value[0] if isinstance(value, list) and len(value) == 1 else value))
     except TypeError:
-        raise bad_field(file, field, "an integer or null", repr(value)) from None
+        raise bad_field(file, field, "an integer or null", brief(value)) from None

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from .arrays import brief
 from .errors import CheckpointError, ConfigError, FastdecodeError, FileMissingError
 from .folder import POINTER, bad_field, is_pointer, optional_json
 
@@ -131,7 +132,7 @@ def _quantized(file: Path, got: str) -> ConfigError:
 def _method(quantization: Any) -> str | None:  # noqa: ANN401 (what a JSON file holds)
     """How weights are quantized, for people; None where a config of bitsandbytes asks for nothing."""
     if not isinstance(quantization, dict):
-        return repr(quantization)
+        return brief(quantization)
     method = quantization.get("quant_method")
     titles = {"gptq": "GPTQ", "awq": "AWQ"}
     switches = [quantization.get(f"load_in_{bits}bit") for bits in (4, 8)]

@@ -10,6 +10,7 @@ import os
 import re
 from typing import TYPE_CHECKING, NamedTuple
 
+from .arrays import bad_option, brief, has_lone_surrogate
 from .errors import ModelNotFoundError, OptionError
 from .foreign import refuse_others
 
@@ -106,14 +107,14 @@ def locate(
     Raises:
         ModelNotFoundError: It is none of these, or the hub does not give it out.
         FileMissingError: The repository has weights, but none that are read.
-        OptionError: `model` is not a name, or an option of the hub is given for a local model.
+        OptionError: `model` is not a name, an option of the hub is given for a local model, or it cannot be used.
     """
     if not isinstance(model, (str, os.PathLike)) or isinstance(path := os.fspath(model), bytes) or not path:
         raise OptionError(
-            f"model: expected a folder, a demo model's name or a hub id, got {model!r}",
+            f"model: expected a folder, a demo model's name or a hub id, got {brief(model)}",
             option="model",
             expected="a folder, a demo model's name or a hub id",
-            got=repr(model),
+            got=brief(model),
         )
     from pathlib import Path
 
@@ -128,17 +129,34 @@ def locate(
         # The revision that is given with an adapter's folder in the place of a model is that of its base.
         if revision is not None and (adapter or not (folder / _ADAPTER[0]).is_file()):
             raise OptionError(
-                f"revision: expected none for a local folder, got {revision!r} for {path}",
+                f"revision: expected none for a local folder, got {brief(revision)} for {path}",
                 option="revision",
                 expected="none for a local folder",
-                got=repr(revision),
+                got=brief(revision),
             )
         return Source(folder, path if bundled else str(folder.resolve()), None)
     if not isinstance(model, str) or re.fullmatch(_HUB_ID, path) is None:
         demos = "" if adapter else f", one of {', '.join(DEMOS)},"
         raise _not_found(path, f"an existing folder{demos} or a hub id", "no such folder")
+    _check(revision, token, cache_dir)
     cache = None if cache_dir is None else Path(cache_dir)
     return _download(path, revision, cache, token=token, local_files_only=local_files_only, adapter=adapter)
+
+
+def _check(revision: object, token: object, cache_dir: object) -> None:
+    """Looks at what a download is asked for with; it becomes a path, a header and an address.
+
+    Raises:
+        OptionError: One of them cannot become that.
+    """
+    if revision is not None and (not isinstance(revision, str) or has_lone_surrogate(revision)):
+        raise bad_option("revision", "the name of a branch, a tag or a commit, or None", brief(revision))
+    if isinstance(token, str) and not token.isascii():
+        # A secret is not shown.
+        raise bad_option("token", "an access token of the hub, which has ASCII characters alone", "others")
+    path = os.fspath(cache_dir) if isinstance(cache_dir, (str, os.PathLike)) else cache_dir
+    if path is not None and (not isinstance(path, str) or "\0" in path):
+        raise bad_option("cache_dir", "the path of a folder, or None", brief(cache_dir))
 
 
 def _not_found(model: str, expected: str, got: str) -> ModelNotFoundError:
@@ -169,7 +187,7 @@ def _download(
 
     from . import __version__
 
-    at = "" if revision is None else f" at revision {revision!r}"
+    at = "" if revision is None else f" at revision {brief(revision)}"
 
     def snapshot(patterns: tuple[str, ...]) -> Path:
         folder = snapshot_download(
@@ -222,6 +240,12 @@ def _download(
         raise _not_found(name, expected, f"neither: {_first_line(error)}") from error
     except HFValidationError as error:
         raise _not_found(name, "an existing folder or a valid hub id", _first_line(error)) from error
+    except UnicodeEncodeError as error:
+        # What fetches large files for the hub's library takes names that are text.
+        expected = (
+            "a folder for downloads whose path is UTF-8 (cache_dir=, or HF_HOME), or HF_HUB_DISABLE_XET=1"
+        )
+        raise _not_found(name, expected, brief(error.object)) from error
     except (OSError, _http_error()) as error:
         expected = "the hub to answer (a model downloaded before also loads with local_files_only=True)"
         if _is_not_written(error):

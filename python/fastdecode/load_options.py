@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Literal, TypeAlias, TypedDict
 
 from .accepted import PassedOverInLoading, weight_types
-from .arrays import bad_option
+from .arrays import bad_option, brief
 
 if TYPE_CHECKING:
     import os
@@ -56,7 +56,7 @@ def as_int4_group(value: object) -> int:
         OptionError: There are no such groups.
     """
     if not isinstance(value, int) or isinstance(value, bool) or value not in (32, 64, 128):
-        raise bad_option("int4_group", "32, 64 or 128", f"{value!r:.80}")
+        raise bad_option("int4_group", "32, 64 or 128", brief(value))
     return value
 
 
@@ -70,7 +70,7 @@ def is_profiled() -> bool:
 
     value = os.environ.get("FASTDECODE_PROFILE", "")
     if value not in ("", "0", "1"):
-        raise bad_option("FASTDECODE_PROFILE", "1 for a profile, 0 or nothing for none", repr(value))
+        raise bad_option("FASTDECODE_PROFILE", "1 for a profile, 0 or nothing for none", brief(value))
     return value == "1"
 
 
@@ -93,9 +93,9 @@ def load_options(
     by_part = {"default": types} if isinstance(types, str) else dict(types)
     group = as_int4_group(int4_group)
     if compute_dtype is not None and not isinstance(compute_dtype, str):
-        raise bad_option("compute_dtype", 'None, "float32" or "bfloat16"', f"{compute_dtype!r:.80}")
+        raise bad_option("compute_dtype", 'None, "float32" or "bfloat16"', brief(compute_dtype))
     if compute_dtype not in (None, "float32", "bfloat16"):
-        raise bad_option("compute_dtype", 'None, "float32" or "bfloat16"', repr(compute_dtype))
+        raise bad_option("compute_dtype", 'None, "float32" or "bfloat16"', brief(compute_dtype))
     # Before anything is read: a mistake is told at once.
     is_profiled()
     for name, value, least, most, expected in (
@@ -106,7 +106,7 @@ def load_options(
     ):
         known = isinstance(value, int) and not isinstance(value, bool) and least <= value <= most
         if value is not None and not known:
-            raise bad_option(name, expected, repr(value))
+            raise bad_option(name, expected, brief(value))
     stored = (by_part.pop("default", "auto"), list(by_part.items()), group)
     native = _native_device(device)
     return stored, compute_dtype, num_threads, cache_bytes, max_rows, prefix_cache_bytes or 0, native
@@ -119,7 +119,7 @@ def _native_device(device: object) -> NativeDevice:
         OptionError: It is no name of a device; which names those are, the native module says.
     """
     if not isinstance(device, str):
-        raise bad_option("device", '"cpu", "auto", "cuda" or "cuda:N"', f"{device!r:.80}")
+        raise bad_option("device", '"cpu", "auto", "cuda" or "cuda:N"', brief(device))
     if device == "cpu":
         return device, "", []
     from . import cuda
@@ -144,6 +144,6 @@ def dtype_of_words(words: Sequence[str]) -> str | dict[str, str]:
             part, _, name = (text.strip() for text in item.partition("="))
             if not part or not name or "," in name or part in by_part:
                 expected = "a type, or types by part as NAME=TYPE,NAME=TYPE, each part once"
-                raise bad_option("dtype", expected, repr(" ".join(words)))
+                raise bad_option("dtype", expected, brief(" ".join(words)))
             by_part[part] = name
     return by_part["default"] if by_part.keys() == {"default"} else by_part

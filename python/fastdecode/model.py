@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, Self, Type
 
 from . import _core
 from .accepted import of_load
-from .arrays import as_ids, as_tensor, bad_option, is_conversation, is_empty, is_one
+from .arrays import as_ids, as_tensor, bad_option, brief, is_conversation, is_empty, is_one
 from .chat_calls import Conversing, Reading, first_is_conversation
 from .chat_options import asked, divided, refuse
 from .errors import (
@@ -371,7 +371,7 @@ class LanguageModel(Conversing):
         Raises:
             OptionError: Always; it names `memory=`, which shares a source.
         """
-        raise _no_prefix(f"{prompt!r:.80}")
+        raise _no_prefix(brief(prompt))
 
     def _start(
         self,
@@ -423,7 +423,7 @@ class LanguageModel(Conversing):
         """The prefix that a call was given."""
         known = of_call(prefix)
         if known is not None and self.has_encoder:
-            raise _no_prefix(repr(known))
+            raise _no_prefix(brief(known))
         return known
 
     def _writer(self) -> Tokenizer | None:
@@ -459,7 +459,7 @@ class LanguageModel(Conversing):
             expected = "one string or one list of token ids"
             if is_conversation(prompt):
                 expected += " (of messages, model.apply_chat_template gives the ids)"
-            raise bad_option(option, expected, f"{prompt!r:.80}")
+            raise bad_option(option, expected, brief(prompt))
         ids: Any = prompt
         return as_ids(ids, self._core.vocab_size, option)
 

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from .accepted import PassedOver, of_generate
+from .arrays import bad_option, brief
 from .chat_options import NAMES as CHAT_NAMES
 from .chat_options import ChatOptions
 from .checks import CHECKS
@@ -145,12 +146,6 @@ class Options:
     logprobs: int | None
     skip_special_tokens: bool
     unshown: frozenset[int] = frozenset()
-
-
-def _bad_option(option: str, expected: str, got: object) -> OptionError:
-    return OptionError(
-        f"{option}: expected {expected}, got {got}", option=option, expected=expected, got=str(got)
-    )
 
 
 # Values of transformers 5.24 (generation/configuration_utils.py), but for the lengths; see the top of this
@@ -292,7 +287,7 @@ def resolve(
     _check_sequences(values, prompts)
     seed = values["seed"]
     if isinstance(seed, tuple) and len(seed) != prompts:
-        raise _bad_option("seed", f"one seed per prompt, {prompts} in all", f"{len(seed)} seeds")
+        raise bad_option("seed", f"one seed per prompt, {prompts} in all", f"{len(seed)} seeds")
     limit = _limit(values.pop("max_new_tokens"), values.pop("max_length"), call, context_limit)
     values |= {"stop_strings": ()} if "stop" in call else {"stop_strings": values["stop"], "stop": ()}
     return Options(limit=limit, **values)
@@ -316,7 +311,7 @@ def config_values(config: object) -> dict[str, Any]:
         return {}
     if not isinstance(values, Mapping) or not all(isinstance(name, str) for name in values):
         expected = "a GenerationConfig of transformers, a dict of its values, or None"
-        raise _bad_option("generation_config", expected, f"{config!r:.80}")
+        raise bad_option("generation_config", expected, brief(config))
     return {name: as_whole(value) for name, value in values.items() if value is not None}
 
 
@@ -366,7 +361,7 @@ def _unread(values: Mapping[str, Any], *, do_sample: bool) -> frozenset[str]:
 
 def _unsupported(name: str, value: object) -> OptionError:
     neutral = _UNSUPPORTED[name]
-    return _bad_option(name, f"{neutral[-1]!r} (this version does not support the option)", repr(value))
+    return bad_option(name, f"{neutral[-1]!r} (this version does not support the option)", brief(value))
 
 
 def _check_sequences(values: Mapping[str, Any], prompts: int) -> None:
@@ -374,10 +369,10 @@ def _check_sequences(values: Mapping[str, Any], prompts: int) -> None:
     sequences, beams = values["num_return_sequences"], values["num_beams"]
     if prompts * sequences > MAX_SEQUENCES:
         expected = f"at most {MAX_SEQUENCES} sequences, prompts x num_return_sequences"
-        raise _bad_option("num_return_sequences", expected, f"{prompts} x {sequences}")
+        raise bad_option("num_return_sequences", expected, f"{prompts} x {sequences}")
     if beams == 1:
         if sequences > 1 and not values["do_sample"]:
-            raise _bad_option(
+            raise bad_option(
                 "num_return_sequences",
                 "1 unless do_sample=True or num_beams is as many (greedy decoding gives the same sequence "
                 "every time)",
@@ -385,13 +380,13 @@ def _check_sequences(values: Mapping[str, Any], prompts: int) -> None:
             )
         return
     if sequences > beams:
-        raise _bad_option("num_return_sequences", f"at most num_beams ({beams})", sequences)
+        raise bad_option("num_return_sequences", f"at most num_beams ({beams})", sequences)
     if values["logprobs"] is not None:
         expected = "None with num_beams above 1 (Output.score has the score of the whole sequence)"
-        raise _bad_option("logprobs", expected, values["logprobs"])
+        raise bad_option("logprobs", expected, values["logprobs"])
     if values["stop"]:
         expected = "none with num_beams above 1 (stop_token_ids and eos_token_id end a beam; or num_beams=1)"
-        raise _bad_option("stop", expected, repr(list(values["stop"])))
+        raise bad_option("stop", expected, brief(list(values["stop"])))
 
 
 def _limit(
@@ -448,7 +443,7 @@ def _check_unsupported(call: Mapping[str, Any], defaults: Defaults, *, do_sample
                 name,
                 f"{neutral[-1]!r}, as this version does not support the option "
                 f"(pass {name}={neutral[-1]!r} to go without it)",
-                repr(defaults.values[name]),
+                brief(defaults.values[name]),
             )
 
 
@@ -462,7 +457,7 @@ def _is_among(value: object, values: tuple[Any, ...]) -> bool:
 def _refuse(name: str, call: Mapping[str, Any], harmless: tuple[Any, ...], expected: str) -> None:
     value = call.get(name)
     if value is not None and (value := checked_value(name, value)) not in harmless:
-        raise _bad_option(name, expected, value)
+        raise bad_option(name, expected, value)
 
 
 def checked_value(name: str, value: object) -> Any:  # noqa: ANN401 (each option has a type of its own)
@@ -475,7 +470,7 @@ def checked_value(name: str, value: object) -> Any:  # noqa: ANN401 (each option
     try:
         return check(value)
     except (ValueError, TypeError, OverflowError):
-        raise _bad_option(name, expected, repr(value)) from None
+        raise bad_option(name, expected, brief(value)) from None
 
 
 def _value(name: str, call: Mapping[str, Any], defaults: Defaults) -> Any:  # noqa: ANN401 (as above)
@@ -494,4 +489,4 @@ def _value(name: str, call: Mapping[str, Any], defaults: Defaults) -> Any:  # no
     try:
         return check(as_whole(value))
     except (ValueError, TypeError, OverflowError):
-        raise bad_field(defaults.file, key, expected, repr(value)) from None
+        raise bad_field(defaults.file, key, expected, brief(value)) from None

@@ -16,7 +16,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from .accepted import of_pipeline_call
-from .arrays import bad_option
+from .arrays import bad_option, brief
 from .encodings import Encoding, truncated, truncates
 from .errors import FastdecodeWarning, OptionError
 from .folder import as_whole, bad_field
@@ -139,7 +139,7 @@ class Pipeline:
             OptionError: An option or the text cannot be used.
         """
         if not self._is_input(inputs):
-            raise bad_option("inputs", "one text", f"{inputs!r:.80}")
+            raise bad_option("inputs", "one text", brief(inputs))
         return self._tokenized(inputs, self._asked(options))
 
     def forward(self, model_inputs: Mapping[str, Any], **options: Any) -> Record:  # noqa: ANN401 (those of a call)
@@ -234,7 +234,7 @@ class Pipeline:
     def _object(self, name: str, container: Mapping[str, Any]) -> Mapping[str, Any]:
         value = container.get(name)
         if value is not None and not isinstance(value, Mapping):
-            raise bad_field("config.json", name, "an object or null", repr(value))
+            raise bad_field("config.json", name, "an object or null", brief(value))
         return value or {}
 
     def _read_entry(self, task: str) -> Entry:
@@ -244,7 +244,7 @@ class Pipeline:
         entry = self._object(task, self._entries)
         prefix = entry.get("prefix", self.model.config.get("prefix"))
         if not isinstance(prefix, (str, type(None))):
-            raise bad_field("config.json", "prefix", "a text or null", repr(prefix))
+            raise bad_field("config.json", "prefix", "a text or null", brief(prefix))
         # What generate does not know is passed over, as transformers does it.
         known = {
             name: as_whole(value)
@@ -260,7 +260,7 @@ class Pipeline:
         own = {name: given.get(name) for name in self._own}
         for name, value in own.items():
             if getattr(value, "ndim", 0):
-                raise bad_option(name, "one value", f"an array, {value!r:.80}")
+                raise bad_option(name, "one value", f"an array, {brief(value)}")
         own["batch_size"] = _texts_at_once(given.get("batch_size"), self._batch_size)
         return own, {name: value for name, value in call.items() if name not in own}
 
@@ -353,7 +353,7 @@ class Pipeline:
         # An array without dimensions says that it is iterable.
         alone = getattr(inputs, "ndim", 1) == 0
         if alone or not isinstance(inputs, Iterable) or isinstance(inputs, (bytes, Mapping)):
-            raise bad_option("inputs", "a text, or a list or an iterator of texts", f"{inputs!r:.80}")
+            raise bad_option("inputs", "a text, or a list or an iterator of texts", brief(inputs))
         if isinstance(inputs, Iterator):
             return self._batches(inputs, asked)
         return list(self._batches(inputs, asked))
@@ -367,7 +367,7 @@ class Pipeline:
         while batch := list(itertools.islice(source, asked.own["batch_size"])):
             for text in batch:
                 if not self._is_input(text):
-                    raise bad_option("inputs", "texts", f"{text!r:.80}")
+                    raise bad_option("inputs", "texts", brief(text))
             options = self._seeded(asked.settled, len(batch))
             if seeds is not None:
                 options["seed"] = seeds[done : done + len(batch)]
@@ -415,7 +415,7 @@ def matrix(inputs: Mapping[str, Any], name: str) -> NDArray[Any]:
     import numpy as np
 
     if not isinstance(inputs, Mapping) or name not in inputs:
-        raise bad_option("model_inputs", f"a dictionary with {name}", f"{inputs!r:.80}")
+        raise bad_option("model_inputs", f"a dictionary with {name}", brief(inputs))
     try:
         array: NDArray[Any] = np.asarray(inputs[name])
     except (TypeError, ValueError) as error:  # rows of different lengths
@@ -439,5 +439,5 @@ def _texts_at_once(given: object, usual: int) -> int:
     if given is None:
         return usual
     if isinstance(given, bool) or not isinstance(given, int) or given < 1:
-        raise bad_option("batch_size", "an integer of at least 1", repr(given))
+        raise bad_option("batch_size", "an integer of at least 1", brief(given))
     return min(given, sys.maxsize)  # no list is longer

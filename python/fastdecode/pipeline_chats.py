@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from itertools import chain
 from typing import Any
 
-from .arrays import bad_option, is_message
+from .arrays import bad_option, brief, is_message
 
 # Options of the pipeline that are for conversations.
 OWN = (
@@ -40,7 +40,7 @@ def refuse_for_texts(own: Mapping[str, Any]) -> None:
     """
     for name in OWN:
         if name != "continue_final_message" and own.get(name):
-            raise bad_option(name, "None with a text as the input", f"{own[name]!r:.80}")
+            raise bad_option(name, "None with a text as the input", brief(own[name]))
 
 
 def continues(messages: Sequence[Mapping[str, Any]], own: Mapping[str, Any]) -> bool:
@@ -49,7 +49,7 @@ def continues(messages: Sequence[Mapping[str, Any]], own: Mapping[str, Any]) -> 
     if asked is None:
         return _role(messages[-1]) == "assistant"
     if not isinstance(asked, bool):
-        raise bad_option("continue_final_message", "True, False or None", f"{asked!r:.80}")
+        raise bad_option("continue_final_message", "True, False or None", brief(asked))
     return asked
 
 
@@ -73,7 +73,7 @@ def ids_of(model: Any, messages: Sequence[Mapping[str, Any]], own: Mapping[str, 
     for name in ("tokenizer_encode_kwargs", "chat_variables"):
         given = own.get(name)
         if not isinstance(given, (Mapping, type(None))):
-            raise bad_option(name, "a mapping of names to values, or None", f"{given!r:.80}")
+            raise bad_option(name, "a mapping of names to values, or None", brief(given))
         variables |= given or {}
     named = {name: own[name] for name in ("chat_template", "documents", "tools") if own.get(name) is not None}
     last_is_open = continues(messages, own)

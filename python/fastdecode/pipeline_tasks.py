@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from . import pipeline_chats
-from .arrays import bad_option, is_conversation
+from .arrays import bad_option, brief, is_conversation
 from .encodings import Encoding, shortened, truncates
 from .errors import FastdecodeWarning
 from .pipeline_base import Asked, Entry, Pipeline, Record, matrix, stacked
@@ -136,10 +136,10 @@ class Seq2SeqPipeline(Pipeline):
 
     def _first_token(self, stop_sequence: object) -> int:
         if not isinstance(stop_sequence, str) or not stop_sequence:
-            raise bad_option("stop_sequence", "a text that is not empty", repr(stop_sequence))
+            raise bad_option("stop_sequence", "a text that is not empty", brief(stop_sequence))
         ids = self.tokenizer.encode(stop_sequence, add_special_tokens=False)
         if not ids:
-            raise bad_option("stop_sequence", "a text of at least one token", repr(stop_sequence))
+            raise bad_option("stop_sequence", "a text of at least one token", brief(stop_sequence))
         if len(ids) > 1:
             message = (
                 f"stop_sequence {stop_sequence!r} has {len(ids)} tokens, and its first alone ends the output"
@@ -207,17 +207,17 @@ class TextGenerationPipeline(Pipeline):
             name for name in ("return_full_text", "return_tensors", "return_text") if own[name] is not None
         ]
         if len(both) > 1:
-            raise bad_option(both[0], f"nothing beside {both[1]}", repr(own[both[0]]))
+            raise bad_option(both[0], f"nothing beside {both[1]}", brief(own[both[0]]))
         if (kind := _kind_of_result(own["return_type"], 3)) is not None and not both:
             own["return_tensors"], own["return_full_text"] = kind == 0, kind == 2
         if own["stop_sequence"] is not None:
             if not isinstance(own["stop_sequence"], str) or not own["stop_sequence"]:
-                raise bad_option("stop_sequence", "a text that is not empty", repr(own["stop_sequence"]))
+                raise bad_option("stop_sequence", "a text that is not empty", brief(own["stop_sequence"]))
             call["eos_token_id"] = self.tokenizer.encode(own["stop_sequence"], add_special_tokens=False)
         if not isinstance(own["prefix"], (str, type(None))):
-            raise bad_option("prefix", "a text or None", repr(own["prefix"]))
+            raise bad_option("prefix", "a text or None", brief(own["prefix"]))
         if own["handle_long_generation"] not in (None, "hole"):
-            raise bad_option("handle_long_generation", '"hole" or None', repr(own["handle_long_generation"]))
+            raise bad_option("handle_long_generation", '"hole" or None', brief(own["handle_long_generation"]))
         if truncates(own["truncation"]):
             own["source_length"] = self._bound(call)
         settled = self._settled(call, self._entry)
@@ -253,7 +253,7 @@ class TextGenerationPipeline(Pipeline):
         if length is None:
             return None
         if isinstance(length, bool) or not isinstance(length, int) or length < 1:
-            raise bad_option("max_length", "an integer of at least 1", repr(length))
+            raise bad_option("max_length", "an integer of at least 1", brief(length))
         if new is not None:
             call.pop("max_length", None)
             call["max_new_tokens"] = new
@@ -347,9 +347,7 @@ def _first(outputs: Mapping[str, Any], name: str) -> Any:  # noqa: ANN401 (an ar
     import numpy as np
 
     if not isinstance(outputs, Mapping) or name not in outputs:
-        raise bad_option(
-            "model_outputs", f"a dictionary with {name}, as forward returns it", f"{outputs!r:.80}"
-        )
+        raise bad_option("model_outputs", f"a dictionary with {name}, as forward returns it", brief(outputs))
     array = np.asarray(outputs[name])
     if array.ndim != 3 or len(array) == 0 or array.dtype.kind not in "iu":
         raise bad_option(name, "integers of shape (N, n, L)", f"{array.dtype} of shape {array.shape}")
@@ -363,6 +361,6 @@ def _kind_of_result(value: object, kinds: int) -> int | None:
         return None
     if isinstance(number, bool) or not isinstance(number, int) or not 0 <= number < kinds:
         raise bad_option(
-            "return_type", f"a ReturnType of transformers, or from 0 to {kinds - 1}", repr(value)
+            "return_type", f"a ReturnType of transformers, or from 0 to {kinds - 1}", brief(value)
         )
     return number

@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from .accepted import is_cpu, is_for_loading, of_load, of_pipeline, of_pipeline_call
-from .arrays import bad_option
+from .arrays import bad_option, brief
 from .errors import UnsupportedModelError
 from .load_options import LOADING
 from .model import LanguageModel
@@ -61,7 +61,7 @@ def pipeline(
     """
     kind = _kind(task)
     if not is_cpu(device):
-        raise bad_option("device", 'None, -1 or "cpu" (fastdecode computes on the CPU)', repr(device))
+        raise bad_option("device", 'None, -1 or "cpu" (fastdecode computes on the CPU)', brief(device))
     options = of_pipeline(options)
     loading = {name: options.pop(name) for name in (*options,) if name in LOADING or is_for_loading(name)}
     if isinstance(model, LanguageModel) and loading.get("tokenizer") is model.tokenizer:
@@ -72,7 +72,7 @@ def pipeline(
         model = load(model, **loading)
     elif loading := of_load(loading, LOADING):
         name, value = next(iter(loading.items()))
-        raise bad_option(name, "nothing with a model that is loaded", repr(value))
+        raise bad_option(name, "nothing with a model that is loaded", brief(value))
     assert isinstance(model, LanguageModel)
     if not model.has_decoder:
         expected, got = "a model with a decoder", f"{model.info()['architecture']}, an encoder alone"
@@ -93,7 +93,7 @@ def pipeline(
 
 def _kind(task: object) -> type[Pipeline]:
     if not isinstance(task, str):
-        raise bad_option("task", _TASKS, f"{task!r:.80}")
+        raise bad_option("task", _TASKS, brief(task))
     if task == "text-generation":
         return TextGenerationPipeline
     if task in ("translation", "summarization", "text2text-generation"):
@@ -101,4 +101,4 @@ def _kind(task: object) -> type[Pipeline]:
     match task.split("_"):
         case ["translation", source, "to", target] if source and target:
             return Seq2SeqPipeline
-    raise bad_option("task", _TASKS, repr(task))
+    raise bad_option("task", _TASKS, brief(task))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, NoReturn, Self
 
-from .arrays import bad_option, is_conversation, is_empty
+from .arrays import bad_option, brief, is_conversation, is_empty
 from .errors import PrefixClosedError
 
 if TYPE_CHECKING:
@@ -133,7 +133,7 @@ def of_call(prefix: object) -> Prefix | None:
     """
     if prefix is None or isinstance(prefix, Prefix):
         return prefix
-    raise bad_option("prefix", "what model.prefix returns, or None", f"{prefix!r:.80}")
+    raise bad_option("prefix", "what model.prefix returns, or None", brief(prefix))
 
 
 def snapshot(prompt: Prompt) -> Any:  # noqa: ANN401 (a prompt of the same kind)

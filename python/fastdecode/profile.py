@@ -12,7 +12,7 @@ import warnings
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Self
 
 from . import _core
-from .arrays import bad_option
+from .arrays import bad_option, brief
 from .errors import FastdecodeError, FastdecodeWarning
 from .model import LanguageModel
 
@@ -99,7 +99,7 @@ class Profile:
 
     def __init__(self, model: LanguageModel) -> None:
         if not isinstance(model, LanguageModel):
-            raise bad_option("model", "a model that fastdecode.load gives", f"{model!r:.80}")
+            raise bad_option("model", "a model that fastdecode.load gives", brief(model))
         info = model.info()
         if info["device"] != "cpu":
             # What a GPU does meanwhile, the host does not see: there would be no line to show.

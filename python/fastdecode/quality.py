@@ -8,14 +8,15 @@ there are; `load` does.
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import statistics
 import sys
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple, cast, get_args
 
-from .accepted import of_load
-from .arrays import bad_option, is_one, whole
+from .accepted import of_load, same_types
+from .arrays import bad_option, brief, is_one, whole
 from .errors import ModelNotFoundError, ScoresError
 from .folder import NO_DEFAULTS, bad_field
 from .load_options import LOADING, Dtype, DtypeName, as_int4_group
@@ -72,36 +73,38 @@ def measure(
 ) -> QualityReport:
     """The report of `ScoringLM.quality`; its arguments are checked here."""
     if progress is not None and not isinstance(progress, bool):
-        raise bad_option("progress", "True, False or None", f"{progress!r:.80}")
-    own = _own_dtype(model)
-    asked = _asked(dtypes, own, on_cpu=model.info()["device"] == "cpu")
+        raise bad_option("progress", "True, False or None", brief(progress))
+    own = _own_dtypes(model, by_default=dtypes is None)
+    asked = _asked(dtypes, own[0], on_cpu=model.info()["device"] == "cpu")
     group = _asked_group(model, int4_group, asked)
     others = [dtype for dtype in asked if dtype != "float32"]
     if model.has_encoder:
         for name, value in (("stride", stride), ("window", window)):
             if value is not None:
                 expected = "None in a model with an encoder, whose targets are read whole"
-                raise bad_option(name, expected, f"{value!r:.80}")
+                raise bad_option(name, expected, brief(value))
         passages = _of_pairs(model, texts, limit)
     else:
         passages = _of_texts(model, texts, 512 if stride is None else stride, window, limit)
 
     def of_dtype(dtype: AnyDtype) -> ScoringLM:
-        is_own = dtype in (own, _options(model).get("dtype", "auto"))
+        is_own = any(same_types(dtype, known) for known in own)
         if is_own and (not _has_int4(dtype) or group == _own_group(model)):
             return model
-        return _loaded(model, dtype, group)
+        other = _loaded(model, dtype, group)
+        return model if _digest(other) == _digest(model) else other
 
     reference = of_dtype("float32")
-    sums = Sums()
+    # What loads that are equal come to is measured once: the types by what they have loaded, and its rows.
+    loads: list[tuple[AnyDtype, int]] = []
+    found: dict[int, Quality] = {}
+    base: Sums | None = None
     rates: list[float] = []
-    rows = []
     with Progress(progress, passages.tokens, len(others) or 1) as shown:
-        for dtype in others or ["float32"]:
+
+        def compare(dtype: AnyDtype, other: ScoringLM) -> tuple[Sums, Quality]:
             shown.begin(dtype_name(dtype))
-            # The model of the type before has gone when the next one is loaded.
-            other = reference if dtype == "float32" else of_dtype(dtype)
-            sums, found = _compare(reference, other, passages, dtype, shown)
+            base, sums = _compare(reference, other, passages, dtype, shown)
             rate: list[float] = []
             first = next(passages.each()).item
             for _ in range(ROUNDS):
@@ -109,11 +112,29 @@ def measure(
                 rates.append(_decode_rate(reference, first, "float32"))
                 if other is not reference:
                     rate.append(_decode_rate(other, first, dtype))
-            if other is not reference:
-                rows.append(found.row(dtype, other, rate, group if _has_int4(dtype) else None))
+            return base, sums.row(dtype, other, rate or rates)
+
+        for dtype in others:
+            # The model of the type before has gone when the next one is loaded.
+            other = of_dtype(dtype)
+            digest = _digest(other)
+            loads.append((dtype, digest))
+            if digest in found or digest == _digest(reference):
+                shown.skip()
+            else:
+                base, found[digest] = compare(dtype, other)
             del other
-    base = sums.row("float32", reference, rates, None)
-    return QualityReport("loss" if model.has_encoder else "perplexity", (base, *rows))
+        if base is None:
+            base, _ = compare("float32", reference)
+    exact = base.row("float32", reference, rates)
+    found[_digest(reference)] = exact
+    rows = (
+        dataclasses.replace(
+            found[digest], dtype=cast("Dtype", dtype), int4_group=group if _has_int4(dtype) else None
+        )
+        for dtype, digest in loads
+    )
+    return QualityReport("loss" if model.has_encoder else "perplexity", (exact, *rows))
 
 
 def _names() -> list[str]:
@@ -129,11 +150,30 @@ def _options(model: ScoringLM) -> dict[str, Any]:
     return model._source[1]
 
 
-def _own_dtype(model: ScoringLM) -> AnyDtype:
-    """The type that the model was loaded as; of "auto" the name of what the file holds, where that is one type."""
+def _own_dtypes(model: ScoringLM, *, by_default: bool) -> tuple[AnyDtype, ...]:
+    """The type that the model was loaded as, behind another name for that.
+
+    What "auto" has made of a file may be what the type of its matrices makes of it. It is not where something is kept
+    more exactly: values beside the matrices, or a matrix that the type would serve badly.
+
+    Args:
+        model: The model.
+        by_default: Whether a name is worth a load. A report that names its types by itself is to say what the type is.
+    """
     own: AnyDtype = _options(model).get("dtype", "auto")
     found: str = model.info()["dtype"]
-    return found if own == "auto" and found in _names() else own
+    if own != "auto" or found not in _names():
+        return (own,)
+    # What float32 rounds, it keeps.
+    same = found == "float32"
+    if by_default and not same:
+        same = _digest(_loaded(model, found, _own_group(model))) == _digest(model)
+    return (found, own) if same else (own,)
+
+
+def _digest(model: ScoringLM) -> int:
+    """What models of one folder have in common where all weights are the same, whatever type was asked for."""
+    return model._core.weights_digest
 
 
 def _has_int4(dtype: AnyDtype) -> bool:
@@ -151,7 +191,7 @@ def _asked_group(model: ScoringLM, group: object, asked: list[AnyDtype]) -> int:
     if group is None:
         return _own_group(model)
     if not any(map(_has_int4, asked)):
-        raise bad_option("int4_group", 'None where no dtype has "int4"', f"{group!r:.80}")
+        raise bad_option("int4_group", 'None where no dtype has "int4"', brief(group))
     return as_int4_group(group)
 
 
@@ -165,12 +205,12 @@ def _asked(dtypes: object, own: AnyDtype, *, on_cpu: bool) -> list[AnyDtype]:
     if isinstance(dtypes, (str, Mapping)):
         dtypes = [dtypes]
     if not isinstance(dtypes, Iterable):
-        raise bad_option("dtypes", expected, f"{dtypes!r:.80}")
+        raise bad_option("dtypes", expected, brief(dtypes))
     asked: list[AnyDtype] = [of_load({"dtype": dtype}, LOADING)["dtype"] for dtype in dtypes]
     if not asked:
         raise bad_option("dtypes", f"{expected}, at least one", "none")
     for place, dtype in enumerate(asked):
-        if dtype in asked[:place]:
+        if any(same_types(dtype, other) for other in asked[:place]):
             raise bad_option("dtypes", expected, f"{dtype_name(dtype)} more than once")
     return asked
 
@@ -212,13 +252,13 @@ def _of_pairs(model: ScoringLM, pairs: object, limit: int | None) -> Passages:
     """Pairs of a source and a target."""
     expected = "a list of pairs (source, target)"
     if isinstance(pairs, (str, Mapping)) or not isinstance(pairs, Iterable):
-        raise bad_option("texts", expected, f"{pairs!r:.80}")
+        raise bad_option("texts", expected, brief(pairs))
     left = None if limit is None else whole(limit, "limit", 1)
     seq2seq: Any = model
     every: list[Passage] = []
     for pair in pairs:
         if not isinstance(pair, (tuple, list)) or len(pair) != 2:
-            raise bad_option("texts", expected, f"{pair!r:.80} among them")
+            raise bad_option("texts", expected, f"{brief(pair)} among them")
         source, target = pair
         item = seq2seq._labelled(model._source_ids(source), target)
         every.append(Passage(len(every), item, sum(label is not None for label in item.targets)))
@@ -266,8 +306,8 @@ class Sums:
         self._agreed += agreed
         self._tokens += len(losses)
 
-    def row(self, dtype: AnyDtype, model: ScoringLM, rates: list[float], group: int | None) -> Quality:
-        """The row of a report; of a type with int4 by groups of so many inputs."""
+    def row(self, dtype: AnyDtype, model: ScoringLM, rates: list[float]) -> Quality:
+        """The row of a report, which does not say how many inputs are in a group of int4."""
         info = model.info()
         loss = self._loss / self._weight
         return Quality(
@@ -282,7 +322,6 @@ class Sums:
             weight_bytes=info["weight_bytes"],
             step_weight_bytes=info["step_weight_bytes"],
             tokens_per_second=statistics.median(rates),
-            int4_group=group,
         )
 
 
@@ -346,8 +385,13 @@ class Progress:
     def begin(self, name: str) -> None:
         """A type is begun."""
         self._name, self._done, self._tenth = name, 0, -1
-        self._pass += 1
+        # Where all types are skipped, the reference is read alone.
+        self._pass = min(self._pass + 1, self._passes)
         self.add(0)
+
+    def skip(self) -> None:
+        """A type need not be read."""
+        self._pass += 1
 
     def add(self, tokens: int) -> None:
         """So many more target tokens have been read."""

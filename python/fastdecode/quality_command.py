@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .arrays import bad_option
+from .command_arguments import whole
 from .errors import FileReadError
 from .load_options import dtype_of_words
 
@@ -37,24 +38,24 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--int4-group",
         dest="group",
-        type=int,
+        type=whole,
         metavar="N",
         help="inputs that share a scale in int4: 32, 64 or 128; 64, by default",
     )
     parser.add_argument(
         "--limit",
-        type=int,
+        type=whole,
         metavar="N",
         help="tokens (of targets) that are read from the file; all, by default",
     )
     parser.add_argument(
         "--stride",
-        type=int,
+        type=whole,
         metavar="N",
         help="tokens from one window of the text to the next; 512, by default",
     )
     parser.add_argument(
-        "--window", type=int, metavar="N", help="tokens of a window; the model's context, by default"
+        "--window", type=whole, metavar="N", help="tokens of a window; the model's context, by default"
     )
     parser.add_argument("--json", action="store_true", help="one JSON object")
     # The model that the command loads is the reference, so that there are never three of them.

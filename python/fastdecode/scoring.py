@@ -7,7 +7,7 @@ import math
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
-from .arrays import as_ids, bad_option, is_empty, is_one
+from .arrays import as_ids, bad_option, brief, is_empty, is_one
 from .model import LanguageModel
 
 if TYPE_CHECKING:
@@ -125,7 +125,7 @@ class ScoringLM(LanguageModel):
             True
         """
         if normalize is not None and (not isinstance(normalize, str) or normalize != "tokens"):
-            raise bad_option("normalize", 'None or "tokens"', repr(normalize))
+            raise bad_option("normalize", 'None or "tokens"', brief(normalize))
         listed = _listed(choices, "choices", "a list of continuations")
         scores = self.score([(prompt, choice) for choice in listed])
         values = [s.logprob if normalize is None else s.logprob / len(s.token_ids) for s in scores]
@@ -148,13 +148,15 @@ class ScoringLM(LanguageModel):
         The model's folder is loaded again as float32, and then as one type after the other, with the same adapters
         and number of threads. Beside this model at most the float32 one and one other are in memory, and of logits
         16 MB of each (one row at least). Where this model is of a type that is asked for, it serves itself.
+        Types that come to the same weights are measured once, and each has its row.
 
         Args:
             texts: A text (a string or token ids) or a list of them, which are read in windows as `CausalLM.perplexity`
                 reads them. In a model with an encoder pairs of (source, target), as `Seq2SeqLM.loss` takes them.
             dtypes: Types as `load` takes them, each once; float32 is in the report in any case. None stands for the
-                type of this model, bfloat16, and every type of eight bits or fewer that `load` takes; where this
-                model is on a GPU, all types run there, and it has no types of eight bits or fewer.
+                type of this model ("auto" by the name of the type that gives the same weights, where there is one),
+                bfloat16, and every type of eight bits or fewer that `load` takes; where this model is on a GPU, all
+                types run there, and it has no types of eight bits or fewer.
             int4_group: Inputs that share a scale in "int4", as in `load`; None as this model was loaded.
             stride: As in `CausalLM.perplexity`, 512 by default; None in a model with an encoder.
             window: As in `CausalLM.perplexity`; None in a model with an encoder.
@@ -217,7 +219,7 @@ def as_labels(labels: Any, vocab_size: int, option: str) -> list[int | None]:  #
         OptionError: One of them is neither an id nor -100.
     """
     if isinstance(labels, str) or not (is_empty(labels) or is_one(labels, option)):
-        raise bad_option(option, f"one list of token ids, or {IGNORED}", f"{labels!r:.80}")
+        raise bad_option(option, f"one list of token ids, or {IGNORED}", brief(labels))
     counts = [label != IGNORED for label in labels]
     known = iter(as_ids([label for label in labels if label != IGNORED], vocab_size, option))
     return [next(known) if count else None for count in counts]
@@ -228,13 +230,13 @@ def _listed(
 ) -> list[Any]:
     """A list that a caller gave in any form."""
     if isinstance(given, (str, Mapping)) or not isinstance(given, Iterable):
-        raise bad_option(option, expected, f"{given!r:.80}")
+        raise bad_option(option, expected, brief(given))
     return list(given)
 
 
 def _checked_pair(pair: Any) -> tuple[Any, Any]:  # noqa: ANN401 (checked here)
     if not isinstance(pair, (tuple, list)) or len(pair) != 2:
-        raise bad_option("pairs", "a list of (prompt, continuation)", f"{pair!r:.80} among them")
+        raise bad_option("pairs", "a list of (prompt, continuation)", f"{brief(pair)} among them")
     return pair[0], pair[1]
 
 

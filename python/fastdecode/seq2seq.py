@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, NamedTuple, overload
+from typing import TYPE_CHECKING, Any, overload
 
-from .arrays import as_floats, as_ids, bad_option, is_empty, is_message, is_one
+from .arrays import as_floats, as_ids, bad_option, brief, is_empty, is_one
 from .errors import ConfigError
 from .folder import with_class_defaults
 from .memory import Memory
 from .model import Request
 from .scoring import IGNORED, Item, ScoringLM, as_labels, moved_spaces
+from .sources import memories_of, sources_of
 from .state import State
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Generator, Iterator, Sequence
+    from collections.abc import AsyncGenerator, Generator, Sequence
     from typing import Unpack
 
     import numpy as np
@@ -24,37 +25,7 @@ if TYPE_CHECKING:
     from .decoding import Decoding
     from .options import GenerateOptions
     from .results import Chunk, Output
-
-    # One text or list of ids, a list of them, or none.
-    Prompts = Prompt | Sequence[Prompt] | None
-
-
-class _Item(NamedTuple):
-    """One source of a call, or what was made of it, and what its output begins with."""
-
-    source: Prompt | Memory
-    prompt: Prompt | None
-
-
-class _Items:
-    """The sources of a call with their prompts, made one after the other, so that a long list is not held twice."""
-
-    def __init__(
-        self, sources: Sequence[Any], prompts: Prompt | Sequence[Prompt] | None, *, each: bool
-    ) -> None:
-        self._sources = sources
-        self._prompts: Any = prompts
-        self._each = each
-
-    def __len__(self) -> int:
-        return len(self._sources)
-
-    def __iter__(self) -> Iterator[_Item]:
-        for place, source in enumerate(self._sources):
-            yield _Item(source, self._prompts[place] if self._each else self._prompts)
-
-    def __contains__(self, item: object) -> bool:
-        return any(other == item for other in self)
+    from .sources import Prompts, Sourced, Sources
 
 
 class Seq2SeqLM(ScoringLM):
@@ -331,7 +302,7 @@ class Seq2SeqLM(ScoringLM):
             True
         """
         ids = [self._start_token()] if decoder_ids is None else self._decoder_ids(decoder_ids)
-        [memory] = _memories([memory])
+        [memory] = memories_of([memory])
         core = self._core.start(len(ids), memory.core)
         core.append(ids)
         return State(core, self._core.vocab_size)
@@ -415,34 +386,11 @@ class Seq2SeqLM(ScoringLM):
         source: Prompts,
         decoder_prompt: Prompts,
         memory: Memory | Sequence[Memory] | None,
-    ) -> tuple[_Items, bool]:
+    ) -> tuple[Sources, bool]:
         """The sources of a call with their prompts, and whether it was one that is not in a list."""
-        if (source is None) == (memory is None):
-            got = "neither" if source is None else "both"
-            raise bad_option("source", "either a source or memory=", got)
-        given: Any
-        if source is not None:
-            one, given = is_one(source, "source"), source
-            sources: Sequence[Any] = (
-                [given] if one else given if isinstance(given, (list, tuple)) else list(given)
-            )
-            if not one and sources and is_message(sources[0]):
-                sources, one = [sources], True
-        else:
-            one, given = isinstance(memory, Memory), memory
-            sources = [given] if one else _memories(given)
-        prefix: Any = decoder_prompt
-        if prefix is None or is_empty(prefix) or is_one(prefix, "decoder_prompt"):
-            return _Items(sources, prefix, each=False), one
-        prompts: Sequence[Any] = prefix if isinstance(prefix, (list, tuple)) else list(prefix)
-        if one:
-            sources = [given] * len(prompts)
-        if len(prompts) != len(sources):
-            got = f"{len(prompts)} prompts"
-            raise bad_option("decoder_prompt", f"one prompt, or one per source, {len(sources)} in all", got)
-        return _Items(sources, prompts, each=True), False
+        return sources_of(source, decoder_prompt, memory)
 
-    def _read(self, item: _Item) -> Request:
+    def _read(self, item: Sourced) -> Request:
         start, prompt = self._start_token(), item.prompt
         ids: list[int] = []
         if prompt is not None and not is_empty(prompt):
@@ -456,7 +404,7 @@ class Seq2SeqLM(ScoringLM):
 
     def _decoder_ids(self, decoder_ids: Sequence[int]) -> list[int]:
         if isinstance(decoder_ids, str) or not (is_empty(decoder_ids) or is_one(decoder_ids, "decoder_ids")):
-            raise bad_option("decoder_ids", "one list of token ids", f"{decoder_ids!r:.80}")
+            raise bad_option("decoder_ids", "one list of token ids", brief(decoder_ids))
         ids = as_ids(decoder_ids, self._core.vocab_size, "decoder_ids")
         if not ids:
             raise bad_option("decoder_ids", "at least one token (the start token)", "none")
@@ -501,15 +449,6 @@ class Seq2SeqLM(ScoringLM):
             prompt, continuation = moved_spaces(prompt, continuation)
         target = self._encode_text(continuation, "continuation")
         if not target:
-            raise bad_option("continuation", "at least one token", f"{continuation!r:.80}")
+            raise bad_option("continuation", "at least one token", brief(continuation))
         ids = [self._start_token(), *target[:-1]]
         return Item(ids, target, len(ids), self._read_source(prompt))
-
-
-def _memories(given: Any) -> list[Memory]:  # noqa: ANN401 (checked here)
-    """A list of memories that a caller gave."""
-    memories = given if isinstance(given, (list, tuple)) else [given]
-    for memory in memories:
-        if not isinstance(memory, Memory):
-            raise bad_option("memory", "what model.encode returns, or a list of that", f"{memory!r:.80}")
-    return list(memories)

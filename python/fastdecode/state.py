@@ -5,7 +5,7 @@ from __future__ import annotations
 import operator
 from typing import TYPE_CHECKING
 
-from .arrays import as_floats, as_ids, bad_option
+from .arrays import as_floats, as_ids, bad_option, brief
 
 if TYPE_CHECKING:
     import numpy as np
@@ -78,11 +78,10 @@ class State:
             OptionError: `n` is out of range.
             StateBusyError: Another thread is in a call of this state.
         """
-        length = operator.index(n)
         try:
-            self._core.truncate(length)
-        except OverflowError:
-            raise bad_option("n", f"a number of tokens from 1 to {len(self)}", length) from None
+            self._core.truncate(operator.index(n))
+        except (OverflowError, TypeError):
+            raise bad_option("n", f"a number of tokens from 1 to {len(self)}", brief(n)) from None
 
     def __len__(self) -> int:
         return len(self._core)

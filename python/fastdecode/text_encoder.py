@@ -5,7 +5,7 @@ from __future__ import annotations
 from array import array
 from typing import TYPE_CHECKING, Any, Literal, overload
 
-from .arrays import as_floats, bad_option, is_one
+from .arrays import as_floats, bad_option, brief, is_one
 from .model import LanguageModel
 
 if TYPE_CHECKING:
@@ -78,7 +78,7 @@ class TextEncoder(LanguageModel):
             True
         """
         if pooling is not None and not (isinstance(pooling, str) and pooling == "mean"):
-            raise bad_option("pooling", 'None or "mean"', f"{pooling!r:.80}")
+            raise bad_option("pooling", 'None or "mean"', brief(pooling))
         import numpy as np
 
         one = is_one(source, "source")

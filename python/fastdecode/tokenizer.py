@@ -11,7 +11,7 @@ import contextlib
 import re
 from typing import TYPE_CHECKING, Any, overload
 
-from .arrays import bad_option
+from .arrays import bad_option, brief
 from .detokenizer import common, detokenizer
 from .errors import OptionError, TokenizerError
 from .tokenizer_backends import LibraryBackend
@@ -124,8 +124,17 @@ class Tokenizer:
         return self._backend.vocab_size
 
     def token_id(self, token: str) -> int | None:
-        """Id of a token, or None where there is no such token."""
-        return self._backend.token_to_id(token)
+        """Id of a token as the vocabulary spells it, or None where there is none.
+
+        Raises:
+            OptionError: It is no token.
+        """
+        if not isinstance(token, str):
+            raise _bad_tokens(token)
+        try:
+            return self._backend.token_to_id(token)
+        except (TypeError, UnicodeEncodeError) as error:
+            raise _bad_tokens(token) from error
 
     def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
         """Ids of a text, with the special tokens that the tokenizer adds by itself (GPT-2: none; T5: `</s>`).
@@ -196,6 +205,8 @@ class Tokenizer:
             OptionError: These are no token ids.
         """
         plain = _plain(ids)
+        if not isinstance(skip_special_tokens, bool):
+            raise bad_option("skip_special_tokens", "True or False", brief(skip_special_tokens))
         try:
             text = self._backend.decode(plain, skip_special_tokens=skip_special_tokens)
         except OverflowError as error:
@@ -224,13 +235,8 @@ class Tokenizer:
             raise _bad_tokens(tokens)
         return [self._id_of(token) for token in tokens]
 
-    def _id_of(self, token: object) -> int | None:
-        if not isinstance(token, str):
-            raise _bad_tokens(token)
-        try:
-            found = self._backend.token_to_id(token)
-        except (TypeError, UnicodeEncodeError) as error:
-            raise _bad_tokens(token) from error
+    def _id_of(self, token: str) -> int | None:
+        found = self.token_id(token)
         return self.unk_token_id if found is None and self._backend.has_unknown else found
 
     @overload
@@ -331,7 +337,7 @@ class Tokenizer:
         """
         rows: Any = ids
         if isinstance(ids, (str, bytes)) or not hasattr(ids, "__iter__") or getattr(ids, "ndim", 1) < 1:
-            raise bad_option("ids", "lists of token ids (decode takes one)", f"{ids!r:.80}")
+            raise bad_option("ids", "lists of token ids (decode takes one)", brief(ids))
         # Arrays of any size have __index__, too.
         is_list = isinstance(ids, (list, tuple)) and bool(ids)
         if getattr(ids, "ndim", 0) == 1 or (
@@ -441,11 +447,11 @@ def _plain(ids: Any) -> list[int]:  # noqa: ANN401 (ids, or what a caller takes 
 
 
 def _bad_ids(got: object) -> OptionError:
-    return bad_option("ids", "a token id or a list of them, each from 0 to 2**32 - 1", f"{got!r:.80}")
+    return bad_option("ids", "a token id or a list of them, each from 0 to 2**32 - 1", brief(got))
 
 
 def _bad_tokens(got: object) -> OptionError:
-    return bad_option("tokens", "a token or a list of them, each a string of characters", f"{got!r:.80}")
+    return bad_option("tokens", "a token or a list of them, each a string of characters", brief(got))
 
 
 def token_limit(value: object) -> int | None:

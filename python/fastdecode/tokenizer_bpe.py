@@ -10,9 +10,20 @@ from __future__ import annotations
 import contextlib
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from .arrays import brief
 from .errors import ConfigError, FileReadError, TokenizerError
 from .folder import read_json
-from .tokenizer_parts import begin_and_end, errors_of, known_id, malformed, post_processor, vocabulary
+from .tokenizer_parts import (
+    begin_and_end,
+    errors_of,
+    known_id,
+    lines_of,
+    malformed,
+    post_processor,
+    read_content,
+    takes,
+    vocabulary,
+)
 from .tokenizer_tokens import content
 
 if TYPE_CHECKING:
@@ -268,6 +279,10 @@ def _model(files: Files, **settings: Any) -> tokenizers.models.BPE:  # noqa: ANN
         with errors_of(files.pieces):
             return models.BPE(vocab=vocab, merges=merges, **settings)
     vocab_file, merges_file = files.folder / "vocab.json", files.folder / "merges.txt"
+    if not takes(vocab_file, merges_file):
+        vocab = _ids(vocab_file)
+        with errors_of(merges_file):
+            return models.BPE(vocab=vocab, merges=_merges(merges_file), **settings)
     try:
         with errors_of(merges_file):
             return models.BPE.from_file(str(vocab_file), str(merges_file), **settings)
@@ -279,7 +294,36 @@ def _model(files: Files, **settings: Any) -> tokenizers.models.BPE:  # noqa: ANN
     raise AssertionError  # unreachable: the errors above pass on
 
 
+def _ids(file: Path) -> dict[str, int]:
+    """The tokens of a vocab.json by their ids."""
+    vocab = read_content(file)
+    for token, index in vocab.items():
+        if not _is_id(index):
+            raise malformed(
+                file, f"{brief(index)} for {brief(token)}", "a vocabulary of ids that are whole numbers"
+            )
+    return vocab
+
+
+def _merges(file: Path) -> list[tuple[str, str]]:
+    """The pairs of a merges.txt, whose lines that begin with "#version" are none."""
+    pairs: list[tuple[str, str]] = []
+    for line in lines_of(file):
+        if line.startswith("#version"):
+            continue
+        parts = line.split(" ")
+        if len(parts) != 2:
+            got = f"{len(parts)} in merge {len(pairs) + 1}"
+            raise malformed(file, got, "merges of two tokens with a space between")
+        pairs.append((parts[0], parts[1]))
+    return pairs
+
+
+def _is_id(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 2**32
+
+
 def _is_sound(vocab_file: Path) -> bool:
     with contextlib.suppress(ConfigError, FileReadError):
-        return all(isinstance(index, int) for index in read_json(vocab_file).values())
+        return all(map(_is_id, read_json(vocab_file).values()))
     return False

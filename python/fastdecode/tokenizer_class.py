@@ -9,6 +9,7 @@ from __future__ import annotations
 import fnmatch
 from typing import TYPE_CHECKING, Any
 
+from .arrays import brief
 from .folder import bad_field
 from .tokenizer_table import (
     ALIASES,
@@ -89,7 +90,7 @@ def declared_class(settings: Mapping[str, Any], config: Mapping[str, Any]) -> st
 def _text(values: Mapping[str, Any], file: str) -> str | None:
     declared = values.get("tokenizer_class")
     if declared is not None and not isinstance(declared, str):
-        raise bad_field(file, "tokenizer_class", "the name of a class or null", repr(declared))
+        raise bad_field(file, "tokenizer_class", "the name of a class or null", brief(declared))
     return declared
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from .arrays import brief
 from .errors import TokenizerError
 from .families import TOKENIZER_CLASSES
 from .folder import bad_field, optional_json
@@ -16,7 +17,7 @@ from .tokenizer import Tokenizer, token_limit
 from .tokenizer_backends import LibraryBackend
 from .tokenizer_bpe import BYTE_LEVEL, OTHERS, split_as_mistral
 from .tokenizer_class import declared_class, tokenizer_class
-from .tokenizer_parts import Files, errors_of, find_files, malformed, read_content, refuse_pointer
+from .tokenizer_parts import Files, errors_of, find_files, malformed, read_bytes, read_content, refuse_pointer
 from .tokenizer_table import GENERIC
 from .tokenizer_tokens import ADDED, OLD_EXTRA, add_tokens, content, gather, special_tokens
 
@@ -69,7 +70,7 @@ def read_folder(folder: Path, config: Mapping[str, Any]) -> Tokenizer | None:
     settings = optional_json(folder / "tokenizer_config.json")
     if (side := settings.get("truncation_side")) not in (None, "right", "left"):
         raise bad_field(
-            str(folder / "tokenizer_config.json"), "truncation_side", '"right" or "left"', repr(side)
+            str(folder / "tokenizer_config.json"), "truncation_side", '"right" or "left"', brief(side)
         )
     files = find_files(folder, settings)
 
@@ -208,7 +209,7 @@ def _from_file(
 
     with errors_of(file, expected):
         # The library takes names that are text, and a folder's need not be.
-        return tokenizers.Tokenizer.from_buffer(file.read_bytes())
+        return tokenizers.Tokenizer.from_buffer(read_bytes(file))
     raise AssertionError  # unreachable: the errors above pass on
 
 

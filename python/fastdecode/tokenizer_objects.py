@@ -10,6 +10,7 @@ import os
 from inspect import Parameter, signature
 from typing import TYPE_CHECKING, Any
 
+from .arrays import brief
 from .detokenizer import clean_up
 from .errors import OptionError
 from .tokenizer import Tokenizer, token_limit
@@ -49,10 +50,10 @@ def as_tokenizer(tokenizer: object) -> Tokenizer:
     if found is not None:
         return found
     raise OptionError(
-        f"tokenizer: expected {_EXPECTED}, got {tokenizer!r}",
+        f"tokenizer: expected {_EXPECTED}, got {brief(tokenizer)}",
         option="tokenizer",
         expected=_EXPECTED,
-        got=repr(tokenizer),
+        got=brief(tokenizer),
     )
 
 

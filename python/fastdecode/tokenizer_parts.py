@@ -10,6 +10,7 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from .arrays import brief, has_lone_surrogate
 from .errors import ConfigError, FileReadError, TokenizerError
 from .folder import POINTER, is_pointer, read_json
 from .tokenizer_tokens import content
@@ -105,6 +106,36 @@ def refuse_pointer(file: Path) -> None:
         raise malformed(file, got, expected)
 
 
+def read_bytes(file: Path) -> bytes:
+    """The contents of a file.
+
+    Raises:
+        FileReadError: The file cannot be read.
+    """
+    try:
+        return file.read_bytes()
+    except OSError as error:
+        raise FileReadError(
+            f"cannot read {file}: {error.strerror}", file=str(file), errno=error.errno
+        ) from error
+
+
+def lines_of(file: Path) -> list[str]:
+    """The lines of a text file, as the library reads them: without their ends, which are a newline or CR and newline.
+
+    Raises:
+        FileReadError: The file cannot be read.
+        UnicodeDecodeError: It is not in UTF-8.
+    """
+    lines = read_bytes(file).decode().split("\n")
+    return [line.removesuffix("\r") for line in (lines if lines[-1] else lines[:-1])]
+
+
+def takes(*files: Path) -> bool:
+    """Whether the library takes the names of files, which need not be text."""
+    return not any(has_lone_surrogate(str(file)) for file in files)
+
+
 def read_content(file: Path) -> dict[str, Any]:
     """The object in a tokenizer.json.
 
@@ -130,7 +161,7 @@ def vocabulary(files: Files) -> tuple[dict[str, int], list[tuple[str, str]]]:
     model = (files.content or {}).get("model")
     vocab = model.get("vocab") if isinstance(model, Mapping) else None
     if not isinstance(model, Mapping) or not isinstance(vocab, (dict, list)) or not vocab:
-        raise malformed(files.json, f"{vocab!r:.80}", "a model with a vocabulary")
+        raise malformed(files.json, brief(vocab), "a model with a vocabulary")
     with errors_of(files.json):
         if isinstance(vocab, list):
             vocab = {item[0] if isinstance(item, list) else item: place for place, item in enumerate(vocab)}
@@ -172,10 +203,10 @@ def known_id(backend: tokenizers.Tokenizer, token: str) -> int:
     if found is None:
         expected = "special tokens of at least one character"
         raise TokenizerError(
-            f"tokenizer_config.json: expected {expected}, got {token!r}",
+            f"tokenizer_config.json: expected {expected}, got {brief(token)}",
             file="tokenizer_config.json",
             expected=expected,
-            got=repr(token),
+            got=brief(token),
         )
     return found
 

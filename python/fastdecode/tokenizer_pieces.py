@@ -11,8 +11,8 @@ import re
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from .errors import FileReadError, TokenizerError
-from .tokenizer_parts import errors_of, known_id, malformed, refuse_pointer
+from .errors import TokenizerError
+from .tokenizer_parts import errors_of, known_id, malformed, read_bytes, refuse_pointer
 from .tokenizer_tokens import ADDED, OLD_EXTRA, content
 
 if TYPE_CHECKING:
@@ -77,12 +77,7 @@ def read_pieces(file: Path) -> Any:  # noqa: ANN401 (a message of protobuf)
         TokenizerError: It is no such model, or the library is missing.
     """
     refuse_pointer(file)
-    try:
-        held = file.read_bytes()
-    except OSError as error:
-        raise FileReadError(
-            f"cannot read {file}: {error.strerror}", file=str(file), errno=error.errno
-        ) from error
+    held = read_bytes(file)
     _refuse_others(file, held)
     try:
         from sentencepiece import sentencepiece_model_pb2

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from .arrays import brief
 from .folder import bad_field, optional_json
 
 if TYPE_CHECKING:
@@ -49,7 +50,7 @@ def gather(folder: Path, settings: Mapping[str, Any], listed: Any) -> dict[str, 
     if OLD_EXTRA in values and not values.get(EXTRA):
         values[EXTRA] = values.pop(OLD_EXTRA)
     if not isinstance(values.get(EXTRA), (list, dict, type(None))):
-        raise bad_field(file, EXTRA, "a list of tokens, or an object of them by name", repr(values[EXTRA]))
+        raise bad_field(file, EXTRA, "a list of tokens, or an object of them by name", brief(values[EXTRA]))
     own = {name: values.pop(name) for name in [*values] if _is_own(name, values[name])}
     if isinstance(values.get(EXTRA), dict) and not _is_token(values[EXTRA]):
         own |= values.pop(EXTRA)
@@ -101,7 +102,7 @@ def special_tokens(
     named = {name: _as_token(token, file, name) for name, token in given.items() if token is not None}
     extra = values[EXTRA] if EXTRA in values else values.get(OLD_EXTRA)
     if extra is not None and not isinstance(extra, (list, tuple)):
-        raise bad_field(file, EXTRA, "a list of tokens, or an object of them by name", repr(extra))
+        raise bad_field(file, EXTRA, "a list of tokens, or an object of them by name", brief(extra))
     return named, [_as_token(token, file, EXTRA) for token in extra or []]
 
 
@@ -152,7 +153,7 @@ def _index(value: object, file: str) -> int:
         return value
     if isinstance(value, str) and value.strip().isdecimal():
         return int(value)
-    raise bad_field(file, ADDED, "ids that are whole numbers", repr(value))
+    raise bad_field(file, ADDED, "ids that are whole numbers", brief(value))
 
 
 def _from_json(token: object, file: str, field: str, **flags: bool) -> tokenizers.AddedToken:
@@ -160,7 +161,7 @@ def _from_json(token: object, file: str, field: str, **flags: bool) -> tokenizer
 
     text = content(token) if isinstance(token, Mapping) else None
     if not isinstance(token, Mapping) or text is None:
-        raise bad_field(file, field, "tokens as objects with a content", repr(token))
+        raise bad_field(file, field, "tokens as objects with a content", brief(token))
     return AddedToken(
         _text(text, file, field), **{name: bool(token[name]) for name in _FLAGS if name in token} | flags
     )
@@ -171,7 +172,7 @@ def _text(token: str, file: str, field: str) -> str:
     try:
         token.encode()
     except UnicodeEncodeError:
-        raise bad_field(file, field, "tokens without lone surrogates", repr(token)) from None
+        raise bad_field(file, field, "tokens without lone surrogates", brief(token)) from None
     return token
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from .tokenizer_parts import errors_of, known_id, vocabulary
+from .tokenizer_parts import errors_of, known_id, lines_of, takes, vocabulary
 from .tokenizer_tokens import content
 
 if TYPE_CHECKING:
@@ -16,6 +16,10 @@ if TYPE_CHECKING:
     import tokenizers
 
     from .tokenizer_parts import Files
+
+
+# What the library takes for space at the end of a line, by Unicode's property White_Space.
+_SPACES = "\t\n\v\f\r \x85\xa0\u1680\u2028\u2029\u202f\u205f\u3000" + "".join(map(chr, range(0x2000, 0x200B)))
 
 
 def bert(files: Files, values: Mapping[str, Any]) -> tokenizers.Tokenizer:
@@ -36,11 +40,13 @@ def bert(files: Files, values: Mapping[str, Any]) -> tokenizers.Tokenizer:
     unknown = content(values["unk_token"]) or "None" if "unk_token" in values else "[UNK]"
     file = files.json or files.folder / "vocab.txt"
     with errors_of(file):
-        model = (
-            models.WordPiece.from_file(str(file), unk_token=unknown)
-            if files.json is None
-            else models.WordPiece(vocabulary(files)[0], unk_token=unknown)
-        )
+        if files.json is not None:
+            model = models.WordPiece(vocabulary(files)[0], unk_token=unknown)
+        elif takes(file):
+            model = models.WordPiece.from_file(str(file), unk_token=unknown)
+        else:
+            vocab = {line.rstrip(_SPACES): place for place, line in enumerate(lines_of(file))}
+            model = models.WordPiece(vocab, unk_token=unknown)
         backend = tokenizers.Tokenizer(model)
         accents = values.get("strip_accents")
         backend.normalizer = normalizers.BertNormalizer(

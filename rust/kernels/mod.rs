@@ -277,8 +277,12 @@ impl Kernels {
     /// [`Error::Isa`] when the variable names a table that this CPU cannot run.
     pub fn chosen() -> Result<Self> {
         static CHOSEN: OnceLock<std::result::Result<Kernels, String>> = OnceLock::new();
-        let chosen = CHOSEN.get_or_init(|| match std::env::var("FASTDECODE_ISA") {
-            Ok(name) if !name.is_empty() => Self::named(&name).map_err(|_| name),
+        let chosen = CHOSEN.get_or_init(|| match std::env::var_os("FASTDECODE_ISA") {
+            Some(name) if !name.is_empty() => {
+                // A name that is no text names no table, and is told as one.
+                let name = name.to_string_lossy().into_owned();
+                Self::named(&name).map_err(|_| name)
+            }
             _ => Ok(Self::available()[0]),
         });
         match chosen {

@@ -26,6 +26,8 @@ pub struct Info {
     pub device: String,
     /// Why that is the CPU, where a GPU would have been taken.
     pub device_reason: Option<String>,
+    /// What two loads of one checkpoint have in common when all of their weights are the same.
+    pub digest: u64,
     /// How products are formed.
     pub compute_dtype: &'static str,
     /// Name of the kernel table.

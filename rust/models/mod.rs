@@ -148,6 +148,7 @@ impl Model {
             cache_bytes_per_token: shape.block_bytes() / BLOCK,
             dtypes,
             parts: weights.shares().to_vec(),
+            digest: loader.digest(),
             compute_dtype: if bf16 { "bfloat16" } else { "float32" },
             device: device.as_ref().map_or_else(|| "cpu".to_owned(), |device| device.name.clone()),
             device_reason,

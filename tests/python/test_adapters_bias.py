@@ -9,12 +9,12 @@ import fastdecode
 import peft_folders as made
 import pytest
 import torch
+from adapter_checks import hold, load
 from families import FAMILIES
 from families.phi import PhiRecipe
 from families.phi import config as phi_config
 from fastdecode import errors
 from peft_folders import adapter
-from test_adapters import hold, load
 
 PHI = FAMILIES["phi"]
 

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
 import os
 import pty
 import select
+import shutil
 import signal
 import subprocess
 import sys
 import time
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -92,6 +95,38 @@ def test_a_folder_without_a_template_says_so_first(say: Any, folder: Path) -> No
     assert (status, out) == (1, "")
     assert "no chat template" in err
     assert say("Hi", str(folder), "--chat-template", "plain", *LENGTH)[0] == 0
+
+
+def test_a_search_with_beams_warns_once(say: Any, demo: fastdecode.CausalLM, tmp_path: Path) -> None:
+    """Of what beams do not look for, however many turns there are; by a flag, by `/set`, and by the folder."""
+    beams: Any = {**OPTIONS, "num_beams": 2}
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        first = demo.generate([user("a")], chat_template="plain", **beams)
+        second = demo.generate([user("a"), assistant(first), user("b")], chat_template="plain", **beams)
+    told = {f"fastdecode: warning: {warning.message}" for warning in caught}
+    assert any("which a search with beams does not look for" in line for line in told)
+    folder = tmp_path / "beams"
+    shutil.copytree(Path(fastdecode.__file__).parent / "demo" / "demo-stories", folder)
+    asked = json.loads((folder / "generation_config.json").read_text())
+    (folder / "generation_config.json").write_text(json.dumps(asked | {"num_beams": 2}))
+    plain = ("--chat-template", "plain", *LENGTH)
+    for text, arguments in (
+        ("a\nb", ("demo-stories", "--num-beams", "2", *plain)),
+        ("/set num_beams 2\na\nb", ("demo-stories", *plain)),
+        ("a\nb", (str(folder), *plain)),
+    ):
+        status, out, err = say(text, *arguments)
+        assert (status, out) == (0, f"{first}\n{second}\n"), arguments
+        assert sorted(err.splitlines()) == sorted(told), arguments
+
+
+def test_beams_that_cannot_be_are_told_once(say: Any) -> None:
+    status, out, err = say("a", "demo-stories", "--num-beams", "0", *LENGTH)
+    assert (status, out) == (1, "")
+    assert (
+        err == "fastdecode: error: num_beams: expected an integer of at least 1 (1 means no beams), got 0\n"
+    )
 
 
 def test_commands(say: Any, demo: fastdecode.CausalLM, tmp_path: Path) -> None:
@@ -190,14 +225,22 @@ class Terminal:
     def write(self, text: str) -> None:
         os.write(self.end, text.encode())
 
+    def interrupt(self, answer: str) -> None:
+        """Presses Ctrl-C until it is answered: `input` misses one between its prompt and its wait for a key."""
+        for _ in range(30):
+            os.kill(self.process.pid, signal.SIGINT)
+            with contextlib.suppress(AssertionError):
+                self.wait_for(answer, 2)
+                return
+        raise AssertionError(f"{answer!r} is not in {self.seen!r}")
+
 
 def test_a_terminal() -> None:
     endless = "--min-new-tokens", "400", "--max-new-tokens", "400"
     terminal = Terminal("demo-stories", *endless, "--num-threads", "1")
     try:
         terminal.wait_for("> ")
-        os.kill(terminal.process.pid, signal.SIGINT)
-        terminal.wait_for("(/exit leaves)")
+        terminal.interrupt("(/exit leaves)")
         terminal.wait_for("> ")
         terminal.write("Hello\n")
         terminal.wait_for("Hello")

@@ -118,6 +118,12 @@ def test_a_search_with_beams(
     (tmp_path / "generation_config.json").write_text('{"num_beams": 3, "max_new_tokens": 12}')
     expected = model.generate("Once upon", num_beams=3, max_new_tokens=12, eos_token_id=None)
     assert run(capsys, "run", str(tmp_path), "Once upon", "--quiet") == (0, f"{expected}\n", "")
+    # What there is to say of a call is said once.
+    status, _, err = run(capsys, "run", str(tmp_path), "Once upon", "--quiet", *LENGTH, "--max-length", "30")
+    assert (status, err) == (
+        0,
+        "fastdecode: warning: both max_new_tokens and max_length are given; max_new_tokens is used\n",
+    )
 
 
 def test_load_options_reach_the_model(capsys: pytest.CaptureFixture[str], folder: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import builtins
 import json
+import os
 import pickle
 import sys
 from typing import TYPE_CHECKING, Any
@@ -277,11 +278,14 @@ for call in (fastdecode.cpu_info, lambda: fastdecode.load("demo-stories")):
     try:
         call()
     except fastdecode.errors.IsaError as error:
-        print(error.got, error.expected, isinstance(error, RuntimeError))
+        print(ascii(error.got), error.expected, isinstance(error, RuntimeError))
 """
-    lines = python(code, FASTDECODE_ISA="sse9").splitlines()
-    assert len(lines) == 2
-    assert all(line.startswith("sse9 ") and "portable" in line and line.endswith("True") for line in lines)
+    # What is no text is no name, and is not passed over.
+    for name, shown in (("sse9", "'sse9'"), (os.fsdecode(b"sse\xe9"), r"'sse\ufffd'")):
+        lines = python(code, FASTDECODE_ISA=name).splitlines()
+        assert len(lines) == 2
+        assert all(line.startswith(f"{shown} ") and "portable" in line for line in lines)
+        assert all(line.endswith("True") for line in lines)
     portable = "import fastdecode; print(fastdecode.cpu_info()['isa'], fastdecode.load('demo-stories').info()['isa'])"
     assert python(portable, FASTDECODE_ISA="portable") == "portable portable\n"
 

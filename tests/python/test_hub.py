@@ -2,18 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
-import re
 import shutil
-import subprocess
-import sys
 import threading
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from urllib.parse import unquote, urlsplit
 
 import fastdecode
 import pytest
@@ -21,96 +15,12 @@ import sentencepieces
 import tiny
 from fastdecode import errors
 from fastdecode.hub import locate
+from hub_server import COMMIT, SECRET, Hub, load, locate_in_process
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     import tokenizers
-
-COMMIT = "0123456789abcdef0123456789abcdef01234567"
-SECRET = "hf_secret"
-
-
-class Hub(ThreadingHTTPServer):
-    """Answers what huggingface_hub asks for one repository or several, and remembers the questions."""
-
-    daemon_threads = True
-
-    def __init__(self, repository: Path) -> None:
-        super().__init__(("127.0.0.1", 0), Handler)
-        self.repository = repository
-        self.repositories = {"org/tiny": repository}
-        self.private = False
-        self.requests: list[tuple[str, str, str | None]] = []
-
-    @property
-    def url(self) -> str:
-        return f"http://127.0.0.1:{self.server_port}"
-
-    def downloads(self) -> set[str]:
-        """Names of the files whose contents were sent."""
-        found = (
-            re.search(r"/resolve/[^/]+/(.+)$", path) for method, path, _ in self.requests if method == "GET"
-        )
-        return {match[1] for match in found if match}
-
-
-class Handler(BaseHTTPRequestHandler):
-    server: Hub
-    protocol_version = "HTTP/1.1"
-
-    def log_message(self, format: str, *args: object) -> None:
-        pass
-
-    def do_HEAD(self) -> None:
-        self.answer()
-
-    def do_GET(self) -> None:
-        self.answer()
-
-    def answer(self) -> None:
-        path = unquote(urlsplit(self.path).path)
-        authorization = self.headers.get("authorization")
-        self.server.requests.append((self.command, path, authorization))
-        if self.server.private and authorization != f"Bearer {SECRET}":
-            return self.send(401, b"", {"X-Error-Code": "RepoNotFound"})
-        named = re.match(r"/(?:api/models/)?(org/[a-z]+)/", path)
-        name = named[1] if named else ""
-        repository = self.server.repositories.get(name)
-        if repository is None:
-            return self.send(404, b"", {"X-Error-Code": "RepoNotFound"})
-        files = sorted(file for file in repository.rglob("*") if file.is_file())
-        names = {str(file.relative_to(repository)): file.read_bytes() for file in files}
-        if match := re.fullmatch(r"/api/models/org/[a-z]+/revision/(.+)", path):
-            if match[1] not in ("main", "v1", COMMIT):
-                return self.send(404, b"", {"X-Error-Code": "RevisionNotFound"})
-            siblings = [{"rfilename": file} for file in names]
-            return self.send_json({"id": name, "sha": COMMIT, "siblings": siblings})
-        if re.match(r"/api/models/org/[a-z]+/tree/", path):
-            entries = [
-                {"type": "file", "path": file, "size": len(data), "oid": hashlib.sha1(data).hexdigest()}
-                for file, data in names.items()
-            ]
-            return self.send_json(entries)
-        match = re.fullmatch(r"/org/[a-z]+/resolve/([^/]+)/(.+)", path)
-        if match and match[2] in names:
-            data = names[match[2]]
-            etag = {"ETag": f'"{hashlib.sha1(data).hexdigest()}"', "X-Repo-Commit": COMMIT}
-            return self.send(200, data, etag)
-        code = "EntryNotFound" if match else "RepoNotFound"
-        return self.send(404, b"", {"X-Error-Code": code})
-
-    def send_json(self, value: object) -> None:
-        self.send(200, json.dumps(value).encode(), {"Content-Type": "application/json"})
-
-    def send(self, status: int, data: bytes, headers: dict[str, str]) -> None:
-        self.send_response(status)
-        for name, value in headers.items():
-            self.send_header(name, value)
-        self.send_header("Content-Length", str(len(data)))
-        self.end_headers()
-        if self.command != "HEAD":
-            self.wfile.write(data)
 
 
 @pytest.fixture
@@ -126,58 +36,6 @@ def hub(tmp_path: Path, byte_level: tokenizers.Tokenizer) -> Iterator[Hub]:
     server.shutdown()
     server.server_close()
     thread.join()
-
-
-SCRIPT = """
-import json, sys, fastdecode
-from fastdecode import errors
-try:
-    model = fastdecode.load({name!r}, num_threads=1, **json.loads({options!r}))
-    import pickle
-    again = pickle.loads(pickle.dumps(model)) if {again} else model
-    answer = [model.run([5, 6], max_new_tokens=5).token_ids, again.run([5, 6], max_new_tokens=5).token_ids]
-    answer.append(str(model._source))
-except errors.FastdecodeError as error:
-    named = getattr(error, "model", getattr(error, "file", None))
-    answer = [type(error).__name__, str(error), named, isinstance(error, OSError)]
-print(json.dumps(answer))
-"""
-
-
-def load(hub: Hub, home: Path, name: str = "org/tiny", *, again: bool = False, **changes: Any) -> list[Any]:
-    """Loads in a process of its own, since huggingface_hub reads its settings when it is imported."""
-    variables = changes.pop("variables", {})
-    script = SCRIPT.format(name=name, options=json.dumps(changes), again=again)
-    kept = {key: value for key, value in os.environ.items() if not key.startswith(("HF_", "HUGGING"))}
-    environment = kept | {
-        "HF_ENDPOINT": hub.url,
-        "HF_HOME": str(home),
-        "HF_HUB_DISABLE_TELEMETRY": "1",
-        "HF_HUB_DISABLE_XET": "1",
-        "PYTHONWARNINGS": "error",
-    }
-    done = subprocess.run(
-        [sys.executable, "-c", script],
-        env=environment | variables,
-        check=False,
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, done.stderr
-    answer: list[Any] = json.loads(done.stdout)
-    return answer
-
-
-def locate_in_process(hub: Hub, home: Path) -> None:
-    """Downloads a repository without loading it."""
-    script = "from fastdecode.hub import locate; print(locate('org/tiny').folder)"
-    kept = {key: value for key, value in os.environ.items() if not key.startswith(("HF_", "HUGGING"))}
-    environment = {"HF_ENDPOINT": hub.url, "HF_HOME": str(home), "HF_HUB_DISABLE_XET": "1"}
-    done = subprocess.run(
-        [sys.executable, "-c", script], env=kept | environment, check=False, capture_output=True, text=True
-    )
-    assert done.returncode == 0, done.stderr
-    assert Path(done.stdout.strip()).is_dir()
 
 
 def test_a_hub_id_downloads_what_is_needed_once(hub: Hub, tmp_path: Path) -> None:
@@ -325,28 +183,6 @@ def test_a_repository_of_other_weights(hub: Hub, tmp_path: Path, name: str, what
     assert hub.requests == []
 
 
-def test_an_adapter_is_fetched_and_what_is_beside_it(hub: Hub, tmp_path: Path) -> None:
-    for name in ("adapter_config.json", "adapter_model.safetensors", "adapter_model.bin"):
-        (hub.repository / name).write_text(name)  # alike files are fetched once
-    locate_in_process(hub, tmp_path / "home")
-    wanted = {"config.json", "tokenizer.json", "model.safetensors"}
-    wanted |= {"adapter_config.json", "adapter_model.safetensors"}
-    assert hub.downloads() == wanted
-    hub.requests.clear()
-    (hub.repository / "adapter_model.safetensors").unlink()
-    locate_in_process(hub, tmp_path / "other")
-    assert hub.downloads() == wanted - {"adapter_model.safetensors"} | {"adapter_model.bin"}
-
-
-def test_an_adapter_alone(hub: Hub, tmp_path: Path) -> None:
-    for name in ("model.safetensors", "pytorch_model.bin", "config.json"):
-        (hub.repository / name).unlink()
-    for name in ("adapter_config.json", "adapter_model.safetensors"):
-        (hub.repository / name).write_text(name)  # alike files are fetched once
-    locate_in_process(hub, tmp_path / "home")
-    assert hub.downloads() == {"tokenizer.json", "adapter_config.json", "adapter_model.safetensors"}
-
-
 def test_the_files_of_every_tokenizer_are_fetched(hub: Hub, tmp_path: Path) -> None:
     files = {
         "vocab.txt",
@@ -397,105 +233,6 @@ def test_the_pieces_of_a_tokenizer_are_fetched(hub: Hub, tmp_path: Path) -> None
     assert "spiece.model" in hub.downloads()
 
 
-@pytest.fixture
-def adapted(hub: Hub, tmp_path: Path) -> list[int]:
-    """A repository with an adapter of the other one, org/adapter; returns the ids that both give together."""
-    import peft_folders as made
-
-    folder = tmp_path / "adapter"
-    made.adapter(hub.repository, folder, spread=0.5)
-    made.change(folder, base_model_name_or_path="org/tiny")
-    hub.repositories["org/adapter"] = folder
-    both = fastdecode.load(hub.repository, adapter=folder, num_threads=1).run([5, 6], max_new_tokens=5)
-    assert (
-        both.token_ids
-        != fastdecode.load(hub.repository, num_threads=1).run([5, 6], max_new_tokens=5).token_ids
-    )
-    return list(both.token_ids)
-
-
-ADAPTER = {"adapter_config.json", "adapter_model.safetensors"}
-MODEL = {"config.json", "model.safetensors", "tokenizer.json"}
-
-
-def test_an_adapter_and_its_base_are_downloaded(hub: Hub, adapted: list[int], tmp_path: Path) -> None:
-    first, second, source = load(hub, tmp_path / "home", name="org/adapter", again=True)
-    assert first == second == adapted
-    assert f"org/adapter@{COMMIT}" in source
-    assert "'org/tiny'" in source
-    assert hub.downloads() == ADAPTER | MODEL
-    hub.requests.clear()
-    for how in ({"local_files_only": True}, {"variables": {"HF_HUB_OFFLINE": "1"}}):
-        assert load(hub, tmp_path / "home", name="org/adapter", **how)[0] == adapted
-    assert hub.requests == []
-
-
-def test_revisions_of_an_adapter_and_of_its_base(hub: Hub, adapted: list[int], tmp_path: Path) -> None:
-    import peft_folders as made
-
-    def asked() -> set[str]:
-        found = {path for _, path, _ in hub.requests if "/revision/" in path}
-        hub.requests.clear()
-        return {path.removeprefix("/api/models/org/") for path in found}
-
-    home = tmp_path / "home"
-    assert load(hub, home, name="org/adapter", revision="v1")[0] == adapted
-    assert asked() == {"adapter/revision/v1", "tiny/revision/main"}
-    made.change(tmp_path / "adapter", revision="v1")
-    assert load(hub, tmp_path / "other", name="org/adapter")[0] == adapted
-    assert asked() == {"adapter/revision/main", "tiny/revision/v1"}
-    local = str(tmp_path / "adapter")
-    assert load(hub, home, name=local)[0] == adapted
-    assert asked() == {"tiny/revision/v1"}
-    assert load(hub, home, name=local, revision="main")[0] == adapted
-    assert asked() == {"tiny/revision/main"}
-    assert load(hub, home, name=str(hub.repository), adapter="org/adapter@v1")[0] == adapted
-    assert asked() == {"adapter/revision/v1"}
-    kind, message, _, _ = load(hub, home, adapter="org/adapter@v9")
-    assert kind == "ModelNotFoundError"
-    assert "adapter" in message
-    assert "v9" in message
-
-
-def test_of_an_adapter_only_its_own_weights_are_downloaded(
-    hub: Hub, adapted: list[int], tmp_path: Path
-) -> None:
-    import peft_folders as made
-    import torch
-
-    folder = hub.repositories["org/adapter"]
-    for name in ("model.safetensors", "pytorch_model.bin", "adapter_model.bin"):
-        (folder / name).write_bytes(b"not wanted")
-    name = str(hub.repository)
-    assert load(hub, tmp_path / "home", name=name, adapter=["org/adapter"])[0] == adapted
-    assert hub.downloads() == ADAPTER
-    torch.save(made.tensors(folder), folder / "adapter_model.bin")
-    (folder / "adapter_model.safetensors").unlink()
-    hub.requests.clear()
-    assert load(hub, tmp_path / "other", name=name, adapter=["org/adapter"])[0] == adapted
-    assert hub.downloads() == {"adapter_config.json", "adapter_model.bin"}
-
-
-def test_weights_beside_an_adapter_of_the_hub_are_not_its_base(
-    hub: Hub, adapted: list[int], tmp_path: Path
-) -> None:
-    folder = hub.repositories["org/adapter"]
-    shutil.copy(hub.repository / "config.json", folder)
-    (folder / "model.safetensors").write_bytes(b"not read")
-    assert load(hub, tmp_path / "home", name="org/adapter")[0] == adapted
-
-
-def test_an_adapter_whose_base_is_private_or_gone(hub: Hub, adapted: list[int], tmp_path: Path) -> None:
-    hub.private = True
-    assert load(hub, tmp_path / "home", name="org/adapter", token=SECRET)[0] == adapted
-    hub.private = False
-    del hub.repositories["org/tiny"]
-    kind, message, model, _ = load(hub, tmp_path / "other", name="org/adapter")
-    assert (kind, model) == ("ModelNotFoundError", "org/tiny")
-    assert "base_model_name_or_path" in message
-    assert "adapter=" in message
-
-
 @pytest.mark.parametrize(
     "name",
     [
@@ -541,3 +278,49 @@ def test_a_demo_name_wins_over_a_folder(tmp_path: Path, monkeypatch: pytest.Monk
         "./demo-stories"
     ).folder.samefile(tmp_path / "demo-stories")
     assert locate(tmp_path / "demo-stories").name == str((tmp_path / "demo-stories").resolve())
+
+
+def test_a_cache_whose_path_is_no_text(hub: Hub, tmp_path: Path) -> None:
+    cache = str(tmp_path / os.fsdecode(b"cach\xe9"))
+    for where in ({"cache_dir": cache}, {"cache_dir": cache, "local_files_only": True}):
+        assert isinstance(load(hub, tmp_path / "home", **where)[0], list)
+    assert any(Path(cache).iterdir())
+    assert isinstance(load(hub, Path(cache) / "home")[0], list)
+
+
+def test_a_cache_whose_path_cannot_be_used(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """What fetches large files takes names that are text, and says so in its own way."""
+    import huggingface_hub
+
+    cache = tmp_path / os.fsdecode(b"cach\xe9")
+
+    def fetch(*_: object, cache_dir: Path, **__: object) -> None:
+        str(cache_dir).encode()
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", fetch)
+    with pytest.raises(errors.ModelNotFoundError, match="whose path is UTF-8") as caught:
+        locate("org/tiny", cache_dir=cache)
+    assert "cach\\udce9" in str(caught.value.got)
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "shown"),
+    [
+        ("revision", "main\udce9", "'main\\udce9'"),
+        ("revision", 5, "5"),
+        ("revision", b"main", "b'main'"),
+        pytest.param("revision", 10**5000, "1.000e+5000", id="huge"),
+        ("token", "hf_\udce9", "others"),
+        ("token", "hf_\u20ac", "others"),
+        ("cache_dir", 5, "5"),
+        ("cache_dir", b"/cache", "b'/cache'"),
+        ("cache_dir", "/a\0b", "'/a\\x00b'"),
+    ],
+)
+def test_options_of_the_hub_that_cannot_be(option: str, value: Any, shown: str) -> None:
+    """Before anything is asked of it."""
+    given: Any = {option: value}
+    with pytest.raises(errors.OptionError) as caught:
+        fastdecode.load("org/tiny", **given)
+    assert (caught.value.option, caught.value.got) == (option, shown)
+    assert "hf_" not in str(caught.value)
