@@ -110,7 +110,9 @@ OF_WEIGHTS = {8, 16, 32, 40}
 def _before_the_wait(entry: str) -> list[str]:
     """What a kernel reads before it waits, of memory that is not the weights of a product; and what it writes."""
     name, lines = entry.split("(")[0], entry.split(WAIT)[0].splitlines()
-    weights, other, found = set(), set(), []
+    weights: set[str] = set()
+    other: set[str] = set()
+    found = []
     for line in lines:
         registers = re.findall(r"%\w+", line)
         if match := re.search(rf"ld\.param\.[bus]64\s+(%\w+), \[(?:{name}_param_0|%\w+)(?:\+(\d+))?\]", line):
