@@ -178,7 +178,7 @@ class OutOfMemoryError(FastdecodeError, MemoryError):
 
     Attributes:
         what: What the memory was for; on a GPU, which one, and how much of its memory is free.
-        bytes: Size of the refused request in bytes.
+        bytes: Size of the refused request in bytes; 0 where only the driver of a GPU knows it.
     """
 
     what: str | None = None
