@@ -85,7 +85,8 @@ def large_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "model.encode([5] * 40_000)",
         "model.encode([[5] * 400] * 20_000)",
         "model.run([5] * 40_000, max_new_tokens=1)",
-        "model.run([[5] * 400] * 20_000, max_new_tokens=1)",
+        # Sources that differ: one that comes again is encoded once.
+        "model.run([[5 + i % 20, 5 + i // 20 % 20, 5 + i // 400] * 133 for i in range(20_000)], max_new_tokens=1)",
         "next(model.stream([5] * 40_000))",
         "model.trace([5] * 20_000, [1])",
     ],
