@@ -8,10 +8,15 @@ import os
 import re
 import subprocess
 import sys
+import threading
+from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote, urlsplit
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 SECRET = "hf_secret"
@@ -39,6 +44,21 @@ class Hub(ThreadingHTTPServer):
             re.search(r"/resolve/[^/]+/(.+)$", path) for method, path, _ in self.requests if method == "GET"
         )
         return {match[1] for match in found if match}
+
+
+@contextmanager
+def serving(repository: Path) -> Iterator[Hub]:
+    """A hub with this folder as its repository, in which there are files besides that nobody wants."""
+    for name in ("pytorch_model.bin", "tf_model.h5", "README.md", "onnx/model.onnx", "64.tflite"):
+        (repository / name).parent.mkdir(exist_ok=True)
+        (repository / name).write_bytes(b"not wanted")
+    server = Hub(repository)
+    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread.start()
+    yield server
+    server.shutdown()
+    server.server_close()
+    thread.join()
 
 
 class Handler(BaseHTTPRequestHandler):

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import threading
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +14,7 @@ import sentencepieces
 import tiny
 from fastdecode import errors
 from fastdecode.hub import locate
-from hub_server import COMMIT, SECRET, Hub, load, locate_in_process
+from hub_server import COMMIT, SECRET, Hub, load, locate_in_process, serving
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -26,16 +25,8 @@ if TYPE_CHECKING:
 @pytest.fixture
 def hub(tmp_path: Path, byte_level: tokenizers.Tokenizer) -> Iterator[Hub]:
     repository = tiny.write_folder(tmp_path / "repository", tokenizer=byte_level)
-    for name in ("pytorch_model.bin", "tf_model.h5", "README.md", "onnx/model.onnx", "64.tflite"):
-        (repository / name).parent.mkdir(exist_ok=True)
-        (repository / name).write_bytes(b"not wanted")
-    server = Hub(repository)
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
-    thread.start()
-    yield server
-    server.shutdown()
-    server.server_close()
-    thread.join()
+    with serving(repository) as server:
+        yield server
 
 
 def test_a_hub_id_downloads_what_is_needed_once(hub: Hub, tmp_path: Path) -> None:

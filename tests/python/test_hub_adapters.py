@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import shutil
-import threading
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import fastdecode
 import pytest
 import tiny
-from hub_server import COMMIT, SECRET, Hub, load, locate_in_process
+from hub_server import COMMIT, SECRET, Hub, load, locate_in_process, serving
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -21,16 +20,8 @@ if TYPE_CHECKING:
 @pytest.fixture
 def hub(tmp_path: Path, byte_level: tokenizers.Tokenizer) -> Iterator[Hub]:
     repository = tiny.write_folder(tmp_path / "repository", tokenizer=byte_level)
-    for name in ("pytorch_model.bin", "tf_model.h5", "README.md", "onnx/model.onnx", "64.tflite"):
-        (repository / name).parent.mkdir(exist_ok=True)
-        (repository / name).write_bytes(b"not wanted")
-    server = Hub(repository)
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
-    thread.start()
-    yield server
-    server.shutdown()
-    server.server_close()
-    thread.join()
+    with serving(repository) as server:
+        yield server
 
 
 def test_an_adapter_is_fetched_and_what_is_beside_it(hub: Hub, tmp_path: Path) -> None:
