@@ -53,11 +53,12 @@ template <typename T, int ROWS> __device__ __forceinline__ void few(const Linear
     };
     if (a.norm.kind != NO_NORM) fetch_norm(0);
     // And what is added to the pair of outputs that this thread finishes: a thread for every pair and row.
-    int pairs = WARPS / a.split, finished = threadIdx.x % ROWS, of_pair = (blockIdx.x * pairs + threadIdx.x / ROWS) * 2;
+    int pairs = WARPS / a.split, my_pair = threadIdx.x / ROWS, my_row = threadIdx.x % ROWS;
+    int my_output = (blockIdx.x * pairs + my_pair) * 2;
     Added added;
-    fetch_bias(a, of_pair, added);
+    fetch_bias(a, my_output, added);
     after_the_kernel_before();
-    fetch_residual(a, finished, of_pair, added);
+    fetch_residual(a, my_row, my_output, added);
     if (a.norm.kind != NO_NORM) {
         for (int r = warp; r < ROWS; r += WARPS) {
             float2 found = statistics(a.x + (long long)min(r, a.rows - 1) * a.x_stride, a.inputs, a.norm, lane);
@@ -123,14 +124,13 @@ template <typename T, int ROWS> __device__ __forceinline__ void few(const Linear
     }
     __syncthreads();
     // The block's pairs of outputs, each summed over the warps that share it, first to last.
-    int pair_here = threadIdx.x / ROWS;
-    if (pair_here >= pairs) return;
-    float first = parts[pair_here * a.split][finished][0], second = parts[pair_here * a.split][finished][1];
+    if (my_pair >= pairs) return;
+    float first = parts[my_pair * a.split][my_row][0], second = parts[my_pair * a.split][my_row][1];
     for (int p = 1; p < a.split; p++) {
-        first += parts[pair_here * a.split + p][finished][0];
-        second += parts[pair_here * a.split + p][finished][1];
+        first += parts[my_pair * a.split + p][my_row][0];
+        second += parts[my_pair * a.split + p][my_row][1];
     }
-    finish(a, finished, of_pair, first, second, added);
+    finish(a, my_row, my_output, first, second, added);
 }
 
 #define FEW(NAME, T, ROWS) \
